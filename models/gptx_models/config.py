@@ -1,0 +1,153 @@
+"""GPTConfig: the one description of a GPT's shape, and the presets by name.
+
+Every variant that gptx trains, imports or exports is a value of this dataclass; nothing else decides what is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints, Literal
+
+Position = Literal["learned", "sinusoidal", "rope", "none"]
+AttentionKind = Literal["dot", "cosine", "additive"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
+Norm = Literal["layernorm", "rmsnorm"]
+NormPosition = Literal["pre", "post"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of one GPT.
+
+    Fields that may be given per layer (`attention`, `window`) take one value for all layers or a tuple of n_layer values.
+    Raises ValueError, naming the field, when the values do not make a model.
+    """
+
+    vocab_size: int
+    n_ctx: int  # longest context, in tokens
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_kv_head: int = 0  # 0: as many as n_head (multi-head); fewer: grouped-query attention
+    head_dim: int = 0  # 0: n_embd / n_head
+    n_inner: int = 0  # width of the feed-forward; 0: 4 * n_embd
+    position: Position = "learned"
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # as in Hugging Face's config.json: rope_type linear or llama3
+    attention: AttentionKind | tuple[AttentionKind, ...] = "dot"
+    window: int | None | tuple[int | None, ...] = None  # tokens a position sees, itself included; None: all before it
+    activation: Activation = "gelu_tanh"
+    norm: Norm = "layernorm"
+    norm_position: NormPosition = "pre"
+    norm_eps: float = 1e-5
+    attn_bias: bool = True
+    mlp_bias: bool = True
+    norm_bias: bool = True  # of layernorm; rmsnorm has none
+    head_bias: bool = False
+    tied: bool = True  # the head is the token embedding, transposed
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("n_kv_head", self.n_head),
+            ("head_dim", self.n_embd // max(self.n_head, 1)),
+            ("n_inner", 4 * self.n_embd),
+        ):
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        if self.norm == "rmsnorm":
+            object.__setattr__(self, "norm_bias", False)
+        for name in ("attention", "window"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        problems = list(_problems(self))
+        if problems:
+            raise ValueError("GPTConfig: " + "; ".join(problems))
+
+    def attention_of(self, layer: int) -> AttentionKind:
+        return self.attention[layer] if isinstance(self.attention, tuple) else self.attention
+
+    def window_of(self, layer: int) -> int | None:
+        return self.window[layer] if isinstance(self.window, tuple) else self.window
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
+        """The inverse of to_dict; keys that are not fields are refused by name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"GPTConfig: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+def _problems(config: GPTConfig):
+    sizes = ("vocab_size", "n_ctx", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_inner")
+    for name in sizes:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            yield f"{name} is {value!r}, expected a positive integer"
+            return
+    if config.n_head % config.n_kv_head:
+        yield f"n_head ({config.n_head}) is not a multiple of n_kv_head ({config.n_kv_head})"
+    if config.position == "rope" and config.head_dim % 2:
+        yield f"head_dim is {config.head_dim}, and rope needs an even one"
+    for name, kinds in get_type_hints(GPTConfig).items():
+        value = getattr(config, name)
+        if name in ("position", "activation", "norm", "norm_position") and value not in get_args(kinds):
+            yield f"{name} is {value!r}, expected one of {', '.join(get_args(kinds))}"
+    per_layer = {"attention": get_args(AttentionKind), "window": None}
+    for name, allowed in per_layer.items():
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, tuple) and len(value) != config.n_layer:
+            yield f"{name} names {len(value)} layers of {config.n_layer}"
+        if allowed and not set(values) <= set(allowed):
+            yield f"{name} is {value!r}, expected one of {', '.join(allowed)}"
+        if not allowed and any(item is not None and item < 1 for item in values):
+            yield f"{name} is {value!r}, expected positive numbers of tokens or None"
+    if config.rope_scaling is not None:
+        kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type"))
+        if kind not in ("default", "linear", "llama3"):
+            yield f"rope_scaling is of type {kind!r}, expected default, linear or llama3"
+
+
+def gpt2(n_layer: int, n_head: int, n_embd: int, **changes: Any) -> GPTConfig:
+    """A GPT-2 of a given depth and width (Radford et al. 2019, table 2)."""
+    shape: dict[str, Any] = dict(vocab_size=50257, n_ctx=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    return GPTConfig(**{**shape, **changes})
+
+
+PRESETS: dict[str, GPTConfig] = {
+    # Radford et al. 2018: post-norm, learned positions, a BPE of 40,478
+    "gpt1": gpt2(12, 12, 768, vocab_size=40478, n_ctx=512, norm_position="post"),
+    "gpt2": gpt2(12, 12, 768),
+    "gpt2-medium": gpt2(24, 16, 1024),
+    "gpt2-large": gpt2(36, 20, 1280),
+    "gpt2-xl": gpt2(48, 25, 1600),
+    # Brown et al. 2020, section 2.1: GPT-2 with alternating dense and locally banded layers; the 125M row of table 2.1
+    # (the paper does not give the band's width; 256 is a choice)
+    "gpt3-style": gpt2(12, 12, 768, n_ctx=2048, window=(None, 256) * 6),
+    # nanoGPT's character model for a CPU: 4 layers of width 128, no biases
+    "nano": gpt2(4, 4, 128, vocab_size=256, n_ctx=256, attn_bias=False, mlp_bias=False, norm_bias=False, activation="gelu"),
+    # SmolLM2-135M's shape
+    "llama-style": GPTConfig(
+        vocab_size=49152,
+        n_ctx=2048,
+        n_layer=30,
+        n_head=9,
+        n_kv_head=3,
+        n_embd=576,
+        n_inner=1536,
+        position="rope",
+        rope_theta=100000.0,
+        activation="swiglu",
+        norm="rmsnorm",
+        attn_bias=False,
+        mlp_bias=False,
+    ),
+}

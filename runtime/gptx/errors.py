@@ -1,0 +1,47 @@
+"""Every error that gptx raises on purpose. Each message is one sentence for a person: what was wrong, and what to do.
+
+    GptxError
+    |-- UsageError       an option or argument that makes no sense
+    |-- PromptError      a prompt that cannot be run: empty, too long, not text, a token id beyond the vocabulary
+    |-- ArtifactError    a folder or file that is not what its manifest says, or not an artifact at all
+    |-- CheckpointError  a checkpoint that cannot be read, or a model that gptx does not cover
+    |-- ProviderError    a device that was asked for and cannot be used
+    |-- ParityError      a model that is further from its reference than the limits allow
+    `-- OutputError      an output that exists, cannot be written or does not fit on the disk
+
+The command line prints them on standard error and exits with status 1; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class GptxError(Exception):
+    """Base of all of them; catch this one in an app."""
+
+
+class UsageError(GptxError, ValueError):
+    pass
+
+
+class PromptError(GptxError, ValueError):
+    pass
+
+
+class ArtifactError(GptxError):
+    pass
+
+
+class CheckpointError(GptxError):
+    pass
+
+
+class ProviderError(GptxError, RuntimeError):
+    pass
+
+
+class ParityError(GptxError):
+    pass
+
+
+class OutputError(GptxError, OSError):
+    pass

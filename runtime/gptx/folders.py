@@ -1,0 +1,92 @@
+"""Writing a folder whole or not at all, and telling what kind of folder one is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from gptx.errors import OutputError
+
+MANIFEST = "gptx.json"
+
+
+def kind_of(path: Path) -> Literal["artifact", "checkpoint", "folder", "file", "missing"]:
+    """What stands at a path: an artifact has our manifest, a checkpoint a config.json and no graph."""
+    if not path.exists():
+        return "missing"
+    if not path.is_dir():
+        return "file"
+    if (path / MANIFEST).exists():
+        return "artifact"
+    return "checkpoint" if (path / "config.json").exists() else "folder"
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    `needed` bytes must be free there. An existing `path` is refused without `force`; with it, only an empty folder or
+    one that gptx or Hugging Face wrote (it has gptx.json or config.json) is replaced. Raises OutputError.
+    """
+    path = Path(os.path.abspath(path))
+    check_output(path, force=force, needed=needed)
+    staging = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        staging.chmod(0o777 & ~_umask())
+        yield staging
+        _swap(staging, path)
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno not in _DISK_ERRORS:
+            raise
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+
+
+def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
+    """Raise OutputError now for what would stop new_folder later, so that long work does not end in it."""
+    kind = kind_of(path)
+    if kind == "file":
+        raise OutputError(f"{path} is a file, and a folder is to be written there: choose another path")
+    empty = kind == "folder" and not any(path.iterdir())
+    if kind != "missing" and not empty:
+        if not force:
+            raise OutputError(f"{path} exists: choose another path, or replace it with --force")
+        if kind == "folder":
+            raise OutputError(f"{path} holds neither gptx.json nor config.json, so --force does not remove it")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise OutputError(f"cannot write {path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {parent}")
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+
+
+def _swap(staging: Path, path: Path) -> None:
+    old = None
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        os.rename(path, old / "was")
+    os.rename(staging, path)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

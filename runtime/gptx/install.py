@@ -1,0 +1,24 @@
+"""What this distribution is called, and the pip command that adds one of its extras. The one place that knows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+
+def distribution() -> str:
+    names = importlib.metadata.packages_distributions().get("gptx", ["gptx-edge"])
+    return names[0]
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version(distribution())
+    except importlib.metadata.PackageNotFoundError:  # run from a clone that was never installed
+        return "0+unknown"
+
+
+def pip_command(extra: str) -> str:
+    """`pip install -e '.[export]'` in a clone, the distribution's own name elsewhere."""
+    clone = (Path(__file__).parents[2] / "pyproject.toml").exists()
+    return f"pip install -e '.[{extra}]'" if clone else f"pip install '{distribution()}[{extra}]'"
