@@ -1,0 +1,94 @@
+"""A checkpoint folder: Hugging Face-shaped config.json and model.safetensors <-> our GPT.
+
+Reads model_type gpt2, openai-gpt, llama (mistral) and gptx; writes the Hugging Face kind wherever the model can be
+expressed as one, else gptx. What a tokenizer is, it does not know: those files are copied.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptx.errors import CheckpointError
+from gptx.folders import kind_of
+from gptx_models.config import GPTConfig
+from gptx_models.hf_config import Family, family_of, read_config, write_config
+from gptx_models.hf_layout import LAYOUTS, build, tensors_of
+from gptx_models.model import GPT
+from gptx_models.tensor_files import open_folder, read_json, write_safetensors
+
+SOURCE = "gptx_source.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_READ_AS: dict[str, Family] = {"gpt2": "gpt2", "openai-gpt": "openai-gpt", "llama": "llama", "mistral": "llama"}
+
+
+def load_config(folder: Path) -> GPTConfig:
+    """The configuration of the model in a checkpoint folder. Raises CheckpointError."""
+    folder = Path(folder)
+    return read_config(_raw_config(folder), str(folder / "config.json"))
+
+
+def load_model(folder: Path) -> GPT:
+    """The model in a checkpoint folder, in fp32 and eval mode. Raises CheckpointError."""
+    folder = Path(folder)
+    raw = _raw_config(folder)
+    config = read_config(raw, str(folder / "config.json"))
+    return build(config, LAYOUTS[_READ_AS.get(raw["model_type"], "gptx")], open_folder(folder))
+
+
+def save_checkpoint(
+    model: GPT,
+    folder: Path,
+    *,
+    tokenizer_files: Path | None,
+    source: dict[str, Any],
+    generation: dict[str, Any] | None,
+) -> Family:
+    """Write a checkpoint folder, and return which family config.json names.
+
+    `tokenizer_files` is a folder whose tokenizer files are copied, or a tokenizer.json; `source` becomes
+    gptx_source.json; `generation` (bos_token_id, eos_token_id, do_sample, ...) becomes generation_config.json.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    generation = generation or {}
+    family = family_of(model.config)
+    tokens = {name: generation.get(name) for name in _TOKENS}
+    write_json(folder / "config.json", write_config(model.config, family, tokens))
+    write_json(folder / "generation_config.json", generation)
+    write_json(folder / SOURCE, source)
+    if tokenizer_files is not None:
+        copy_tokenizer(Path(tokenizer_files), folder)
+    write_safetensors(folder / "model.safetensors", tensors_of(model, family))
+    return family
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy a tokenizer.json, or the tokenizer files of a folder, into a checkpoint folder."""
+    if source.is_file():
+        shutil.copyfile(source, folder / "tokenizer.json")
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).exists() and source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    kind = kind_of(folder)
+    if kind == "missing":
+        raise CheckpointError(f"{folder} does not exist")
+    if kind == "artifact":
+        raise CheckpointError(
+            f"{folder} is an ONNX artifact, not a checkpoint: run it with `gptx run -m {folder}`, "
+            f"or make it smaller with `gptx quantize {folder} OUT`"
+        )
+    if kind != "checkpoint":
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
+    return read_json(folder / "config.json")

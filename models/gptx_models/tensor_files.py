@@ -1,0 +1,143 @@
+"""Weights on disk: safetensors (one file or sharded; PyTorch's .bin as well) as a TensorSource, and writing one file.
+
+Reads and writes tensor by tensor, so the weights are never held twice. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gptx.errors import CheckpointError
+from gptx_models.hf_layout import TensorSource
+
+_LFS = b"version https://git-lfs"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def open_folder(folder: Path) -> TensorSource:
+    """The tensors of a checkpoint folder. Raises CheckpointError."""
+    files = weight_files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    readers: dict[str, Callable[[str], Tensor]] = {}
+    for file in files:
+        check_file(file)
+        found, read = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        shapes |= found
+        readers |= dict.fromkeys(found, read)
+    where = str(files[0] if len(files) == 1 else folder)
+    return TensorSource(where, shapes, lambda name: readers[name](name))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that its index names, or the same of pytorch_model.bin."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / stem).exists():
+            return [folder / stem]
+        index = folder / f"{stem}.index.json"
+        if index.exists():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            missing = [name for name in names if not (folder / name).exists()]
+            if missing or not names:
+                raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {', '.join(missing)}")
+            return [folder / name for name in names]
+    raise CheckpointError(f"{folder} holds no weights: expected model.safetensors or model.safetensors.index.json")
+
+
+def check_file(path: Path) -> None:
+    """Raise CheckpointError where a file is missing, empty, or Git LFS left a pointer instead of it."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    with path.open("rb") as file:
+        start = file.read(len(_LFS))
+    if start == _LFS:
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
+    if not start:
+        raise CheckpointError(f"{path} is empty: copy or download it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError."""
+    check_file(path)
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    try:
+        file = safe_open(path, framework="pt")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
+    for name, part in slices.items():
+        if part.get_dtype() not in _FLOATS and len(part.get_shape()) > 1:
+            raise CheckpointError(f"{path}: {name} is of type {part.get_dtype()}, expected one of {', '.join(_FLOATS)}")
+    return {name: tuple(part.get_shape()) for name, part in slices.items()}, file.get_tensor
+
+
+def _open_bin(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    tensors = load_torch_file(path)
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path} is not a state_dict: expected tensors by name")
+    return {name: tuple(value.shape) for name, value in tensors.items()}, lambda name: tensors[name]
+
+
+def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:
+    """What torch.save wrote: tensors and plain values only, unless `allow_pickle`. Raises CheckpointError."""
+    import pickle
+
+    check_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        first = str(error).replace("\n", " ").split(". ")[0]
+        raise CheckpointError(
+            f"{path} holds Python objects beyond tensors and plain values, or is broken ({first}): where you trust "
+            "who wrote it, read it with --allow-pickle, which runs code from the file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read by torch.load, the file may be cut short: {error}") from error
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> None:
+    """Write fp32 tensors, made one at a time, as a safetensors file (the library's writer holds copies of all)."""
+    parts = list(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, _ in parts:
+        start, end = end, end + 4 * _count(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name, shape, give in parts:
+            value = give().to(torch.float32)
+            assert tuple(value.shape) == tuple(shape), f"{name}: {tuple(value.shape)} is not {shape}"
+            file.write(value.numpy().astype("<f4", copy=False).data)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
