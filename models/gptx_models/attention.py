@@ -63,11 +63,11 @@ def causal_mask(attention_mask: Tensor, n_new: int, window: int | None) -> Tenso
     """
     total = attention_mask.shape[1]
     key = torch.arange(total, device=attention_mask.device)
-    query = key[total - n_new :]
+    query = torch.arange(n_new, device=attention_mask.device) + (total - n_new)
     seen = (key[None, :] <= query[:, None]) & (attention_mask[:, None, :] != 0)  # (B, S, T)
     if window is not None:
         place = attention_mask.cumsum(1)  # (B, T)
-        seen = seen & (place[:, total - n_new :, None] - place[:, None, :] < window)
+        seen = seen & (place.index_select(1, query)[:, :, None] - place[:, None, :] < window)
     return (seen | (key[None, :] == query[:, None])).unsqueeze(1)
 
 

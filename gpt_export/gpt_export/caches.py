@@ -1,0 +1,146 @@
+"""The three cache forms: what happens between the q|k|v projection and the output projection in the graph.
+
+shared   com.microsoft GroupQueryAttention on a full-length buffer that is past and present at once
+scatter  TensorScatter into such a buffer, then Attention (opset 24) or additive scores: our runtime only
+growing  past and new keys concatenated: gptx_models.model.Cached as it is, standard operators only
+
+Each is an `Attend` (see gptx_models.model) that leaves its present keys and values in `.present`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from gptx_models.attention import additive_rows, normalized, rotate
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT, Attention, Past
+from torch import Tensor
+from torch.nn import functional as F
+
+CacheForm = Literal["shared", "growing", "scatter"]
+OPSET: dict[CacheForm, int] = {"shared": 23, "growing": 23, "scatter": 24}
+
+
+def default_form(config: GPTConfig) -> tuple[CacheForm, str | None]:
+    """The form that suits a configuration, and why it is not `shared` where it is not."""
+    if any(config.attention_of(i) == "additive" for i in range(config.n_layer)):
+        return "scatter", "additive attention has no GroupQueryAttention: the cache form is scatter (for gptx alone)"
+    if config.head_dim % 8:
+        return "growing", f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim}: the cache grows"
+    return "shared", None
+
+
+class Shared:
+    """GroupQueryAttention; the rotary embedding inside it where its kernel allows (a head_dim that 16 divides)."""
+
+    def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
+        self.gpt, self.past = gpt, past
+        self.present: Past = []
+        total = attention_mask.shape[1]
+        here = attention_mask != 0
+        # the last 1 of each row, not the sum of the mask: the sum is wrong for rows padded on the left
+        self.last = (here * torch.arange(total)).amax(1).to(torch.int32)
+        self.total = torch.full((), total, dtype=torch.int32)
+        dtype = past[0][0].dtype
+        # far below any score and finite: a row that is all padding stays a number
+        hidden = -3e4 if dtype == torch.float16 else -1e30
+        bias = torch.where(here, 0.0, hidden).to(dtype)
+        self.bias = bias[:, None, None, :].expand(-1, 1, position_ids.shape[1], -1)
+        self.rope_inside = gpt.config.position == "rope" and gpt.config.head_dim % 16 == 0
+        self.rope = None
+        if gpt.config.position == "rope" and not self.rope_inside:
+            self.rope = rope_at(gpt, position_ids)
+
+    def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
+        config = layer.config
+        past_k, past_v = self.past[layer.layer]
+        query, key, value = qkv, None, None
+        attributes: dict[str, int | float] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
+        if self.rope or layer.kind == "cosine":
+            q, k, v = layer.split(qkv)
+            if self.rope:
+                q, k = rotate(q, *self.rope), rotate(k, *self.rope)
+            if layer.kind == "cosine":
+                assert layer.score is not None
+                q, k = normalized(q) * layer.score[:, None, None], normalized(k)
+                attributes["scale"] = 1.0
+            query, key, value = (heads.transpose(1, 2).flatten(2) for heads in (q, k, v))
+        if layer.window is not None:
+            attributes["local_window_size"] = layer.window
+        attributes["do_rotary"] = int(self.rope_inside)
+        tables = (self.gpt.rope_cos, self.gpt.rope_sin) if self.rope_inside else (None, None)
+        rows, length = qkv.shape[:2]
+        cache_shape = (rows, config.n_kv_head, self.bias.shape[-1], config.head_dim)
+        y, *present = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            [query, key, value, past_k, past_v, self.last, self.total, *tables, None, self.bias],
+            attributes,
+            dtypes=[qkv.dtype] * 3,
+            shapes=[(rows, length, config.n_head * config.head_dim), cache_shape, cache_shape],
+            version=1,
+        )
+        self.present.append((present[0], present[1]))
+        return y
+
+
+class Scatter:
+    """New keys go into the buffer from position_ids[:, 0] on; a query sees the keys up to its own position."""
+
+    def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
+        self.gpt, self.past, self.position_ids, self.attention_mask = gpt, past, position_ids, attention_mask
+        self.present: Past = []
+        self.rope = rope_at(gpt, position_ids) if gpt.config.position == "rope" else None
+        # an index, not [:, 0]: as a slice the exporter would make it depend on the number of rows
+        self.start = position_ids.index_select(1, torch.zeros(1, dtype=torch.int64)).squeeze(1)
+
+    def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
+        q, k, v = layer.split(qkv)
+        if self.rope:
+            q, k = rotate(q, *self.rope), rotate(k, *self.rope)
+        if layer.kind == "cosine":
+            assert layer.score is not None
+            q, k = normalized(q) * layer.score[:, None, None], normalized(k)
+        k, v = (self.write(old, new) for old, new in zip(self.past[layer.layer], (k, v)))
+        self.present.append((k, v))
+        if layer.kind == "additive":
+            assert layer.score is not None
+            total = self.attention_mask.shape[1]  # not the whole buffer: each score costs head_dim tanh's
+            k, v = k[:, :, :total], v[:, :, :total]
+            heads_per_key = q.shape[1] // k.shape[1]
+            if heads_per_key > 1:
+                k, v = k.repeat_interleave(heads_per_key, dim=1), v.repeat_interleave(heads_per_key, dim=1)
+            y = additive_rows(q, k, v, self.seen(total, layer.window), layer.score)
+        else:
+            scale = 1.0 if layer.kind == "cosine" else layer.config.head_dim**-0.5
+            y = torch.onnx.ops.symbolic(
+                "Attention",
+                [q, k, v, self.seen(k.shape[2], layer.window)],
+                {"scale": scale},
+                dtype=q.dtype,
+                shape=q.shape,
+                version=24,
+            )
+        return y.transpose(1, 2).flatten(2)
+
+    def write(self, buffer: Tensor, new: Tensor) -> Tensor:
+        inputs = [buffer, new, self.start]
+        attributes = {"axis": 2, "mode": "linear"}
+        return torch.onnx.ops.symbolic(
+            "TensorScatter", inputs, attributes, dtype=buffer.dtype, shape=buffer.shape, version=24
+        )
+
+    def seen(self, length: int, window: int | None) -> Tensor:
+        """bool (B, 1, S, length)"""
+        key = torch.arange(length)
+        query = self.position_ids[:, :, None]
+        seen = key[None, None, :] <= query
+        if window is not None:
+            seen = seen & (query - key[None, None, :] < window)
+        return seen.unsqueeze(1)
+
+
+def rope_at(gpt: GPT, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of these positions, each (B, 1, S, head_dim / 2)."""
+    cos, sin = (F.embedding(position_ids, table).unsqueeze(1) for table in (gpt.rope_cos, gpt.rope_sin))
+    return cos, sin

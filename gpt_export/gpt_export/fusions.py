@@ -1,0 +1,41 @@
+"""One fusion that the exporter does not make: x + y followed by a norm, as ONNX Runtime's one operator for both."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+# norm: (fused operator, does it take a bias of the norm)
+FUSED = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
+
+
+def fuse_skip_norms(model: ir.Model) -> None:
+    """Add + LayerNormalization -> SkipLayerNormalization, Add + RMSNormalization -> SkipSimplifiedLayerNormalization.
+
+    The sum stays available as the fused operator's fourth output: it is the residual stream.
+    """
+    graph = model.graph
+    for norm in [node for node in graph if node.op_type in FUSED]:
+        total = norm.inputs[0]
+        add = total.producer() if total is not None else None
+        if add is None or add.op_type != "Add" or _has_constant(add):
+            continue
+        inputs = [*add.inputs, *norm.inputs[1:]]
+        epsilon = norm.attributes.get("epsilon", ir.AttrFloat32("epsilon", 1e-5))
+        fused = ir.node(
+            FUSED[norm.op_type], inputs, {"epsilon": epsilon.as_float()}, domain="com.microsoft", num_outputs=4
+        )
+        normed, _, _, stream = fused.outputs
+        normed.type, stream.type = norm.outputs[0].type, total.type
+        normed.name, stream.name = norm.outputs[0].name, total.name
+        graph.insert_before(norm, fused)
+        ir.convenience.replace_all_uses_with(norm.outputs[0], normed)
+        ir.convenience.replace_all_uses_with(total, stream)
+        graph.remove([norm, add], safe=True)
+        if not stream.uses():
+            fused.resize_outputs(1)
+    model.opset_imports["com.microsoft"] = 1
+
+
+def _has_constant(add: ir.Node) -> bool:
+    """A bias is broadcast, which the fused operator does not do for what it adds."""
+    return any(value is None or value.is_initializer() for value in add.inputs)

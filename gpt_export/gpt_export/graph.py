@@ -1,0 +1,186 @@
+"""A GPT module in, an ONNX model (onnx-ir, weights still in the module's memory) out, by PyTorch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT, Cached, Past
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from gpt_export.caches import OPSET, CacheForm, Scatter, Shared
+from gpt_export.fusions import fuse_skip_norms
+
+KEEP = "num_logits_to_keep"
+ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter}
+
+
+class Step(nn.Module):
+    """One call of the model with its cache as inputs and outputs: this is the graph."""
+
+    def __init__(self, gpt: GPT, form: CacheForm):
+        super().__init__()
+        self.gpt, self.form = gpt, form
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past, num_logits_to_keep: Tensor
+    ) -> tuple[Tensor, Past]:
+        attend = ATTENDS[self.form](self.gpt, position_ids, attention_mask, past)
+        hidden = self.gpt.hidden(input_ids, position_ids, attend)
+        # ONNX's Slice from -0 is all positions and from -1 the last one: Hugging Face's meaning without a branch
+        kept = torch.onnx.ops.symbolic(
+            "Slice",
+            [hidden, -num_logits_to_keep.reshape(1), torch.tensor([2**62]), torch.tensor([1])],
+            {},
+            dtype=hidden.dtype,
+            shape=hidden.shape,
+            version=13,
+        )
+        return self.gpt.head(kept), attend.present
+
+
+def build_graph(gpt: GPT, form: CacheForm) -> ir.Model:
+    """Trace a GPT whose layers were rewritten by `graph_layers`. The cache has the dtype of the embedding's output."""
+    config = gpt.config
+    step = Step(gpt, form).eval()
+    model = _export(step, config, form, _cache_dtype(gpt))
+    _name(model, config, step)
+    _optimize(model)
+    if form != "growing":
+        fuse_skip_norms(model)
+    _bare(model)
+    return model
+
+
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write folder/model.onnx and folder/model.onnx_data, each weight once; small constants stay inside the graph."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ir.save(model, folder / "model.onnx", external_data="model.onnx_data", size_threshold_bytes=1024)
+
+
+def cache_names(config: GPTConfig, what: str) -> list[str]:
+    return [f"{what}.{i}.{half}" for i in range(config.n_layer) for half in ("key", "value")]
+
+
+def _cache_dtype(gpt: GPT) -> torch.dtype:
+    return gpt.norm.weight.dtype if hasattr(gpt.norm, "weight") else gpt.blocks[0].norm1.weight.dtype
+
+
+def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) -> ir.Model:
+    rows, new, old = 2, 3, 5  # all different and none of them 1, which the exporter would take for a constant
+    buffer = old + new if form != "growing" else old
+
+    def past() -> Tensor:
+        return torch.zeros(rows, config.n_kv_head, buffer, config.head_dim, dtype=dtype)
+
+    inputs = (
+        torch.zeros(rows, new, dtype=torch.int64),
+        torch.ones(rows, old + new, dtype=torch.int64),
+        torch.arange(old, old + new).repeat(rows, 1),
+        [(past(), past()) for _ in range(config.n_layer)],
+        torch.tensor(0),
+    )
+    any_size = torch.export.Dim.DYNAMIC
+    matrix, cache = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            step,
+            inputs,
+            dynamo=True,
+            dynamic_shapes=(matrix, matrix, matrix, [(cache, cache)] * config.n_layer, None),
+            input_names=["input_ids", "attention_mask", "position_ids", *cache_names(config, "past_key_values"), KEEP],
+            output_names=["logits", *cache_names(config, "present")],
+            opset_version=OPSET[form],
+            optimize=False,  # its deduplication renames weights that happen to be equal; _optimize leaves it out
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
+    """Initializers take the module's parameter names, inputs and outputs the shapes that the loaders agree on."""
+    graph = model.graph
+    canonical: dict[int, str] = {}
+    for name, tensor in [*step.gpt.named_parameters(remove_duplicate=False), *step.gpt.named_buffers()]:
+        first = canonical.setdefault(id(tensor), name)
+        value = graph.initializers.get(f"gpt.{name}")
+        if value is not None:  # a shared weight bears the name it has where it first stands: the embedding's
+            del graph.initializers[f"gpt.{name}"]
+            value.name = first
+            graph.initializers[first] = value
+    heads = (config.n_kv_head, "past_sequence_length", config.head_dim)
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "input_ids": ("batch_size", "sequence_length"),
+        "attention_mask": ("batch_size", "total_sequence_length"),
+        "position_ids": ("batch_size", "sequence_length"),
+        "logits": ("batch_size", KEEP, config.vocab_size),
+    }
+    for name in cache_names(config, "past_key_values"):
+        shapes[name] = ("batch_size", *heads)
+    for name in cache_names(config, "present"):
+        shapes[name] = ("batch_size", config.n_kv_head, "present_sequence_length", config.head_dim)
+    for value in (*graph.inputs, *graph.outputs):
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
+    keep = next(value for value in graph.inputs if value.name == KEEP)
+    keep.const_value = ir.tensor(np.array(0, np.int64), name=KEEP)
+    graph.initializers[KEEP] = keep
+
+
+def _optimize(model: ir.Model) -> None:
+    """onnxscript's default optimizations, without merging initializers that are equal: each keeps its parameter's name."""
+    passes.InlinePass()(model)
+    optimizer.fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=1024, output_size_limit=1024)
+    tidy = [
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ]
+    ir.passes.Sequential(*tidy)(model)
+
+
+def _bare(model: ir.Model) -> None:
+    """Drop what only the exporter's own debugging reads: stack traces, symbol names, shapes inside the graph."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = "gptx", None
+    model.graph.metadata_props.clear()
+    model.graph.name = "gpt"
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.shape = None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The exporter tells of torchvision, opsets and its own deprecations; none of it concerns who exports a GPT."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
