@@ -164,7 +164,10 @@ _NOT_GPTX = ("model_type", "architectures", "bos_token_id", "eos_token_id", "pad
 def family_of(config: GPTConfig) -> Family:
     """The Hugging Face family that computes exactly what this configuration says, or gptx where none does."""
     families: dict[Family, Obstacles] = {"gpt2": _not_gpt2, "openai-gpt": _not_openai, "llama": _not_llama}
-    return next((family for family, obstacles in families.items() if not any(obstacles(config))), "gptx")
+    for family, obstacles in families.items():
+        if not any(obstacles(config)):
+            return family
+    return "gptx"
 
 
 def why_gptx(config: GPTConfig) -> str:

@@ -31,7 +31,7 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class Layout:
-    """Our module -> the modules that hold it elsewhere; `{i}` is the layer. Of several names the rows are put together."""
+    """Our module -> the modules that hold it elsewhere; `{i}` is the layer. Several names: their rows together."""
 
     names: dict[str, tuple[str, ...]]
     transposed: frozenset[str] = frozenset()  # modules whose weight is stored (in, out)
