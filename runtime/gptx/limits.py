@@ -1,0 +1,51 @@
+"""How far an artifact may be from its reference: the one table of limits, and the judgement of figures by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gptx.compare import Figures
+from gptx.errors import UsageError
+
+# Two fp32 implementations of one model already differ by about 1e-4 (SmolLM2: PyTorch's fp32 from fp64 by 1.3e-4), so
+# fp32 is judged by the largest difference; what rounds weights is judged by KL, which says what it does to the text.
+LIMITS: dict[str, dict[str, float]] = {
+    "fp32": {"max_abs": 1e-3, "consistency": 1e-3},
+    "fp16": {"kl_mean": 0.001, "consistency": 0.1},
+    "int8": {"kl_mean": 0.01, "consistency": 0.1},
+    "int4": {"kl_mean": 0.1, "consistency": 0.1},
+}
+RELATIVE_MAX_ABS = 3e-5  # of the largest logit, where that allows more than max_abs
+
+
+@dataclass(frozen=True)
+class Judgement:
+    name: str
+    value: float
+    limit: float
+    ok: bool
+
+
+def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The table's row, with the caller's own limits on top. UsageError for a name that is in no row."""
+    known = {name for row in LIMITS.values() for name in row}
+    unknown = sorted(set(overrides or {}) - known)
+    if unknown:
+        raise UsageError(f"no limit is called {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+    return {**LIMITS[precision], **(overrides or {})}
+
+
+def judge(figures: Figures, consistency: Mapping[str, float], limits: Mapping[str, float]) -> list[Judgement]:
+    """Each limit applied. `consistency` holds the differences of a model from itself: cached, in a batch."""
+    rows = []
+    if "max_abs" in limits:
+        allowed = max(limits["max_abs"], RELATIVE_MAX_ABS * figures.largest_logit)
+        rows.append(Judgement("max_abs", figures.max_abs, allowed, figures.max_abs <= allowed))
+        rows.append(Judgement("tie_gap", figures.tie_gap, 2 * allowed, figures.tie_gap <= 2 * allowed))
+    if "kl_mean" in limits:
+        rows.append(Judgement("kl_mean", figures.kl_mean, limits["kl_mean"], figures.kl_mean <= limits["kl_mean"]))
+    for name, value in consistency.items():
+        allowed = max(limits["consistency"], RELATIVE_MAX_ABS * figures.largest_logit)
+        rows.append(Judgement(name, value, allowed, value <= allowed))
+    return rows

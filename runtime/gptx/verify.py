@@ -1,0 +1,159 @@
+"""Prove an artifact's certificate again on this machine: its files' hashes, then its figures, without torch.
+
+It passes when this machine is inside the certificate's limits, not when the figures are equal: another CPU rounds
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptx.compare import Figures
+from gptx.errors import ArtifactError
+from gptx.limits import judge
+from gptx.reference import Reference, compare
+
+if TYPE_CHECKING:
+    from gptx.model import Model
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    certified: str
+    here: str
+    limit: str
+    ok: bool
+
+
+@dataclass
+class Report:
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+
+def verify(
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Report:
+    """Check hashes and figures of the artifact at `path`; `progress` is called with the share done, 0 to 1.
+
+    Raises ArtifactError when a file differs from its hash or the artifact cannot be loaded at all, ProviderError when the
+    device cannot be used.
+    """
+    import gptx
+    from gptx.artifact import check_hashes
+
+    told = progress or (lambda share: None)
+    with gptx.load(path, device=device, threads=threads) as model:
+        check_hashes(model.manifest)
+        told(0.1)
+        certificate = model.manifest.certificate
+        if not certificate:
+            raise ArtifactError(f"{model.path} carries no certificate: export or quantize it with gptx")
+        reference = Reference.load(model.path)
+        done = 0
+
+        def logits(window: list[int]) -> np.ndarray:
+            nonlocal done
+            values = forced_logits(model, window)
+            done += len(window)
+            told(0.1 + 0.8 * done / len(reference.tokens))
+            return values
+
+        figures = compare(reference, logits)
+        consistency = self_consistency(model, reference.tokens[: reference.windows[0, 1]].tolist())
+        report = _report(certificate, figures, consistency, model.manifest.precision)
+        report.rows.append(_greedy_row(model, reference, certificate))
+        told(1.0)
+        report.notes.append(f"ran on {model.provider}")
+        if certificate.get("accepted"):
+            report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
+    return report
+
+
+def forced_logits(model: Model, window: list[int]) -> np.ndarray:
+    """Logits after every token of one window, (length, vocab_size) float32."""
+    with model.session(1, size=len(window)) as session:
+        return session.feed([window], all_logits=True)[0]
+
+
+def greedy_tokens(model: Model, prompt: list[int], n: int) -> list[int]:
+    """n tokens of plain argmax, end-of-text or not."""
+    tokens: list[int] = []
+    with model.session(1) as session:
+        logits = session.feed([prompt])
+        while len(tokens) < n:
+            tokens.append(int(logits[0].argmax()))
+            if len(tokens) < n:
+                logits = session.feed([tokens[-1:]])
+    return tokens
+
+
+def self_consistency(model: Model, window: list[int]) -> dict[str, float]:
+    """The largest difference of a logit between ways of computing the same thing, that a user expects to be one:
+
+    cached: a token at a time against all at once. pieces: in two pieces against all at once.
+    batch: a row alone against the same row beside a shorter and a longer one.
+    """
+    text = window[:48]
+    whole = forced_logits(model, text)
+    with model.session(1) as session:
+        stepped = np.stack([session.feed([[token]])[0].copy() for token in text])
+    with model.session(1) as session:
+        cut = len(text) // 3
+        pieces = np.concatenate([session.feed([piece], all_logits=True)[0] for piece in (text[:cut], text[cut:])])
+    starts = [text[: len(text) // 2], text[: len(text) // 4], text[: 3 * len(text) // 4]]
+    worst = 0.0
+    with model.session(3) as session:
+        session.feed(starts)
+        following = [text[len(start) : len(start) + 4] for start in starts]
+        for step in range(4):
+            rows = session.feed([[tokens[step]] if step < len(tokens) else [] for tokens in following])
+            for row, start, tokens in zip(rows, starts, following):
+                if step < len(tokens):
+                    worst = max(worst, float(np.abs(row - whole[len(start) + step]).max()))
+    return {
+        "cached": float(np.abs(stepped - whole).max()),
+        "pieces": float(np.abs(pieces - whole).max()),
+        "batch": worst,
+    }
+
+
+def _report(certificate: dict, figures: Figures, consistency: dict[str, float], precision: str) -> Report:
+    report = Report()
+    here = {**figures.to_dict(), **consistency}
+    # the reference's own figures where the certificate has them (a quantized artifact's come from its fp32 artifact)
+    certified = {**certificate["figures"], **certificate["consistency"]}
+    judged = {row.name: row for row in judge(figures, consistency, certificate["limits"])}
+    for name in [*figures.to_dict(), *consistency]:
+        if name in ("positions", "largest_logit"):
+            continue
+        row = judged.get(name)
+        limit, ok = (f"{row.limit:.3g}", row.ok) if row else ("", bool(np.isfinite(here[name])))
+        report.rows.append(Row(name, f"{certified.get(name, float('nan')):.6g}", f"{here[name]:.6g}", limit, ok))
+    report.notes.append(
+        f"{figures.positions} positions of the proof text against the fp32 reference's 64 highest logits"
+        f" ({precision}; certified on {certificate['figures']['positions']} positions with all logits)"
+    )
+    return report
+
+
+def _greedy_row(model: Model, reference: Reference, certificate: dict) -> Row:
+    expected = reference.greedy_tokens.tolist()
+    got = greedy_tokens(model, reference.greedy_prompt.tolist(), len(expected))
+    same = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), len(expected))
+    certified = certificate["greedy"]["identical"]
+    return Row("greedy_identical", f"{certified} of {len(expected)}", f"{same} of {len(expected)}", "", True)
