@@ -22,13 +22,28 @@ CacheForm = Literal["shared", "growing", "scatter"]
 OPSET: dict[CacheForm, int] = {"shared": 23, "growing": 23, "scatter": 24}
 
 
-def default_form(config: GPTConfig) -> tuple[CacheForm, str | None]:
-    """The form that suits a configuration, and why it is not `shared` where it is not."""
+def why_not(config: GPTConfig, form: CacheForm) -> str | None:
+    """Why a configuration cannot have the form `shared`, the only one that does not take everything."""
+    if form != "shared":
+        return None
     if any(config.attention_of(i) == "additive" for i in range(config.n_layer)):
-        return "scatter", "additive attention has no GroupQueryAttention: the cache form is scatter (for gptx alone)"
+        return "GroupQueryAttention has no additive attention; scatter (for gptx alone) and growing do"
     if config.head_dim % 8:
-        return "growing", f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim}: the cache grows"
-    return "shared", None
+        return f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim}; growing and scatter do not"
+    return None
+
+
+def default_form(config: GPTConfig) -> tuple[CacheForm, str | None]:
+    """The form that suits a configuration, and why it is not `shared` where it is not.
+
+    Additive layers make the model one for gptx alone (config.json says so), and scatter is its fast form; an odd head_dim
+    does not, so other loaders keep theirs.
+    """
+    refusal = why_not(config, "shared")
+    if refusal is None:
+        return "shared", None
+    form: CacheForm = "growing" if "head_dim" in refusal else "scatter"
+    return form, f"cache form: {form}, since {refusal}"
 
 
 class Shared:

@@ -78,20 +78,22 @@ class BlockProduct(nn.Module):
 
 
 class BlockEmbedding(nn.Module):
-    """Rows of a table in blocks of 8 bits, unpacked by com.microsoft GatherBlockQuantized; shares the head's initializers."""
+    """Rows of a table in blocks of 8 bits, unpacked by com.microsoft GatherBlockQuantized.
 
-    def __init__(self, head: BlockProduct):
+    weight uint8 (vocab_size, blocks, block), scales float32 (vocab_size, blocks): a tied head's own initializers.
+    """
+
+    def __init__(self, weight: nn.Parameter, scales: nn.Parameter, dtype: torch.dtype):
         super().__init__()
-        self.block, self.width = head.block, head.n_in
-        self.weight, self.scales = head.weight, head.scales
+        self.weight, self.scales, self.dtype = weight, scales, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = torch.onnx.ops.symbolic(
             "com.microsoft::GatherBlockQuantized",
-            [self.weight, ids, self.scales],
-            {"gather_axis": 0, "quantize_axis": 2, "block_size": self.block, "bits": 8},
-            dtype=torch.float32,
-            shape=(*ids.shape, self.width // self.block, self.block),
+            [self.weight, ids, self.scales.unsqueeze(2)],
+            {"gather_axis": 0, "quantize_axis": 2, "block_size": self.weight.shape[2], "bits": 8},
+            dtype=self.dtype,
+            shape=(*ids.shape, *self.weight.shape[1:]),
             version=1,
         )
         return rows.flatten(2)
@@ -100,6 +102,7 @@ class BlockEmbedding(nn.Module):
 def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] | None = None) -> GPT:
     """Rewrite `gpt` in place for tracing in a cache form. `quantized` maps parameter names (blocks.0.attn.qkv.weight) to their blocks."""
     quantized = quantized or {}
+    dtype = gpt.blocks[0].norm1.weight.dtype
     for name, linear in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Linear)]:
         weight = quantized.get(f"{name}.weight")
         if weight is not None:
@@ -107,7 +110,8 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] |
         else:
             layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)
-    if "head.weight" in quantized and gpt.config.tied:
-        assert isinstance(gpt.head, BlockProduct)
-        gpt.wte = BlockEmbedding(gpt.head)  # type: ignore[assignment]
+    table = quantized.get("wte.weight")
+    if table is not None:
+        shared = gpt.head if gpt.config.tied else BlockProduct(table, None)
+        gpt.set_submodule("wte", BlockEmbedding(shared.weight, shared.scales, dtype))
     return gpt

@@ -1,0 +1,129 @@
+"""The parity certificate: a model in its new form against what it was made from, on the proof text.
+
+The reference is recorded first and then let go, so that a model need not fit twice: its logits wait in a file.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gptx
+import numpy as np
+import torch
+from gptx.compare import Tally
+from gptx.cpu import cpu_features, cpu_name
+from gptx.limits import judge
+from gptx.model import Model
+from gptx.progress import stage
+from gptx.reference import Reference, summarize
+from gptx.verify import forced_logits, greedy_tokens, self_consistency
+from gptx_models.model import GPT, Cached
+
+from gpt_export.proof import Proof
+
+GREEDY = 64  # tokens of greedy text that are compared
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the reference said on the proof text."""
+
+    name: str  # what it is: "pytorch fp32", "artifact fp32"
+    proof: Proof
+    logits: list[np.ndarray]  # a window each, (length, vocab_size) float32, mapped from a file
+    greedy: list[int]
+
+    def reference(self, budget: int) -> Reference:
+        prompt = self.proof.greedy_prompt
+        return summarize(self.proof.windows, lambda i: self.logits[i], (prompt, self.greedy), budget=budget)
+
+
+def record_pytorch(gpt: GPT, proof: Proof, scratch: Path) -> Recording:
+    """Run the module in fp32, teacher-forced and greedily; its logits go to the file `scratch`."""
+    with torch.no_grad():
+        logits = _record(proof, lambda window: gpt(torch.tensor([window]))[0].numpy(), gpt.config.vocab_size, scratch)
+        return Recording("pytorch fp32", proof, logits, pytorch_greedy(gpt, proof.greedy_prompt, GREEDY))
+
+
+def record_artifact(model: Model, proof: Proof, scratch: Path) -> Recording:
+    """The same of an artifact that is loaded in the runtime."""
+    vocab_size = model.manifest.model.vocab_size
+    logits = _record(proof, lambda window: forced_logits(model, window), vocab_size, scratch)
+    n = min(GREEDY, model.n_ctx - len(proof.greedy_prompt))
+    return Recording("artifact fp32", proof, logits, greedy_tokens(model, proof.greedy_prompt, n))
+
+
+def _record(
+    proof: Proof, run: Callable[[list[int]], np.ndarray], vocab_size: int, scratch: Path
+) -> list[np.ndarray]:
+    total = sum(map(len, proof.windows))
+    stored = np.memmap(scratch, np.float32, "w+", shape=(total, vocab_size))
+    windows, at = [], 0
+    with stage("Reference logits", total=total) as advance:
+        for window in proof.windows:
+            stored[at : at + len(window)] = run(window)
+            windows.append(stored[at : at + len(window)])
+            at += len(window)
+            advance(len(window))
+    return windows
+
+
+def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
+    """n tokens of argmax by the module, cached; fewer where the context ends."""
+    n = min(n, gpt.config.n_ctx - len(prompt))
+    tokens, past, new = [], None, torch.tensor([prompt])
+    with torch.no_grad():
+        while len(tokens) < n:
+            start = 0 if past is None else past[0][0].shape[2]
+            positions = torch.arange(start, start + new.shape[1])[None]
+            attend = Cached(gpt, positions, past=past)
+            hidden = gpt.hidden(new, positions, attend)
+            past = attend.present
+            tokens.append(int(gpt.head(hidden[:, -1]).argmax()))
+            new = torch.tensor([tokens[-1:]])
+    return tokens
+
+
+def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dict[str, Any]:
+    """The certificate, as gptx.json holds it; `passed` says whether it is inside the limits."""
+    proof, tally = recording.proof, Tally()
+    with stage("Comparing", total=sum(map(len, proof.windows))) as advance:
+        for window, expected in zip(proof.windows, recording.logits):
+            tally.add(expected, forced_logits(model, window), np.array([*window[1:], -1]))
+            advance(len(window))
+    figures = tally.figures()
+    consistency = self_consistency(model, proof.windows[0])
+    got = greedy_tokens(model, proof.greedy_prompt, len(recording.greedy))
+    identical = next((i for i, (a, b) in enumerate(zip(recording.greedy, got)) if a != b), len(got))
+    rows = judge(figures, consistency, limits)
+    return {
+        "against": recording.name,
+        "text": proof.description,
+        "figures": figures.to_dict(),
+        "consistency": consistency,
+        "greedy": {"prompt_tokens": len(proof.greedy_prompt), "compared": len(recording.greedy), "identical": identical},
+        "limits": limits,
+        "passed": all(row.ok for row in rows),
+        "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in rows if not row.ok],
+        "accepted": False,
+        "environment": environment(model.provider),
+    }
+
+
+def environment(provider: str) -> dict[str, Any]:
+    """Where figures were measured."""
+    import onnxruntime
+
+    return {
+        "gptx": gptx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "provider": provider,
+        "cpu": cpu_name(),
+        "cpu_features": cpu_features(),
+    }

@@ -1,0 +1,162 @@
+"""The verbs `gptx export` and `gptx quantize`."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from gptx.errors import UsageError
+from gptx.folders import kind_of
+from gptx_models.checkpoint import load_config
+from gptx_models.config import GPTConfig
+
+
+def proof_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What export and quantize both take."""
+    options = [
+        click.option("--text", type=click.Path(path_type=Path), help="Proof text, a UTF-8 file.  [default: our own page]"),
+        click.option("--limit", "limit", multiple=True, metavar="NAME=VALUE", help="Override a limit, e.g. kl_mean=0.02."),
+        click.option("--accept", is_flag=True, help="Write it even outside the limits; the certificate says so."),
+        click.option("--force", is_flag=True, help="Replace OUT if it is there."),
+        click.option("--dry-run", is_flag=True, help="Print what it takes (disk, memory) and stop."),
+    ]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--cache",
+    type=click.Choice(["shared", "growing", "scatter"]),
+    help="Form of the KV cache.  [default: shared where the model allows it]",
+)
+@click.option("--portable", is_flag=True, help="Standard operators only, for every loader: --cache growing.")
+@click.option("--via", type=click.Choice(["optimum"]), help="Export with optimum-onnx: for models that gptx does not know.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where SOURCE has none.")
+@click.option("--allow-pickle", is_flag=True, help="Let a nanoGPT checkpoint run code from its pickle.")
+@proof_options
+def export(
+    source: str,
+    out: Path,
+    *,
+    cache: str | None,
+    portable: bool,
+    via: str | None,
+    tokenizer: Path | None,
+    allow_pickle: bool,
+    text: Path | None,
+    limit: tuple[str, ...],
+    accept: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Export SOURCE, a checkpoint folder or whatever `gptx import` takes, to the artifact folder OUT.
+
+    The graph is compared with PyTorch on a proof text before anything is written, and the certificate travels with it.
+    """
+    if portable and cache not in (None, "growing"):
+        raise UsageError(f"--portable is --cache growing, and --cache {cache} was asked for too: give one of them")
+    cache = "growing" if portable else cache
+    options: dict[str, Any] = dict(text=text, limits=_limits(limit), accept=accept, force=force)
+    if via == "optimum":
+        if cache not in (None, "growing"):
+            raise UsageError(f"--via optimum writes a growing cache; --cache {cache} is not to be had there")
+        from gpt_export.via_optimum import export_via_optimum
+
+        certificate = export_via_optimum(Path(source), out, **options)
+        _report(out, certificate)
+        return
+    from gpt_export.export import export_checkpoint, plan_export
+
+    with tempfile.TemporaryDirectory(prefix="gptx-import-", dir=out.absolute().parent if out.parent.exists() else None) as scratch:
+        checkpoint = Path(source)
+        if kind_of(checkpoint) != "artifact" and (kind_of(checkpoint) != "checkpoint" or tokenizer):
+            from gptx_models.importers import import_checkpoint
+
+            checkpoint = Path(scratch) / "checkpoint"
+            import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle)
+        if dry_run and kind_of(checkpoint) == "checkpoint":
+            _print_plan(load_config(checkpoint), plan_export(load_config(checkpoint)))
+            return
+        certificate = export_checkpoint(checkpoint, out, cache=cache, **options)  # type: ignore[arg-type]
+    _report(out, certificate)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Choice(["int8", "int4", "fp16"]), help="The precision wanted; see below.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Compare with PyTorch on this checkpoint, not with SOURCE."
+)
+@proof_options
+def quantize(
+    source: Path,
+    out: Path,
+    *,
+    to: str,
+    checkpoint: Path | None,
+    text: Path | None,
+    limit: tuple[str, ...],
+    accept: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Quantize SOURCE, an fp32 artifact, to the artifact folder OUT.
+
+    \b
+    int8  8-bit blocks of 128, activations in 8 bits; about 1.1 bytes a parameter
+    int4  4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a parameter, and a visible loss
+    fp16  half precision for CUDA; on a CPU it halves the file, not the time
+
+    The result is compared with SOURCE on a proof text, and its certificate says what it cost.
+    """
+    from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
+    from gpt_export.side_files import read_json
+
+    if dry_run:
+        expect_fp32(source)
+        config = GPTConfig.from_dict(read_json(source / "gptx.json")["gpt_config"])
+        _print_plan(config, plan_quantize(config, to))
+        return
+    certificate = quantize_artifact(
+        source, out, to=to, checkpoint=checkpoint, text=text, limits=_limits(limit), accept=accept, force=force
+    )
+    _report(out, certificate)
+
+
+def _limits(given: tuple[str, ...]) -> dict[str, float]:
+    limits = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        try:
+            limits[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--limit {entry}: expected NAME=VALUE with a number, for example kl_mean=0.02") from None
+    return limits
+
+
+def _print_plan(config: GPTConfig, plan: Any) -> None:
+    click.echo(f"parameters  {plan.parameters / 1e6:,.1f} M ({config.n_layer} layers of width {config.n_embd})")
+    click.echo(f"artifact    {plan.artifact_bytes / 1e6:,.0f} MB")
+    click.echo(f"disk        {plan.disk_bytes / 1e6:,.0f} MB while it is made")
+    click.echo(f"memory      {plan.memory_bytes / 1e6:,.0f} MB at most (estimate)")
+
+
+def _report(out: Path, certificate: dict[str, Any]) -> None:
+    """What was made and what it cost, on standard output."""
+    figures, greedy = certificate["figures"], certificate["greedy"]
+    size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
+    click.echo(f"{out}: graph and weights {size / 1e6:,.1f} MB")
+    click.echo(
+        f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
+        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e}, same top-1 {figures['same_top1']:.2%},"
+        f" largest difference {figures['max_abs']:.2e}, greedy text identical for {greedy['identical']} of"
+        f" {greedy['compared']} tokens"
+    )
+    click.echo(f'run it: gptx run -m {out} "Once upon a time"')

@@ -1,0 +1,208 @@
+"""A checkpoint folder in, an fp32 artifact out: traced, written, loaded again in the runtime and proved against PyTorch."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gptx
+from gptx.errors import CheckpointError, ParityError, UsageError
+from gptx.folders import check_output, kind_of, new_folder
+from gptx.limits import limits_for
+from gptx.progress import note, stage
+from gptx_models.checkpoint import load_config, load_model
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT
+
+from gpt_export.caches import CacheForm, default_form, why_not
+from gpt_export.certify import certify, record_pytorch
+from gpt_export.graph import build_graph, save_graph
+from gpt_export.layers import graph_layers
+from gpt_export.proof import MOST, proof
+from gpt_export.side_files import (
+    copy_side_files,
+    hash_folder,
+    read_json,
+    token_facts,
+    write_card,
+    write_genai_config,
+    write_manifest,
+)
+
+ADDITIVE_PREFILL_CHUNK = 32  # additive scores take S x T x head_dim values a head
+PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export or a quantization will take, for --dry-run and for the check of the disk."""
+
+    parameters: int
+    artifact_bytes: int
+    disk_bytes: int  # while it is made: the reference's logits lie beside it
+    memory_bytes: int
+
+
+def plan_export(config: GPTConfig) -> Plan:
+    parameters = count_parameters(config)
+    weights = 4 * parameters
+    logits = 4 * MOST * config.vocab_size
+    # PyTorch's weights and one transposed at a time; then ONNX Runtime's: the mapped file and the packed copy
+    return Plan(parameters, weights, weights + logits + 4_000_000, int(2.2 * weights) + 800_000_000)
+
+
+def count_parameters(config: GPTConfig) -> int:
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(config).parameters())
+
+
+def export_checkpoint(
+    source: Path,
+    out: Path,
+    *,
+    cache: CacheForm | None = None,
+    text: Path | None = None,
+    limits: Mapping[str, float] | None = None,
+    accept: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Export the checkpoint folder `source` to the artifact folder `out`; returns its certificate.
+
+    cache: the cache form, by default the one that suits the model. text: the proof text. limits: overrides of
+    gptx.limits. accept: write the artifact even outside them. Raises CheckpointError, OutputError, UsageError,
+    and ParityError when the certificate fails; then nothing is written.
+    """
+    expect_checkpoint(source, "export")
+    config = load_config(source)
+    form = choose_form(config, cache)
+    bounds = limits_for("fp32", limits)
+    needed = plan_export(config).disk_bytes
+    check_output(out, force=force, needed=needed)
+    with new_folder(out, force=force, needed=needed) as staging:
+        text_proof = proof(source, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
+        with stage("Loading the checkpoint"):
+            gpt = load_model(source)
+        with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
+            recording = record_pytorch(gpt, text_proof, Path(scratch.name))
+            with stage("Tracing the graph"):
+                graph = build_graph(graph_layers(gpt, form), form)
+            with stage("Writing the weights"):
+                save_graph(graph, staging / "onnx")
+            parameters = count_parameters(config)
+            del gpt, graph  # PyTorch's copy goes before ONNX Runtime makes its own
+            gc.collect()
+            copy_side_files(source, staging)
+            facts = manifest_facts(staging, config, form, "fp32", parameters)
+            facts["source"] = source_facts(source)
+            write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
+            recording.reference(reference_budget(parameters)).save(staging)
+            write_manifest(staging, {**facts, "certificate": {}})
+            with stage("Loading the artifact"):
+                model = gptx.load(staging)
+            with model:
+                certificate = certify(recording, model, bounds)
+        settle(certificate, accept=accept, what=f"the export of {source}")
+        certificate["chain"] = [link(certificate)]
+        write_manifest(staging, {**facts, "certificate": certificate})
+        write_card(staging, out.name, card_of(source))
+    return certificate
+
+
+def expect_checkpoint(source: Path, verb: str) -> None:
+    kind = kind_of(source)
+    if kind == "artifact":
+        raise UsageError(f"{source} is an artifact already: run it with `gptx run -m {source}`, {verb} takes a checkpoint")
+    if kind == "missing":
+        raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")
+    if kind != "checkpoint":
+        raise CheckpointError(f"{source} is no checkpoint folder: it has no config.json; see `gptx import --help`")
+
+
+def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
+    """The cache form asked for, or the one that suits; UsageError where the first cannot be had."""
+    form, reason = default_form(config)
+    if asked is None:
+        if reason:
+            note(reason)
+        return form
+    refusal = why_not(config, asked)
+    if refusal:
+        raise UsageError(f"--cache {asked}: {refusal}")
+    return asked
+
+
+def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, precision: str, parameters: int) -> dict[str, Any]:
+    """What gptx.json says of the model, whatever its precision."""
+    additive = any(config.attention_of(i) == "additive" for i in range(config.n_layer))
+    return {
+        "precision": precision,
+        "cache": form,
+        "cache_dtype": "float16" if precision == "fp16" else "float32",
+        "prefill_chunk": ADDITIVE_PREFILL_CHUNK if additive else PREFILL_CHUNK,
+        "model_type": read_json(folder / "config.json").get("model_type", "gptx"),
+        "model": {
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_kv_head": config.n_kv_head,
+            "head_dim": config.head_dim,
+            "n_embd": config.n_embd,
+            "n_ctx": config.n_ctx,
+            "vocab_size": config.vocab_size,
+            "n_parameters": parameters,
+        },
+        "gpt_config": config.to_dict(),
+        "tokens": token_facts(folder),
+        "quantization": None,
+        "versions": tool_versions(),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    import onnx_ir
+    import onnxruntime
+    import onnxscript
+    import torch
+
+    modules = {"torch": torch, "onnxscript": onnxscript, "onnx_ir": onnx_ir, "onnxruntime": onnxruntime}
+    return {name: module.__version__ for name, module in modules.items()}
+
+
+def source_facts(checkpoint: Path) -> dict[str, Any]:
+    """Where the weights come from: what import or train wrote down, and the hash of the weights that were exported."""
+    facts = read_json(checkpoint / "gptx_source.json") or {"format": "huggingface", "name": checkpoint.name}
+    facts["checkpoint_sha256"] = hash_folder(checkpoint, ("*.safetensors", "*.bin"))
+    return facts
+
+
+def reference_budget(parameters: int) -> int:
+    """Bytes for gptx_reference.safetensors: under 2 MB, and 2% of a small model's int8 weights."""
+    return min(1_900_000, max(48_000, parameters // 50))
+
+
+def settle(certificate: dict[str, Any], *, accept: bool, what: str) -> None:
+    """ParityError for a certificate that is outside its limits, unless it is accepted; then it says so."""
+    if certificate["passed"]:
+        return
+    problems = "; ".join(certificate["outside"])
+    if not accept:
+        raise ParityError(f"{what} is outside its limits ({problems}): nothing was written, --accept writes it anyway")
+    certificate["accepted"] = True
+    note(f"Outside its limits and accepted: {problems}")
+
+
+def link(certificate: dict[str, Any]) -> dict[str, Any]:
+    """One comparison of the chain from PyTorch to this artifact."""
+    keys = ("max_abs", "kl_mean", "same_top1", "perplexity_reference", "perplexity")
+    return {"against": certificate["against"], **{key: certificate["figures"][key] for key in keys}}
+
+
+def card_of(checkpoint: Path) -> str | None:
+    """The checkpoint's own words about itself, to be kept below ours."""
+    card = checkpoint / "MODEL_CARD.md"
+    return card.read_text() if card.exists() else None

@@ -1,0 +1,82 @@
+"""The proof text: what a model and its export are both run on.
+
+The user's file, or a page of our own; where the tokenizer cannot write it, or there is none, seeded random token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from gptx.errors import UsageError
+from tokenizers import Tokenizer
+
+WINDOW = 512  # tokens; a shorter context takes its own length
+MOST = 4096  # tokens of the text that are used
+RANDOM_SEED = 20
+
+
+@dataclass(frozen=True)
+class Proof:
+    windows: list[list[int]]  # one after the other, none overlapping: stride = window
+    description: dict[str, str | int]  # for the certificate: source, sha256, window, stride, tokens
+
+    @property
+    def greedy_prompt(self) -> list[int]:
+        """The beginning, a quarter of a window or 32 tokens."""
+        first = self.windows[0]
+        return first[: min(32, max(1, len(first) // 4))]
+
+
+def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None) -> Proof:
+    """Cut the proof text into windows for the tokenizer of `folder` (a checkpoint or an artifact).
+
+    UsageError when the user's own text is not there, not UTF-8, or nothing that this tokenizer can write.
+    """
+    source, content = "gptx proof text", resources.files("gpt_export").joinpath("proof.txt").read_bytes()
+    if text is not None:
+        try:
+            source, content = str(text), text.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the proof text {text}: {error.strerror}") from error
+    try:
+        words = content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the proof text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}") from error
+
+    file = folder / "tokenizer.json"
+    tokens = _encode(Tokenizer.from_file(str(file)), words) if file.exists() else None
+    digest = hashlib.sha256(content).hexdigest()
+    if text is not None and not tokens:
+        raise UsageError(f"the tokenizer cannot write the proof text {text}: give a text in its alphabet")
+    if not tokens or len(tokens) < 2:
+        why = "no tokenizer" if not file.exists() else "the tokenizer cannot write the proof text"
+        source = f"seeded random token ids ({why}), seed {RANDOM_SEED}"
+        tokens = np.random.default_rng(RANDOM_SEED).integers(0, vocab_size, 2 * min(n_ctx, WINDOW)).tolist()
+        digest = hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
+    window = min(n_ctx, WINDOW)
+    tokens = tokens[:MOST]
+    windows = [tokens[i : i + window] for i in range(0, len(tokens), window)]
+    windows = [piece for piece in windows if len(piece) > 1]
+    description: dict[str, str | int] = {
+        "source": source,
+        "sha256": digest,
+        "window": window,
+        "stride": window,
+        "tokens": sum(map(len, windows)),
+    }
+    return Proof(windows, description)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """Token ids, or None when too little of the text comes back from them."""
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    back = _letters(tokenizer.decode(ids))
+    return ids if len(back) >= 0.98 * len(_letters(text)) else None
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())

@@ -1,0 +1,145 @@
+"""An fp32 artifact in, a smaller one out: weights read back into the module, rounded, traced again, and proved against the
+artifact they came from (or, with a checkpoint, against PyTorch)."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gptx
+from gptx.artifact import Manifest, read_manifest
+from gptx.errors import UsageError
+from gptx.folders import check_output, kind_of, new_folder
+from gptx.limits import limits_for
+from gptx.progress import stage
+from gptx.reference import FILE as REFERENCE
+from gptx_models.checkpoint import load_config, load_model
+from gptx_models.config import GPTConfig
+
+from gpt_export.certify import Recording, certify, record_artifact, record_pytorch
+from gpt_export.export import Plan, count_parameters, link, manifest_facts, settle
+from gpt_export.graph import build_graph, save_graph
+from gpt_export.layers import graph_layers
+from gpt_export.proof import MOST, Proof, proof
+from gpt_export.schemes import SCHEMES, describe, quantize_weights
+from gpt_export.side_files import (
+    CARD,
+    copy_side_files,
+    read_json,
+    write_card,
+    write_genai_config,
+    write_manifest,
+)
+from gpt_export.weights import load_gpt
+
+PRECISIONS = (*SCHEMES, "fp16")
+BYTES_PER_WEIGHT = {"int8": 1.07, "int4": 0.75, "fp16": 2.0}  # scales included; int4 with its 8-bit head
+
+
+def plan_quantize(config: GPTConfig, precision: str) -> Plan:
+    parameters = count_parameters(config)
+    weights = int(BYTES_PER_WEIGHT[precision] * parameters)
+    logits = 4 * MOST * config.vocab_size
+    return Plan(parameters, weights, weights + logits + 4_000_000, 9 * parameters + 800_000_000)
+
+
+def quantize_artifact(
+    source: Path,
+    out: Path,
+    *,
+    to: str,
+    checkpoint: Path | None = None,
+    text: Path | None = None,
+    limits: Mapping[str, float] | None = None,
+    accept: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Quantize the fp32 artifact `source` to `out` in the precision `to` (int8, int4 or fp16); returns its certificate.
+
+    checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. The other options as in
+    export_checkpoint. Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
+    """
+    manifest = expect_fp32(source)
+    config = GPTConfig.from_dict(read_json(source / "gptx.json")["gpt_config"])
+    bounds = limits_for(to, limits)
+    needed = plan_quantize(config, to).disk_bytes
+    check_output(out, force=force, needed=needed)
+    with new_folder(out, force=force, needed=needed) as staging:
+        text_proof = proof(source, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
+        with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
+            recording = _record(source, checkpoint, config, text_proof, Path(scratch.name))
+            with stage("Rounding the weights"):
+                facts = _write_graph(source, staging, config, manifest, to)
+            shutil.copyfile(source / REFERENCE, staging / REFERENCE)
+            write_manifest(staging, {**facts, "certificate": {}})
+            with stage("Loading the artifact"):
+                model = gptx.load(staging)
+            with model:
+                certificate = certify(recording, model, bounds)
+        settle(certificate, accept=accept, what=f"{to} of {source}")
+        certificate["chain"] = _chain(certificate, manifest)
+        write_manifest(staging, {**facts, "certificate": certificate})
+        write_card(staging, out.name, _own_card(source))
+    return certificate
+
+
+def expect_fp32(source: Path) -> Manifest:
+    """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
+    if kind_of(source) == "checkpoint":
+        raise UsageError(f"{source} is a checkpoint: export it first, `gptx export {source} OUT`, and quantize OUT")
+    manifest = read_manifest(source)
+    if manifest.precision != "fp32":
+        raise UsageError(f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from")
+    return manifest
+
+
+def _record(
+    source: Path, checkpoint: Path | None, config: GPTConfig, text_proof: Proof, scratch: Path
+) -> Recording:
+    if checkpoint is None:
+        with gptx.load(source) as model:
+            return record_artifact(model, text_proof, scratch)
+    if load_config(checkpoint).to_dict() != config.to_dict():
+        raise UsageError(f"--checkpoint {checkpoint} is another model than {source}: their configurations differ")
+    return record_pytorch(load_model(checkpoint), text_proof, scratch)
+
+
+def _write_graph(source: Path, staging: Path, config: GPTConfig, manifest: Manifest, to: str) -> dict[str, Any]:
+    form = manifest.cache
+    gpt = load_gpt(source, config)
+    quantization: dict[str, Any] = {"scheme": "fp16"}
+    if to == "fp16":
+        graph = build_graph(graph_layers(gpt.half(), form), form)
+    else:
+        blocks = quantize_weights(gpt, SCHEMES[to])
+        quantization = describe(to, blocks)
+        graph = build_graph(graph_layers(gpt, form, blocks), form)
+    save_graph(graph, staging / "onnx")
+    del gpt, graph
+    gc.collect()
+    copy_side_files(source, staging)
+    facts = manifest_facts(staging, config, form, to, manifest.model.n_parameters)
+    facts["quantization"] = quantization
+    facts["source"] = read_json(source / "gptx.json")["source"]
+    write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
+    return facts
+
+
+def _chain(certificate: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
+    """The comparisons from PyTorch to here, and what their largest differences add up to at most."""
+    if certificate["against"].startswith("pytorch"):
+        return [link(certificate)]
+    links = [*manifest.certificate.get("chain", []), link(certificate)]
+    total = {"against": "sum", "max_abs": sum(entry["max_abs"] for entry in links)}
+    return [*links, total]
+
+
+def _own_card(source: Path) -> str | None:
+    """What the source artifact's card says below the part that is written anew."""
+    card = source / CARD
+    marker = "`gptx verify` with this folder.\n"
+    return card.read_text().partition(marker)[2].strip() or None if card.exists() else None

@@ -1,0 +1,178 @@
+"""The files that stand beside the graph: what other loaders read, our manifest, and the model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gptx
+from gptx.folders import MANIFEST
+from gptx.progress import stage
+
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+CARD = "README.md"
+
+
+def copy_side_files(source: Path, out: Path) -> None:
+    for name in COPIED:
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool) -> None:
+    """genai_config.json for onnxruntime-genai, which refuses keys that it does not know (its config.h)."""
+    eos = tokens["eos"] or [0]
+    generation = read_json(out / "generation_config.json")
+    config = {
+        "model": {
+            "type": "decoder",
+            "bos_token_id": tokens["bos"] if tokens["bos"] is not None else eos[0],
+            "eos_token_id": eos if len(eos) > 1 else eos[0],
+            "pad_token_id": tokens["pad"] if tokens["pad"] is not None else eos[0],
+            "vocab_size": shape["vocab_size"],
+            "context_length": shape["n_ctx"],
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": "onnx/model.onnx",
+                "head_size": shape["head_dim"],
+                "hidden_size": shape["n_embd"],
+                "num_attention_heads": shape["n_head"],
+                "num_hidden_layers": shape["n_layer"],
+                "num_key_value_heads": shape["n_kv_head"],
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": bool(generation.get("do_sample", False)),
+            "max_length": shape["n_ctx"],
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": shared,
+            "repetition_penalty": float(generation.get("repetition_penalty") or 1.0),
+            "temperature": float(generation.get("temperature") or 1.0),
+            "top_k": int(generation.get("top_k") or 50),
+            "top_p": float(generation.get("top_p") or 1.0),
+        },
+    }
+    write_json(out / "genai_config.json", config)
+
+
+def token_facts(folder: Path) -> dict[str, Any]:
+    """bos, eos and pad ids as config.json and generation_config.json name them, and how many ids the tokenizer knows."""
+    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+
+    def named(key: str) -> Any:
+        return generation.get(key) if generation.get(key) is not None else config.get(key)
+
+    eos = named("eos_token_id")
+    known = None
+    if (folder / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        known = max(vocabulary.values(), default=-1) + 1
+    return {
+        "vocab_size": known,
+        "bos": named("bos_token_id"),
+        "eos": [] if eos is None else eos if isinstance(eos, list) else [eos],
+        "pad": named("pad_token_id"),
+    }
+
+
+def write_manifest(out: Path, facts: dict[str, Any]) -> None:
+    """gptx.json: `facts` with the format's version, ours, and the hash and size of every file but itself and the card."""
+    files = sorted(p for p in out.rglob("*") if p.is_file() and p.relative_to(out).as_posix() not in (MANIFEST, CARD))
+    manifest = {
+        "format": "gptx",
+        "format_version": 1,
+        "gptx_version": gptx.__version__,
+        **facts,
+        "files": {p.relative_to(out).as_posix(): {"sha256": sha256(p), "size": p.stat().st_size} for p in files},
+    }
+    write_json(out / MANIFEST, manifest)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    with stage("Hashing the checkpoint"):
+        return {p.name: sha256(p) for pattern in patterns for p in sorted(folder.glob(pattern))}
+
+
+def write_card(out: Path, name: str, card: str | None = None) -> None:
+    """README.md, a model card written from the manifest. `card` is text of the checkpoint's own, kept below."""
+    manifest = read_json(out / MANIFEST)
+    certificate, shape = manifest["certificate"], manifest["model"]
+    figures, greedy = certificate["figures"], certificate["greedy"]
+    size = sum(entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/"))
+    source = manifest["source"]
+    lines = [
+        "---",
+        "library_name: gptx",
+        "tags: [onnx, gptx, text-generation]",
+        *([f"license: {source['licence']}"] if source.get("licence") else []),
+        "---",
+        f"# {name}",
+        "",
+        f"A GPT of {shape['n_parameters'] / 1e6:,.1f}M parameters as ONNX in {manifest['precision']},"
+        f" written by gptx {manifest['gptx_version']}. It loads in gptx, onnxruntime-genai, optimum and transformers.js"
+        f" where its configuration allows it (cache form: {manifest['cache']}, config.json: {manifest['model_type']}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| layers, heads (key-value), width | {shape['n_layer']}, {shape['n_head']} ({shape['n_kv_head']}), {shape['n_embd']} |",
+        f"| context, vocabulary | {shape['n_ctx']}, {shape['vocab_size']} |",
+        f"| graph and weights | {size / 1e6:,.1f} MB, {size / shape['n_parameters']:.2f} bytes a parameter |",
+        f"| made from | {source.get('name', 'a checkpoint')} ({source.get('format', 'unknown')}) |",
+        "",
+        "## Parity certificate",
+        "",
+        f"Against {certificate['against']} on {certificate['text']['source']} ({certificate['text']['tokens']} tokens,"
+        f" windows of {certificate['text']['window']}, none overlapping), {certificate['environment']['cpu']},"
+        f" {certificate['environment']['provider']}:",
+        "",
+        "| figure | |",
+        "|---|---|",
+        f"| perplexity, reference's | {figures['perplexity']:.4f} ± {figures['perplexity_error']:.4f}, {figures['perplexity_reference']:.4f} |",
+        f"| mean KL, 99.9th percentile | {figures['kl_mean']:.2e}, {figures['kl_p999']:.2e} |",
+        f"| same top-1 | {figures['same_top1']:.2%} |",
+        f"| largest, mean difference of a logit | {figures['max_abs']:.2e}, {figures['mean_abs']:.2e} |",
+        f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |",
+        "",
+        "Outside its limits, and accepted as it is." if certificate["accepted"] else "Inside its limits.",
+        "Prove it again on your machine: `gptx verify` with this folder.",
+    ]
+    (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""))

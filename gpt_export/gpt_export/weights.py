@@ -1,0 +1,53 @@
+"""An fp32 artifact's weights back into the GPT module: initializers carry the parameters' names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from gptx.artifact import GRAPH
+from gptx.errors import ArtifactError
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT
+from torch import nn
+
+
+def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
+    """The module that `export` traced, in fp32 and eval mode. ArtifactError names every weight that is not there."""
+    stored = ir.load(artifact / GRAPH).graph.initializers
+    with torch.device("meta"):  # shapes only: the initial values would be thrown away
+        shape = GPT(config)
+    tables = {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()} if config.position != "learned" else {}
+    transposed = {f"{n}.weight" for n, m in shape.named_modules() if isinstance(m, nn.Linear) and n != "head"}
+    missing = [name for name, _ in shape.named_parameters() if name not in stored]
+    if missing:
+        raise ArtifactError(f"{artifact / GRAPH} lacks the weights {', '.join(missing)}: it was not written by gptx export")
+    for name, _ in list(shape.named_parameters()):
+        value = stored[name].const_value
+        assert value is not None
+        array = value.numpy()
+        array = array.T if name in transposed else array
+        _put(shape, name, nn.Parameter(torch.from_numpy(np.array(array, np.float32, order="C")), requires_grad=False))
+    for name, buffer in tables.items():
+        _put(shape, name, buffer)
+    if config.tied:
+        shape.head.weight = shape.wte.weight
+    return shape.eval()
+
+
+def _thin(config: GPTConfig) -> GPTConfig:
+    """One layer and one token of vocabulary: enough to make the position tables."""
+    import dataclasses
+
+    return dataclasses.replace(config, n_layer=1, vocab_size=1, attention=config.attention_of(0), window=None)
+
+
+def _put(gpt: GPT, name: str, tensor: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = gpt.get_submodule(owner)
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, leaf, tensor)
+    else:
+        module._buffers[leaf] = tensor
