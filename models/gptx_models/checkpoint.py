@@ -15,7 +15,7 @@ from gptx.errors import CheckpointError
 from gptx.folders import kind_of
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family, family_of, read_config, write_config
-from gptx_models.hf_layout import LAYOUTS, build, tensors_of
+from gptx_models.hf_layout import LAYOUTS, Layout, build, tensors_of
 from gptx_models.model import GPT
 from gptx_models.tensor_files import open_folder, read_json, write_safetensors
 
@@ -34,9 +34,12 @@ def load_config(folder: Path) -> GPTConfig:
 def load_model(folder: Path) -> GPT:
     """The model in a checkpoint folder, in fp32 and eval mode. Raises CheckpointError."""
     folder = Path(folder)
-    raw = _raw_config(folder)
-    config = read_config(raw, str(folder / "config.json"))
-    return build(config, LAYOUTS[_READ_AS.get(raw["model_type"], "gptx")], open_folder(folder))
+    return build(load_config(folder), read_layout(folder), open_folder(folder))
+
+
+def read_layout(folder: Path) -> Layout:
+    """How the weights of a checkpoint folder are laid out."""
+    return LAYOUTS[_READ_AS.get(_raw_config(folder)["model_type"], "gptx")]
 
 
 def save_checkpoint(

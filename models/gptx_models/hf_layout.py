@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class TensorSource:
     where: str
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    types: dict[str, str] = field(default_factory=dict)  # how each is stored: F32, BF16, ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Layout:
     prefix: str = ""  # some files leave it out
     ignored: str = r"(?!)"  # tensors that carry nothing: buffers of old versions
 
+    def untransposed(self) -> Layout:
+        return replace(self, transposed=frozenset())
 
+
+FLOATS = ("F64", "F32", "F16", "BF16")
 _LINEARS = frozenset(("attn.qkv", "attn.out", "mlp.up", "mlp.down"))
 _GPT2_BLOCK = {
     "norm1": ("h.{i}.ln_1",),
@@ -173,6 +178,9 @@ def check(
         if name in source.shapes and tuple(source.shapes[name]) != shape
     ]
     problems = []
+    quantized = [f"{name} is {source.types[name]}" for name in expected if source.types.get(name, "F32") not in FLOATS]
+    if quantized:
+        problems.append(f"expected tensors of type {', '.join(FLOATS)}: {', '.join(quantized)}")
     if missing:
         problems.append(f"missing tensors: {', '.join(missing)}")
     if unexpected:
@@ -181,6 +189,18 @@ def check(
         problems.append(f"wrong shapes: {', '.join(wrong)}")
     if problems:
         raise CheckpointError(f"{source.where}: the weights do not fit the configuration: {'; '.join(problems)}")
+
+
+def written_names(config: GPTConfig, layout: Layout, written: Layout) -> dict[str, str]:
+    """For each tensor of a file in `layout`: what it is called in a file in `written` (where both split it alike)."""
+    names: dict[str, str] = {}
+    for name, parameter in empty_model(config).named_parameters():
+        found = place_of(name, parameter.shape, config, layout).names
+        if layout.prefix:  # the base model alone is written without it
+            found = (*found, *(piece.removeprefix(layout.prefix) for piece in found))
+        target = place_of(name, parameter.shape, config, written).names
+        names |= dict(zip(found, target if len(target) == len(found) else target[:1] * len(found)))
+    return names
 
 
 def tensors_of(model: GPT, family: Family) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
@@ -209,3 +229,8 @@ def _piece(value: Tensor | None, rows: slice, shape: tuple[int, ...], transposed
         return (part.t() if transposed else part).contiguous()
 
     return give
+
+
+def to_halves(rows: Tensor, n_head: int) -> Tensor:
+    """Rows of Q or K from interleaved rotary pairs (Meta, llama.cpp) to halves: in each head 0 2 4 ... 1 3 5 ..."""
+    return rows.unflatten(0, (n_head, -1, 2)).transpose(1, 2).flatten(0, 2)

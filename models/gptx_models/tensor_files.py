@@ -21,21 +21,23 @@ from gptx.errors import CheckpointError
 from gptx_models.hf_layout import TensorSource
 
 _LFS = b"version https://git-lfs"
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def open_folder(folder: Path) -> TensorSource:
     """The tensors of a checkpoint folder. Raises CheckpointError."""
     files = weight_files(folder)
-    shapes: dict[str, tuple[int, ...]] = {}
-    readers: dict[str, Callable[[str], Tensor]] = {}
+    sources: dict[str, TensorSource] = {}
     for file in files:
         check_file(file)
-        found, read = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
-        shapes |= found
-        readers |= dict.fromkeys(found, read)
-    where = str(files[0] if len(files) == 1 else folder)
-    return TensorSource(where, shapes, lambda name: readers[name](name))
+        source = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        sources |= dict.fromkeys(source.shapes, source)
+    return TensorSource(
+        str(files[0] if len(files) == 1 else folder),
+        {name: source.shapes[name] for name, source in sources.items()},
+        lambda name: sources[name].read(name),
+        {name: source.types[name] for name, source in sources.items()},
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -77,23 +79,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+def _open_safetensors(path: Path) -> TensorSource:
     try:
         file = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
-    for name, part in slices.items():
-        if part.get_dtype() not in _FLOATS and len(part.get_shape()) > 1:
-            raise CheckpointError(f"{path}: {name} is of type {part.get_dtype()}, expected one of {', '.join(_FLOATS)}")
-    return {name: tuple(part.get_shape()) for name, part in slices.items()}, file.get_tensor
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return TensorSource(str(path), shapes, file.get_tensor, {name: part.get_dtype() for name, part in slices.items()})
 
 
-def _open_bin(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+def _open_bin(path: Path) -> TensorSource:
     tensors = load_torch_file(path)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} is not a state_dict: expected tensors by name")
-    return {name: tuple(value.shape) for name, value in tensors.items()}, lambda name: tensors[name]
+    return of_state_dict(tensors, str(path))
+
+
+def of_state_dict(tensors: dict[str, Tensor], where: str) -> TensorSource:
+    """Tensors that PyTorch has opened already, as a TensorSource."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    types = {name: _TYPES.get(value.dtype, str(value.dtype)) for name, value in tensors.items()}
+    return TensorSource(where, shapes, lambda name: tensors[name], types)
 
 
 def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:

@@ -1,0 +1,69 @@
+"""A model on the Hugging Face hub, by its name org/name -> our GPT. huggingface_hub downloads, caches and resumes.
+
+Fetches only what the import reads. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptx.errors import CheckpointError
+from gptx_models.importers.huggingface import import_folder
+from gptx_models.importers.imported import Imported, Tell, quiet
+
+_TEXTS = ("config.json", "generation_config.json", "chat_template.jinja", "README.md")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_OLD_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.model")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+
+
+def import_hub(name: str, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
+    """Download `name`, or take it from the cache, and import it. Raises CheckpointError."""
+    tell(f"{name} is no path here: looking for it on the Hugging Face hub")
+    folder = download(name)
+    imported = import_folder(folder, tokenizer_wanted=tokenizer_wanted, tell=tell)
+    imported.source |= {"name": name, "revision": folder.name}  # snapshots/<commit>
+    return imported
+
+
+def download(name: str) -> Path:
+    """The folder of a model's files in huggingface_hub's cache. Raises CheckpointError."""
+    folder = _snapshot(name, (*_TEXTS, *_TOKENIZER, *_OLD_TOKENIZER, *_WEIGHTS))
+    if not any(folder.glob("model*.safetensors")):
+        folder = _snapshot(name, (*_TEXTS, *_TOKENIZER, *_OLD_TOKENIZER, *_OLD_WEIGHTS))
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"{name} on the hub has no config.json: it is not a model in Hugging Face's form "
+            "(for GGUF, download the file and name it)"
+        )
+    return folder
+
+
+def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import errors as hub
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except hub.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then log in with `hf auth login`"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name} is neither a path here nor a model on {constants.ENDPOINT} "
+            "(if it is private, log in with `hf auth login`)"
+        ) from error
+    except hub.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name} is not in the cache, and {constants.ENDPOINT} cannot be reached: check the network, or "
+            "download the model elsewhere and name the folder"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, OSError | hub.HFValidationError) and type(error).__module__.split(".")[0] != "httpx":
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"downloading {name} failed ({first}): run it again, it goes on where it stopped"
+        ) from error

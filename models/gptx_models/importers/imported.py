@@ -1,0 +1,23 @@
+"""What every importer hands back: a model, its tokenizer's files, and where both came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptx_models.model import GPT
+
+Tell = Callable[[str], None]  # takes one line for a person
+
+
+@dataclass
+class Imported:
+    model: GPT
+    source: dict[str, Any]  # becomes gptx_source.json
+    tokenizer: dict[str, str] = field(default_factory=dict)  # file name -> its text; empty: no tokenizer found
+    generation: dict[str, Any] = field(default_factory=dict)  # becomes generation_config.json
+
+
+def quiet(line: str) -> None:
+    """The Tell of a call that wants no lines."""

@@ -1,0 +1,188 @@
+"""llama2.c's .bin (version 0 has no magic number, 1 is fp32, 2 int8) -> our GPT; its tokenizer.bin -> a tokenizer.
+
+Meta's order of rotary pairs is interleaved; Q and K are put into halves here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptx.errors import CheckpointError
+from gptx_models.config import GPTConfig
+from gptx_models.hf_config import family_of
+from gptx_models.hf_layout import LAYOUTS, TensorSource, build, to_halves
+from gptx_models.importers.imported import Imported, Tell, quiet
+from gptx_models.progress import shown
+from gptx_models.sentencepiece import sentencepiece_tokenizer
+from gptx_models.tensor_files import check_file, sha256
+from gptx_models.tokenizer_files import TokenizerFiles, companions, with_bos_eos
+
+_MAGIC = 0x616B3432  # "ak42"
+_HEADER = 256  # bytes, of versions 1 and 2
+
+
+@dataclass(frozen=True)
+class _File:
+    """The header of a .bin: what the model is, and where the weights begin."""
+
+    config: GPTConfig
+    version: int
+    start: int
+    group: int  # weights that share one scale, in version 2
+
+
+def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
+    """Read a .bin, and the tokenizer.bin beside it where there is one. Raises CheckpointError."""
+    check_file(path)
+    file = _header(path)
+    source = _source(path, file)
+    with shown(source) as read:
+        model = build(file.config, LAYOUTS["llama"], read)
+    assert family_of(file.config) == "llama"
+    about = {
+        "format": "llama2.c",
+        "name": path.stem,
+        "sha256": {path.name: sha256(path)},
+        "tensor_types": source.types,
+    }
+    beside = path.parent / "tokenizer.bin"
+    if not tokenizer_wanted or not beside.exists():
+        return Imported(model, about)
+    tell(f"the tokenizer is made from {beside}")
+    tokenizer = read_tokenizer_bin(beside, file.config.vocab_size)
+    return Imported(model, about, tokenizer.files, tokenizer.generation)
+
+
+def _header(path: Path) -> _File:
+    with path.open("rb") as file:
+        raw = file.read(_HEADER)
+    if len(raw) < 28:
+        raise CheckpointError(f"{path} is too short to be a .bin of llama2.c: {len(raw)} bytes")
+    magic, version = struct.unpack("<Ii", raw[:8])
+    if magic != _MAGIC:
+        numbers = struct.unpack("<7i", raw[:28])
+        return _File(_config(numbers, numbers[5] > 0, path), version=0, start=28, group=0)
+    if version not in (1, 2) or len(raw) < _HEADER:
+        raise CheckpointError(f"{path} is of version {version} of llama2.c's format, expected 0, 1 or 2")
+    shared, group = struct.unpack("<Bi", raw[36:41])
+    config = _config(struct.unpack("<7i", raw[8:36]), bool(shared), path)
+    return _File(config, version, _HEADER, group if version == 2 else 0)
+
+
+def _config(numbers: tuple[int, ...], shared: bool, path: Path) -> GPTConfig:
+    dim, hidden, n_layer, n_head, n_kv_head, vocab_size, n_ctx = numbers
+    try:
+        return GPTConfig(
+            vocab_size=abs(vocab_size),  # negative in version 0: the head is not shared
+            n_ctx=n_ctx,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_kv_head=n_kv_head,
+            n_embd=dim,
+            n_inner=hidden,
+            position="rope",
+            activation="swiglu",
+            norm="rmsnorm",
+            attn_bias=False,
+            mlp_bias=False,
+            tied=shared,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a .bin of llama2.c: its header says {list(numbers)} ({error})") from error
+
+
+def _shapes(config: GPTConfig, version: int) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's names of the tensors, in the order in which the file holds them."""
+    c, q, kv = config, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+    layers = range(c.n_layer)
+
+    def each(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+        return {f"model.layers.{i}.{name}.weight": shape for i in layers}
+
+    embedding = {"model.embed_tokens.weight": (c.vocab_size, c.n_embd)}
+    norm1, norm2 = each("input_layernorm", c.n_embd), each("post_attention_layernorm", c.n_embd)
+    norm = {"model.norm.weight": (c.n_embd,)}
+    attention = {
+        **each("self_attn.q_proj", q, c.n_embd),
+        **each("self_attn.k_proj", kv, c.n_embd),
+        **each("self_attn.v_proj", kv, c.n_embd),
+        **each("self_attn.o_proj", c.n_embd, q),
+    }
+    mlp = {
+        **each("mlp.gate_proj", c.n_inner, c.n_embd),
+        **each("mlp.down_proj", c.n_embd, c.n_inner),
+        **each("mlp.up_proj", c.n_inner, c.n_embd),
+    }
+    head = {} if c.tied else {"lm_head.weight": (c.vocab_size, c.n_embd)}
+    if version == 0:
+        tables = {"rotary.cos": (c.n_ctx, c.head_dim // 2), "rotary.sin": (c.n_ctx, c.head_dim // 2)}
+        return {**embedding, **norm1, **attention, **norm2, **mlp, **norm, **tables, **head}
+    return {**norm1, **norm2, **norm, **embedding, **attention, **mlp, **head}
+
+
+def _source(path: Path, file: _File) -> TensorSource:
+    config, group = file.config, file.group
+    shapes = _shapes(config, file.version)
+    quantized = {name for name, shape in shapes.items() if file.version == 2 and len(shape) == 2}
+    offsets: dict[str, int] = {}
+    end = file.start
+    for name, shape in shapes.items():
+        offsets[name] = end
+        count = math.prod(shape)
+        end += count + 4 * (count // group) if name in quantized else 4 * count
+    size = path.stat().st_size
+    if size != end:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, and its header (version {file.version}, {config.n_layer} layers of width "
+            f"{config.n_embd}, {config.vocab_size:,} tokens) asks for {end:,}: it is cut short, or not of llama2.c"
+        )
+    data = np.memmap(path, mode="r")
+
+    def read(name: str) -> Tensor:
+        count, start = math.prod(shapes[name]), offsets[name]
+        if name in quantized:
+            scales = data[start + count : start + count + 4 * (count // group)].view("<f4")
+            flat = data[start : start + count].view(np.int8).reshape(-1, group) * scales[:, None]
+        else:
+            flat = data[start : start + 4 * count].view("<f4")
+        value = torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(shapes[name])
+        if ".q_proj." in name:
+            return to_halves(value, config.n_head)
+        return to_halves(value, config.n_kv_head) if ".k_proj." in name else value
+
+    weights = {name: shape for name, shape in shapes.items() if not name.startswith("rotary.")}
+    types = {name: "Q8_0" if name in quantized else "F32" for name in weights}
+    return TensorSource(str(path), weights, read, types)
+
+
+def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:
+    """llama2.c's tokenizer.bin: for each token its score and text, spaces written as spaces. Raises CheckpointError."""
+    check_file(path)
+    raw = path.read_bytes()
+    tokens, scores, at = [], [], 4  # after the longest token's length
+    try:
+        for _ in range(vocab_size):
+            score, length = struct.unpack_from("<fi", raw, at)
+            tokens.append(struct.unpack_from(f"<{length}s", raw, at + 8)[0].decode("utf-8"))
+            scores.append(score)
+            at += 8 + length
+    except (struct.error, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is not a tokenizer.bin of {vocab_size:,} tokens: it is broken after {len(tokens):,} ({error})"
+        ) from error
+    tokens = [token.replace(" ", "▁") for token in tokens]
+    tokens[:3] = ["<unk>", "<s>", "</s>"]  # written there as "\n<s>\n"
+    normal = [token_id > 2 and not token.startswith("<0x") for token_id, token in enumerate(tokens)]
+    tokenizer = sentencepiece_tokenizer(tokens, scores, normal, unknown="<unk>", space_prefix=True)
+    tokenizer.add_special_tokens(tokens[:3])
+    with_bos_eos(tokenizer, "<s>", None)
+    special = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    files = companions(tokenizer, tokenizer_class="LlamaTokenizer", special=special, add_bos=True)
+    return TokenizerFiles(files, {"bos_token_id": 1, "eos_token_id": 2})

@@ -1,0 +1,117 @@
+"""nanoGPT's ckpt.pt -> our GPT, and its meta.pkl -> a tokenizer of single characters.
+
+Neither file may run code: tensors and plain values only, unless `allow_pickle`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from gptx.errors import CheckpointError
+from gptx_models.config import GPTConfig
+from gptx_models.hf_config import family_of
+from gptx_models.hf_layout import LAYOUTS, build, written_names
+from gptx_models.importers.imported import Imported, Tell, quiet
+from gptx_models.progress import shown
+from gptx_models.tensor_files import check_file, load_torch_file, of_state_dict, sha256
+from gptx_models.tokenizer_files import TokenizerFiles, companions
+
+LAYOUT = LAYOUTS["gpt2"].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
+_FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+
+
+def import_nanogpt(
+    path: Path, *, allow_pickle: bool = False, tokenizer_wanted: bool = True, tell: Tell = quiet
+) -> Imported:
+    """Read a ckpt.pt, and the meta.pkl of its data set where that is found. Raises CheckpointError."""
+    checkpoint = load_torch_file(path, allow_pickle=allow_pickle)
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
+        raise CheckpointError(f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args")
+    config = _config(checkpoint["model_args"], str(path))
+    weights = {name.removeprefix("_orig_mod."): value for name, value in checkpoint["model"].items()}
+    source = of_state_dict(weights, str(path))
+    with shown(source) as read:
+        model = build(config, LAYOUT, read)
+    names = written_names(config, LAYOUT, LAYOUTS[family_of(config)])
+    about = {
+        "format": "nanogpt",
+        "name": path.parent.name or path.stem,
+        "sha256": {path.name: sha256(path)},
+        "tensor_types": {names[name]: kind for name, kind in source.types.items() if name in names},
+    }
+    meta = _find_meta(path, checkpoint) if tokenizer_wanted else None
+    if meta is None:
+        return Imported(model, about)
+    tell(f"the tokenizer is made from {meta}")
+    return Imported(model, about, read_meta(meta, allow_pickle=allow_pickle).files)
+
+
+def _config(args: dict[str, Any], where: str) -> GPTConfig:
+    missing = [name for name in _FIELDS if args.get(name) is None]
+    if missing:
+        raise CheckpointError(
+            f"{where}: model_args lacks {', '.join(missing)}: it is not a checkpoint of nanoGPT's GPT"
+        )
+    bias = args.get("bias", True)
+    try:
+        return GPTConfig(
+            vocab_size=args["vocab_size"],
+            n_ctx=args["block_size"],
+            n_layer=args["n_layer"],
+            n_head=args["n_head"],
+            n_embd=args["n_embd"],
+            activation="gelu",  # nn.GELU(); GPT-2's own weights, loaded by nanoGPT, run with it too
+            attn_bias=bias,
+            mlp_bias=bias,
+            norm_bias=bias,
+            dropout=args.get("dropout", 0.0),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
+    """meta.pkl beside the checkpoint, or where nanoGPT keeps it: out-NAME/ckpt.pt belongs to data/DATASET/meta.pkl."""
+    dataset = checkpoint.get("config", {}).get("dataset")
+    places = [path.parent / "meta.pkl"]
+    if dataset:
+        places.append(path.parent.parent / "data" / str(dataset) / "meta.pkl")
+    return next((place for place in places if place.exists()), None)
+
+
+class _Plain(pickle.Unpickler):
+    """Unpickles dicts, lists, strings and numbers, and nothing that has a class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
+    """nanoGPT's meta.pkl (stoi: character -> id) as a tokenizer. Raises CheckpointError."""
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            meta = pickle.load(file) if allow_pickle else _Plain(file).load()
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than plain values, or is broken ({error}): where you trust who wrote it, read it with "
+            "--allow-pickle, which runs code from the file"
+        ) from error
+    except (EOFError, ValueError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a whole pickle file: {error}") from error
+    stoi = meta.get("stoi") if isinstance(meta, dict) else None
+    if not isinstance(stoi, dict) or not all(isinstance(c, str) and len(c) == 1 for c in stoi):
+        raise CheckpointError(f"{path} is not a meta.pkl of nanoGPT's characters: expected stoi, from character to id")
+    return TokenizerFiles(companions(character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={}))
+
+
+def character_tokenizer(ids: dict[str, int]) -> Tokenizer:
+    """A token for each character. A character that is not in `ids` is an error when it is encoded."""
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
