@@ -42,34 +42,46 @@ class Recording:
         return summarize(self.proof.windows, lambda i: self.logits[i], (prompt, self.greedy), budget=budget)
 
 
-def record_pytorch(gpt: GPT, proof: Proof, scratch: Path) -> Recording:
-    """Run the module in fp32, teacher-forced and greedily; its logits go to the file `scratch`."""
-    with torch.no_grad():
-        logits = _record(proof, lambda window: gpt(torch.tensor([window]))[0].numpy(), gpt.config.vocab_size, scratch)
-        return Recording("pytorch fp32", proof, logits, pytorch_greedy(gpt, proof.greedy_prompt, GREEDY))
-
-
-def record_artifact(model: Model, proof: Proof, scratch: Path) -> Recording:
-    """The same of an artifact that is loaded in the runtime."""
-    vocab_size = model.manifest.model.vocab_size
-    logits = _record(proof, lambda window: forced_logits(model, window), vocab_size, scratch)
-    n = min(GREEDY, model.n_ctx - len(proof.greedy_prompt))
-    return Recording("artifact fp32", proof, logits, greedy_tokens(model, proof.greedy_prompt, n))
-
-
-def _record(
-    proof: Proof, run: Callable[[list[int]], np.ndarray], vocab_size: int, scratch: Path
-) -> list[np.ndarray]:
-    total = sum(map(len, proof.windows))
-    stored = np.memmap(scratch, np.float32, "w+", shape=(total, vocab_size))
+def record(
+    name: str, text: Proof, scratch: Path, logits: Callable[[list[int]], np.ndarray], greedy: Callable[[list[int]], list[int]]
+) -> Recording:
+    """Run a reference, teacher-forced and greedily. logits(window) -> (length, vocab_size), kept in the file `scratch`;
+    greedy(prompt) -> the tokens that follow."""
+    total = sum(map(len, text.windows))
+    stored: np.memmap | None = None
     windows, at = [], 0
     with stage("Reference logits", total=total) as advance:
-        for window in proof.windows:
-            stored[at : at + len(window)] = run(window)
+        for window in text.windows:
+            values = logits(window)
+            if stored is None:
+                stored = np.memmap(scratch, np.float32, "w+", shape=(total, values.shape[1]))
+            stored[at : at + len(window)] = values
             windows.append(stored[at : at + len(window)])
             at += len(window)
             advance(len(window))
-    return windows
+    return Recording(name, text, windows, greedy(text.greedy_prompt))
+
+
+def record_pytorch(gpt: GPT, text: Proof, scratch: Path) -> Recording:
+    """The reference is the module, in fp32."""
+
+    def logits(window: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return gpt(torch.tensor([window]))[0].numpy()
+
+    return record("pytorch fp32", text, scratch, logits, lambda prompt: pytorch_greedy(gpt, prompt, GREEDY))
+
+
+def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
+    """The reference is an artifact, loaded in the runtime."""
+    n = min(GREEDY, model.n_ctx - len(text.greedy_prompt))
+    return record(
+        f"artifact {model.manifest.precision}",
+        text,
+        scratch,
+        lambda window: forced_logits(model, window),
+        lambda prompt: greedy_tokens(model, prompt, n),
+    )
 
 
 def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:

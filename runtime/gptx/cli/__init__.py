@@ -4,9 +4,11 @@ torch, and a verb whose packages are missing says which to install."""
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from gptx.errors import GptxError
 
@@ -48,6 +50,22 @@ class Verbs(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        verbs = [CompletionItem(verb, help=text) for verb, (_, text) in VERBS.items() if verb.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)  # the group's own would import every verb
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+            return result
+        except BrokenPipeError as error:
+            raise _ClosedPipe from error  # click would make an exit status of 1 of it
+
+
+class _ClosedPipe(Exception):
+    """Whoever read our output has enough."""
+
 
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -71,18 +89,26 @@ def group() -> None:
 
 
 def main() -> None:
-    """Run the verb; a GptxError becomes one line and exit status 1, Ctrl-C status 130, a closed pipe none at all."""
+    """Run the verb; a GptxError becomes one line and exit status 1, a wrong option one line and 2, Ctrl-C 130, and a
+    closed pipe nothing at all."""
     try:
-        group.main(standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
+        # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
+        status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)
+        sys.exit(status if isinstance(status, int) else 0)  # click returns what ctx.exit() was given
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "gptx"
+        click.echo(f"gptx: {error.format_message().rstrip('.')} (see {verb} --help)", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"gptx: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # else Python complains of standard output when it ends
+    except (_ClosedPipe, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         sys.exit(0)
     except GptxError as error:
         click.echo(f"gptx: {error}", err=True)

@@ -1,0 +1,184 @@
+"""For architectures that our GPT does not cover (Qwen, Gemma, Phi ...): optimum-onnx exports the graph, and it still gets our
+manifest, certificate and runtime. The reference is transformers in fp32; the cache grows."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gptx
+import numpy as np
+import onnx_ir as ir
+import torch
+from gptx.errors import CheckpointError, GptxError
+from gptx.folders import check_output, new_folder
+from gptx.install import pip_command
+from gptx.limits import limits_for
+from gptx.progress import stage
+
+from gpt_export.certify import GREEDY, certify, record
+from gpt_export.export import (
+    PREFILL_CHUNK,
+    expect_checkpoint,
+    link,
+    reference_budget,
+    settle,
+    source_facts,
+    tool_versions,
+)
+from gpt_export.proof import proof
+from gpt_export.side_files import copy_side_files, read_json, token_facts, write_card, write_genai_config, write_manifest
+
+
+def export_via_optimum(
+    source: Path,
+    out: Path,
+    *,
+    text: Path | None = None,
+    limits: Mapping[str, float] | None = None,
+    accept: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Export the Hugging Face folder `source` with optimum-onnx's exporter; returns the certificate.
+
+    Options and errors as in gpt_export.export.export_checkpoint; CheckpointError also where optimum or transformers cannot
+    take the model, and GptxError where they are not installed.
+    """
+    expect_checkpoint(source, "export")
+    bounds = limits_for("fp32", limits)
+    weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in source.glob(pattern))
+    check_output(out, force=force, needed=4 * weights)
+    with new_folder(out, force=force, needed=4 * weights) as staging:
+        with stage("Exporting with optimum"):
+            _export(source, staging)
+        graph = ir.load(staging / "onnx" / "model.onnx")
+        copy_side_files(source, staging)
+        reference = _load_reference(source)
+        parameters = reference.num_parameters()
+        facts = _facts(graph, staging, parameters)
+        shape = facts["model"]
+        text_proof = proof(source, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
+        with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
+            recording = record(
+                "transformers fp32",
+                text_proof,
+                Path(scratch.name),
+                lambda window: _logits(reference, window),
+                lambda prompt: _greedy(reference, prompt, min(GREEDY, shape["n_ctx"] - len(prompt))),
+            )
+            del reference
+            gc.collect()
+            recording.reference(reference_budget(parameters)).save(staging)
+            write_genai_config(staging, shape, facts["tokens"], shared=False)
+            facts["source"] = {**source_facts(source), "via": "optimum"}
+            write_manifest(staging, {**facts, "certificate": {}})
+            with gptx.load(staging) as model:
+                certificate = certify(recording, model, bounds)
+        settle(certificate, accept=accept, what=f"the export of {source}")
+        certificate["chain"] = [link(certificate)]
+        write_manifest(staging, {**facts, "certificate": certificate})
+        write_card(staging, out.name)
+    return certificate
+
+
+def _export(source: Path, staging: Path) -> None:
+    try:
+        from optimum.exporters.onnx import main_export
+    except ImportError as error:
+        raise GptxError(f"--via optimum needs optimum-onnx, which is not installed: {pip_command('interop')}") from error
+    with _silent(), tempfile.TemporaryDirectory(dir=staging) as scratch:
+        try:
+            main_export(str(source), output=scratch, task="text-generation-with-past", do_validation=False)
+        except Exception as error:  # optimum raises what it likes: ValueError, KeyError, RuntimeError ...
+            raise CheckpointError(f"optimum cannot export {source}: {_first_line(error)}") from error
+        (staging / "onnx").mkdir()
+        for file in Path(scratch).glob("model.onnx*"):
+            shutil.move(file, staging / "onnx" / file.name)
+        copy_side_files(Path(scratch), staging)
+
+
+def _load_reference(source: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _silent():
+        try:
+            return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        except Exception as error:
+            raise CheckpointError(f"transformers cannot load {source}: {_first_line(error)}") from error
+
+
+def _logits(reference: Any, window: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        return reference(torch.tensor([window])).logits[0].float().numpy()
+
+
+def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:
+    tokens, past, new = [], None, torch.tensor([prompt])
+    with torch.no_grad():
+        while len(tokens) < n:
+            output = reference(new, past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            tokens.append(int(output.logits[0, -1].argmax()))
+            new = torch.tensor([tokens[-1:]])
+    return tokens
+
+
+def _facts(graph: ir.Model, folder: Path, parameters: int) -> dict[str, Any]:
+    """The manifest's facts, read from the graph's inputs and config.json."""
+    config = read_json(folder / "config.json")
+    keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
+    logits = next(value for value in graph.graph.outputs if value.name == "logits")
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    if not keys or keys[0].shape is None or logits.shape is None or not context:
+        raise CheckpointError(f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys")
+    return {
+        "precision": "fp32",
+        "cache": "growing",
+        "cache_dtype": "float32",
+        "prefill_chunk": PREFILL_CHUNK,
+        "model_type": config["model_type"],
+        "model": {
+            "n_layer": len(keys),
+            "n_head": config["num_attention_heads"],
+            "n_kv_head": _static(keys[0].shape[1]),
+            "head_dim": _static(keys[0].shape[3]),
+            "n_embd": config["hidden_size"],
+            "n_ctx": context,
+            "vocab_size": _static(logits.shape[2]),
+            "n_parameters": parameters,
+        },
+        "tokens": token_facts(folder),
+        "quantization": None,
+        "versions": tool_versions(),
+    }
+
+
+def _static(size: int | ir.SymbolicDim) -> int:
+    if not isinstance(size, int):
+        raise CheckpointError(f"the exported graph has a dynamic size ({size}) where gptx needs a number")
+    return size
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _silent():
+    """transformers and the tracer speak of their own matters while they export."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(level)

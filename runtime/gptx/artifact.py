@@ -1,0 +1,205 @@
+"""The manifest of an artifact: a folder in, a Manifest out, or an ArtifactError that names everything wrong with the folder.
+
+Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Knows nothing of ONNX Runtime or of tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptx.errors import ArtifactError
+from gptx.folders import MANIFEST, kind_of
+
+FORMAT_VERSION = 1
+GRAPH = "onnx/model.onnx"
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+CACHES = ("shared", "growing", "scatter")
+CACHE_DTYPES = ("float32", "float16")
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model's shape, as far as running it needs."""
+
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    n_ctx: int
+    vocab_size: int
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`vocab_size`: ids that the tokenizer knows, which a padded model exceeds; None where there is no tokenizer."""
+
+    vocab_size: int | None
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    path: Path
+    gptx_version: str
+    precision: str
+    cache: str
+    cache_dtype: str
+    prefill_chunk: int
+    model: Shape
+    tokens: Tokens
+    files: dict[str, FileFacts]
+    raw: dict[str, Any] = field(repr=False)  # gptx.json itself: quantization, source, versions, certificate
+
+    @property
+    def graph(self) -> Path:
+        return self.path / GRAPH
+
+
+def read(path: str | Path) -> Manifest:
+    """Read and check gptx.json and the presence and sizes of the files that it lists. Raises ArtifactError."""
+    path = Path(path)
+    raw = _load(path)
+    problems = list(_field_problems(raw))
+    if problems:
+        raise ArtifactError(f"{path / MANIFEST}: {'; '.join(problems)}: export the artifact again")
+    files = {name: FileFacts(sha256=facts["sha256"], size=facts["size"]) for name, facts in raw["files"].items()}
+    problems = [problem for name, facts in files.items() if (problem := _file_problem(path, name, facts.size))]
+    if GRAPH not in files:
+        problems.append(f"{MANIFEST} does not list {GRAPH}")
+    if problems:
+        raise ArtifactError(f"{path} is not a whole artifact: {'; '.join(problems)}")
+    tokens = raw["tokens"]
+    return Manifest(
+        path=path,
+        gptx_version=raw["gptx_version"],
+        precision=raw["precision"],
+        cache=raw["cache"],
+        cache_dtype=raw["cache_dtype"],
+        prefill_chunk=raw["prefill_chunk"],
+        model=Shape(**{name: raw["model"][name] for name in Shape.__dataclass_fields__}),
+        tokens=Tokens(
+            vocab_size=tokens.get("vocab_size"),
+            bos=tokens.get("bos"),
+            eos=tuple(tokens.get("eos") or ()),
+            pad=tokens.get("pad"),
+        ),
+        files=files,
+        raw=raw,
+    )
+
+
+def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:
+    """Compare the sha256 of every listed file; `progress(name, bytes read since the last call)`. Raises ArtifactError."""
+    changed = []
+    for name, facts in manifest.files.items():
+        digest = hashlib.sha256()
+        with (manifest.path / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                if progress:
+                    progress(name, len(block))
+        if digest.hexdigest() != facts.sha256:
+            changed.append(f"{name} has sha256 {digest.hexdigest()[:12]}..., expected {facts.sha256[:12]}...")
+    if changed:
+        raise ArtifactError(f"{manifest.path} was changed after it was made: {'; '.join(changed)}: copy it again")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    kind = kind_of(path)
+    if kind == "missing":
+        raise ArtifactError(f"{path} does not exist; an artifact is the folder that gptx export writes")
+    if kind == "file":
+        raise ArtifactError(f"{path} is a file, and an artifact is a folder with {MANIFEST} and {GRAPH} in it")
+    if kind == "checkpoint":
+        raise ArtifactError(f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it")
+    if kind == "folder":
+        raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
+    try:
+        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
+    except ValueError as error:
+        if (path / MANIFEST).read_bytes().startswith(LFS_POINTER):
+            raise ArtifactError(f"{path / MANIFEST} is a Git LFS pointer: run git lfs pull in that clone") from None
+        raise ArtifactError(f"{path / MANIFEST} is not JSON ({error}): copy the artifact again") from error
+    if not isinstance(raw, dict) or raw.get("format") != "gptx":
+        raise ArtifactError(f'{path / MANIFEST} is not a gptx manifest: it lacks "format": "gptx"')
+    version = raw.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path / MANIFEST} has format version {version} (written by gptx {raw.get('gptx_version')}), and this gptx "
+            f"reads up to {FORMAT_VERSION}: update gptx"
+        )
+    if version != FORMAT_VERSION:
+        raise ArtifactError(f"{path / MANIFEST} has format_version {version!r}, expected {FORMAT_VERSION}")
+    return raw
+
+
+def _field_problems(raw: dict[str, Any]):
+    for name, allowed in (("precision", PRECISIONS), ("cache", CACHES), ("cache_dtype", CACHE_DTYPES)):
+        if raw.get(name) not in allowed:
+            yield f"{name} is {raw.get(name)!r}, expected one of {', '.join(allowed)}"
+    if not isinstance(raw.get("gptx_version"), str):
+        yield f"gptx_version is {raw.get('gptx_version')!r}, expected a string"
+    if not _positive(raw.get("prefill_chunk")):
+        yield f"prefill_chunk is {raw.get('prefill_chunk')!r}, expected a positive number"
+    for name, kind in (("model", dict), ("tokens", dict), ("files", dict)):
+        if not isinstance(raw.get(name), kind):
+            yield f"{name} is {raw.get(name)!r}, expected an object"
+            return
+    for name in Shape.__dataclass_fields__:
+        if not _positive(raw["model"].get(name)):
+            yield f"model.{name} is {raw['model'].get(name)!r}, expected a positive number"
+    tokens = raw["tokens"]
+    for name in ("vocab_size", "bos", "pad"):
+        if tokens.get(name) is not None and not isinstance(tokens[name], int):
+            yield f"tokens.{name} is {tokens[name]!r}, expected a number or null"
+    eos = tokens.get("eos") or []
+    if not isinstance(eos, list) or not all(isinstance(item, int) for item in eos):
+        yield f"tokens.eos is {eos!r}, expected a list of token ids"
+    for name, facts in raw["files"].items():
+        if (
+            not isinstance(facts, dict)
+            or not isinstance(facts.get("sha256"), str)
+            or not isinstance(facts.get("size"), int)
+        ):
+            yield f"files[{name!r}] is {facts!r}, expected its sha256 and size"
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            yield f"files names {name!r}, which lies outside the folder"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _file_problem(path: Path, name: str, size: int) -> str | None:
+    file = path / name
+    try:
+        found = file.stat().st_size
+        if found == size:
+            return None
+        with file.open("rb") as opened:
+            start = opened.read(len(LFS_POINTER))
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    if start == LFS_POINTER:
+        return f"{name} is a Git LFS pointer, not the file: run git lfs pull in that clone"
+    how = "is cut short" if found < size else "was changed"
+    return f"{name} {how}: {found:,} bytes, expected {size:,}: copy it again"

@@ -1,0 +1,338 @@
+"""The keys and values of a session's rows, and the runs of the graph that fill them: token ids in, logits out.
+
+    open_cache(engine, batch_size) -> InPlace (graphs that write into a buffer) or Growing (graphs that return a longer copy)
+    .step(tokens, held)     at most one new token of every row
+    .fill(new, held)        several new tokens of some rows
+    .rewind(lengths)        forget what comes after
+
+`held` is how many tokens each row has in the cache; the session keeps count. Knows nothing of limits, sampling or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptx.engine import Engine
+from gptx.errors import ArtifactError
+from gptx.providers import first_line, onnxruntime
+
+SMALLEST = 128  # tokens that a buffer holds at first
+Rows = Mapping[int, np.ndarray]  # row -> its new token ids, or the array for their logits
+
+
+def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None = None) -> InPlace | Growing:
+    """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come."""
+    if engine.manifest.cache == "growing":
+        return Growing(engine, batch_size)
+    return InPlace(engine, batch_size, limit=limit, size=size)
+
+
+def capacity_for(length: int, limit: int) -> int:
+    """The buffer that holds `length` tokens: the next power of two, at least SMALLEST, at most `limit`."""
+    return min(max(SMALLEST, 1 << (length - 1).bit_length()), limit)
+
+
+class InPlace:
+    """Cache forms `shared` and `scatter`: one buffer (B, G, capacity, D) for each layer's keys and each layer's values,
+    bound as past and as present, so that a step copies nothing. Buffers are bound once per growth; a step changes the
+    three small inputs in place and binds the mask, which is one longer."""
+
+    def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
+        model = engine.manifest.model
+        self._engine, self._session, self._limit = engine, engine.session, limit
+        self._binding = engine.session.io_binding()
+        self._bound: tuple[int, int] | None = None  # the rows that a step is bound to
+        self._ids = np.zeros((batch_size, 1), np.int64)
+        self._positions = np.zeros((batch_size, 1), np.int64)
+        self._keep = np.zeros((), np.int64)
+        self.logits = np.zeros((batch_size, 1, model.vocab_size), engine.logits_dtype)
+        self.capacity = 0
+        self._buffers: list[Buffer] = []
+        self._reserve(size or 1, 0)
+
+    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+        """Run the rows that have a token together; their logits are in `logits[row, 0]`.
+
+        Rows between them that have none (None) run too, on a token that is not kept: it is written behind what they
+        hold, where the next real one overwrites it. Idle rows at either end are left out.
+        """
+        first, last = 0, len(tokens)
+        while tokens[first] is None:
+            first += 1
+        while tokens[last - 1] is None:
+            last -= 1
+        if last - first == 1:
+            total = held[first] + 1
+            if total > self.capacity:
+                self._reserve(total, total - 1)
+            if self._bound != (first, last):
+                self._bind_step(first, last)
+            self._ids[first, 0] = tokens[first]
+            self._positions[first, 0] = total - 1
+            self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
+        else:
+            # a full row can only be idle: its last place is overwritten, and read no more
+            totals = np.minimum(np.array(held[first:last]) + 1, self._limit)
+            total = int(totals.max())
+            if total > self.capacity:
+                self._reserve(total, max(held))
+            if self._bound != (first, last):
+                self._bind_step(first, last)
+            self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
+            self._positions[first:last, 0] = totals - 1
+            mask = self._masks[: (last - first) * total].reshape(last - first, total)
+            np.less(self._counted[:total], totals[:, None], out=mask)
+            self._binding.bind_cpu_input("attention_mask", mask)
+        if self._engine.device != "cpu":  # the CPU reads these in place; other devices got a copy when they were bound
+            self._bind_small(self._ids[first:last], self._positions[first:last], 1)
+        self._run()
+
+    def fill(self, new: Rows, held: Sequence[int], outs: Rows | None = None) -> None:
+        """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
+        are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
+        self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
+        self._bound = None
+        for row, ids in new.items():
+            self._bind_rows(row, row + 1)
+            out = outs[row] if outs else None
+            for start, piece in pieces(ids, self._engine.manifest.prefill_chunk):
+                self._fill_piece(row, piece, held[row] + start, None if out is None else out[start:])
+
+    def _fill_piece(self, row: int, piece: np.ndarray, held: int, out: np.ndarray | None) -> None:
+        total, size = held + len(piece), len(piece)
+        self._bind_small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
+        self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
+        logits = self.logits[row : row + 1]
+        if out is not None or not self._engine.keeps_logits:
+            logits = np.empty((1, size, logits.shape[2]), logits.dtype)
+        self._bind_output("logits", logits)
+        self._run()
+        if out is not None:
+            out[:size] = logits[0]
+        else:
+            self.logits[row, 0] = logits[0, -1]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        pass  # what lies behind a row's length is never read
+
+    def _reserve(self, length: int, used: int) -> None:
+        """Make room for `length` tokens a row, keeping the first `used`."""
+        if length <= self.capacity:
+            return
+        self.capacity = capacity_for(length, self._limit)
+        model, batch_size = self._engine.manifest.model, len(self._ids)
+        shape = (batch_size, model.n_kv_head, self.capacity, model.head_dim)
+        if not self._buffers:
+            names = range(2 * model.n_layer)
+            self._buffers = [Buffer(shape, self._engine.cache_dtype, self._engine.device) for _ in names]
+        else:
+            for buffer in self._buffers:
+                buffer.grow(shape, used)
+        self._ones = np.ones((1, self.capacity), np.int64)
+        self._counted = np.arange(self.capacity)
+        self._masks = np.zeros(batch_size * self.capacity if batch_size > 1 else 0, np.int64)
+        self._bound = None
+
+    def _bind_step(self, first: int, last: int) -> None:
+        self._bind_rows(first, last)
+        self._bind_small(self._ids[first:last], self._positions[first:last], 1)
+        self._bind_output("logits", self.logits[first:last])
+        self._bound = (first, last)
+
+    def _bind_rows(self, first: int, last: int) -> None:
+        """Bind rows first..last of every buffer, as what is read and as what is written."""
+        engine, device = self._engine, self._engine.device
+        for past, present, buffer in zip(engine.past_names, engine.present_names, self._buffers):
+            pointer, shape = buffer.rows(first, last)
+            self._binding.bind_input(past, device, 0, engine.cache_dtype.type, shape, pointer)
+            self._binding.bind_output(present, device, 0, engine.cache_dtype.type, shape, pointer)
+
+    def _bind_small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
+        self._binding.bind_cpu_input("input_ids", ids)
+        if self._engine.takes_positions:
+            self._binding.bind_cpu_input("position_ids", positions)
+        if self._engine.keeps_logits:
+            self._keep[...] = keep
+            # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
+            self._binding.bind_input("num_logits_to_keep", "cpu", 0, np.int64, (), self._keep.ctypes.data)
+
+    def _bind_output(self, name: str, array: np.ndarray) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise _failed(self._engine, error) from error
+
+
+class Buffer:
+    """Zeroed memory on the device, of which rows can be bound by pointer. Zeros: what is masked is still multiplied."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: str) -> None:
+        self._device = device
+        self._hold(np.zeros(shape, dtype))
+
+    def _hold(self, array: np.ndarray) -> None:
+        self._shape, self._row_bytes = array.shape, array[0].nbytes
+        if self._device == "cpu":
+            self._memory: Any = array
+            self._pointer = array.ctypes.data
+        else:
+            self._memory = onnxruntime().OrtValue.ortvalue_from_numpy(array, self._device, 0)
+            self._pointer = self._memory.data_ptr()
+
+    def rows(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
+        return self._pointer + first * self._row_bytes, (last - first, *self._shape[1:])
+
+    def grow(self, shape: tuple[int, ...], used: int) -> None:
+        """Take the new shape, keeping the first `used` tokens of every row."""
+        old = self._memory if self._device == "cpu" else self._memory.numpy()
+        new = np.zeros(shape, old.dtype)
+        new[:, :, :used] = old[:, :, :used]
+        self._hold(new)
+
+
+class Growing:
+    """Cache form `growing`: a run takes the past (B, G, P, D) and returns one that is longer by its new tokens.
+
+    Rows of different lengths lie side by side in one past; `_mask` (B, P) tells real tokens (1) from holes (0). A hole
+    is padding behind a shorter row's prompt, a step in which a row was idle, or what was rewound.
+    """
+
+    def __init__(self, engine: Engine, batch_size: int) -> None:
+        model = engine.manifest.model
+        self._engine = engine
+        self.logits = np.zeros((batch_size, 1, model.vocab_size), engine.logits_dtype)
+        self._mask = np.zeros((batch_size, 0), np.int64)
+        self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in engine.past_names]
+
+    @property
+    def capacity(self) -> int:
+        return self._mask.shape[1]
+
+    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+        """Run every row; the logits are in `logits[row, 0]`. An idle row's token becomes a hole afterwards."""
+        limit = self._engine.manifest.model.n_ctx - 1
+        ids = np.array([[token or 0] for token in tokens])
+        positions = np.array([[min(count, limit)] for count in held])
+        mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
+        logits, self._pasts = self._run(ids, positions, mask, self._pasts, keep=1)
+        for row, token in enumerate(tokens):
+            if token is None:
+                mask[row, -1] = 0
+        self._mask = mask
+        self.logits[:, 0] = logits[:, -1]
+
+    def fill(self, new: Rows, held: Sequence[int], outs: Rows | None = None) -> None:
+        """As InPlace.fill: each row runs alone on its own tokens, then takes its place beside the others again."""
+        filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
+        if len(self._mask) == 1:
+            self._pasts, self._mask = filled[0], np.ones((1, held[0] + len(new[0])), np.int64)
+        else:
+            self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
+
+    def _fill_row(self, row: int, ids: np.ndarray, held: int, out: np.ndarray | None) -> list[Any]:
+        alone = len(self._mask) == 1
+        pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
+        for start, piece in pieces(ids, self._engine.manifest.prefill_chunk):
+            total = held + start + len(piece)
+            positions = np.arange(total - len(piece), total)[None]
+            keep = 1 if out is None else 0
+            logits, pasts = self._run(piece[None], positions, np.ones((1, total), np.int64), pasts, keep=keep)
+            if out is None:
+                self.logits[row, 0] = logits[0, -1]
+            else:
+                out[start : start + len(piece)] = logits[0]
+        return pasts
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Keep each row's first tokens; columns that no row needs any more are cut off."""
+        self._mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
+        needed = np.flatnonzero(self._mask.any(axis=0))
+        width = int(needed[-1]) + 1 if len(needed) else 0
+        if width < self.capacity:
+            self._mask = np.ascontiguousarray(self._mask[:, :width])
+            self._pasts = [self._place(self._host(past)[:, :, :width]) for past in self._pasts]
+
+    def _row(self, past: Any, row: int) -> Any:
+        """(B, G, P, D) -> (1, G, tokens held, D)"""
+        return self._place(self._host(past)[row : row + 1, :, self._mask[row] == 1])
+
+    def _lay(self, filled: dict[int, list[Any]], lengths: dict[int, int]) -> None:
+        """Put rows that ran alone back beside the others, padded on the right."""
+        width = max(self.capacity, *lengths.values())
+        mask = np.zeros((len(self._mask), width), np.int64)
+        mask[:, : self.capacity] = self._mask
+        for row, length in lengths.items():
+            mask[row] = np.arange(width) < length
+        for index, past in enumerate(self._pasts):
+            stacked = self._empty(len(mask), width)
+            stacked[:, :, : self.capacity] = self._host(past)
+            for row, length in lengths.items():
+                stacked[row] = 0
+                stacked[row, :, :length] = self._host(filled[row][index])[0]
+            self._pasts[index] = self._place(stacked)
+        self._mask = mask
+
+    def _empty(self, batch_size: int, width: int) -> np.ndarray:
+        model = self._engine.manifest.model
+        return np.zeros((batch_size, model.n_kv_head, width, model.head_dim), self._engine.cache_dtype)
+
+    def _host(self, past: Any) -> np.ndarray:
+        return past if isinstance(past, np.ndarray) else past.numpy()
+
+    def _place(self, past: np.ndarray) -> Any:
+        past = np.ascontiguousarray(past)
+        if self._engine.device == "cpu" or past.size == 0:
+            return past
+        return onnxruntime().OrtValue.ortvalue_from_numpy(past, self._engine.device, 0)
+
+    def _run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, pasts: list[Any], *, keep: int
+    ) -> tuple[np.ndarray, list[Any]]:
+        engine = self._engine
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if engine.takes_positions:
+            feeds["position_ids"] = positions
+        if engine.keeps_logits:
+            feeds["num_logits_to_keep"] = np.array(keep, np.int64)
+        feeds.update(zip(engine.past_names, pasts))
+        try:
+            run = _run_on_cpu if engine.device == "cpu" else _run_on_device
+            logits, *presents = run(engine, feeds)
+        except Exception as error:
+            raise _failed(engine, error) from error
+        return logits, presents
+
+
+def _run_on_cpu(engine: Engine, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return engine.session.run(["logits", *engine.present_names], feeds)  # arrays over ORT's own memory: no copies
+
+
+def _run_on_device(engine: Engine, feeds: dict[str, Any]) -> list[Any]:
+    """The presents stay on the device; the logits come back."""
+    binding = engine.session.io_binding()
+    for name, value in feeds.items():
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, value)
+        else:
+            binding.bind_ortvalue_input(name, value)
+    binding.bind_output("logits", "cpu")
+    for name in engine.present_names:
+        binding.bind_output(name, engine.device, 0)
+    engine.session.run_with_iobinding(binding)
+    logits, *presents = binding.get_outputs()
+    return [logits.numpy(), *presents]
+
+
+def pieces(ids: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
+    """Where each piece starts, and its ids."""
+    return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
+
+
+def _failed(engine: Engine, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{engine.manifest.graph}: ONNX Runtime failed while running it: {first_line(error)}")

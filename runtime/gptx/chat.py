@@ -1,0 +1,206 @@
+"""Conversations: a chat template in Jinja turns messages into a prompt, and Chat keeps one conversation's cache.
+
+Templates run in a sandbox, with what Hugging Face gives them. Knows nothing of how text is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptx.errors import ArtifactError, UsageError
+from gptx.tokenizer import read_json
+
+if TYPE_CHECKING:
+    from gptx.model import Completion, Model, Stream
+
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+class ChatTemplate:
+    """`special`: the special tokens' texts by name, which templates refer to (bos_token, eos_token)."""
+
+    def __init__(self, source: str, special: Mapping[str, str], *, path: Path | None = None) -> None:
+        self.source, self._special = source, dict(special)
+        self._path = path or "the chat template"
+        self._template: Any = None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation. Raises UsageError with the template's own words where it refuses the messages,
+        ArtifactError where it is broken."""
+        import jinja2
+
+        if self._template is None:
+            self._template = self._compile()
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
+            )
+        except _Refused as error:
+            raise UsageError(f"the chat template refuses these messages: {error}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, OverflowError) as error:
+            raise ArtifactError(f"{self._path} failed: {error}") from error
+
+    def _compile(self) -> Any:
+        import jinja2
+
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
+
+
+class _Refused(Exception):
+    """raise_exception() was called in a template."""
+
+
+def _environment() -> Any:
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what a model wrote, for training; here it is its content."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Jinja's own filter escapes HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refused(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | None:
+    """chat_template.jinja, else tokenizer_config.json's chat_template (of several, the one called default)."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return ChatTemplate(path.read_text(encoding="utf-8"), special, path=path)
+        except (OSError, UnicodeError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error})") from error
+    path = folder / "tokenizer_config.json"
+    source = read_json(path).get("chat_template")
+    if isinstance(source, list):
+        source = {item.get("name"): item.get("template") for item in source}.get("default")
+    return ChatTemplate(source, special, path=path) if isinstance(source, str) else None
+
+
+class Chat:
+    """One conversation. What the model has read stays in its cache: a turn feeds only what is new."""
+
+    def __init__(self, model: Model, *, system: str | None = None) -> None:
+        model.need_chat()
+        self._model = model
+        self._session = model.session()
+        self._open: Stream | None = None
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+
+    def stream(
+        self,
+        message: str,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Stream:
+        """The answer, piece by piece. It becomes part of the conversation when it has ended or is closed. Raises
+        PromptError, and leaves the conversation as it was, when it does not fit into the context any more."""
+        given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "message")}
+        self._settle()
+        asked = [*self.messages, {"role": "user", "content": message}]
+        ids = self._model.chat_ids(asked)
+        stream = self._model.stream_ids(ids, given, session=self._session, on_end=self._answered(asked))
+        self._open = stream
+        return stream
+
+    def send(
+        self,
+        message: str,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Completion:
+        """The whole answer; otherwise as stream."""
+        given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "message")}
+        stream = self.stream(message, **given)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the model has read and written so far, as far as it is in the cache."""
+        return self._session.tokens[0]
+
+    def reset(self) -> None:
+        """Start over, with the same system message."""
+        self._settle()
+        self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+
+    def close(self) -> None:
+        self._settle()
+        self._session.close()
+
+    def _settle(self) -> None:
+        """An answer that nobody read to its end is part of the conversation as far as it was read."""
+        if self._open is not None:
+            self._open.close()
+
+    def _answered(self, asked: list[dict[str, str]]) -> Callable[[Completion], None]:
+        def answered(completion: Completion) -> None:
+            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
+            self._open = None
+
+        return answered
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two lists have in common at their start."""
+    for index, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return index
+    return min(len(a), len(b))

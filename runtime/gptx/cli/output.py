@@ -1,0 +1,89 @@
+"""How generated text reaches standard output, and the line of figures that goes to standard error. Nothing here knows
+where the text comes from."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+
+import click
+
+from gptx.errors import OutputError
+
+# On a terminal a control character is an order: a model could move the cursor, set the title, or paste. Tab and newline may.
+_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Printer:
+    """Writes pieces of text at once, and ends them with exactly one newline, whatever newlines the text ended with.
+
+    Use it in a `with` block. When the block fails before anything was written, nothing is.
+    """
+
+    def __init__(self) -> None:
+        self._out = sys.stdout
+        self._terminal = self._out.isatty()
+        self._newlines = ""  # seen, and not written until something follows them
+        self._wrote = False
+        reconfigure = getattr(self._out, "reconfigure", None)
+        if reconfigure is not None:  # a pipe gets the model's text byte for byte, in UTF-8, whatever the locale says
+            reconfigure(errors="replace") if self._terminal else reconfigure(encoding="utf-8", newline="")
+
+    def write(self, piece: str) -> None:
+        if self._terminal:
+            piece = _ORDERS.sub("\N{REPLACEMENT CHARACTER}", piece.replace("\r", ""))
+        text = (self._newlines + piece).rstrip("\n")
+        self._newlines = (self._newlines + piece)[len(text) :]
+        if text:
+            self._put(text)
+
+    def _put(self, text: str) -> None:
+        self._wrote = True
+        write_out(text)
+
+    def __enter__(self) -> Printer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if kind is None or interrupted or (self._wrote and not isinstance(error, OSError)):
+            self._put("\n")
+
+
+def write_out(text: str) -> None:
+    """Write to standard output now. A closed pipe stays a BrokenPipeError; a full disk becomes an OutputError."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def note(text: str) -> None:
+    """A remark on standard error; dim on a terminal, so that it is not taken for the model's text."""
+    click.secho(text, err=True, dim=True)
+
+
+def figures(
+    *,
+    new_tokens: int,
+    prompt_tokens: int,
+    tokens_per_second: float,
+    time_to_first_token: float,
+    ended: str,
+    seed: int | None,
+) -> str:
+    """One line: how much, how fast, why it ended, and the seed that draws it again."""
+    speed = f" at {tokens_per_second:.1f} tokens/s" if tokens_per_second > 0 else ""
+    parts = [
+        f"{new_tokens} token{'s' * (new_tokens != 1)}{speed}",
+        f"the first after {time_to_first_token:.2f} s",
+        f"prompt of {prompt_tokens}",
+        {"stop": "end of text", "length": "length reached", "context": "context full"}.get(ended, ended),
+    ]
+    if seed is not None:
+        parts.append(f"seed {seed}")
+    return ", ".join(parts)

@@ -1,0 +1,147 @@
+"""What this machine has for gptx: versions, processor, memory, the providers that really load, and what is in conflict.
+
+In: nothing but the machine. Out: a Health that a program or cli/doctor.py prints. Packages are looked up by their
+metadata; of the optional ones nothing is imported, so a broken torch does not break the doctor.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing import Any
+
+from gptx import providers
+from gptx.cpu import cpu_cores, cpu_features, cpu_name, memory
+from gptx.errors import ProviderError
+from gptx.install import distribution, pip_command, version
+
+# Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
+_ORT_NAMES = ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-vitisai", "-cann", "-training")
+ORT_DISTRIBUTIONS = (*(f"onnxruntime{name}" for name in _ORT_NAMES), "ort-nightly", "ort-nightly-gpu")
+NEEDED = ("numpy", "tokenizers", "click", "rich", "jinja2", "safetensors")
+OPTIONAL = ("torch", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub", "transformers", "optimum-onnx")
+OPTIONAL += ("onnxruntime-genai", "ctranslate2")
+
+# The smallest model there is, one Identity of one float, as onnx writes it (tests/test_cli_doctor.py makes it again).
+IDENTITY_MODEL = (
+    b"\x08\x08::\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+
+
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    loads: bool
+    reason: str  # why it does not; "" where it does
+
+
+@dataclass(frozen=True)
+class Health:
+    versions: dict[str, str | None]  # None: needed and missing
+    optional: dict[str, str | None]
+    system: dict[str, str]
+    cpu: str
+    cpu_features: list[str]
+    cores: int
+    memory: int | None  # bytes
+    memory_free: int | None
+    providers: list[Provider]
+    problems: list[str]  # what keeps gptx from working, or makes it work by luck, with what to do
+
+
+def examine() -> Health:
+    """Look at everything; takes a second or two, as each provider is tried."""
+    onnxruntime = ort_installed()
+    versions = {"gptx": version(), "Python": platform.python_version()}
+    needed: dict[str, str | None] = {name: installed(name) for name in NEEDED}
+    ort: dict[str, str | None] = dict(onnxruntime) or {"onnxruntime": None}
+    tried, failure = _try_all() if onnxruntime else ([], None)
+    total, free = memory()
+    return Health(
+        versions=versions | ort | needed,
+        optional={name: installed(name) for name in OPTIONAL},
+        system={"system": platform.platform(), "Python": sys.executable, "gptx": str(Path(__file__).parent)},
+        cpu=cpu_name(),
+        cpu_features=cpu_features(),
+        cores=cpu_cores(),
+        memory=total,
+        memory_free=free,
+        providers=tried,
+        problems=_problems(onnxruntime, needed, failure),
+    )
+
+
+def version_line() -> str:
+    """What `gptx --version` prints; imports nothing heavy."""
+    ort = ", ".join(f"{name} {number}" for name, number in ort_installed().items()) or "no onnxruntime"
+    return f"gptx {version()}, {ort}, {cpu_name()}"
+
+
+def installed(distribution: str) -> str | None:
+    """The version of an installed distribution, by its metadata."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def ort_installed() -> dict[str, str]:
+    """The distributions that hold ONNX Runtime, with their versions: one in a sound environment."""
+    return {name: number for name in ORT_DISTRIBUTIONS if (number := installed(name)) is not None}
+
+
+def _try_all() -> tuple[list[Provider], str | None]:
+    """Every provider that ONNX Runtime advertises, tried; or what keeps ONNX Runtime itself from loading."""
+    try:
+        ort = providers.onnxruntime()
+    except ProviderError as error:
+        return [], str(error)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "identity.onnx"
+        model.write_bytes(IDENTITY_MODEL)
+        return [try_provider(ort, name, model) for name in ort.get_available_providers()], None
+
+
+def try_provider(ort: Any, name: str, model: Path) -> Provider:
+    """Run one value through the provider; gptx's own two the way gptx.load opens them. Raises nothing."""
+    import numpy as np
+
+    devices = {providers.CPU: "cpu", providers.CUDA: "cuda"}
+    try:
+        if name in devices:
+            session, _ = providers.open_session(model, device=devices[name], threads=1)
+        else:
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            session = ort.InferenceSession(str(model), options, providers=[name], enable_fallback=0)
+        if session.get_providers()[0] != name:
+            return Provider(name, False, f"ONNX Runtime fell back to {session.get_providers()[0]}")
+        session.run(None, {"x": np.ones(1, np.float32)})
+    except Exception as error:  # ORT has a class per status code, and providers raise what they like
+        return Provider(name, False, providers.first_line(error))
+    return Provider(name, True, "")
+
+
+def _problems(onnxruntime: dict[str, str], needed: dict[str, str | None], failure: str | None) -> list[str]:
+    found = [f"{name} is missing: install gptx again, with its dependencies" for name, v in needed.items() if v is None]
+    if not onnxruntime:
+        found.append(f"ONNX Runtime is missing: {pip_command('cpu')}, or {pip_command('cuda')} for an NVIDIA GPU")
+    if len(onnxruntime) > 1:
+        names = " and ".join(onnxruntime)
+        keep = "cuda" if any("gpu" in name for name in onnxruntime) else "cpu"
+        found.append(
+            f"{names} are both installed and overwrite each other's files: pip uninstall -y {' '.join(onnxruntime)}, "
+            f"then {pip_command(keep)}"
+        )
+    elif failure is not None:
+        found.append(failure)
+    others = [name for name in importlib.metadata.packages_distributions().get("gptx", []) if name != distribution()]
+    if others:
+        found.append(f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}")
+    return found

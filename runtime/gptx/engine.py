@@ -1,0 +1,107 @@
+"""An artifact's graph, opened and compared with the manifest: manifest in, Engine out, or an ArtifactError.
+
+An Engine may be shared between threads. It knows the graph's facts (cache form, types, inputs); it holds no tokens and no state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptx.artifact import GRAPH, Manifest
+from gptx.errors import ArtifactError, ProviderError, UsageError
+from gptx.providers import CUDA, first_line, onnxruntime, open_session
+
+DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True)
+class Engine:
+    session: Any  # onnxruntime.InferenceSession
+    manifest: Manifest
+    provider: str  # what runs the graph, as ORT calls it
+    keeps_logits: bool  # takes num_logits_to_keep: the head is computed for as many positions as asked
+    takes_positions: bool
+    logits_dtype: np.dtype
+    cache_dtype: np.dtype
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.provider == CUDA else "cpu"
+
+    @property
+    def past_names(self) -> list[str]:
+        return _cache_names("past_key_values", self.manifest.model.n_layer)
+
+    @property
+    def present_names(self) -> list[str]:
+        return _cache_names("present", self.manifest.model.n_layer)
+
+
+def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
+    """Raises ProviderError for the device, ArtifactError for the graph."""
+    try:
+        session, provider = open_session(manifest.graph, device=device, threads=threads)
+    except (ProviderError, UsageError):
+        raise
+    except Exception as error:  # ORT has one exception class per status code and no base of its own
+        version = onnxruntime().__version__
+        raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    problems = list(_problems(manifest, inputs, outputs))
+    if problems:
+        raise ArtifactError(f"{manifest.path / GRAPH} does not fit gptx.json: {'; '.join(problems)}")
+    return Engine(
+        session=session,
+        manifest=manifest,
+        provider=provider,
+        keeps_logits="num_logits_to_keep" in {node.name for node in session.get_overridable_initializers()},
+        takes_positions="position_ids" in inputs,
+        logits_dtype=DTYPES[outputs["logits"].type],
+        cache_dtype=np.dtype(manifest.cache_dtype),
+    )
+
+
+def _cache_names(start: str, n_layer: int) -> list[str]:
+    return [f"{start}.{layer}.{part}" for layer in range(n_layer) for part in ("key", "value")]
+
+
+def _problems(manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any]):
+    shape = manifest.model
+    pasts = _cache_names("past_key_values", shape.n_layer)
+    presents = _cache_names("present", shape.n_layer)
+    needed = {"input_ids", "attention_mask", *pasts}
+    for text, names in (
+        ("inputs are missing", needed - set(inputs)),
+        ("inputs that gptx does not feed", set(inputs) - needed - {"position_ids"}),
+        ("outputs are missing", {"logits", *presents} - set(outputs)),
+    ):
+        if names:
+            yield f"{text}: {_some(names)}"
+    cache_type = {"float32": "tensor(float)", "float16": "tensor(float16)"}[manifest.cache_dtype]
+    expected = [None, shape.n_kv_head, None, shape.head_dim]  # None: an axis that varies
+    for name in pasts:
+        node = inputs.get(name)
+        if node is None:
+            continue
+        found = [size if isinstance(size, int) else None for size in node.shape]
+        if node.type != cache_type or len(found) != 4 or any(f not in (None, e) for f, e in zip(found, expected)):
+            yield f"{name} is {node.type} {node.shape}, expected {cache_type} of {shape.n_kv_head} heads of {shape.head_dim}"
+            break  # the other layers say the same
+    for name, node in {**inputs, **outputs}.items():
+        if name in ("input_ids", "attention_mask", "position_ids") and node.type != "tensor(int64)":
+            yield f"{name} is {node.type}, expected tensor(int64)"
+        if name == "logits" and node.type not in DTYPES:
+            yield f"logits is {node.type}, expected one of {', '.join(DTYPES)}"
+    logits = outputs.get("logits")
+    if logits is not None and isinstance(logits.shape[-1], int) and logits.shape[-1] != shape.vocab_size:
+        yield f"logits has {logits.shape[-1]} values, expected vocab_size {shape.vocab_size}"
+
+
+def _some(names: set[str]) -> str:
+    """At most four names: a graph of another kind lacks dozens."""
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

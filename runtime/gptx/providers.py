@@ -1,0 +1,159 @@
+"""The device contract: "cpu" | "cuda" | "auto" in, ONNX Runtime's session on that device out, or a ProviderError.
+
+The one place that imports onnxruntime. Knows nothing of models: it opens whatever graph it is given.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gptx.errors import ProviderError, UsageError
+from gptx.install import pip_command
+
+Device = Literal["cpu", "cuda", "auto"]
+OLDEST = (1, 31)
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def onnxruntime() -> Any:
+    """The module, imported and of a version that gptx runs on. Raises ProviderError."""
+    try:
+        import onnxruntime as ort
+
+        found = tuple(int(part) for part in ort.__version__.split(".")[:2])
+        ort.InferenceSession  # noqa: B018  (a folder that pip left behind is a module without it)
+    except (ImportError, AttributeError) as error:
+        both = conflict()
+        why = f" ({both})" if both else "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+        raise ProviderError(
+            f"ONNX Runtime is not installed{why}: {pip_command('cpu')} for this processor, "
+            f"{pip_command('cuda')} for an NVIDIA GPU (one of the two, never both)"
+        ) from error
+    if found < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ProviderError(
+            f"ONNX Runtime {ort.__version__} is too old, gptx needs {needed} or newer: {pip_command(installed_extra())}"
+        )
+    return ort
+
+
+def installed_packages() -> dict[str, str]:
+    """Which of the distributions that hold ONNX Runtime are installed, with their versions."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def installed_extra() -> str:
+    return "cuda" if "onnxruntime-gpu" in installed_packages() else "cpu"
+
+
+def conflict() -> str | None:
+    """A sentence when both distributions are installed: they hold the same files, and each overwrites the other's."""
+    found = installed_packages()
+    if len(found) < 2:
+        return None
+    names = " and ".join(f"{name} {version}" for name, version in found.items())
+    return f"{names} are both installed and overwrite each other: pip uninstall both, then install one"
+
+
+def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any, str]:
+    """ORT's InferenceSession and the provider that runs it. Errors of the graph itself come through as ORT's own."""
+    if device not in get_args(Device):
+        raise UsageError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}, expected a positive number, or None for one per core")
+    ort = onnxruntime()
+    if device == "cuda" or (device == "auto" and CUDA in ort.get_available_providers()):
+        try:
+            return _open_cuda(ort, graph, threads), CUDA
+        except ProviderError:
+            if device == "cuda":
+                raise
+    return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU]), CPU
+
+
+def _options(ort: Any, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # ORT's threads spin after a run and take the cores from the rest of the app: four sessions that take turns run
+    # 3 times slower without this, one alone no faster
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # a pattern is kept for every shape seen, and each step of a decode has another one
+    options.enable_mem_pattern = False
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open_cuda(ort: Any, graph: Path, threads: int | None) -> Any:
+    if CUDA not in ort.get_available_providers():
+        raise ProviderError(
+            f"device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime {ort.__version__} installed here has only "
+            f"{', '.join(ort.get_available_providers())}: pip uninstall onnxruntime, then {pip_command('cuda')}"
+        )
+    _preload(ort)
+    missing = missing_cuda_library(ort)
+    if missing:
+        raise ProviderError(f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries")
+    options = _options(ort, threads)
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=[CUDA, CPU], enable_fallback=0)
+    except Exception as error:  # ORT has one class per status code and no base that tells CUDA's from the graph's
+        if "CUDA" not in str(error) and "cuda" not in str(error):
+            raise
+        raise ProviderError(f"device 'cuda' cannot be used: {first_line(error)}") from error
+    if session.get_providers()[0] != CUDA:
+        raise ProviderError(
+            f"device 'cuda' cannot be used: ONNX Runtime fell back to {session.get_providers()[0]}; "
+            f"{conflict() or 'gptx doctor shows what this machine has'}"
+        )
+    try:  # providers can be listed and still not run: no device, or a driver that is too old
+        import numpy as np
+
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0).numpy()
+    except Exception as error:
+        raise ProviderError(f"device 'cuda' cannot be used: {first_line(error)}") from error
+    return session
+
+
+def _preload(ort: Any) -> None:
+    """Load CUDA's libraries from the nvidia wheels, quietly: what is missing is named by missing_cuda_library."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+
+
+def missing_cuda_library(ort: Any) -> str | None:
+    """What the dynamic linker says when it loads ORT's CUDA provider; None when it loads (ORT itself only logs it)."""
+    import ctypes
+
+    folder = Path(ort.__file__).parent / "capi"
+    if os.name == "nt":
+        libraries = ["onnxruntime_providers_shared.dll", "onnxruntime_providers_cuda.dll"]
+    else:
+        libraries = ["libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"]
+    try:
+        for library in libraries:
+            ctypes.CDLL(str(folder / library), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return first_line(error)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The part of an ORT error that a person can read: one line, without the status code in front."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = lines[0]
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return text.strip()[:400]

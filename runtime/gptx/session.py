@@ -1,0 +1,174 @@
+"""The step-level API: a Session holds the cache and the tokens of one or more rows; token ids in, logits out.
+
+Not safe to share between threads: each conversation has its own. Knows nothing of text, sampling or when to stop.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from gptx.cache import Growing, InPlace, open_cache
+from gptx.engine import Engine
+from gptx.errors import PromptError, UsageError
+
+
+class Session:
+    """Rows of tokens and their cache.
+
+    `size`: hold at most so many tokens a row and make room for them at once; without it the cache grows with use, up to
+    the model's context.
+    """
+
+    def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
+        n_ctx = engine.manifest.model.n_ctx
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}, expected at least 1")
+        if size is not None and not 1 <= size <= n_ctx:
+            raise UsageError(f"size is {size}, expected 1 to {n_ctx}, the model's context")
+        self.limit = size or n_ctx
+        self._vocab_size = engine.manifest.model.vocab_size
+        self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
+        self._lengths = [0] * batch_size
+        self._cache: InPlace | Growing | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        return list(self._lengths)
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The tokens that each row holds (copies)."""
+        return [list(row) for row in self._tokens]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that each row of the cache has room for now."""
+        return self._cache.capacity
+
+    @overload
+    def feed(self, rows: Sequence[Sequence[int]]) -> np.ndarray: ...
+    @overload
+    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
+    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
+        """Append new tokens to each row; float32 logits (B, vocab_size) after each row's last one, the caller's to keep.
+
+        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a list of (n, vocab_size),
+        the logits after every new token of a row. Raises PromptError.
+        """
+        if all_logits:
+            return self._feed_all(rows)
+        logits = self.advance(rows).astype(np.float32, copy=True)
+        for row, new in enumerate(rows):
+            if not len(new):
+                logits[row] = np.nan
+        return logits
+
+    def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """As feed, without the copy: the array is the session's own, the next call overwrites it, and the values of rows
+        that got nothing are left over. The caller may write into it."""
+        counts = self._check(rows)
+        if 1 in counts:
+            ones = [new[0] if count == 1 else None for new, count in zip(rows, counts)]
+            self._cache.step(ones, self._lengths)
+            for row, token in enumerate(ones):
+                if token is not None:
+                    self._tokens[row].append(int(token))
+                    self._lengths[row] += 1
+        if max(counts) > 1:  # after the step, which leaves nothing of use in the logits of idle rows
+            self._fill({row: new for row, new in enumerate(rows) if len(new) > 1})
+        return self._cache.logits[:, 0]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""
+        if len(lengths) != self.batch_size:
+            raise UsageError(f"rewind got {len(lengths)} lengths for {self.batch_size} rows")
+        for row, (new, old) in enumerate(zip(lengths, self._lengths)):
+            if not 0 <= new <= old:
+                raise UsageError(f"row {row} holds {old} tokens and cannot be rewound to {new}")
+        if list(lengths) == self._lengths:
+            return
+        self._cache.rewind(lengths)
+        for tokens, length in zip(self._tokens, lengths):
+            del tokens[length:]
+        self._lengths = list(lengths)
+
+    def close(self) -> None:
+        """Give the cache's memory back; the session cannot be used afterwards."""
+        self._cache = _Closed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _feed_all(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        self._check(rows)
+        outs = [np.empty((len(new), self._vocab_size), np.float32) for new in rows]
+        fed = {row: new for row, new in enumerate(rows) if len(new)}
+        self._fill(fed, {row: outs[row] for row in fed})
+        return outs
+
+    def _fill(self, rows: dict[int, Sequence[int]], outs: dict[int, np.ndarray] | None = None) -> None:
+        new = {row: np.asarray(ids, np.int64) for row, ids in rows.items()}
+        self._cache.fill(new, self._lengths, outs)
+        for row, ids in new.items():
+            self._tokens[row] += ids.tolist()
+            self._lengths[row] += len(ids)
+
+    def _check(self, rows: Sequence[Sequence[int]]) -> list[int]:
+        """How many new tokens each row gets, all of them checked."""
+        if len(rows) != len(self._tokens):
+            raise UsageError(f"feed got {len(rows)} rows, and the session has {len(self._tokens)}")
+        counts = [len(new) for new in rows]
+        if not any(counts):
+            raise PromptError("nothing to feed: every row is empty")
+        for row, (new, held) in enumerate(zip(rows, self._lengths)):
+            if held + len(new) > self.limit:
+                what = f"{held} tokens and {len(new)} new ones" if held else f"a prompt of {len(new)} tokens"
+                raise PromptError(f"{_name(row, rows)}{what} do not fit into a context of {self.limit}")
+            for token in new if len(new) == 1 else _extremes(new):
+                if not 0 <= _integer(token) < self._vocab_size:
+                    raise PromptError(
+                        f"{_name(row, rows)}token id {token} is outside the model's vocabulary: 0 to {self._vocab_size - 1}"
+                    )
+        return counts
+
+
+class _Closed:
+    """What stands in a closed session's place of a cache."""
+
+    capacity = 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError("this session is closed")
+
+
+def _name(row: int, rows: Sequence[Sequence[int]]) -> str:
+    return f"row {row}: " if len(rows) > 1 else ""
+
+
+def _extremes(new: Sequence[int]) -> tuple[int, ...]:
+    """The smallest and the largest id: if these are good, all are."""
+    if not len(new):
+        return ()
+    ids = np.asarray(new)
+    if ids.dtype.kind not in "iu" or ids.ndim != 1:
+        raise PromptError(f"token ids are integers in a list, not {new!r:.80}")
+    return int(ids.min()), int(ids.max())
+
+
+def _integer(token: object) -> int:
+    try:
+        return operator.index(token)  # type: ignore[arg-type]
+    except TypeError:
+        raise PromptError(f"a token id is an integer, not {token!r}") from None

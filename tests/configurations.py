@@ -1,0 +1,92 @@
+"""The configurations that the parity tests export: the presets made small, a pairwise cover of the axes, the full product."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from typing import Any
+
+from gptx_models.config import PRESETS, GPTConfig
+
+SMALL: dict[str, Any] = dict(vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_embd=48, n_inner=64)
+
+# Part 2 of the model's definition: what a configuration can choose, and the cache form its graph takes.
+MODEL_AXES: dict[str, list[Any]] = {
+    "position": ["learned", "sinusoidal", "rope", "none"],
+    "attention": ["dot", "cosine", "additive"],
+    "activation": ["relu", "gelu", "gelu_tanh", "swiglu"],
+    "norm": ["layernorm", "rmsnorm"],
+    "norm_position": ["pre", "post"],
+    "n_kv_head": [4, 2],
+    "window": [None, (None, 5)],
+    "tied": [True, False],
+    "bias": [True, False],
+}
+AXES = {**MODEL_AXES, "head_bias": [False, True], "head_dim": [8, 12, 16], "cache": ["shared", "growing", "scatter"]}
+
+Choice = dict[str, Any]
+
+
+def small_presets() -> dict[str, GPTConfig]:
+    """Each preset with its own switches and two small layers."""
+    small = {}
+    for name, preset in PRESETS.items():
+        n_kv_head = 2 if preset.n_kv_head < preset.n_head else 4
+        window = preset.window[:2] if isinstance(preset.window, tuple) else preset.window
+        window = tuple(None if width is None else 6 for width in window) if isinstance(window, tuple) else window
+        small[name] = dataclasses.replace(preset, **SMALL, n_kv_head=n_kv_head, head_dim=16, window=window)
+    return small
+
+
+def config_of(choice: Choice) -> GPTConfig:
+    values = {key: value for key, value in choice.items() if key not in ("cache", "bias")}
+    bias = choice.get("bias", True)
+    return GPTConfig(**{**SMALL, "head_dim": 16, "attn_bias": bias, "mlp_bias": bias, "norm_bias": bias, **values})
+
+
+def valid(choice: Choice) -> bool:
+    """GroupQueryAttention takes no additive attention and wants a head_dim that 8 divides."""
+    refused = choice["attention"] == "additive" or choice["head_dim"] % 8
+    return not (choice["cache"] == "shared" and refused)
+
+
+def pairwise(seed: int = 1) -> list[Choice]:
+    """A small list of valid choices in which every valid pair of two axes' values stands at least once."""
+    rng = random.Random(seed)
+    names = list(AXES)
+    wanted = {
+        ((a, str(x)), (b, str(y)))
+        for a, b in itertools.combinations(names, 2)
+        for x in AXES[a]
+        for y in AXES[b]
+        if valid({"attention": "dot", "head_dim": 8, "cache": "growing", a: x, b: y})
+    }
+    cover: list[Choice] = []
+    while wanted:
+        best, gained = None, set()
+        for _ in range(200):
+            choice = {name: rng.choice(values) for name, values in AXES.items()}
+            pairs = {p for p in itertools.combinations([(n, str(choice[n])) for n in names], 2)} & wanted
+            if valid(choice) and len(pairs) > len(gained):
+                best, gained = choice, pairs
+        if best is not None:
+            cover.append(best)
+            wanted -= gained
+    return cover
+
+
+def full_product() -> list[Choice]:
+    """Every combination of MODEL_AXES, each with one of the cache forms that it can have, in turn."""
+    choices = []
+    for index, values in enumerate(itertools.product(*MODEL_AXES.values())):
+        choice = {**dict(zip(MODEL_AXES, values)), "head_bias": False, "head_dim": 16}
+        forms = [form for form in AXES["cache"] if valid({**choice, "cache": form})]
+        choices.append({**choice, "cache": forms[index % len(forms)]})
+    return choices
+
+
+def name_of(choice: Choice) -> str:
+    return "-".join(
+        str(value) if isinstance(value, str) else f"{name}={value}".replace(" ", "") for name, value in choice.items()
+    )
