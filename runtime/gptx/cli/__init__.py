@@ -15,7 +15,7 @@ from gptx.errors import GptxError
 VERBS = {
     # verb: (module, what --help says)
     "import": ("gptx_models.cli:import_", "Hugging Face, GGUF, nanoGPT or llama2.c weights -> checkpoint folder."),
-    "train": ("gptx_models.cli:train", "Text -> checkpoint folder."),
+    "train": ("gptx_models.train_cli:train", "Text -> checkpoint folder."),
     "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
     "quantize": ("gpt_export.cli:quantize", "Artifact -> int8, int4 or fp16 artifact, with proof."),
     "run": ("gptx.cli.run:run", "Generate text."),
