@@ -1,6 +1,6 @@
-"""The manifest of an artifact: a folder in, a Manifest out, or an ArtifactError that names everything wrong with the folder.
+"""The manifest of an artifact: a folder in, a Manifest out, or an ArtifactError that names everything wrong with it.
 
-Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Knows nothing of ONNX Runtime or of tokenizers.
+Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Knows nothing of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -69,8 +69,13 @@ class Manifest:
     def graph(self) -> Path:
         return self.path / GRAPH
 
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """The parity certificate; empty where the artifact carries none."""
+        return self.raw.get("certificate") or {}
 
-def read(path: str | Path) -> Manifest:
+
+def read_manifest(path: str | Path) -> Manifest:
     """Read and check gptx.json and the presence and sizes of the files that it lists. Raises ArtifactError."""
     path = Path(path)
     raw = _load(path)
@@ -103,8 +108,14 @@ def read(path: str | Path) -> Manifest:
     )
 
 
+read = read_manifest  # as describe.py says it: artifact.read(path)
+
+
 def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:
-    """Compare the sha256 of every listed file; `progress(name, bytes read since the last call)`. Raises ArtifactError."""
+    """Compare the sha256 of every listed file. `progress` is called with a name and the bytes read since the last call.
+
+    Raises ArtifactError, naming every file that differs.
+    """
     changed = []
     for name, facts in manifest.files.items():
         digest = hashlib.sha256()
@@ -142,8 +153,8 @@ def _load(path: Path) -> dict[str, Any]:
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ArtifactError(
-            f"{path / MANIFEST} has format version {version} (written by gptx {raw.get('gptx_version')}), and this gptx "
-            f"reads up to {FORMAT_VERSION}: update gptx"
+            f"{path / MANIFEST} has format version {version} (written by gptx {raw.get('gptx_version')}), and this "
+            f"gptx reads up to {FORMAT_VERSION}: update gptx"
         )
     if version != FORMAT_VERSION:
         raise ArtifactError(f"{path / MANIFEST} has format_version {version!r}, expected {FORMAT_VERSION}")

@@ -1,6 +1,6 @@
 """The keys and values of a session's rows, and the runs of the graph that fill them: token ids in, logits out.
 
-    open_cache(engine, batch_size) -> InPlace (graphs that write into a buffer) or Growing (graphs that return a longer copy)
+    open_cache(...)         -> InPlace (graphs that write into a buffer) or Growing (graphs that return a longer copy)
     .step(tokens, held)     at most one new token of every row
     .fill(new, held)        several new tokens of some rows
     .rewind(lengths)        forget what comes after
@@ -70,7 +70,7 @@ class InPlace:
                 self._reserve(total, total - 1)
             if self._bound != (first, last):
                 self._bind_step(first, last)
-            self._ids[first, 0] = tokens[first]
+            self._ids[first, 0] = tokens[first] or 0
             self._positions[first, 0] = total - 1
             self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
         else:

@@ -6,16 +6,18 @@ Templates run in a sandbox, with what Hugging Face gives them. Knows nothing of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from gptx.errors import ArtifactError, UsageError
+from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.options import Given
 from gptx.tokenizer import read_json
 
 if TYPE_CHECKING:
-    from gptx.model import Completion, Model, Stream
+    from gptx.model import Model
+    from gptx.stream import Completion, Stream
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -77,7 +79,9 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -124,56 +128,35 @@ class Chat:
         self._open: Stream | None = None
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
 
-    def stream(
-        self,
-        message: str,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_tokens: Sequence[int] | None = None,
-    ) -> Stream:
-        """The answer, piece by piece. It becomes part of the conversation when it has ended or is closed. Raises
-        PromptError, and leaves the conversation as it was, when it does not fit into the context any more."""
-        given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "message")}
+    def stream(self, message: str, **options: Unpack[Given]) -> Stream:
+        """The answer, piece by piece; options as in Model.stream. It becomes part of the conversation when it has ended
+        or is closed. Raises PromptError, and leaves the conversation as it was, when the context has no room for it."""
         self._settle()
         asked = [*self.messages, {"role": "user", "content": message}]
         ids = self._model.chat_ids(asked)
-        stream = self._model.stream_ids(ids, given, session=self._session, on_end=self._answered(asked))
-        self._open = stream
-        return stream
+        if len(ids) > self._session.limit:
+            raise PromptError(
+                f"the conversation has {len(ids)} tokens with this message, and the model's context holds "
+                f"{self._session.limit}: start a new one, or ask something shorter"
+            )
 
-    def send(
-        self,
-        message: str,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_tokens: Sequence[int] | None = None,
-    ) -> Completion:
+        def answered(completion: Completion) -> None:
+            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
+            self._open = None
+
+        self._open = self._model.stream_ids(ids, options, session=self._session, on_end=answered)
+        return self._open
+
+    def send(self, message: str, **options: Unpack[Given]) -> Completion:
         """The whole answer; otherwise as stream."""
-        given: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("self", "message")}
-        stream = self.stream(message, **given)
+        stream = self.stream(message, **options)
         for _ in stream:
             pass
         return stream.completion
 
     @property
     def tokens(self) -> list[int]:
-        """What the model has read and written so far, as far as it is in the cache."""
+        """What the cache holds: what the model has read, and what it wrote but for the last token."""
         return self._session.tokens[0]
 
     def reset(self) -> None:
@@ -189,13 +172,6 @@ class Chat:
         """An answer that nobody read to its end is part of the conversation as far as it was read."""
         if self._open is not None:
             self._open.close()
-
-    def _answered(self, asked: list[dict[str, str]]) -> Callable[[Completion], None]:
-        def answered(completion: Completion) -> None:
-            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
-            self._open = None
-
-        return answered
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,6 +1,6 @@
 """An artifact's graph, opened and compared with the manifest: manifest in, Engine out, or an ArtifactError.
 
-An Engine may be shared between threads. It knows the graph's facts (cache form, types, inputs); it holds no tokens and no state.
+An Engine may be shared between threads. It knows the graph's facts (cache form, types, inputs) and holds no state.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def _problems(manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any
             continue
         found = [size if isinstance(size, int) else None for size in node.shape]
         if node.type != cache_type or len(found) != 4 or any(f not in (None, e) for f, e in zip(found, expected)):
-            yield f"{name} is {node.type} {node.shape}, expected {cache_type} of {shape.n_kv_head} heads of {shape.head_dim}"
+            heads = f"{shape.n_kv_head} heads of {shape.head_dim}"
+            yield f"{name} is {node.type} {node.shape}, expected {cache_type} of {heads}"
             break  # the other layers say the same
     for name, node in {**inputs, **outputs}.items():
         if name in ("input_ids", "attention_mask", "position_ids") and node.type != "tensor(int64)":

@@ -36,8 +36,8 @@ class RowPlan:
 class Generation:
     """Iterate for lists of Steps. The first feeds the prompts, each later one the tokens before it.
 
-    `prompts` are appended to what the session's rows hold (`held` of it are known to penalties). Ids from `known` on are
-    never picked: they are the empty end of a padded vocabulary. The token that ends a row is not fed any more.
+    `prompts` are appended to what the session's rows hold. Ids from `known` on are never picked: they are the empty end
+    of a padded vocabulary. The token that ends a row is not fed any more.
     """
 
     def __init__(

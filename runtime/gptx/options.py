@@ -10,7 +10,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict, TypeGuard
 
 from gptx.errors import UsageError
 
@@ -59,6 +59,9 @@ DEFAULTS: dict[str, Any] = {
 
 def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_tokens: int | None) -> Options:
     """`max_new_tokens`: the last resort for that option. Raises UsageError, naming every option that makes no sense."""
+    unknown = sorted(set(given) - set(Given.__annotations__))
+    if unknown:
+        raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(Given.__annotations__)}")
     configured = from_generation_config(generation)
     values = {**DEFAULTS, "max_new_tokens": max_new_tokens, **configured}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -70,7 +73,9 @@ def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_
             ours = given.get(name) is None and name in configured
             problems.append(problem + (" (from the artifact's generation_config.json)" if ours else ""))
     if not problems and values["max_new_tokens"] is not None and values["min_new_tokens"] > values["max_new_tokens"]:
-        problems.append(f"min_new_tokens is {values['min_new_tokens']}, more than max_new_tokens {values['max_new_tokens']}")
+        problems.append(
+            f"min_new_tokens is {values['min_new_tokens']}, more than max_new_tokens {values['max_new_tokens']}"
+        )
     if problems:
         raise UsageError("; ".join(problems))
     drawn = values["temperature"] > 0
@@ -126,9 +131,11 @@ def _problem(name: str, value: Any) -> str | None:
         lowest, expected = _COUNTS[name]
         if value is None and name == "max_new_tokens":
             return None
-        bad = isinstance(value, bool) or not _is_index(value) or value < lowest
-        return f"{name} is {value!r}, expected {expected}" if bad else None
-    if name == "stop" and (not isinstance(value, Sequence) or not all(isinstance(text, str) and text for text in value)):
+        good = not isinstance(value, bool) and _is_index(value) and operator.index(value) >= lowest
+        return None if good else f"{name} is {value!r}, expected {expected}"
+    if name == "stop" and (
+        not isinstance(value, Sequence) or not all(isinstance(text, str) and text for text in value)
+    ):
         return f"stop is {value!r}, expected texts that are not empty"
     if name == "stop_tokens" and (not isinstance(value, Sequence) or not all(map(_is_index, value))):
         return f"stop_tokens is {value!r}, expected token ids"
@@ -143,7 +150,7 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str)
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: Any) -> TypeGuard[SupportsIndex]:
     try:
         operator.index(value)
     except TypeError:

@@ -131,4 +131,6 @@ def _inverse(ends: np.ndarray, uniform: float) -> int:
 
 
 def _not_numbers() -> ArtifactError:
-    return ArtifactError("the model's logits are not finite numbers: its weights are damaged, or overflow in its precision")
+    return ArtifactError(
+        "the model's logits are not finite numbers: its weights are damaged, or overflow in its precision"
+    )

@@ -30,7 +30,7 @@ class Session:
         if size is not None and not 1 <= size <= n_ctx:
             raise UsageError(f"size is {size}, expected 1 to {n_ctx}, the model's context")
         self.limit = size or n_ctx
-        self._vocab_size = engine.manifest.model.vocab_size
+        self.vocab_size = engine.manifest.model.vocab_size
         self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
         self._lengths = [0] * batch_size
         self._cache: InPlace | Growing | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
@@ -59,10 +59,10 @@ class Session:
     @overload
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
-        """Append new tokens to each row; float32 logits (B, vocab_size) after each row's last one, the caller's to keep.
+        """Append new tokens to each row; float32 logits (B, vocab_size) after each row's last one.
 
-        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a list of (n, vocab_size),
-        the logits after every new token of a row. Raises PromptError.
+        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a row's (n, vocab_size),
+        the logits after every new token. The arrays are the caller's to keep. Raises PromptError.
         """
         if all_logits:
             return self._feed_all(rows)
@@ -73,8 +73,8 @@ class Session:
         return logits
 
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """As feed, without the copy: the array is the session's own, the next call overwrites it, and the values of rows
-        that got nothing are left over. The caller may write into it."""
+        """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
+        nothing hold anything. The caller may write into it."""
         counts = self._check(rows)
         if 1 in counts:
             ones = [new[0] if count == 1 else None for new, count in zip(rows, counts)]
@@ -113,7 +113,7 @@ class Session:
 
     def _feed_all(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
         self._check(rows)
-        outs = [np.empty((len(new), self._vocab_size), np.float32) for new in rows]
+        outs = [np.empty((len(new), self.vocab_size), np.float32) for new in rows]
         fed = {row: new for row, new in enumerate(rows) if len(new)}
         self._fill(fed, {row: outs[row] for row in fed})
         return outs
@@ -133,13 +133,15 @@ class Session:
         if not any(counts):
             raise PromptError("nothing to feed: every row is empty")
         for row, (new, held) in enumerate(zip(rows, self._lengths)):
+            name = f"row {row}: " if len(rows) > 1 else ""
             if held + len(new) > self.limit:
-                what = f"{held} tokens and {len(new)} new ones" if held else f"a prompt of {len(new)} tokens"
-                raise PromptError(f"{_name(row, rows)}{what} do not fit into a context of {self.limit}")
+                raise PromptError(
+                    f"{name}{held} tokens held and {len(new)} new ones do not fit into a context of {self.limit}"
+                )
             for token in new if len(new) == 1 else _extremes(new):
-                if not 0 <= _integer(token) < self._vocab_size:
+                if not 0 <= _integer(token) < self.vocab_size:
                     raise PromptError(
-                        f"{_name(row, rows)}token id {token} is outside the model's vocabulary: 0 to {self._vocab_size - 1}"
+                        f"{name}token id {token} is outside the model's vocabulary: 0 to {self.vocab_size - 1}"
                     )
         return counts
 
@@ -151,10 +153,6 @@ class _Closed:
 
     def __getattr__(self, name: str) -> Any:
         raise UsageError("this session is closed")
-
-
-def _name(row: int, rows: Sequence[Sequence[int]]) -> str:
-    return f"row {row}: " if len(rows) > 1 else ""
 
 
 def _extremes(new: Sequence[int]) -> tuple[int, ...]:

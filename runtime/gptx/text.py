@@ -16,8 +16,8 @@ CONTEXT = 8  # tokens of the prompt that decide how the text after it begins (wh
 class Detokenizer:
     """Pieces that put together are exactly what decoding all tokens at once gives.
 
-    `context`: tokens before the first, so that text which goes on from a prompt begins with the space that belongs there.
-    Each token costs the decoding of a few: those since the last piece, and those of the piece before it.
+    `context`: tokens before the first, so that text which goes on from a prompt begins with the space that belongs
+    there. Each token costs the decoding of a few: those since the last piece, and those of the piece before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
@@ -27,7 +27,7 @@ class Detokenizer:
         self._context = tokenizer.decode(self._ids)
         if self._context.endswith(UNFINISHED):
             self._ids, self._context = [], ""
-        # _ids[_start:_shown] is the last piece's tokens, which decide how the next one is spelt; _shown_text is its text
+        # _ids[_start:_shown] are the last piece's tokens, which decide how the next is spelt; _shown_text is their text
         self._start, self._shown, self._shown_text = 0, len(self._ids), self._context
         self._pieces: list[str] = []
 
@@ -61,7 +61,7 @@ class Detokenizer:
 class StopStrings:
     """Cuts text before the first stop string, wherever the pieces are cut.
 
-    The first is the one that is complete first; of several complete at once, the longest. `found` tells that there was one.
+    The first is the one that is complete first; of several complete at once, the longest. `found`: there was one.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

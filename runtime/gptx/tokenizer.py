@@ -1,4 +1,4 @@
-"""tokenizer.json, read by the `tokenizers` package: text to token ids and back. Knows nothing of models or templates."""
+"""tokenizer.json, read by the `tokenizers` package: text to token ids and back. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -77,9 +77,13 @@ def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Token
     inner.no_padding()
     tokenizer = Tokenizer(inner, special_tokens(folder))
     if known is not None and not tokenizer.fits(known):
-        raise ArtifactError(f"{path} is of another vocabulary: it knows {tokenizer.vocab_size} ids, gptx.json says {known}")
+        raise ArtifactError(
+            f"{path} is of another vocabulary: it knows {tokenizer.vocab_size} ids, gptx.json says {known}"
+        )
     if (known or tokenizer.vocab_size) > vocab_size:
-        raise ArtifactError(f"{path} is of another vocabulary: {tokenizer.vocab_size} ids, and the model has {vocab_size}")
+        raise ArtifactError(
+            f"{path} is of another vocabulary: {tokenizer.vocab_size} ids, and the model has {vocab_size}"
+        )
     return tokenizer
 
 

@@ -1,0 +1,225 @@
+"""gptx.load and Model: an artifact's path in, text out. Ties the parts together; each of them can be used alone.
+
+A Model may be shared between threads: sessions, streams and chats hold what changes, and each belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, Unpack, overload
+
+from gptx import artifact
+from gptx.artifact import Manifest
+from gptx.chat import Chat, ChatTemplate, Message, common_length, load_template
+from gptx.engine import Engine, open_engine
+from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.generation import Generation
+from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.session import Session
+from gptx.stream import Completion, Stream, Transcript, run_to_end
+from gptx.text import Detokenizer, StopStrings
+from gptx.tokenizer import Tokenizer, load_tokenizer, read_json
+
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
+
+Prompt = str | Sequence[int]
+
+
+def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | None = None) -> Model:
+    """Open the artifact at `path`, or the model that ships with gptx.
+
+    device: "cpu", "cuda" (runs there or raises ProviderError) or "auto" (CUDA where it works). threads: None is one for
+    each core. Raises ArtifactError, ProviderError, UsageError.
+    """
+    manifest = artifact.read(DEFAULT_MODEL if path is None else path)
+    folder = manifest.path
+    tokenizer = load_tokenizer(folder, known=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size)
+    if tokenizer is None and manifest.tokens.vocab_size is not None:
+        raise ArtifactError(f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again")
+    return Model(
+        open_engine(manifest, device=device, threads=threads),
+        tokenizer=tokenizer,
+        template=load_template(folder, tokenizer.special) if tokenizer else None,
+        generation=read_json(folder / "generation_config.json"),
+    )
+
+
+class Model:
+    """An opened artifact. `tokenizer` and `template` are None where the artifact has none."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._engine: Engine | None = engine
+        self.manifest: Manifest = engine.manifest
+        self.provider = engine.provider  # what really runs the graph, as ONNX Runtime calls it
+        self.tokenizer, self.template = tokenizer, template
+        self.generation = dict(generation or {})  # generation_config.json
+
+    @property
+    def path(self) -> Path:
+        return self.manifest.path
+
+    @property
+    def n_ctx(self) -> int:
+        return self.manifest.model.n_ctx
+
+    @overload
+    def generate(self, prompt: str | list[int], **options: Unpack[Given]) -> Completion: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[Given]) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Completion | list[Completion]:
+        """What goes on from a prompt (text, or token ids), whole; a list of prompts is decoded together, as one batch.
+
+        Options are named as in Hugging Face's generate. Each is the argument, else the artifact's
+        generation_config.json, else greedy (temperature 0) and 256 new tokens. When sampling, prompt i of a list draws
+        with seed + i, so that the same prompt alone with that seed gives the same text. Raises PromptError, UsageError.
+        """
+        began = time.perf_counter()
+        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
+        batch = is_batch(prompt)
+        prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
+        with self.session(len(prompts)) as session:
+            seeds = [None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))]
+            generation = self._generation(session, prompts, resolved, seeds)
+            transcripts = [self._transcript(ids, ids, resolved, seed) for ids, seed in zip(prompts, seeds)]
+            completions = run_to_end(generation, transcripts, began=began)
+        return completions if batch else completions[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Stream:
+        """As generate, piece by piece while it comes, and to the end of text or context where max_new_tokens is given
+        neither here nor in generation_config.json."""
+        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        ids = self.encode(prompt)
+        return self.stream_ids(ids, options, context=ids)
+
+    def chat(self, *, system: str | None = None) -> Chat:
+        """A conversation that keeps its cache from turn to turn. Raises UsageError where there is no chat template."""
+        return Chat(self, system=system)
+
+    def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
+        """The step-level API on token ids: feed, rewind. `size`: tokens that each row's cache is made for at once."""
+        return Session(self._opened(), batch_size, size=size)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids, with the special tokens that the tokenizer adds itself. Raises PromptError."""
+        if not isinstance(prompt, str):
+            return [_token_id(token) for token in prompt]
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer: give the prompt as token ids")
+        if not prompt:
+            raise PromptError("the prompt is empty: give some text to go on from")
+        return self.tokenizer.encode(prompt)
+
+    def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
+        """What a chat is made of. Raises UsageError where the artifact lacks it."""
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer, so there is no chat: generate from token ids")
+        if self.template is None:
+            raise UsageError(f"{self.path} has no chat template, so there is no chat: generate text from a prompt")
+        return self.tokenizer, self.template
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation, as token ids that `generate` takes."""
+        tokenizer, template = self.need_chat()
+        return tokenizer.encode(template.render(messages), add_special_tokens=False)
+
+    def stream_ids(
+        self,
+        ids: list[int],
+        options: Mapping[str, Any],
+        *,
+        context: Sequence[int] = (),
+        session: Session | None = None,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> Stream:
+        """A Stream from token ids. `context`: tokens whose text the new text goes on from. `session`: one that may hold
+        a part of the prompt already; what it holds beyond that is forgotten."""
+        began = time.perf_counter()
+        resolved = resolve(options, self.generation, max_new_tokens=None)
+        owned = None if session else self.session()
+        session = session or owned
+        assert session is not None
+        # at least one token is fed, for its logits
+        session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
+        generation = self._generation(session, [ids[session.lengths[0] :]], resolved, [resolved.seed])
+        transcript = self._transcript(ids, context, resolved, resolved.seed)
+        return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
+
+    def close(self) -> None:
+        """Give the weights' memory back (sessions that are still open keep it). The model cannot be used afterwards."""
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("this model is closed")
+        return self._engine
+
+    def _generation(
+        self, session: Session, prompts: list[list[int]], options: Options, seeds: Sequence[int | None]
+    ) -> Generation:
+        tokens = self.manifest.tokens
+        return Generation(session, prompts, options, ends=tokens.eos, known=tokens.vocab_size, seeds=seeds)
+
+    def _transcript(self, ids: list[int], context: Sequence[int], options: Options, seed: int | None) -> Transcript:
+        detokenizer = Detokenizer(self.tokenizer, context) if self.tokenizer else None
+        return Transcript(detokenizer, StopStrings(options.stop), len(ids), seed)
+
+
+def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a list of prompts, and not one prompt of text or token ids."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and not _is_token_id(prompt[0])
+
+
+def _is_token_id(value: object) -> bool:
+    return hasattr(value, "__index__")
+
+
+def _token_id(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise PromptError(f"a prompt is a text or a list of token ids, and this one holds {value!r:.80}") from None

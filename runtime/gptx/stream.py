@@ -1,0 +1,148 @@
+"""Generated tokens as text with timings: steps of the token loop in, pieces of text and a Completion out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from gptx.generation import FinishReason, Generation, Step
+from gptx.session import Session
+from gptx.text import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`token_ids` is all that was generated, the token that ended it and a stop string's included; `text` is without
+    them, and None where the artifact has no tokenizer. `finish_reason` "closed": whoever read the stream left early."""
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int | None  # None where nothing was drawn
+    time_to_first_token: float  # seconds, from the call
+    tokens_per_second: float  # after the first token; 0 where there is no second one
+
+
+@dataclass
+class Transcript:
+    """One row's text so far, and what a Completion says of it."""
+
+    detokenizer: Detokenizer | None
+    stop_strings: StopStrings
+    prompt_tokens: int
+    seed: int | None
+    token_ids: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    time_to_first_token: float = 0.0
+    decode_seconds: float = 0.0
+    _pieces: list[str] = field(default_factory=list)
+
+    def push(self, step: Step) -> str:
+        """The text that may be shown after this step; `finish` tells whether the row has ended with it."""
+        self.token_ids.append(step.token)
+        self.finish = step.finish
+        if self.detokenizer is None:
+            return ""
+        piece = "" if step.finish == "stop" else self.stop_strings.push(self.detokenizer.push(step.token))
+        if step.finish and not self.stop_strings.found:
+            piece += self.stop_strings.push(self.detokenizer.flush())
+            if not self.stop_strings.found:
+                piece += self.stop_strings.flush()
+        if self.stop_strings.found:
+            self.finish = "stop"
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def timed(self, *, since_call: float, step: float) -> None:
+        if len(self.token_ids) == 1:
+            self.time_to_first_token = since_call
+        else:
+            self.decode_seconds += step
+
+    def completion(self) -> Completion:
+        decoded = len(self.token_ids) - 1
+        return Completion(
+            text=None if self.detokenizer is None else "".join(self._pieces),
+            token_ids=list(self.token_ids),
+            finish_reason=self.finish or "closed",
+            prompt_tokens=self.prompt_tokens,
+            seed=self.seed,
+            time_to_first_token=self.time_to_first_token,
+            tokens_per_second=decoded / self.decode_seconds if self.decode_seconds else 0.0,
+        )
+
+
+def run_to_end(generation: Generation, transcripts: Sequence[Transcript], *, began: float) -> list[Completion]:
+    """All rows of a batch, each to its own end."""
+    before = began
+    for steps in generation:
+        now = time.perf_counter()
+        for step in steps:
+            transcript = transcripts[step.row]
+            transcript.push(step)
+            transcript.timed(since_call=now - began, step=now - before)
+            if transcript.finish:
+                generation.finish(step.row)
+        before = now
+    return [transcript.completion() for transcript in transcripts]
+
+
+class Stream:
+    """Iterate for the text, in pieces that are whole UTF-8 and never empty; `completion` has the rest.
+
+    Without a tokenizer there is no text: iterating gives nothing, and `completion` has the token ids. `close` ends it
+    early (so does leaving a `with` block); what was generated until then is in `completion`.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        transcript: Transcript,
+        *,
+        began: float,
+        owned: Session | None = None,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> None:
+        self._generation, self._transcript = generation, transcript
+        self._began, self._owned, self._on_end = began, owned, on_end
+        self._ended = False
+
+    @property
+    def completion(self) -> Completion:
+        """What was generated so far; after the end, all of it."""
+        return self._transcript.completion()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while not self._ended:
+            before = time.perf_counter()
+            steps = next(self._generation)
+            now = time.perf_counter()
+            piece = self._transcript.push(steps[0])
+            self._transcript.timed(since_call=now - self._began, step=now - before)
+            if self._transcript.finish:
+                self.close()
+            if piece:
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._owned is not None:
+            self._owned.close()
+        if self._on_end is not None:
+            self._on_end(self.completion)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
