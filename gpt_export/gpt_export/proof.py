@@ -36,10 +36,11 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
 
     UsageError when the user's own text is not there, not UTF-8, or nothing that this tokenizer can write.
     """
-    source, content = "gptx proof text", resources.files("gpt_export").joinpath("proof.txt").read_bytes()
-    if text is not None:
+    if text is None:
+        source, content = "gptx proof text", resources.files("gpt_export").joinpath("proof.txt").read_bytes()
+    else:
         try:
-            source, content = str(text), text.read_bytes()
+            source, content = text.name, text.read_bytes()
         except OSError as error:
             raise UsageError(f"cannot read the proof text {text}: {error.strerror}") from error
     try:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gptx.artifact import Manifest, read_manifest
+from gptx.artifact import Manifest
+from gptx.artifact import read as read_manifest
 from gptx.errors import UsageError
 from gptx.folders import check_output, kind_of, new_folder
 from gptx.limits import limits_for
@@ -133,7 +134,7 @@ def _chain(certificate: dict[str, Any], manifest: Manifest) -> list[dict[str, An
     """The comparisons from PyTorch to here, and what their largest differences add up to at most."""
     if certificate["against"].startswith("pytorch"):
         return [link(certificate)]
-    links = [*manifest.certificate.get("chain", []), link(certificate)]
+    links = [*manifest.raw["certificate"].get("chain", []), link(certificate)]
     total = {"against": "sum", "max_abs": sum(entry["max_abs"] for entry in links)}
     return [*links, total]
 

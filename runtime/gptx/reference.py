@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from gptx.compare import Figures, Tally, log_softmax, logsumexp
 from gptx.errors import ArtifactError
@@ -40,7 +40,8 @@ class Reference:
     greedy_tokens: np.ndarray
 
     def save(self, folder: Path) -> None:
-        save_file({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}, folder / FILE)
+        # not save_file, whose file only its owner can read
+        (folder / FILE).write_bytes(save({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}))
 
     @classmethod
     def load(cls, folder: Path) -> Reference:

@@ -60,7 +60,7 @@ def verify(
     with gptx.load(path, device=device, threads=threads) as model:
         check_hashes(model.manifest)
         told(0.1)
-        certificate = model.manifest.certificate
+        certificate = model.manifest.raw.get("certificate")
         if not certificate:
             raise ArtifactError(f"{model.path} carries no certificate: export or quantize it with gptx")
         reference = Reference.load(model.path)
