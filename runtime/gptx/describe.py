@@ -49,7 +49,9 @@ def describe(path: Path) -> Description:
     if kind == "checkpoint":
         return _checkpoint(path)
     if kind == "file" and path.suffix in _IMPORTABLE:
-        raise CheckpointError(f"{path} is {_IMPORTABLE[path.suffix]}: gptx import {path} OUT makes a checkpoint folder of it")
+        raise CheckpointError(
+            f"{path} is {_IMPORTABLE[path.suffix]}: gptx import {path} OUT makes a checkpoint folder of it"
+        )
     if kind == "folder":
         raise ArtifactError(f"{path} is neither an artifact nor a checkpoint: it holds no gptx.json and no config.json")
     what = "does not exist" if kind == "missing" else "is a file"
@@ -193,7 +195,9 @@ def _source(source: dict[str, Any]) -> Rows:
 
 def _text(text: Any) -> str:
     if isinstance(text, dict):
-        return ", ".join(f"{key} {str(value)[:16]}" for key, value in text.items() if not isinstance(value, dict | list))
+        return ", ".join(
+            f"{key} {str(value)[:16]}" for key, value in text.items() if not isinstance(value, dict | list)
+        )
     return str(text or "an unnamed text")
 
 
@@ -230,7 +234,9 @@ def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
             start = opened.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 0 < length <= file.stat().st_size - 8:  # a Git LFS pointer, or cut short
-                raise CheckpointError(f"{file} is no safetensors file, or cut short: copy it again, or run git lfs pull")
+                raise CheckpointError(
+                    f"{file} is no safetensors file, or cut short: copy it again, or run git lfs pull"
+                )
             try:
                 header: dict[str, Any] = json.loads(opened.read(length))
             except ValueError as error:

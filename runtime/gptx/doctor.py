@@ -12,7 +12,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
 from typing import Any
 
 from gptx import providers
@@ -29,7 +28,7 @@ OPTIONAL += ("onnxruntime-genai", "ctranslate2")
 
 # The smallest model there is, one Identity of one float, as onnx writes it (tests/test_cli_doctor.py makes it again).
 IDENTITY_MODEL = (
-    b"\x08\x08::\n\x10\n\x01x\x12\x01y\"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
+    b'\x08\x08::\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 

@@ -1,5 +1,5 @@
-"""The command `gptx`: a table of verbs. A verb's module is imported only when it is called, so `gptx run` starts without
-torch, and a verb whose packages are missing says which to install."""
+"""The command `gptx`: a table of verbs. A verb's module is imported only when it is called, so `gptx run` starts
+without torch, and a verb whose packages are missing says which to install."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Verbs(click.Group):
             if package in ("gptx", ""):
                 raise
             message = f"gptx {cmd_name} needs the package {package}, which is not installed: {pip_command('export')}"
-            return click.Command(cmd_name, callback=lambda: _fail(message), add_help_option=False, context_settings=_ANY)
+            return click.Command(
+                cmd_name, callback=lambda: _fail(message), add_help_option=False, context_settings=_ANY
+            )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -91,6 +93,8 @@ def group() -> None:
 def main() -> None:
     """Run the verb; a GptxError becomes one line and exit status 1, a wrong option one line and 2, Ctrl-C 130, and a
     closed pipe nothing at all."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before we started)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)

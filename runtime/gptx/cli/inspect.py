@@ -36,6 +36,8 @@ def inspect(artifact: Path | None, as_json: bool) -> None:
 def _print(found: Description, path: Path) -> None:
     print_table(found.facts, title=str(path))
     total = sum(size for _, size in found.files)
-    print_table([*((name, f"{size:>15,}") for name, size in found.files), ("total", f"{total:>15,}")], title="Files, bytes")
+    print_table(
+        [*((name, f"{size:>15,}") for name, size in found.files), ("total", f"{total:>15,}")], title="Files, bytes"
+    )
     print_table(found.certificate, title="Certificate")
     print_table([(command,) for command in found.next], title="Next")

@@ -1,6 +1,6 @@
 """The options that several verbs share, each written once: which artifact on which device, and how to sample.
 
-A decorator here hands the command one value (`sampling`, a dict of what was given) in place of many. Defaults are
+A decorator here hands the command one value (`sampling`, the keywords of Model.stream that were given). Defaults are
 not known here: an option that was not given is left to the artifact's generation_config.json.
 """
 
@@ -10,24 +10,12 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import click
 
-
-class Sampling(TypedDict, total=False):
-    """The keywords of Model.generate and Model.stream, those of them that were given."""
-
-    max_new_tokens: int
-    min_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    stop: list[str]
-
+from gptx.cli.prompt import checked
+from gptx.options import Given
 
 _SAMPLING = [
     click.option("-n", "--max-new-tokens", type=int, metavar="N", help="Stop after so many tokens."),
@@ -37,7 +25,9 @@ _SAMPLING = [
     click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up P (1: all)."),
     click.option("--min-p", type=float, metavar="P", help="Leave out tokens less likely than P times the likeliest."),
     click.option("--repetition-penalty", type=float, metavar="R", help="Over 1: repeat less."),
-    click.option("--seed", type=int, metavar="N", help="Draw the same text again; without it one is drawn and reported."),
+    click.option(
+        "--seed", type=int, metavar="N", help="Draw the same text again; without it one is drawn and reported."
+    ),
     click.option(
         "--stop", multiple=True, metavar="TEXT", help=r"End before this text; \n, \t, \r and \\ are read. Repeatable."
     ),
@@ -72,11 +62,10 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def collected(*args: Any, **kwargs: Any) -> Any:
-        given = {name: value for name in Sampling.__annotations__ if (value := kwargs.pop(name)) is not None}
-        given["stop"] = [unescape(text) for text in given["stop"]]
-        if not given["stop"]:
-            del given["stop"]
-        return command(*args, sampling=given, **kwargs)
+        given = {name: kwargs.pop(name) for name in Given.__annotations__ if name in kwargs}
+        given["stop"] = [unescape(checked(text, "--stop")) for text in given["stop"]] or None
+        sampling = {name: value for name, value in given.items() if value is not None}
+        return command(*args, sampling=sampling, **kwargs)
 
     for option in reversed(_SAMPLING):
         collected = option(collected)

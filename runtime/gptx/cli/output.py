@@ -3,16 +3,23 @@ where the text comes from."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptx.errors import OutputError
 
-# On a terminal a control character is an order: a model could move the cursor, set the title, or paste. Tab and newline may.
+if TYPE_CHECKING:
+    from gptx.stream import Completion
+
+# On a terminal a control character is an order: a model could move the cursor or set the title. Tab and newline stay.
 _ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
 
 
 class Printer:
@@ -62,28 +69,29 @@ def write_out(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
+def write_json_line(facts: Mapping[str, Any]) -> None:
+    """One object on one line, for every idea of what a line is: U+2028 ends one to str.splitlines, say."""
+    line = json.dumps(facts, ensure_ascii=False)
+    write_out(_LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
+
+
 def note(text: str) -> None:
     """A remark on standard error; dim on a terminal, so that it is not taken for the model's text."""
     click.secho(text, err=True, dim=True)
 
 
-def figures(
-    *,
-    new_tokens: int,
-    prompt_tokens: int,
-    tokens_per_second: float,
-    time_to_first_token: float,
-    ended: str,
-    seed: int | None,
-) -> str:
+_ENDS = {"stop": "end of text", "length": "length reached", "context": "context full", "closed": "interrupted"}
+
+
+def figures(completion: Completion, *, interrupted: bool = False) -> str:
     """One line: how much, how fast, why it ended, and the seed that draws it again."""
-    speed = f" at {tokens_per_second:.1f} tokens/s" if tokens_per_second > 0 else ""
+    n, rate = len(completion.token_ids), completion.tokens_per_second
     parts = [
-        f"{new_tokens} token{'s' * (new_tokens != 1)}{speed}",
-        f"the first after {time_to_first_token:.2f} s",
-        f"prompt of {prompt_tokens}",
-        {"stop": "end of text", "length": "length reached", "context": "context full"}.get(ended, ended),
+        f"{n} token{'s' * (n != 1)}" + (f" at {rate:.1f} tokens/s" if rate > 0 else ""),
+        f"the first after {completion.time_to_first_token:.2f} s",
+        f"prompt of {completion.prompt_tokens}",
+        "interrupted" if interrupted else _ENDS[completion.finish_reason],
     ]
-    if seed is not None:
-        parts.append(f"seed {seed}")
+    if completion.seed is not None:
+        parts.append(f"seed {completion.seed}")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Where the prompt comes from: the argument, standard input, both, or a list of token ids. Nothing here knows a model."""
+"""Where the prompt comes from: the argument, standard input, both, or token ids. Nothing here knows a model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -51,6 +52,14 @@ def read_lines(source: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of standard input as they come."""
+    stream, offset = _stdin(), 0
+    for line in stream or ():
+        yield decoded(line, "standard input", offset=offset).rstrip("\r\n")
+        offset += len(line)
+
+
 def parse_tokens(text: str, name: str = "--tokens") -> list[int]:
     """Token ids with commas or spaces between; `-` reads them from standard input."""
     if text == "-":
@@ -64,13 +73,14 @@ def parse_tokens(text: str, name: str = "--tokens") -> list[int]:
     return [int(word) for word in words]
 
 
-def decoded(data: bytes, name: str) -> str:
+def decoded(data: bytes, name: str, *, offset: int = 0) -> str:
+    """UTF-8 to text, without a byte order mark. `offset`: of these bytes in what is called `name`."""
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{name} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start} ({error.reason})"
-        ) from None
+        at, byte = offset + error.start, data[error.start]
+        raise PromptError(f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {at} ({error.reason})") from None
+    return text if offset else text.removeprefix("\ufeff")
 
 
 def checked(text: str, name: str) -> str:

@@ -1,27 +1,26 @@
-"""gptx run: a prompt in, the text that goes on from it on standard output. What the prompt is made of, how text is
-printed and how a file of prompts is run stand in the files beside this one."""
+"""gptx run: a prompt in, the text that goes on from it on standard output, its figures on standard error. Where a
+prompt comes from, how text is printed and how a file of prompts is run stand in the files beside this one."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptx.cli.options import Sampling, model_options, sampling_options
-from gptx.cli.output import Printer, figures, note, write_out
-from gptx.cli.prompt import parse_tokens, read_prompt
+import gptx
+from gptx.cli.options import model_options, sampling_options
+from gptx.cli.output import Printer, figures, note, write_json_line
+from gptx.cli.prompt import checked, parse_tokens, read_prompt
 from gptx.errors import UsageError
+from gptx.options import MAX_NEW_TOKENS, Given
 
 if TYPE_CHECKING:
-    from gptx.model import Completion, Model, Stream
-
-MAX_NEW_TOKENS = 256  # where neither the call nor the artifact says
+    from gptx.model import Model
+    from gptx.stream import Completion, Stream
 
 
 @click.command()
@@ -31,17 +30,19 @@ MAX_NEW_TOKENS = 256  # where neither the call nor the artifact says
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--system", metavar="TEXT", help="The system message, with --chat.")
 @click.option("--tokens", metavar="IDS", help="Token ids as the prompt: 1,2,3 (- reads them from standard input).")
-@click.option("--batch", metavar="FILE", help="Run every line of FILE (- is standard input); a JSON result a line.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Prompts run together.")
+@click.option(
+    "--batch", metavar="FILE", help="Run each line of FILE (- is standard input); prints a JSON result a line."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Lines run together.")
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, seed ...")
-@click.option("--quiet", is_flag=True, help="No figures and hints on standard error.")
+@click.option("--quiet", is_flag=True, help="No figures and no hints on standard error.")
 def run(
     prompt: str | None,
     artifact: Path | None,
     device: str,
     threads: int | None,
-    sampling: Sampling,
+    sampling: Given,
     chat: bool,
     system: str | None,
     tokens: str | None,
@@ -56,19 +57,97 @@ def run(
     PROMPT can be piped in too (or be -). With both, the model gets PROMPT, an empty line, and what was piped.
     Standard output is the text and nothing else; figures go to standard error.
     """
-    _check_combination(prompt, chat=chat, system=system, tokens=tokens, batch=batch, as_json=as_json)
+    _check_combination(prompt, chat=chat, system=system, tokens=tokens, batch=batch)
+    if system is not None:
+        system = checked(system, "--system")
     if batch is not None:
-        from gptx.cli.batch import read_prompts, run_batch
+        from gptx.cli.batch import run_lines
+        from gptx.cli.prompt import read_lines
 
-        lines = read_prompts(batch)
-        model = _load(artifact, device=device, threads=threads)
-        failed = run_batch(model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo, quiet=quiet)
-        sys.exit(1 if failed else 0)
+        lines = read_lines(batch)
+        model = gptx.load(artifact, device=device, threads=threads)
+        _hint(model, chat=chat, quiet=quiet)
+        ok = run_lines(model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo)
+        sys.exit(0 if ok else 1)
     given: str | list[int] = read_prompt(prompt) if tokens is None else parse_tokens(tokens)
     began = time.perf_counter()
-    model = _load(artifact, device=device, threads=threads)
-    loaded = time.perf_counter()
-    if not quiet:
-        hint(model, chat=chat)
+    model = gptx.load(artifact, device=device, threads=threads)
+    load_seconds = time.perf_counter() - began
+    if isinstance(given, str) and model.tokenizer is None:
+        raise UsageError(f"{model.path} has no tokenizer: give token ids with --tokens 1,2,3 instead of a prompt")
+    _hint(model, chat=chat, quiet=quiet)
     stream = start(model, given, sampling, chat=chat, system=system)
-    interrupted = _print_text(stream, given if echo else None, model=model, silent=as_json)
+    interrupted = _print_text(model, stream, _echoed(model, given, chat=chat) if echo else "", silent=as_json)
+    completion = stream.completion
+    if as_json:
+        facts = result(model, completion) | {"load_seconds": load_seconds, "seconds": time.perf_counter() - began}
+        facts |= {"prompt": given} if echo else {}
+        facts |= {"finish_reason": "interrupted"} if interrupted else {}
+        write_json_line(facts)
+    if not quiet and completion.token_ids:
+        note(f"{figures(completion, interrupted=interrupted)}, loaded in {load_seconds:.2f} s")
+    if interrupted:
+        sys.exit(130)
+
+
+def start(model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None) -> Stream:
+    """The stream for one prompt; 256 new tokens where neither the call nor the artifact says how many."""
+    options = sampling.copy()
+    if options.get("max_new_tokens") is None and model.generation.get("max_new_tokens") is None:
+        options["max_new_tokens"] = MAX_NEW_TOKENS
+    if chat:
+        assert isinstance(given, str)
+        return model.chat(system=system).stream(given, **options)
+    return model.stream(given, **options)
+
+
+def result(model: Model, completion: Completion) -> dict[str, Any]:
+    """What --json and --batch say of one completion."""
+    return dataclasses.asdict(completion) | {
+        "new_tokens": len(completion.token_ids),
+        "artifact": str(model.path),
+        "provider": model.provider,
+    }
+
+
+def _print_text(model: Model, stream: Stream, echoed: str, *, silent: bool) -> bool:
+    """Print the stream as it comes, unless `silent`; whether Ctrl-C ended it. A model without a tokenizer gives ids."""
+    try:
+        if silent:
+            for _ in stream:
+                pass
+            return False
+        with Printer() as printer:
+            printer.write(echoed)
+            try:
+                for piece in stream:
+                    printer.write(piece)
+            finally:
+                if model.tokenizer is None and stream.completion.token_ids:
+                    printer.write(",".join(map(str, stream.completion.token_ids)))
+    except KeyboardInterrupt:
+        stream.close()
+        return True
+    return False
+
+
+def _echoed(model: Model, given: str | list[int], *, chat: bool) -> str:
+    if isinstance(given, str):
+        return f"{given}\n\n" if chat else given
+    return model.tokenizer.decode(given) if model.tokenizer else ",".join(map(str, given)) + ","
+
+
+def _hint(model: Model, *, chat: bool, quiet: bool) -> None:
+    if model.template is not None and not chat and not quiet:
+        note("hint: this is a chat model, --chat puts the prompt into its template")
+
+
+def _check_combination(
+    prompt: str | None, *, chat: bool, system: str | None, tokens: str | None, batch: str | None
+) -> None:
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat")
+    if tokens is not None and (prompt is not None or batch is not None or chat):
+        raise click.UsageError("--tokens takes the place of the prompt: leave out PROMPT, --batch and --chat")
+    if batch is not None and prompt is not None:
+        raise click.UsageError("--batch takes the place of the prompt: leave out PROMPT")

@@ -1,4 +1,4 @@
-"""gptx verify: prove an artifact's certificate again here, and print each figure beside the one it was certified with."""
+"""gptx verify: prove an artifact's certificate again here, each figure beside the one it was certified with."""
 
 from __future__ import annotations
 
