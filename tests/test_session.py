@@ -1,4 +1,4 @@
-"""The step-level API: logits do not depend on how tokens are cut, on other rows, on the cache's form or on rewinding."""
+"""The step-level API: logits depend neither on how tokens are cut, nor on other rows, the cache's form or rewinding."""
 
 from __future__ import annotations
 

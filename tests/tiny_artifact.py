@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 N_LAYER, N_HEAD, HEAD_DIM, N_CTX = 2, 2, 8, 64
 WIDTH = N_HEAD * HEAD_DIM
@@ -83,9 +84,9 @@ def masks(graph: Graph, cache: str) -> dict[str, str]:
     real = graph.op("Unsqueeze", graph.op("Cast", "attention_mask", to=TensorProto.BOOL), axes)
     if cache == "shared":
         bias = graph.op("Where", real, zero, low)
-        shape = graph.op("Concat", *(graph.op("Shape", name, start=a, end=b) for name, a, b in (
-            ("input_ids", 0, 1), ("constant_one", 0, 1), ("input_ids", 1, 2), ("attention_mask", 1, 2))), axis=0)  # fmt: skip
-        graph.initializers.append(numpy_helper.from_array(np.array([1]), "constant_one"))
+        batch, new = (graph.op("Shape", "input_ids", start=i, end=i + 1) for i in (0, 1))
+        width = graph.op("Shape", "attention_mask", start=1, end=2)
+        shape = graph.op("Concat", batch, graph.constant(np.array([1])), new, width, axis=0)
         last = graph.op("ReduceMax", graph.op("Mul", "attention_mask", span(total)), graph.constant([1]), keepdims=0)
         return {
             "bias": graph.op("Expand", bias, shape),
@@ -144,10 +145,8 @@ def graph_model(
     )
 
 
-def byte_tokenizer(path: Path, *, text: str = "", vocab_size: int = 300) -> int:
-    """Write a byte-level BPE with <|end|> in it; returns how many ids it knows."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
+def byte_tokenizer(*, vocab_size: int = 300) -> Tokenizer:
+    """A byte-level BPE; <|end|> is its id 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -157,9 +156,8 @@ def byte_tokenizer(path: Path, *, text: str = "", vocab_size: int = 300) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([text or "the cat sat on the mat and the dog sat on the log " * 3], trainer)
-    tokenizer.save(str(path))
-    return tokenizer.get_vocab_size()
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log " * 3], trainer)
+    return tokenizer
 
 
 def write_artifact(
@@ -178,7 +176,7 @@ def write_artifact(
 ) -> Path:
     """An artifact of a random model; `padding` empty ids lie beyond the tokenizer's."""
     (folder / "onnx").mkdir(parents=True)
-    known = byte_tokenizer(folder / "tokenizer.json") if tokenizer else 280
+    known = byte_tokenizer().get_vocab_size()
     vocab_size = known + padding
     eos = eos if eos is not None else [0]
     onnx.save(
@@ -187,6 +185,7 @@ def write_artifact(
     (folder / "config.json").write_text(json.dumps({"model_type": "gptx"}))
     (folder / "generation_config.json").write_text(json.dumps(generation or {}))
     if tokenizer:
+        byte_tokenizer().save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
         (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     if template is not None:
@@ -214,3 +213,8 @@ def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         for path in files
     }
     (folder / "gptx.json").write_text(json.dumps(manifest))
+
+
+def refresh(folder: Path) -> None:
+    """Make gptx.json fit what stands in the folder now: for tests of what a hash would catch first."""
+    save_manifest(folder, json.loads((folder / "gptx.json").read_text()))

@@ -70,7 +70,10 @@ def keep(
     logits: np.ndarray, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities."""
-    scaled = logits - logits.max()
+    top = float(logits.max())
+    if not math.isfinite(top):
+        raise _not_numbers()
+    scaled = logits - top
     scaled /= max(temperature, 1e-6)  # a float32 cannot tell smaller ones from 0
     ids = None
     if 0 < top_k < len(scaled):
@@ -124,8 +127,6 @@ def pick_weighted(weights: np.ndarray, uniform: float) -> int:
 def _inverse(ends: np.ndarray, uniform: float) -> int:
     """The first index whose cumulative weight is over the share `uniform`: never one of weight 0."""
     total = ends[-1]
-    if not 0 < total < math.inf:
-        raise _not_numbers()
     index = int(np.searchsorted(ends, uniform * total, side="right"))
     return min(index, int(np.searchsorted(ends, total)))
 

@@ -1,0 +1,255 @@
+"""Sampling against Hugging Face's logits processors, which are the independent reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptx.errors import ArtifactError, UsageError
+from gptx.options import DEFAULTS, Options, resolve
+from gptx.sampling import greedy, keep, kth_largest, nucleus, penalize, pick_weighted, picker
+
+OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
+
+
+def logits_of(seed: int, size: int, spread: float = 3.0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=size) * spread).astype(np.float32)
+
+
+def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
+    """Probabilities (V,) that transformers' generate would draw from."""
+    import torch
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers = [TemperatureLogitsWarper(float(options.get("temperature", 1.0)))]
+    if options.get("top_k"):
+        warpers.append(TopKLogitsWarper(int(options["top_k"])))
+    if options.get("top_p", 1) < 1:
+        warpers.append(TopPLogitsWarper(options["top_p"]))
+    if options.get("min_p"):
+        warpers.append(MinPLogitsWarper(options["min_p"]))
+    scores = torch.from_numpy(logits.copy())[None].double()  # in float32 its own cumulative sums decide borderline ids
+    for warper in warpers:
+        scores = warper(None, scores)
+    return scores.softmax(-1)[0].numpy()
+
+
+def ours(logits: np.ndarray, **options: float) -> np.ndarray:
+    ids, weights = keep(logits.copy(), **options)
+    probabilities = np.zeros(len(logits))
+    probabilities[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
+    return probabilities
+
+
+@pytest.mark.parametrize("size", [5, 300, 50257])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.5},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_k": 100_000},
+        {"top_p": 0.9},
+        {"top_p": 0.01},
+        {"top_p": 0.999, "temperature": 1.5},
+        {"min_p": 0.05},
+        {"min_p": 1.0},
+        {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+        {"temperature": 1.3, "top_k": 200, "top_p": 0.7, "min_p": 0.1},
+    ],
+)
+def test_as_transformers(size: int, options: dict) -> None:
+    for seed in range(4):
+        logits = logits_of(seed, size)
+        np.testing.assert_allclose(ours(logits, **options), by_transformers(logits, **options), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(2, 3000),
+    spread=st.sampled_from([0.1, 2.0, 12.0]),
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.integers(0, 400),
+    top_p=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]),
+    min_p=st.sampled_from([0.0, 0.02, 0.5]),
+)
+def test_as_transformers_whatever_the_options(seed: int, size: int, spread: float, **options: float) -> None:
+    logits = logits_of(seed, size, spread)
+    np.testing.assert_allclose(ours(logits, **options), by_transformers(logits, **options), atol=2e-5)
+
+
+def test_ties_at_top_k_stay() -> None:
+    ids, _ = keep(np.array([1, 3, 3, 3, 0], np.float32), top_k=2)
+    assert ids is not None
+    assert list(ids) == [1, 2, 3]
+
+
+def test_penalty_as_transformers() -> None:
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits, seen = logits_of(1, 500), [3, 7, 7, 499]
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), torch.from_numpy(logits.copy())[None])
+    penalize(logits, np.unique(seen), 1.3)
+    np.testing.assert_allclose(logits, expected[0].numpy(), rtol=1e-6)
+
+
+def test_penalty_knows_prompt_and_what_was_picked() -> None:
+    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None)
+    logits = np.array([9, 8, 7, 6], np.float32)
+    assert [pick(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
+
+
+def test_min_new_tokens_puts_the_end_off() -> None:
+    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None)
+    logits = np.array([9, 8, 7, 6], np.float32)
+    assert [pick(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
+
+
+def test_greedy_and_temperature_zero() -> None:
+    logits = logits_of(5, 1000)
+    assert greedy(logits) == logits.argmax()
+    assert picker(OPTIONS, prompt=[1], stops=[], seed=None)(logits) == logits.argmax()
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
+def test_tiny_temperatures_are_greedy(temperature: float) -> None:
+    logits = logits_of(5, 1000)
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1)
+    assert pick(logits.copy()) == logits.argmax()
+
+
+@pytest.mark.parametrize("size", [7, 5000])
+def test_draws_follow_the_probabilities(size: int) -> None:
+    """Chi-squared over the 6 likeliest tokens and the rest."""
+    logits = logits_of(2, size)
+    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11)
+    draws = np.array([pick(logits.copy()) for _ in range(4000)])
+    expected = by_transformers(logits)
+    top = np.argsort(-expected)[:6]
+    probabilities = np.append(expected[top], max(1 - expected[top].sum(), 1e-9))
+    counts = np.array([(draws == token).sum() for token in top])
+    counts = np.append(counts, 4000 - counts.sum())
+    assert ((counts - 4000 * probabilities) ** 2 / (4000 * probabilities)).sum() < 30
+
+
+def test_seed_repeats() -> None:
+    def draws(seed: int) -> list[int]:
+        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed)
+        return [pick(logits_of(i, 200)) for i in range(30)]
+
+    assert draws(1) == draws(1) != draws(2)
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 9000), uniform=st.floats(0, 1, exclude_max=True))
+def test_weighted_pick_is_the_inverse_of_the_cumulative_sum(seed: int, size: int, uniform: float) -> None:
+    weights = np.random.default_rng(seed).random(size).astype(np.float32) ** 8
+    weights[1::3] = 0
+    index = pick_weighted(weights, uniform)
+    ends = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
+    assert weights[index] > 0
+    assert (ends[index - 1] if index else 0.0) - 1e-5 <= uniform <= ends[index] + 1e-5
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 5000), share=st.floats(0, 1))
+def test_kth_largest(seed: int, size: int, share: float) -> None:
+    values = np.round(logits_of(seed, size), 1)
+    k = max(1, int(share * size))
+    assert kth_largest(values, k) == np.sort(values)[-k]
+
+
+def test_nucleus_never_is_empty() -> None:
+    assert list(nucleus(np.array([0.1, 0.7, 0.2], np.float32), 1e-9)) == [1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
+    logits = logits_of(0, 300)
+    logits[4] = value
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1)
+    with pytest.raises(ArtifactError, match="not finite"):
+        pick(logits)
+
+
+def test_nothing_left_to_pick() -> None:
+    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None)
+    with pytest.raises(ArtifactError, match="not finite"):
+        pick(np.ones(4, np.float32))
+
+
+# Options
+
+
+def test_defaults_are_greedy() -> None:
+    options = resolve({}, {}, max_new_tokens=256)
+    assert options == replace(OPTIONS, max_new_tokens=256)
+
+
+def test_call_beats_generation_config_beats_defaults() -> None:
+    generation = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_k": 50,
+        "top_p": None,
+        "stop_strings": "END",
+        "max_new_tokens": 9,
+    }
+    options = resolve({"top_k": 5, "top_p": None}, generation, max_new_tokens=256)
+    assert (options.temperature, options.top_k, options.top_p, options.max_new_tokens) == (0.6, 5, 1.0, 9)
+    assert options.stop == ("END",)
+    assert options.seed is not None
+
+
+def test_do_sample_false_is_greedy_unless_the_call_says_otherwise() -> None:
+    generation = {"do_sample": False, "temperature": 0.6}
+    assert resolve({}, generation, max_new_tokens=None).temperature == 0
+    assert resolve({"temperature": 1}, generation, max_new_tokens=None).temperature == 1
+    assert resolve({}, {"do_sample": True}, max_new_tokens=None).temperature == 1
+
+
+def test_seed_is_drawn_and_kept() -> None:
+    assert resolve({"temperature": 1, "seed": 7}, {}, max_new_tokens=None).seed == 7
+    assert resolve({"seed": 7}, {}, max_new_tokens=None).seed is None
+    seeds = {resolve({"temperature": 1}, {}, max_new_tokens=None).seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"temperature": -1}, "temperature is -1, expected 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_p": 0}, "top_p is 0, expected over 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": -1}, "top_k is -1, expected 0"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"min_p": 2}, "min_p is 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),
+        ({"max_new_tokens": 2, "min_new_tokens": 3}, "min_new_tokens is 3, more than max_new_tokens 2"),
+        ({"seed": -4}, "seed is -4"),
+        ({"stop": ["a", ""]}, "stop is"),
+        ({"stop_tokens": ["a"]}, "stop_tokens is"),
+        ({"temprature": 1}, "unknown option temprature"),
+        ({"temperature": -1, "top_p": 7}, "temperature is -1.*; top_p is 7"),
+    ],
+)
+def test_options_that_make_no_sense(given: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        resolve(given, {}, max_new_tokens=256)
+
+
+def test_the_artifacts_own_mistake_is_named_as_such() -> None:
+    with pytest.raises(UsageError, match="top_p is 3.*generation_config.json"):
+        resolve({}, {"top_p": 3}, max_new_tokens=256)
