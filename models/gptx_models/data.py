@@ -1,4 +1,4 @@
-"""Text files in, a tokenizer and one file of token ids out: what `train` reads its batches from."""
+"""Text files in; a tokenizer, token ids and batches of them out. What learns from them, it does not know."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from gptx.errors import UsageError
 from gptx.progress import stage
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def read_texts(files: list[Path]) -> list[str]:
-    """The documents of UTF-8 files, divided by <|endoftext|>. UsageError names a file that cannot be read."""
+def read_texts(files: list[Path], *, clean: bool = False) -> list[str]:
+    """The documents of UTF-8 files, divided by <|endoftext|>. UsageError names a file that cannot be read.
+
+    clean: as `prose` leaves them.
+    """
     documents: list[str] = []
     for file in files:
         try:
@@ -24,17 +28,47 @@ def read_texts(files: list[Path]) -> list[str]:
         except OSError as error:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UsageError(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#x}") from error
-        documents += [clean for part in text.split(END_OF_TEXT) if (clean := prose(part))]
+            found = error.object[error.start]
+            raise UsageError(f"{file} is not UTF-8 text: byte {error.start} is {found:#x}") from error
+        documents += [prose(part) if clean else part.strip("\n") for part in text.split(END_OF_TEXT)]
+    documents = [document for document in documents if document.strip()]
     if not documents:
         raise UsageError(f"there is no text in {', '.join(map(str, files))}")
     return documents
 
 
 def prose(text: str) -> str:
-    """Paragraphs a line each: headings, rules and the underscores of plain-text emphasis are left out."""
-    lines = (re.sub(r"\s+", " ", line.replace("_", "")).strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not re.match(r"#|[-*=\s]+$|\[", line))
+    """A book as paragraphs, a line each: headings, rules, [notes] and the underscores of emphasis are left out."""
+    lines = [re.sub(r"\s+", " ", line.replace("_", "")).strip() for line in text.splitlines()]
+    lines = ["" if re.match(r"#|[-*=\s]+$|\[", line) else line for line in lines]
+    if is_wrapped(lines):
+        lines = unwrapped(lines)
+    return "\n".join(line for line in lines if line)
+
+
+def is_wrapped(lines: list[str]) -> bool:
+    """Are these lines of a fixed width, most of which break off inside a sentence?"""
+    filled = sorted((line for line in lines if line), key=len)
+    if len(filled) < 6:
+        return False
+    ended = sum(1 for line in filled if _ends_sentence(line))
+    return len(filled[int(0.95 * len(filled))]) <= 80 and ended < 0.6 * len(filled)
+
+
+def unwrapped(lines: list[str]) -> list[str]:
+    """Paragraphs of hard-wrapped lines: one ends at an empty line, or where a short line ends a sentence."""
+    width = max(map(len, lines))
+    paragraphs, begun = [], ""
+    for line in [*lines, ""]:
+        begun = f"{begun} {line}".strip()
+        if begun and (not line or (_ends_sentence(line) and len(line) < 0.75 * width)):
+            paragraphs.append(begun)
+            begun = ""
+    return paragraphs
+
+
+def _ends_sentence(line: str) -> bool:
+    return re.search(r"[.!?:][\"')\u2019\u201d]*$", line) is not None
 
 
 def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
