@@ -134,6 +134,13 @@ def test_a_broken_state_is_named(text: Path, tmp_path: Path):
         train.train([text], tmp_path / "out", RECIPE)
 
 
+def test_a_state_of_unknown_texts_is_not_gone_on_from(text: Path, tmp_path: Path):
+    train.train([text], tmp_path / "out", RECIPE)
+    (tmp_path / "out.run/run.json").unlink()
+    with pytest.raises(CheckpointError, match="texts are unknown.*--force"):
+        train.train([text], tmp_path / "out", RECIPE)
+
+
 def test_minutes_end_a_run_and_its_schedule(text: Path, tmp_path: Path):
     recipe = Recipe(**{**RECIPE.__dict__, "steps": 10**6, "minutes": 0.01, "eval_every": 10**6})
     outcome = train.train([text], tmp_path / "out", recipe)

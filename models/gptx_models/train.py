@@ -73,6 +73,10 @@ def train(
     if force:
         for name in (STATE, *corpus.FILES):
             (run / name).unlink(missing_ok=True)
+    if (run / STATE).exists() and not (run / corpus.RUN).exists():
+        raise CheckpointError(
+            f"{run} has a {STATE} and no {corpus.RUN}, so its texts are unknown: begin again with --force"
+        )
     run.mkdir(parents=True, exist_ok=True)
     data = prepare(files, run, recipe, validation=validation, tokenizer=tokenizer)
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), data.end) if data.end is not None else {}
