@@ -44,6 +44,9 @@ def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
         raise CheckpointError(f"{where}: {error}") from error
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", dict: "an object"}
+
+
 class _Fields:
     """A config.json whose problems are collected, to be told all at once."""
 
@@ -51,14 +54,20 @@ class _Fields:
         self.raw, self.where = raw, where
         self.problems: list[str] = []
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str) -> int:
         if self.raw.get(name) is None:
             self.problems.append(f"the field {name} is missing")
-        return self.raw.get(name)
+        return self.get(name, 1)
 
     def get(self, name: str, default: Any) -> Any:
+        """A field's value, or `default` where it is absent or null; it must be of the default's type."""
         value = self.raw.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        fits = isinstance(value, type(default)) or (isinstance(value, int) and isinstance(default, float))
+        if not fits:
+            self.problems.append(f"{name} is {value!r}, expected {_KINDS[type(default)]}")
+        return value if fits else default
 
     def expect(self, name: str, expected: Any) -> None:
         """A field that GPT computes for one value only, which is also Hugging Face's default."""
@@ -90,7 +99,7 @@ def _openai(fields: _Fields) -> dict[str, Any]:
 def _gpt2_shape(fields: _Fields) -> dict[str, Any]:
     return {
         "vocab_size": fields.need("vocab_size"),
-        "n_ctx": fields.raw.get("n_positions") or fields.need("n_ctx"),  # n_ctx: files of 2019
+        "n_ctx": fields.get("n_positions", 0) or fields.need("n_ctx"),  # n_ctx: files of 2019
         "n_layer": fields.need("n_layer"),
         "n_head": fields.need("n_head"),
         "n_embd": fields.need("n_embd"),
@@ -116,7 +125,7 @@ def _llama(fields: _Fields) -> dict[str, Any]:
         "head_dim": fields.get("head_dim", 0),
         "n_inner": fields.need("intermediate_size"),
         "position": "rope",
-        "rope_theta": theta,
+        "rope_theta": float(theta),
         "rope_scaling": scaling,
         "window": window if 0 < window < n_ctx else None,
         "activation": fields.activation("hidden_act", "llama", "silu"),
@@ -139,7 +148,7 @@ _ROPE_FIELDS = {
 def _rope(fields: _Fields) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling): transformers 4 has rope_theta and rope_scaling, transformers 5 one rope_parameters."""
     given: dict[str, Any] = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
-    theta = float(given.get("rope_theta") or fields.get("rope_theta", 10000.0))
+    theta = given.get("rope_theta") or fields.get("rope_theta", 10000.0)
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in _ROPE_FIELDS:
         fields.problems.append(f"rope_scaling is of type {kind!r}, expected one of {', '.join(_ROPE_FIELDS)}")

@@ -43,7 +43,7 @@ class Layout:
         return replace(self, transposed=frozenset())
 
 
-FLOATS = ("F64", "F32", "F16", "BF16")
+_NUMBERS = re.compile(r"I\d|U\d|BOOL|F[468]_|u?int|float8|bool")  # types that hold a weight only with a scale beside it
 _LINEARS = frozenset(("attn.qkv", "attn.out", "mlp.up", "mlp.down"))
 _GPT2_BLOCK = {
     "norm1": ("h.{i}.ln_1",),
@@ -138,7 +138,7 @@ def empty_model(config: GPTConfig) -> GPT:
 def build(config: GPTConfig, layout: Layout, source: TensorSource) -> GPT:
     """The GPT in fp32 and eval mode, its weights read from `source` one by one. Raises CheckpointError."""
     model = empty_model(config)
-    bare = bool(layout.prefix) and not any(name.startswith(layout.prefix) for name in source.shapes)
+    bare = bool(source.shapes) and not any(name.startswith(layout.prefix) for name in source.shapes)
     shapes = {name: p.shape for name, p in model.named_parameters()}  # a tied head is in it once, as wte
     places = {name: place_of(name, shape, config, layout) for name, shape in shapes.items()}
     if bare:
@@ -178,9 +178,9 @@ def check(
         if name in source.shapes and tuple(source.shapes[name]) != shape
     ]
     problems = []
-    quantized = [f"{name} is {source.types[name]}" for name in expected if source.types.get(name, "F32") not in FLOATS]
+    quantized = [f"{name} is {source.types[name]}" for name in expected if _NUMBERS.match(source.types.get(name, ""))]
     if quantized:
-        problems.append(f"expected tensors of type {', '.join(FLOATS)}: {', '.join(quantized)}")
+        problems.append(f"expected weights of 16, 32 or 64 bits in floating point: {', '.join(quantized)}")
     if missing:
         problems.append(f"missing tensors: {', '.join(missing)}")
     if unexpected:

@@ -99,7 +99,7 @@ def _open_bin(path: Path) -> TensorSource:
 def of_state_dict(tensors: dict[str, Tensor], where: str) -> TensorSource:
     """Tensors that PyTorch has opened already, as a TensorSource."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    types = {name: _TYPES.get(value.dtype, str(value.dtype)) for name, value in tensors.items()}
+    types = {name: _TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")) for name, value in tensors.items()}
     return TensorSource(where, shapes, lambda name: tensors[name], types)
 
 
@@ -116,8 +116,9 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:
             f"{path} holds Python objects beyond tensors and plain values, or is broken ({first}): where you trust "
             "who wrote it, read it with --allow-pickle, which runs code from the file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read by torch.load, the file may be cut short: {error}") from error
+    except Exception as error:  # what is no pickle can raise anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read by torch.load, the file may be cut short: {first}") from error
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> None:

@@ -166,9 +166,11 @@ def _of_vocab_and_merges(folder: Path) -> Tokenizer:
     first_gpt = any(token.endswith("</w>") for token in vocab)
     lines = (folder / "merges.txt").read_text("utf-8").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    unknown = "<unk>" if first_gpt and "<unk>" in vocab else None
+    options: dict[str, Any] = {"end_of_word_suffix": "</w>"} if first_gpt else {}
+    if first_gpt and "<unk>" in vocab:
+        options["unk_token"] = "<unk>"
     try:
-        bpe = models.BPE(vocab, merges, unk_token=unknown, end_of_word_suffix="</w>" if first_gpt else None)
+        bpe = models.BPE(vocab, merges, **options)
     except Exception as error:
         raise CheckpointError(f"{folder}: merges.txt does not fit vocab.json: {error}") from error
     tokenizer = Tokenizer(bpe)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gptx_models.checkpoint import load_config, read_layout
+from gptx_models.checkpoint import SOURCE, load_config, read_layout
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, build, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
@@ -22,18 +22,23 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
     with shown(source) as read:
         model = build(config, layout, read)
-    names = written_names(config, layout, LAYOUTS[family_of(config)])
+    if (folder / SOURCE).exists():  # a checkpoint of ours: it goes on saying where the weights came from first
+        about = read_json(folder / SOURCE)
+    else:
+        about = _about(folder, written_names(config, layout, LAYOUTS[family_of(config)]), source.types)
+    tokenizer = read_tokenizer_folder(folder) if tokenizer_wanted else TokenizerFiles()
+    return Imported(model, about, tokenizer.files, _generation(folder, tokenizer, config.vocab_size, tell))
+
+
+def _about(folder: Path, names: dict[str, str], types: dict[str, str]) -> dict[str, Any]:
     about: dict[str, Any] = {
         "format": "huggingface",
         "name": folder.resolve().name,
         "sha256": {file.name: sha256(file) for file in weight_files(folder)},
-        "tensor_types": {names[name]: kind for name, kind in source.types.items() if name in names},
+        "tensor_types": {names[name]: kind for name, kind in types.items() if name in names},
     }
     licence = _licence(folder / "README.md")
-    if licence:
-        about["licence"] = licence
-    tokenizer = read_tokenizer_folder(folder) if tokenizer_wanted else TokenizerFiles()
-    return Imported(model, about, tokenizer.files, _generation(folder, tokenizer, config.vocab_size, tell))
+    return {**about, "licence": licence} if licence else about
 
 
 def _generation(folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell) -> dict[str, Any]:
