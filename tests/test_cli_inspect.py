@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from safetensors.numpy import save_file
 from tiny_artifact import save_manifest, write_artifact
 
 from gptx import describe as describing
-from gptx.describe import certificate_rows, generation_in_words
+from gptx.certificate_rows import certificate_rows
+from gptx.compare import Figures
+from gptx.describe import generation_in_words
 
 CERTIFICATE = {
     "against": "pytorch fp32",
     "text": {"name": "proof.txt", "sha256": "0123456789abcdef0123456789abcdef", "tokens": 4000},
-    "figures": {"positions": 3999, "max_abs": 4.2e-5, "kl_mean": 1e-9, "perplexity": 21.5},
+    "figures": dataclasses.asdict(Figures(3999, 4.2e-5, 1e-6, 20.0, 1e-9, 1e-8, 1.0, 0.0, 21.5, 21.5, 0.4)),
     "consistency": {"cached": 2e-5},
     "greedy": {"prompt_tokens": 16, "compared": 64, "identical": 64},
     "limits": {"max_abs": 1e-3, "consistency": 1e-3},
@@ -85,6 +88,18 @@ def test_no_tokenizer_and_no_certificate(tmp_path: Path) -> None:
 def test_accepted_outside_its_limits() -> None:
     rows = dict(certificate_rows({**CERTIFICATE, "accepted": True, "outside": ["kl_mean is 0.5, the limit 0.01"]}))
     assert rows["accepted"] == "outside its limits: kl_mean is 0.5, the limit 0.01"
+
+
+def test_a_chain_of_certificates() -> None:
+    links = [{"against": "pytorch fp32", "max_abs": 1e-4}, {"against": "artifact fp32", "kl_mean": 0.007}]
+    rows = dict(certificate_rows({**CERTIFICATE, "chain": links}))
+    assert (rows["link 1"], rows["link 2"]) == ("pytorch fp32: max_abs 0.0001", "artifact fp32: kl_mean 0.007")
+    assert "link 1" not in dict(certificate_rows({**CERTIFICATE, "chain": links[:1]}))
+
+
+def test_figures_of_another_version_are_still_shown() -> None:
+    rows = dict(certificate_rows({"figures": {"new": 1.5}, "limits": {"new": 2.0}}))
+    assert rows["new"] == "1.5"
 
 
 def test_generation_in_words() -> None:

@@ -287,13 +287,15 @@ def test_ctrl_c_keeps_what_was_printed(artifact: Path) -> None:
     assert "interrupted" in outcome.err and "Traceback" not in outcome.err
 
 
-def test_ctrl_c_with_json(artifact: Path) -> None:
-    started = started_long(artifact, "--json")
-    time.sleep(1.5)
+def test_ctrl_c_with_json(tmp_path: Path) -> None:
+    started = started_long(write_artifact(tmp_path / "chatty", template=TEMPLATE, n_ctx=N_CTX), "--json")
+    assert started.stderr is not None
+    assert started.stderr.readline().startswith(b"hint")  # loaded, and about to begin
+    time.sleep(0.2)
     started.send_signal(signal.SIGINT)
     outcome = finished(started)
-    if outcome.text:  # it had begun to generate
-        assert json.loads(outcome.text)["finish_reason"] == "interrupted"
+    facts = json.loads(outcome.text)
+    assert facts["finish_reason"] == "interrupted" and facts["new_tokens"] == len(facts["token_ids"]) > 0
     assert outcome.status == 130 and "Traceback" not in outcome.err
 
 

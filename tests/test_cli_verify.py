@@ -15,6 +15,7 @@ from gptx.verify import Report, Row
 
 Verify = Callable[..., Report]
 GOOD = Row("max_abs", "4.2e-05", "4.3e-05", "0.001", True)
+TOLD = Row("mean_abs", "1e-06", "2e-06", "", True)
 BAD = Row("kl_mean", "1e-09", "0.5", "0.01", False)
 
 
@@ -32,13 +33,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> list[dict[str, objec
 
 
 def test_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = pretend(monkeypatch, GOOD)
+    calls = pretend(monkeypatch, GOOD, TOLD)
     outcome = gptx("verify", "some/where", "--threads", "2")
     assert outcome.status == 0 and outcome.err == ""
     lines = outcome.text.splitlines()
     assert lines[0].split() == ["figure", "certified", "here", "limit"]
     assert lines[1].split() == ["max_abs", "4.2e-05", "4.3e-05", "0.001", "ok"]
-    assert lines[2:] == ["ran on CPUExecutionProvider", "some/where: proved on this machine"]
+    assert lines[2].split() == ["mean_abs", "1e-06", "2e-06"]  # has no limit, so it is neither ok nor failed
+    assert lines[3:] == ["ran on CPUExecutionProvider", "some/where: proved on this machine"]
     assert calls == [{"path": Path("some/where"), "device": "cpu", "threads": 2}]
 
 

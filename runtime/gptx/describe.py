@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gptx import artifact
+from gptx.certificate_rows import Rows, certificate_rows
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.folders import kind_of
-
-Rows = list[tuple[str, str]]
 
 # What gptx import reads when it stands alone, by the end of its name
 _IMPORTABLE = {".gguf": "a GGUF file", ".pt": "a PyTorch checkpoint", ".bin": "a llama2.c or PyTorch checkpoint"}
@@ -71,7 +70,8 @@ def _artifact(path: Path) -> Description:
         ("kind", f"artifact, format {raw['format_version']}, written by gptx {manifest.gptx_version}"),
         ("model", f"{config.get('model_type', 'unknown')}, {_count(model.n_parameters)} parameters"),
         ("shape", f"{model.n_layer} layers, {heads}, vocabulary of {model.vocab_size:,}"),
-        ("precision", _precision(raw, graph_bytes / model.n_parameters)),
+        ("precision", f"{manifest.precision}, {graph_bytes / model.n_parameters:.2f} bytes a parameter"),
+        *_quantization(raw.get("quantization") or {}),
         ("context", f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}"),
         ("cache", _CACHES[manifest.cache]),
         ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
@@ -132,26 +132,6 @@ def _checkpoint(path: Path) -> Description:
     return Description("checkpoint", facts, files, [], [command], data)
 
 
-def certificate_rows(certificate: dict[str, Any]) -> Rows:
-    """A certificate's figures as (name, value [limit]), whatever figures it has."""
-    if not certificate:
-        return [("certificate", "none")]
-    limits = certificate.get("limits") or {}
-    rows = [("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")]
-    figures = certificate.get("figures") or {}
-    rows += [(name, _figure(value, limits.get(name))) for name, value in figures.items()]
-    consistency = certificate.get("consistency") or {}
-    rows += [(name, _figure(value, limits.get("consistency"))) for name, value in consistency.items()]
-    if greedy := certificate.get("greedy"):
-        rows.append(("greedy text", f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"))
-    if environment := certificate.get("environment"):
-        where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")
-        rows.append(("measured on", ", ".join(filter(None, where))))
-    if certificate.get("accepted"):
-        rows.append(("accepted", f"outside its limits: {'; '.join(certificate.get('outside') or ['not said where'])}"))
-    return rows
-
-
 def generation_in_words(generation: dict[str, Any]) -> str:
     """generation_config.json as a person says it."""
     if not generation.get("do_sample"):
@@ -167,10 +147,9 @@ def generation_in_words(generation: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _precision(raw: dict[str, Any], bytes_per_parameter: float) -> str:
-    scheme = (raw.get("quantization") or {}).get("scheme")
-    words = [raw["precision"], str(scheme) if scheme else "", f"{bytes_per_parameter:.2f} bytes a parameter"]
-    return ", ".join(filter(None, words))
+def _quantization(quantization: dict[str, Any]) -> Rows:
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in quantization.items() if name != "tensors"]
+    return [("quantization", ", ".join(words))] if words else []
 
 
 def _tokenizer(tokens: artifact.Tokens, vocab_size: int) -> str:
@@ -191,19 +170,6 @@ def _source(source: dict[str, Any]) -> Rows:
         what += f"; tensors were {', '.join(f'{kind} ({n})' for kind, n in counted)}"
     rows = [("made from", what)] if what else []
     return rows + ([("licence", str(source["licence"]))] if source.get("licence") else [])
-
-
-def _text(text: Any) -> str:
-    if isinstance(text, dict):
-        return ", ".join(
-            f"{key} {str(value)[:16]}" for key, value in text.items() if not isinstance(value, dict | list)
-        )
-    return str(text or "an unnamed text")
-
-
-def _figure(value: Any, limit: float | None) -> str:
-    shown = f"{value:.6g}" if isinstance(value, int | float) else str(value)
-    return shown if limit is None else f"{shown}  (limit {limit:g})"
 
 
 def _files(path: Path) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from gptx.cli.output import write_out
 from gptx.cli.table import print_table
 
 if TYPE_CHECKING:
-    from gptx.verify import Report
+    from gptx.verify import Report, Row
 
 
 @click.command()
@@ -48,12 +48,18 @@ def verify(artifact: Path | None, device: str, threads: int | None, as_json: boo
 
 
 def _print(report: Report, path: Path) -> None:
-    rows = [(row.name, row.certified, row.here, row.limit, "ok" if row.ok else "FAILED") for row in report.rows]
+    rows = [(row.name, row.certified, row.here, row.limit, _judged(row)) for row in report.rows]
     header = ("figure", "certified", "here", "limit", "")
     print_table(rows, header=header, bad=[not row.ok for row in report.rows])
     write_out("".join(f"{note}\n" for note in report.notes))
     failed = ", ".join(row.name for row in report.rows if not row.ok)
     write_out(f"{path}: outside its limits here ({failed})\n" if failed else f"{path}: proved on this machine\n")
+
+
+def _judged(row: Row) -> str:
+    if not row.ok:
+        return "FAILED"
+    return "ok" if row.limit else ""  # what has no limit is only told
 
 
 @contextmanager

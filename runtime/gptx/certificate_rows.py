@@ -1,0 +1,61 @@
+"""A certificate, as gptx.json holds it, in rows that a person reads: each figure with the limit it was judged by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptx.compare import Figures
+from gptx.limits import judge
+
+Rows = list[tuple[str, str]]
+
+
+def certificate_rows(certificate: dict[str, Any]) -> Rows:
+    """A certificate's figures as (name, value [limit]), whatever figures it has."""
+    if not certificate:
+        return [("certificate", "none")]
+    limits = _limits(certificate)
+    rows = [("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")]
+    figures = certificate.get("figures") or {}
+    rows += [(name, _figure(value, limits.get(name))) for name, value in figures.items()]
+    consistency = certificate.get("consistency") or {}
+    rows += [(name, _figure(value, limits.get(name))) for name, value in consistency.items()]
+    if greedy := certificate.get("greedy"):
+        rows.append(("greedy text", f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"))
+    if environment := certificate.get("environment"):
+        where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")
+        rows.append(("measured on", ", ".join(filter(None, where))))
+    links = certificate.get("chain") or []
+    if len(links) > 1:
+        rows += [(f"link {n}", _link(link)) for n, link in enumerate(links, 1)]
+    if certificate.get("accepted"):
+        rows.append(("accepted", f"outside its limits: {'; '.join(certificate.get('outside') or ['not said where'])}"))
+    return rows
+
+
+def _limits(certificate: dict[str, Any]) -> dict[str, float]:
+    """The limit of each figure that has one, as it was applied."""
+    try:
+        figures = Figures(**certificate["figures"])
+        rows = judge(figures, certificate.get("consistency") or {}, certificate["limits"])
+    except (KeyError, TypeError):  # another version's figures
+        return {}
+    return {row.name: row.limit for row in rows}
+
+
+def _link(link: dict[str, Any]) -> str:
+    figures = [f"{name} {_figure(value, None)}" for name, value in link.items() if name != "against"]
+    return f"{link.get('against')}: {', '.join(figures)}"
+
+
+def _text(text: Any) -> str:
+    if isinstance(text, dict):
+        return ", ".join(
+            f"{key} {str(value)[:16]}" for key, value in text.items() if not isinstance(value, dict | list)
+        )
+    return str(text or "an unnamed text")
+
+
+def _figure(value: Any, limit: float | None) -> str:
+    shown = f"{value:.6g}" if isinstance(value, int | float) else str(value)
+    return shown if limit is None else f"{shown}  (limit {limit:.3g})"
