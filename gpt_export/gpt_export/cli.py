@@ -110,7 +110,7 @@ def quantize(
     """Quantize SOURCE, an fp32 artifact, to the artifact folder OUT.
 
     \b
-    int8  8-bit blocks of 128, activations in 8 bits; about 1.1 bytes a parameter
+    int8  8-bit blocks of 64, activations in 8 bits; about 1.1 bytes a parameter
     int4  4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a parameter, and a visible loss
     fp16  half precision for CUDA; on a CPU it halves the file, not the time
 

@@ -99,6 +99,14 @@ class Tally:
         )
 
 
+def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Of (n, vocab_size) each; 0 of nothing."""
+    if not len(reference):
+        return 0.0
+    log_p, log_q = log_softmax(reference.astype(np.float64)), log_softmax(logits.astype(np.float64))
+    return max(float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()), 0.0)
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - logsumexp(logits)[..., None]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptx.compare import Figures
+from gptx.compare import Figures, mean_kl
 from gptx.errors import ArtifactError
 from gptx.limits import judge
 from gptx.reference import Reference, compare
@@ -103,33 +103,39 @@ def greedy_tokens(model: Model, prompt: list[int], n: int) -> list[int]:
 
 
 def self_consistency(model: Model, window: list[int]) -> dict[str, float]:
-    """The largest difference of a logit between ways of computing the same thing, that a user expects to be one:
+    """How far ways of computing the same thing are apart, that a user expects to be one: the largest difference of a logit,
+    and (named _kl) the mean KL.
 
     cached: a token at a time against all at once. pieces: in two pieces against all at once.
-    batch: a row alone against the same row beside a shorter and a longer one.
+    batch: rows alone against the same rows beside shorter and longer ones.
     """
     text = window[:48]
     whole = forced_logits(model, text)
     with model.session(1) as session:
-        stepped = np.stack([session.feed([[token]])[0].copy() for token in text])
+        cached = np.stack([session.feed([[token]])[0] for token in text])
+    cut = max(1, len(text) // 3)
     with model.session(1) as session:
-        cut = len(text) // 3
-        pieces = np.concatenate([session.feed([piece], all_logits=True)[0] for piece in (text[:cut], text[cut:])])
-    starts = [text[: len(text) // 2], text[: len(text) // 4], text[: 3 * len(text) // 4]]
-    worst = 0.0
-    with model.session(3) as session:
-        session.feed(starts)
-        following = [text[len(start) : len(start) + 4] for start in starts]
-        for step in range(4):
-            rows = session.feed([[tokens[step]] if step < len(tokens) else [] for tokens in following])
-            for row, start, tokens in zip(rows, starts, following):
-                if step < len(tokens):
-                    worst = max(worst, float(np.abs(row - whole[len(start) + step]).max()))
-    return {
-        "cached": float(np.abs(stepped - whole).max()),
-        "pieces": float(np.abs(pieces - whole).max()),
-        "batch": worst,
-    }
+        parts = [piece for piece in (text[:cut], text[cut:]) if piece]
+        pieces = np.concatenate([session.feed([piece], all_logits=True)[0] for piece in parts])
+    alone, beside = _in_a_batch(model, text)
+    differences = {"cached": (whole, cached), "pieces": (whole, pieces), "batch": (alone, beside)}
+    largest = {name: float(np.abs(a - b).max(initial=0.0)) for name, (a, b) in differences.items()}
+    return {**largest, **{f"{name}_kl": mean_kl(a, b) for name, (a, b) in differences.items()}}
+
+
+def _in_a_batch(model: Model, text: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of up to five steps of three rows, beginnings of `text` of different lengths: each alone, and all together."""
+    starts = [max(1, len(text) * share // 8) for share in (4, 2, 6)]
+    steps = min(4, len(text) - max(starts))
+
+    def run(starts: list[int]) -> np.ndarray:
+        with model.session(len(starts)) as session:
+            logits = [session.feed([text[:start] for start in starts])]
+            logits += [session.feed([[text[start + step]] for start in starts]) for step in range(steps)]
+            return np.stack(logits, axis=1)  # (rows, steps, vocab_size)
+
+    alone = np.concatenate([run([start]) for start in starts])
+    return alone.reshape(-1, alone.shape[-1]), run(starts).reshape(-1, alone.shape[-1])
 
 
 def _report(certificate: dict, figures: Figures, consistency: dict[str, float], precision: str) -> Report:
