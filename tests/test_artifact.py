@@ -71,6 +71,12 @@ def test_a_checkpoint_folder(tmp_path: Path) -> None:
         gptx.load(tmp_path)
 
 
+def test_a_lost_manifest(folder: Path) -> None:
+    (folder / "gptx.json").unlink()
+    with pytest.raises(ArtifactError, match="holds onnx/model.onnx and no gptx.json"):
+        gptx.load(folder)
+
+
 def test_some_other_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not an artifact: it holds no gptx.json"):
         gptx.load(tmp_path)
@@ -229,6 +235,7 @@ def test_cuda(artifacts: dict[str, Path]) -> None:
 
 
 def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "installed_packages", dict)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         ProviderError, match=r"ONNX Runtime is not installed: pip install .*\[cpu\].*\[cuda\].*never both"

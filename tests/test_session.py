@@ -11,7 +11,7 @@ from tiny_artifact import write_artifact
 from gptx.artifact import read
 from gptx.cache import capacity_for
 from gptx.engine import Engine, open_engine
-from gptx.errors import PromptError, UsageError
+from gptx.errors import GptxError, PromptError, UsageError
 from gptx.session import Session
 
 FORMS = ("shared", "growing", "scatter")
@@ -157,6 +157,18 @@ def test_the_buffer_grows_with_use(form: str, tmp_path: Path) -> None:
     assert whole.capacity == 600
     close(session.feed([[], ids[300:600]])[1], whole.feed([ids])[0])
     assert session.capacity == 600
+
+
+def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    engine = open_engine(read(artifacts["shared"]), threads=1)
+    session = Session(engine, 2)
+    monkeypatch.setattr("gptx.cache.Buffer.grow", full)
+    with pytest.raises(GptxError, match="no memory for the cache: 2 rows of 64 tokens take 0.0 GB; run fewer rows"):
+        Session(engine, 2)
+    assert session.capacity == 64
 
 
 @pytest.mark.parametrize(("length", "capacity"), [(1, 128), (128, 128), (129, 256), (257, 512), (513, 600), (600, 600)])

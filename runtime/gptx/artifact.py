@@ -5,7 +5,6 @@ Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Know
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -116,6 +115,8 @@ def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None
 
     Raises ArtifactError, naming every file that differs.
     """
+    import hashlib
+
     changed = []
     for name, facts in manifest.files.items():
         digest = hashlib.sha256()
@@ -136,6 +137,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} does not exist; an artifact is the folder that gptx export writes")
     if kind == "file":
         raise ArtifactError(f"{path} is a file, and an artifact is a folder with {MANIFEST} and {GRAPH} in it")
+    if (path / GRAPH).exists() and kind != "artifact":
+        raise ArtifactError(f"{path} holds {GRAPH} and no {MANIFEST}: another tool made it, or the copy is not whole")
     if kind == "checkpoint":
         raise ArtifactError(f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it")
     if kind == "folder":

@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gptx.engine import Engine
-from gptx.errors import ArtifactError
+from gptx.errors import ArtifactError, GptxError
 from gptx.providers import first_line, onnxruntime
 
 SMALLEST = 128  # tokens that a buffer holds at first
@@ -122,15 +123,19 @@ class InPlace:
         """Make room for `length` tokens a row, keeping the first `used`."""
         if length <= self.capacity:
             return
-        self.capacity = capacity_for(length, self._limit)
+        capacity = capacity_for(length, self._limit)
         model, batch_size = self._engine.manifest.model, len(self._ids)
-        shape = (batch_size, model.n_kv_head, self.capacity, model.head_dim)
-        if not self._buffers:
-            names = range(2 * model.n_layer)
-            self._buffers = [Buffer(shape, self._engine.cache_dtype, self._engine.device) for _ in names]
-        else:
+        shape = (batch_size, model.n_kv_head, capacity, model.head_dim)
+        try:
+            while len(self._buffers) < 2 * model.n_layer:
+                self._buffers.append(Buffer(shape, self._engine.cache_dtype, self._engine.device))
             for buffer in self._buffers:
                 buffer.grow(shape, used)
+        except MemoryError as error:
+            size = 2 * model.n_layer * math.prod(shape) * self._engine.cache_dtype.itemsize / 1e9
+            what = f"{batch_size} rows of {capacity} tokens"
+            raise GptxError(f"no memory for the cache: {what} take {size:.1f} GB; run fewer rows at once") from error
+        self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
         self._counted = np.arange(self.capacity)
         self._masks = np.zeros(batch_size * self.capacity if batch_size > 1 else 0, np.int64)
@@ -190,6 +195,8 @@ class Buffer:
 
     def grow(self, shape: tuple[int, ...], used: int) -> None:
         """Take the new shape, keeping the first `used` tokens of every row."""
+        if shape == self._shape:
+            return
         old = self._memory if self._device == "cpu" else self._memory.numpy()
         new = np.zeros(shape, old.dtype)
         new[:, :, :used] = old[:, :, :used]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict, TypeGuard
@@ -87,7 +87,7 @@ def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_
         top_p=float(values["top_p"]),
         min_p=float(values["min_p"]),
         repetition_penalty=float(values["repetition_penalty"]),
-        seed=values.get("seed", secrets.randbits(32)) if drawn else None,
+        seed=values.get("seed", int.from_bytes(os.urandom(4))) if drawn else None,
         stop=tuple(values["stop"]),
         stop_tokens=tuple(operator.index(token) for token in values.get("stop_tokens", ())),
     )
