@@ -15,9 +15,10 @@ from gptx.errors import CheckpointError
 from gptx.folders import kind_of
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family, family_of, read_config, write_config
-from gptx_models.hf_layout import LAYOUTS, Layout, build, tensors_of
+from gptx_models.hf_layout import LAYOUTS, Layout
 from gptx_models.model import GPT
 from gptx_models.tensor_files import open_folder, read_json, write_safetensors
+from gptx_models.weights import build, tensors_of
 
 SOURCE = "gptx_source.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

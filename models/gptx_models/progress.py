@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from gptx_models.hf_layout import TensorSource
+from gptx_models.weights import TensorSource
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptx.errors import CheckpointError
-from gptx_models.hf_layout import TensorSource
+from gptx_models.weights import TensorSource
 
 _LFS = b"version https://git-lfs"
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -20,12 +20,13 @@ from gptx.errors import CheckpointError
 from gptx_models.attention import rope_tables
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, Layout, TensorSource, build, to_halves, written_names
+from gptx_models.hf_layout import LAYOUTS, Layout, to_halves, written_names
 from gptx_models.importers.gguf_tokenizer import read_tokenizer
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.progress import shown
 from gptx_models.tensor_files import check_file, sha256
 from gptx_models.tokenizer_files import TokenizerFiles
+from gptx_models.weights import TensorSource, build
 
 _BLOCK = {
     "norm1": ("blk.{i}.attn_norm",),
@@ -68,7 +69,7 @@ def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet
     source = _source(path, tensors, config, permuted=architecture == "llama", tied=config.tied)
     with shown(source) as read:
         model = build(config, layout, read)
-    names = written_names(config, layout, LAYOUTS[family_of(config)])
+    names = written_names(model, layout, LAYOUTS[family_of(config)])
     about: dict[str, Any] = {
         "format": "gguf",
         "name": metadata.get("general.name") or path.stem,

@@ -8,11 +8,12 @@ from typing import Any
 
 from gptx_models.checkpoint import SOURCE, load_config, read_layout
 from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, build, written_names
+from gptx_models.hf_layout import LAYOUTS, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.progress import shown
 from gptx_models.tensor_files import open_folder, read_json, sha256, weight_files
 from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder
+from gptx_models.weights import build
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -25,7 +26,7 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
     if (folder / SOURCE).exists():  # a checkpoint of ours: it goes on saying where the weights came from first
         about = read_json(folder / SOURCE)
     else:
-        about = _about(folder, written_names(config, layout, LAYOUTS[family_of(config)]), source.types)
+        about = _about(folder, written_names(model, layout, LAYOUTS[family_of(config)]), source.types)
     tokenizer = read_tokenizer_folder(folder) if tokenizer_wanted else TokenizerFiles()
     return Imported(model, about, tokenizer.files, _generation(folder, tokenizer, config.vocab_size, tell))
 
