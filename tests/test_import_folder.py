@@ -189,6 +189,27 @@ def test_sources_that_are_something_else(
         import_checkpoint(source, tmp_path / "out")
 
 
+def test_tokenizer_model_alone(theirs: Path, tmp_path: Path) -> None:
+    source = copy(theirs, tmp_path / "spm", "tokenizer*.json", "vocab.json", "merges.txt")
+    (source / "tokenizer.model").write_bytes(b"sentencepiece")
+    said: list[str] = []
+    import_checkpoint(str(source), tmp_path / "ours", tell=said.append)
+    assert "save_pretrained(OUT); then give it with --tokenizer OUT" in said[0]
+
+
+def test_a_bar_on_a_terminal_only(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_checkpoint(str(theirs), tmp_path / "piped")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    folder = import_checkpoint(str(theirs), tmp_path / "terminal")
+    out, err = capsys.readouterr()
+    assert out == "" and "reading weights" in err and "16/16" in err
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "piped" / "model.safetensors").read_bytes()
+
+
 def test_command_line(theirs: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(import_, [str(theirs), str(tmp_path / "out")])
     assert result.exit_code == 0 and result.stdout == ""
@@ -262,7 +283,9 @@ def hub(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
     transformers.GPT2LMHeadModel.from_pretrained(theirs).save_pretrained(home / "old", safe_serialization=False)
     (home / "gguf").mkdir()
     (home / "gguf" / "a.gguf").write_text("GGUF")
-    Hub.models = {"org/tiny-gpt2": extra, "org/old": home / "old", "org/only-gguf": home / "gguf"}
+    other = copy(theirs, home / "other")
+    (other / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    Hub.models = {"org/tiny-gpt2": extra, "org/old": home / "old", "org/only-gguf": home / "gguf", "org/qwen": other}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
@@ -285,13 +308,14 @@ def hub(theirs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 
 def test_hub_by_name(hub: Callable[..., dict[str, str]], theirs: Path, tmp_path: Path) -> None:
-    said = hub(tmp_path / "first", "org/tiny-gpt2", "org/old", "org/missing", "org/gated", "org/only-gguf")
+    said = hub(tmp_path / "first", "org/tiny-gpt2", "org/old", "org/missing", "org/gated", "org/only-gguf", "org/qwen")
     first = tmp_path / "first" / "org" / "tiny-gpt2"
     assert said["org/tiny-gpt2"] == f"wrote {first}" and said["org/old"].startswith("wrote")
     assert "org/missing is neither a path here nor a model on http://127.0.0.1" in said["org/missing"]
     assert "org/gated is gated: accept its terms at http://127.0.0.1" in said["org/gated"]
     assert "has no config.json" in said["org/only-gguf"] and "GGUF" in said["org/only-gguf"]
-    assert not any("consolidated" in line for line in Hub.asked)
+    assert "'qwen2', which gptx's own GPT does not cover" in said["org/qwen"] and "--via optimum" in said["org/qwen"]
+    assert not any("consolidated" in line or "qwen/resolve" in line and ".safetensors" in line for line in Hub.asked)
     about = json.loads((first / "gptx_source.json").read_text())
     assert about["name"] == "org/tiny-gpt2" and about["revision"] == COMMIT and about["licence"] == "mit"
     assert encode(first) == encode(theirs)

@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoint import load_config
 from gptx_models.importers.huggingface import import_folder
 from gptx_models.importers.imported import Imported, Tell, quiet
 
-_TEXTS = ("config.json", "generation_config.json", "chat_template.jinja", "README.md")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_OLD_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.model")
+_TEXTS = (
+    *("config.json", "generation_config.json", "README.md"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"),  # older forms of a tokenizer
+)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
@@ -27,17 +30,21 @@ def import_hub(name: str, *, tokenizer_wanted: bool = True, tell: Tell = quiet) 
     return imported
 
 
-def download(name: str) -> Path:
-    """The folder of a model's files in huggingface_hub's cache. Raises CheckpointError."""
-    folder = _snapshot(name, (*_TEXTS, *_TOKENIZER, *_OLD_TOKENIZER, *_WEIGHTS))
-    if not any(folder.glob("model*.safetensors")):
-        folder = _snapshot(name, (*_TEXTS, *_TOKENIZER, *_OLD_TOKENIZER, *_OLD_WEIGHTS))
+def download(name: str, *, covered: bool = True) -> Path:
+    """The folder of a model's files in huggingface_hub's cache. Raises CheckpointError.
+
+    `covered` refuses a model that our GPT cannot be before its weights are fetched.
+    """
+    folder = _snapshot(name, _TEXTS)
     if not (folder / "config.json").exists():
         raise CheckpointError(
             f"{name} on the hub has no config.json: it is not a model in Hugging Face's form "
             "(for GGUF, download the file and name it)"
         )
-    return folder
+    if covered:
+        load_config(folder)
+    folder = _snapshot(name, _WEIGHTS)
+    return folder if any(folder.glob("model*.safetensors")) else _snapshot(name, _OLD_WEIGHTS)
 
 
 def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:

@@ -28,6 +28,11 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
     else:
         about = _about(folder, written_names(model, layout, LAYOUTS[family_of(config)]), source.types)
     tokenizer = read_tokenizer_folder(folder) if tokenizer_wanted else TokenizerFiles()
+    if tokenizer_wanted and not tokenizer.files and (folder / "tokenizer.model").exists():
+        tell(
+            f"{folder} has tokenizer.model and no tokenizer.json: transformers makes one, with "
+            "AutoTokenizer.from_pretrained(IN).save_pretrained(OUT); then give it with --tokenizer OUT"
+        )
     return Imported(model, about, tokenizer.files, _generation(folder, tokenizer, config.vocab_size, tell))
 
 
