@@ -79,7 +79,7 @@ def read(source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = Tr
 
 
 def _hint(folder: Path) -> str:
-    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".pt", ".bin", ".onnx"))
+    found = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".pt", ".bin"))
     return f", but {', '.join(found)}: name that file" if found else ""
 
 
