@@ -405,6 +405,22 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
 
+def test_ends_are_special_and_words_are_not(tmp_path: Path) -> None:
+    def write(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["!", "<|endoftext|>", "a", "b"])
+        writer.add_token_types([gguf.TokenType.NORMAL] * 4)
+        writer.add_token_merges([])
+        writer.add_eos_token_id(1)
+        writer.add_pad_token_id(0)
+
+    folder = imported(tokenizer_only(tmp_path / "tiny.gguf", write), tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("ab!<|endoftext|>").ids == [2, 3, 0, 1]
+    assert tokenizer.decode([2, 3, 0, 1], skip_special_tokens=True) == "ab!"
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 

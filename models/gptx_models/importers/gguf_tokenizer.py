@@ -6,6 +6,8 @@ BPE with scores. Token ids equal llama.cpp's (the tests compare). An unknown pre
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +70,8 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
     ids = {name: _id(metadata, key, vocab) for name, key in _SPECIAL.items()}
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and ids["bos"] is not None
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and ids["eos"] is not None
-    tokenizer.add_special_tokens(_added(vocab, special=True, also=set(ids.values())))
-    tokenizer.add_tokens(_added(vocab, special=False, also=set()))
+    tokenizer.add_special_tokens(_added(vocab, (CONTROL, UNKNOWN), also=_marks(ids, vocab)))
+    tokenizer.add_tokens(_added(vocab, (USER_DEFINED,)))
     names = {name: vocab.tokens[token] for name, token in ids.items() if token is not None}
     with_bos_eos(tokenizer, names.get("bos") if add_bos else None, names.get("eos") if add_eos else None)
     files = companions(
@@ -128,14 +130,19 @@ def _id(metadata: dict[str, Any], key: str, vocab: _Vocabulary) -> int | None:
     return value if value is not None and 0 <= value < len(vocab.tokens) else None
 
 
-def _added(vocab: _Vocabulary, *, special: bool, also: set[int | None]) -> list[AddedToken]:
-    """Tokens that are found in a text before it is cut: control tokens (special), or those of the model's users."""
-    wanted = (CONTROL, UNKNOWN) if special else (USER_DEFINED,)
+def _added(vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] = ()) -> list[AddedToken]:
+    """Tokens that are found in a text before it is cut: those of some types, and a few by their ids."""
     return [
-        AddedToken(token, special=special, normalized=False)
+        AddedToken(token, special=USER_DEFINED not in kinds, normalized=False)
         for token_id, (token, kind) in enumerate(zip(vocab.tokens, vocab.types))
-        if kind in wanted or token_id in also
+        if kind in kinds or token_id in also
     ]
+
+
+def _marks(ids: dict[str, int | None], vocab: _Vocabulary) -> set[int]:
+    """Ends that are typed as normal tokens, as in old files. (Some files name "!" as padding: that stays a word.)"""
+    ends = {ids[name] for name in ("bos", "eos", "eot", "eom")}
+    return {token for token in ends if token is not None and re.fullmatch(r"<.+>|\[.+\]", vocab.tokens[token])}
 
 
 def _byte_level(metadata: dict[str, Any], vocab: _Vocabulary, where: str, tell: Tell) -> tuple[Tokenizer, bool]:
