@@ -108,7 +108,13 @@ def test_rewind(engine: Engine, expected: np.ndarray) -> None:
     session.feed([IDS[:40]])
     session.rewind([25])
     assert session.tokens == [IDS[:25]]
-    close(session.feed([[IDS[25]]])[0], expected[25])
+    for start in (25, 22, 26):  # steps, taken back, and other steps in their place
+        session.rewind([start])
+        session.feed([[3]])
+        session.feed([[4]])
+        session.rewind([start])
+        for n in range(start, start + 5):
+            close(session.feed([[IDS[n]]])[0], expected[n])
     session.rewind([0])
     close(session.feed([IDS[:30]])[0], expected[29])
 
@@ -120,7 +126,12 @@ def test_rewind_rows(engine: Engine, expected: np.ndarray) -> None:
         session.feed([[1], [2]] if n % 2 else [[], [3]])
     session.rewind([14, 12])
     close(session.feed([[IDS[14]], [IDS[12]]]), expected[[14, 12]])
-    close(session.feed([IDS[15:22], [IDS[13]]]), expected[[21, 13]])
+    for n in range(3):
+        session.feed([[5 + n], [7 + n]])
+    session.rewind([15, 13])
+    for n in range(13, 15):
+        close(session.feed([[IDS[n + 2]], [IDS[n]]]), expected[[n + 2, n]])
+    close(session.feed([IDS[17:22], [IDS[15]]]), expected[[21, 15]])
 
 
 def test_feed_returns_arrays_of_its_own(engine: Engine) -> None:

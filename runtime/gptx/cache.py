@@ -21,6 +21,7 @@ from gptx.errors import ArtifactError, GptxError
 from gptx.providers import first_line, onnxruntime
 
 SMALLEST = 128  # tokens that a buffer holds at first
+MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
 Rows = Mapping[int, np.ndarray]  # row -> its new token ids, or the array for their logits
 
 
@@ -38,14 +39,16 @@ def capacity_for(length: int, limit: int) -> int:
 
 class InPlace:
     """Cache forms `shared` and `scatter`: one buffer (B, G, capacity, D) for each layer's keys and each layer's values,
-    bound as past and as present, so that a step copies nothing. Buffers are bound once per growth; a step changes the
-    three small inputs in place and binds the mask, which is one longer."""
+    bound as past and as present, so that a step copies nothing. A step changes the three small inputs in place: the
+    mask is bound somewhat longer than what is held, and ends at its last 1. (After each step the weights have pushed
+    all else out of the processor's caches: a call that takes 1 us in a loop takes 40 us here, so a step makes few.)"""
 
     def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
         model = engine.manifest.model
         self._engine, self._session, self._limit = engine, engine.session, limit
         self._binding = engine.session.io_binding()
-        self._bound: tuple[int, int] | None = None  # the rows that a step is bound to
+        self._bound: tuple[int, int] | None = None  # the rows that the next step finds bound
+        self._mask = np.zeros((1, 0), np.int64)  # theirs
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
         self._keep = np.zeros((), np.int64)
@@ -60,35 +63,26 @@ class InPlace:
         Rows between them that have none (None) run too, on a token that is not kept: it is written behind what they
         hold, where the next real one overwrites it. Idle rows at either end are left out.
         """
-        first, last = 0, len(tokens)
-        while tokens[first] is None:
-            first += 1
-        while tokens[last - 1] is None:
-            last -= 1
+        first, last = busy(tokens)
         if last - first == 1:
-            total = held[first] + 1
-            if total > self.capacity:
-                self._reserve(total, total - 1)
-            if self._bound != (first, last):
-                self._bind_step(first, last)
+            position = held[first]
+            if (first, last) != self._bound or position >= self._mask.shape[1]:
+                self._bind_step(first, last, position + 1, held)
             self._ids[first, 0] = tokens[first] or 0
-            self._positions[first, 0] = total - 1
-            self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
+            self._positions[first, 0] = position
+            self._mask[0, position] = 1
         else:
             # a full row can only be idle: its last place is overwritten, and read no more
-            totals = np.minimum(np.array(held[first:last]) + 1, self._limit)
-            total = int(totals.max())
-            if total > self.capacity:
-                self._reserve(total, max(held))
-            if self._bound != (first, last):
-                self._bind_step(first, last)
+            positions = np.minimum(held[first:last], self._limit - 1)
+            length = int(positions.max()) + 1
+            if (first, last) != self._bound or length > self._mask.shape[1]:
+                self._bind_step(first, last, length, held)
             self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
-            self._positions[first:last, 0] = totals - 1
-            mask = self._masks[: (last - first) * total].reshape(last - first, total)
-            np.less(self._counted[:total], totals[:, None], out=mask)
-            self._binding.bind_cpu_input("attention_mask", mask)
+            self._positions[first:last, 0] = positions
+            self._mask[np.arange(last - first), positions] = 1
         if self._engine.device != "cpu":  # the CPU reads these in place; other devices got a copy when they were bound
             self._bind_small(self._ids[first:last], self._positions[first:last], 1)
+            self._binding.bind_cpu_input("attention_mask", self._mask)
         self._run()
 
     def fill(self, new: Rows, held: Sequence[int], outs: Rows | None = None) -> None:
@@ -117,7 +111,9 @@ class InPlace:
             self.logits[row, 0] = logits[0, -1]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        pass  # what lies behind a row's length is never read
+        """Only the mask must say so: what lies behind a row's length is then never read."""
+        if self._bound:
+            self._mask[...] = self._mask_of(lengths[slice(*self._bound)], self._mask.shape[1])
 
     def _reserve(self, length: int, used: int) -> None:
         """Make room for `length` tokens a row, keeping the first `used`."""
@@ -137,15 +133,22 @@ class InPlace:
             raise GptxError(f"no memory for the cache: {what} take {size:.1f} GB; run fewer rows at once") from error
         self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
-        self._counted = np.arange(self.capacity)
-        self._masks = np.zeros(batch_size * self.capacity if batch_size > 1 else 0, np.int64)
         self._bound = None
 
-    def _bind_step(self, first: int, last: int) -> None:
+    def _bind_step(self, first: int, last: int, length: int, held: Sequence[int]) -> None:
+        """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
+        self._reserve(length, max(held))
+        self._mask = self._mask_of(held[first:last], min(length + MASK_AHEAD, self.capacity))
+        self._binding.bind_cpu_input("attention_mask", self._mask)
+        if self._bound == (first, last):
+            return
         self._bind_rows(first, last)
         self._bind_small(self._ids[first:last], self._positions[first:last], 1)
         self._bind_output("logits", self.logits[first:last])
         self._bound = (first, last)
+
+    def _mask_of(self, held: Sequence[int], width: int) -> np.ndarray:
+        return (np.arange(width) < np.array(held)[:, None]).astype(np.int64)
 
     def _bind_rows(self, first: int, last: int) -> None:
         """Bind rows first..last of every buffer, as what is read and as what is written."""
@@ -172,6 +175,16 @@ class InPlace:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             raise _failed(self._engine, error) from error
+
+
+def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
+    """The rows from the first to the last that have a token."""
+    first, last = 0, len(tokens)
+    while tokens[first] is None:
+        first += 1
+    while tokens[last - 1] is None:
+        last -= 1
+    return first, last
 
 
 class Buffer:

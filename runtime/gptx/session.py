@@ -34,6 +34,7 @@ class Session:
         self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
         self._lengths = [0] * batch_size
         self._cache: InPlace | Growing | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
+        self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
 
     @property
     def batch_size(self) -> int:
@@ -75,6 +76,8 @@ class Session:
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
         nothing hold anything. The caller may write into it."""
+        if len(rows) == 1 == len(self._tokens) and self._advance_one(rows[0]):
+            return self._logits
         counts = self._check(rows)
         if 1 in counts:
             ones = [new[0] if count == 1 else None for new, count in zip(rows, counts)]
@@ -85,7 +88,19 @@ class Session:
                     self._lengths[row] += 1
         if max(counts) > 1:  # after the step, which leaves nothing of use in the logits of idle rows
             self._fill({row: new for row, new in enumerate(rows) if len(new) > 1})
-        return self._cache.logits[:, 0]
+        return self._logits
+
+    def _advance_one(self, new: Sequence[int]) -> bool:
+        """The common step, one good token of the only row, with nothing that it does not need; else False."""
+        if len(new) != 1:
+            return False
+        token, held = new[0], self._lengths[0]
+        if type(token) is not int or not 0 <= token < self.vocab_size or held == self.limit:
+            return False
+        self._cache.step((token,), self._lengths)
+        self._tokens[0].append(token)
+        self._lengths[0] = held + 1
+        return True
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""
@@ -103,7 +118,7 @@ class Session:
 
     def close(self) -> None:
         """Give the cache's memory back; the session cannot be used afterwards."""
-        self._cache = _Closed()
+        self._cache, self._logits = _Closed(), np.empty((0, 0))
 
     def __enter__(self) -> Self:
         return self
