@@ -409,9 +409,9 @@ def test_ends_are_special_and_words_are_not(tmp_path: Path) -> None:
     def write(writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(["!", "<|endoftext|>", "a", "b"])
-        writer.add_token_types([gguf.TokenType.NORMAL] * 4)
-        writer.add_token_merges([])
+        writer.add_token_list(["!", "<|endoftext|>", "a", "b", "aa"])
+        writer.add_token_types([gguf.TokenType.NORMAL] * 5)
+        writer.add_token_merges(["a a"])
         writer.add_eos_token_id(1)
         writer.add_pad_token_id(0)
 
