@@ -69,24 +69,31 @@ def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
 def keep(
     logits: np.ndarray, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities."""
+    """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities.
+
+    Overwrites `logits`: an array of 50,000 is work to allocate. What can be left out is left out before the rest.
+    """
+    temperature = max(temperature, 1e-6)  # a float32 cannot tell smaller ones from 0
     top = float(logits.max())
     if not math.isfinite(top):
         raise _not_numbers()
-    scaled = logits - top
-    scaled /= max(temperature, 1e-6)  # a float32 cannot tell smaller ones from 0
-    ids = None
-    if 0 < top_k < len(scaled):
-        ids = np.flatnonzero(scaled >= kth_largest(scaled, top_k))  # ties stay, as in Hugging Face
-        scaled = scaled[ids]
-    weights = np.exp(scaled)
+    ids, weights = None, logits
+    if 0 < top_k < len(logits):
+        ids = np.flatnonzero(logits >= kth_largest(logits, top_k))  # ties stay, as in Hugging Face
+        weights = logits[ids]
+    if min_p > 0 and top_p == 1:
+        ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= top + temperature * math.log(min_p)))
+    weights -= top
+    weights /= temperature
+    np.exp(weights, out=weights)
     if top_p < 1:
-        kept = nucleus(weights, top_p)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
-    if min_p > 0:
-        kept = np.flatnonzero(weights >= min_p * weights.max())
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
+        ids, weights = _narrow(ids, weights, nucleus(weights, top_p))
+        ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= min_p))  # the likeliest weighs 1
     return ids, weights
+
+
+def _narrow(ids: np.ndarray | None, weights: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return kept if ids is None else ids[kept], weights[kept]
 
 
 def kth_largest(values: np.ndarray, k: int) -> float:
@@ -128,7 +135,7 @@ def _inverse(ends: np.ndarray, uniform: float) -> int:
     """The first index whose cumulative weight is over the share `uniform`: never one of weight 0."""
     total = ends[-1]
     index = int(np.searchsorted(ends, uniform * total, side="right"))
-    return min(index, int(np.searchsorted(ends, total)))
+    return index if index < len(ends) else int(np.searchsorted(ends, total))
 
 
 def _not_numbers() -> ArtifactError:
