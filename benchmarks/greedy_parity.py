@@ -24,7 +24,7 @@ from tracked import tracked
 
 import gptx
 from gptx.cpu import cpu_cores
-from gptx.limits import LIMITS, RELATIVE_MAX_ABS
+from gptx.limits import LIMITS
 from gptx.verify import forced_logits
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def divergence(pair: Pair, prompt: str, prefix: list[int], at: int, theirs: int,
     with torch.inference_mode():
         reference: np.ndarray = pair.reference(torch.tensor([prefix]), use_cache=False).logits[0, -1].numpy()
     logits = forced_logits(pair.model, prefix)[-1]
-    limit = max(LIMITS["fp32"]["max_abs"], RELATIVE_MAX_ABS * float(np.abs(reference).max()))
+    limits = LIMITS["fp32"]
+    limit = max(limits["max_abs"], limits["relative"] * float(np.abs(reference).max()))
     leads = float(reference[theirs] - reference[ours]), float(logits[ours] - logits[theirs])
     words = pair.tokenizer.decode([theirs]), pair.tokenizer.decode([ours])
     return Divergence(prompt, at, *words, *leads, near_tie=max(leads) <= 2 * limit)
