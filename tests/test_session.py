@@ -9,9 +9,9 @@ import pytest
 from tiny_artifact import write_artifact
 
 from gptx.artifact import read
-from gptx.cache import capacity_for
 from gptx.engine import Engine, open_engine
 from gptx.errors import GptxError, PromptError, UsageError
+from gptx.in_place import capacity_for
 from gptx.session import Session
 
 FORMS = ("shared", "growing", "scatter")
@@ -176,7 +176,7 @@ def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest
 
     engine = open_engine(read(artifacts["shared"]), threads=1)
     session = Session(engine, 2)
-    monkeypatch.setattr("gptx.cache.Buffer.grow", full)
+    monkeypatch.setattr("gptx.in_place.Buffer.grow", full)
     with pytest.raises(GptxError, match="no memory for the cache: 2 rows of 64 tokens take 0.0 GB; run fewer rows"):
         Session(engine, 2)
     assert session.capacity == 64

@@ -39,6 +39,14 @@ class Engine:
     def present_names(self) -> list[str]:
         return _cache_names("present", self.manifest.model.n_layer)
 
+    def pieces(self, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """A prompt as the artifact wants it fed (prefill_chunk): where each piece starts, and its ids."""
+        size = self.manifest.prefill_chunk
+        return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
+
+    def failed(self, error: Exception) -> ArtifactError:
+        return ArtifactError(f"{self.manifest.graph}: ONNX Runtime failed while running it: {first_line(error)}")
+
 
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""

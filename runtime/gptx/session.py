@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from gptx.cache import Growing, InPlace, open_cache
+from gptx.cache import Cache, open_cache
 from gptx.engine import Engine
 from gptx.errors import PromptError, UsageError
 
@@ -33,7 +33,7 @@ class Session:
         self.vocab_size = engine.manifest.model.vocab_size
         self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
         self._lengths = [0] * batch_size
-        self._cache: InPlace | Growing | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
+        self._cache: Cache | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
 
     @property

@@ -1,0 +1,202 @@
+"""The cache of graphs that write into a buffer (forms shared and scatter), and their runs. Its verbs: see cache.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptx.engine import Engine
+from gptx.errors import GptxError
+from gptx.providers import onnxruntime
+
+SMALLEST = 128  # tokens that a buffer holds at first
+MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
+
+
+def capacity_for(length: int, limit: int) -> int:
+    """The buffer that holds `length` tokens: the next power of two, at least SMALLEST, at most `limit`."""
+    return min(max(SMALLEST, 1 << (length - 1).bit_length()), limit)
+
+
+class InPlace:
+    """One buffer (B, G, capacity, D) for each layer's keys and each layer's values,
+    bound as past and as present, so that a step copies nothing. A step changes the three small inputs in place: the
+    mask is bound somewhat longer than what is held, and ends at its last 1. (After each step the weights have pushed
+    all else out of the processor's caches: a call that takes 1 us in a loop takes 40 us here, so a step makes few.)"""
+
+    def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
+        model = engine.manifest.model
+        self._engine, self._session, self._limit = engine, engine.session, limit
+        self._binding = engine.session.io_binding()
+        self._bound: tuple[int, int] | None = None  # the rows that the next step finds bound
+        self._mask = np.zeros((1, 0), np.int64)  # theirs
+        self._ids = np.zeros((batch_size, 1), np.int64)
+        self._positions = np.zeros((batch_size, 1), np.int64)
+        self._keep = np.zeros((), np.int64)
+        self.logits = np.zeros((batch_size, 1, model.vocab_size), engine.logits_dtype)
+        self.capacity = 0
+        self._buffers: list[Buffer] = []
+        self._reserve(size or 1, 0)
+
+    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+        """Run the rows that have a token together; their logits are in `logits[row, 0]`.
+
+        Rows between them that have none (None) run too, on a token that is not kept: it is written behind what they
+        hold, where the next real one overwrites it. Idle rows at either end are left out.
+        """
+        first, last = busy(tokens)
+        if last - first == 1:
+            position = held[first]
+            if (first, last) != self._bound or position >= self._mask.shape[1]:
+                self._bind_step(first, last, position + 1, held)
+            self._ids[first, 0] = tokens[first] or 0
+            self._positions[first, 0] = position
+            self._mask[0, position] = 1
+        else:
+            # a full row can only be idle: its last place is overwritten, and read no more
+            positions = np.minimum(held[first:last], self._limit - 1)
+            length = int(positions.max()) + 1
+            if (first, last) != self._bound or length > self._mask.shape[1]:
+                self._bind_step(first, last, length, held)
+            self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
+            self._positions[first:last, 0] = positions
+            self._mask[np.arange(last - first), positions] = 1
+        if self._engine.device != "cpu":  # the CPU reads these in place; other devices got a copy when they were bound
+            self._bind_small(self._ids[first:last], self._positions[first:last], 1)
+            self._binding.bind_cpu_input("attention_mask", self._mask)
+        self._run()
+
+    def fill(
+        self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+    ) -> None:
+        """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
+        are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
+        self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
+        self._bound = None
+        for row, ids in new.items():
+            self._bind_rows(row, row + 1)
+            out = outs[row] if outs else None
+            for start, piece in self._engine.pieces(ids):
+                self._fill_piece(row, piece, held[row] + start, None if out is None else out[start:])
+
+    def _fill_piece(self, row: int, piece: np.ndarray, held: int, out: np.ndarray | None) -> None:
+        total, size = held + len(piece), len(piece)
+        self._bind_small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
+        self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
+        logits = self.logits[row : row + 1]
+        if out is not None or not self._engine.keeps_logits:
+            logits = np.empty((1, size, logits.shape[2]), logits.dtype)
+        self._bind_output("logits", logits)
+        self._run()
+        if out is not None:
+            out[:size] = logits[0]
+        else:
+            self.logits[row, 0] = logits[0, -1]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Only the mask must say so: what lies behind a row's length is then never read."""
+        if self._bound:
+            self._mask[...] = self._mask_of(lengths[slice(*self._bound)], self._mask.shape[1])
+
+    def _reserve(self, length: int, used: int) -> None:
+        """Make room for `length` tokens a row, keeping the first `used`."""
+        if length <= self.capacity:
+            return
+        capacity = capacity_for(length, self._limit)
+        model, batch_size = self._engine.manifest.model, len(self._ids)
+        shape = (batch_size, model.n_kv_head, capacity, model.head_dim)
+        try:
+            while len(self._buffers) < 2 * model.n_layer:
+                self._buffers.append(Buffer(shape, self._engine.cache_dtype, self._engine.device))
+            for buffer in self._buffers:
+                buffer.grow(shape, used)
+        except MemoryError as error:
+            size = 2 * model.n_layer * math.prod(shape) * self._engine.cache_dtype.itemsize / 1e9
+            what = f"{batch_size} rows of {capacity} tokens"
+            raise GptxError(f"no memory for the cache: {what} take {size:.1f} GB; run fewer rows at once") from error
+        self.capacity = capacity
+        self._ones = np.ones((1, self.capacity), np.int64)
+        self._bound = None
+
+    def _bind_step(self, first: int, last: int, length: int, held: Sequence[int]) -> None:
+        """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
+        self._reserve(length, max(held))
+        self._mask = self._mask_of(held[first:last], min(length + MASK_AHEAD, self.capacity))
+        self._binding.bind_cpu_input("attention_mask", self._mask)
+        if self._bound == (first, last):
+            return
+        self._bind_rows(first, last)
+        self._bind_small(self._ids[first:last], self._positions[first:last], 1)
+        self._bind_output("logits", self.logits[first:last])
+        self._bound = (first, last)
+
+    def _mask_of(self, held: Sequence[int], width: int) -> np.ndarray:
+        return (np.arange(width) < np.array(held)[:, None]).astype(np.int64)
+
+    def _bind_rows(self, first: int, last: int) -> None:
+        """Bind rows first..last of every buffer, as what is read and as what is written."""
+        engine, device = self._engine, self._engine.device
+        for past, present, buffer in zip(engine.past_names, engine.present_names, self._buffers):
+            pointer, shape = buffer.rows(first, last)
+            self._binding.bind_input(past, device, 0, engine.cache_dtype.type, shape, pointer)
+            self._binding.bind_output(present, device, 0, engine.cache_dtype.type, shape, pointer)
+
+    def _bind_small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
+        self._binding.bind_cpu_input("input_ids", ids)
+        if self._engine.takes_positions:
+            self._binding.bind_cpu_input("position_ids", positions)
+        if self._engine.keeps_logits:
+            self._keep[...] = keep
+            # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
+            self._binding.bind_input("num_logits_to_keep", "cpu", 0, np.int64, (), self._keep.ctypes.data)
+
+    def _bind_output(self, name: str, array: np.ndarray) -> None:
+        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise self._engine.failed(error) from error
+
+
+def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
+    """The rows from the first to the last that have a token."""
+    first, last = 0, len(tokens)
+    while tokens[first] is None:
+        first += 1
+    while tokens[last - 1] is None:
+        last -= 1
+    return first, last
+
+
+class Buffer:
+    """Zeroed memory on the device, of which rows can be bound by pointer. Zeros: what is masked is still multiplied."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: str) -> None:
+        self._device = device
+        self._hold(np.zeros(shape, dtype))
+
+    def _hold(self, array: np.ndarray) -> None:
+        self._shape, self._row_bytes = array.shape, array[0].nbytes
+        if self._device == "cpu":
+            self._memory: Any = array
+            self._pointer = array.ctypes.data
+        else:
+            self._memory = onnxruntime().OrtValue.ortvalue_from_numpy(array, self._device, 0)
+            self._pointer = self._memory.data_ptr()
+
+    def rows(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
+        return self._pointer + first * self._row_bytes, (last - first, *self._shape[1:])
+
+    def grow(self, shape: tuple[int, ...], used: int) -> None:
+        """Take the new shape, keeping the first `used` tokens of every row."""
+        if shape == self._shape:
+            return
+        old = self._memory if self._device == "cpu" else self._memory.numpy()
+        new = np.zeros(shape, old.dtype)
+        new[:, :, :used] = old[:, :, :used]
+        self._hold(new)
