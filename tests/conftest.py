@@ -1,10 +1,13 @@
-"""Fixtures that several test files use: tiny artifacts of every cache form."""
+"""Fixtures that several test files use: tiny artifacts of every cache form, and a tiny model at each stage of the pipeline."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from exported import write_checkpoint
+from gpt_export.export import export_checkpoint
+from gpt_export.quantize import quantize_artifact
 from tiny_artifact import write_artifact
 
 
@@ -16,3 +19,26 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         cache: write_artifact(folder / cache, cache, padding=3, prefill_chunk=8)
         for cache in ("shared", "growing", "scatter")
     }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of two small layers with a byte-level tokenizer."""
+    return write_checkpoint(tmp_path_factory.mktemp("pipeline") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def fp32(checkpoint: Path) -> Path:
+    """The artifact that export makes of `checkpoint`."""
+    out = checkpoint.with_name("fp32")
+    export_checkpoint(checkpoint, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def quantized(fp32: Path) -> dict[str, Path]:
+    """What quantize makes of `fp32`: precision -> artifact. Random weights have no room for error, so it is accepted."""
+    made = {to: fp32.with_name(to) for to in ("int8", "int4", "fp16")}
+    for to, out in made.items():
+        quantize_artifact(fp32, out, to=to, accept=True)
+    return made

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from gptx_command import gptx
 
+from gptx.install import NAME
 from gptx import doctor
 
 
@@ -88,6 +89,6 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_other_gptx(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = doctor.distribution()
+    ours = NAME
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"gptx": [ours, "other"]})
     assert any("pip uninstall other" in problem for problem in doctor.examine().problems)

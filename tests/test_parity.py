@@ -55,7 +55,7 @@ CASES = {name: (config, default_form(config)[0]) for name, config in small_prese
 CASES |= {name_of(choice): (config_of(choice), choice["cache"]) for choice in pairwise()}
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=list(CASES), ids=str)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported(*CASES[request.param], tmp_path_factory.mktemp("case"))
 

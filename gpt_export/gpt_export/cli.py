@@ -12,7 +12,6 @@ import click
 from gptx.errors import UsageError
 from gptx.folders import kind_of
 from gptx_models.checkpoint import load_config
-from gptx_models.config import GPTConfig
 
 
 def proof_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,7 +80,7 @@ def export(
             checkpoint = Path(scratch) / "checkpoint"
             import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle)
         if dry_run and kind_of(checkpoint) == "checkpoint":
-            _print_plan(load_config(checkpoint), plan_export(load_config(checkpoint)))
+            _print_plan(plan_export(load_config(checkpoint)))
             return
         certificate = export_checkpoint(checkpoint, out, cache=cache, **options)  # type: ignore[arg-type]
     _report(out, certificate)
@@ -117,12 +116,9 @@ def quantize(
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
     """
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
-    from gpt_export.side_files import read_json
 
     if dry_run:
-        expect_fp32(source)
-        config = GPTConfig.from_dict(read_json(source / "gptx.json")["gpt_config"])
-        _print_plan(config, plan_quantize(config, to))
+        _print_plan(plan_quantize(expect_fp32(source), to))
         return
     certificate = quantize_artifact(
         source, out, to=to, checkpoint=checkpoint, text=text, limits=_limits(limit), accept=accept, force=force
@@ -141,8 +137,8 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
-def _print_plan(config: GPTConfig, plan: Any) -> None:
-    click.echo(f"parameters  {plan.parameters / 1e6:,.1f} M ({config.n_layer} layers of width {config.n_embd})")
+def _print_plan(plan: Any) -> None:
+    click.echo(f"parameters  {plan.parameters / 1e6:,.1f} M")
     click.echo(f"artifact    {plan.artifact_bytes / 1e6:,.0f} MB")
     click.echo(f"disk        {plan.disk_bytes / 1e6:,.0f} MB while it is made")
     click.echo(f"memory      {plan.memory_bytes / 1e6:,.0f} MB at most (estimate)")

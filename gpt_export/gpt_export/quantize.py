@@ -1,9 +1,8 @@
 """An fp32 artifact in, a smaller one out: weights read back into the module, rounded, traced again, and proved against the
-artifact they came from (or, with a checkpoint, against PyTorch)."""
+artifact they came from (or, with a checkpoint, against PyTorch). Graphs that have no module, by way of optimum, are rewritten as graphs."""
 
 from __future__ import annotations
 
-import gc
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gptx.artifact import Manifest
+from gptx.artifact import GRAPH, Manifest
 from gptx.artifact import read as read_manifest
 from gptx.errors import UsageError
 from gptx.folders import check_output, kind_of, new_folder
@@ -21,16 +20,17 @@ from gptx.reference import FILE as REFERENCE
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
+from gpt_export.caches import CacheForm
 from gpt_export.certify import Recording, certify, record_artifact, record_pytorch
-from gpt_export.export import Plan, count_parameters, link, manifest_facts, settle
+from gpt_export.export import Plan, link, settle, tool_versions
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
+from gpt_export.rewrite import quantize_graph
 from gpt_export.schemes import SCHEMES, describe, quantize_weights
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
-    read_json,
     write_card,
     write_genai_config,
     write_manifest,
@@ -41,10 +41,10 @@ PRECISIONS = (*SCHEMES, "fp16")
 BYTES_PER_WEIGHT = {"int8": 1.07, "int4": 0.75, "fp16": 2.0}  # scales included; int4 with its 8-bit head
 
 
-def plan_quantize(config: GPTConfig, precision: str) -> Plan:
-    parameters = count_parameters(config)
+def plan_quantize(manifest: Manifest, precision: str) -> Plan:
+    parameters = manifest.model.n_parameters
     weights = int(BYTES_PER_WEIGHT[precision] * parameters)
-    logits = 4 * MOST * config.vocab_size
+    logits = 4 * MOST * manifest.model.vocab_size
     return Plan(parameters, weights, weights + logits + 4_000_000, 9 * parameters + 800_000_000)
 
 
@@ -65,16 +65,19 @@ def quantize_artifact(
     export_checkpoint. Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    config = GPTConfig.from_dict(read_json(source / "gptx.json")["gpt_config"])
     bounds = limits_for(to, limits)
-    needed = plan_quantize(config, to).disk_bytes
+    needed = plan_quantize(manifest, to).disk_bytes
     check_output(out, force=force, needed=needed)
     with new_folder(out, force=force, needed=needed) as staging:
-        text_proof = proof(source, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
+        shape = manifest.model
+        text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
-            recording = _record(source, checkpoint, config, text_proof, Path(scratch.name))
+            recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
             with stage("Rounding the weights"):
-                facts = _write_graph(source, staging, config, manifest, to)
+                quantization = _write_graph(manifest, staging, to)
+            copy_side_files(source, staging)
+            facts = _facts(manifest, to, quantization)
+            write_genai_config(staging, facts["model"], facts["tokens"], shared=manifest.cache == "shared")
             shutil.copyfile(source / REFERENCE, staging / REFERENCE)
             write_manifest(staging, {**facts, "certificate": {}})
             with stage("Loading the artifact"):
@@ -98,36 +101,47 @@ def expect_fp32(source: Path) -> Manifest:
     return manifest
 
 
-def _record(
-    source: Path, checkpoint: Path | None, config: GPTConfig, text_proof: Proof, scratch: Path
-) -> Recording:
+def _record(manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scratch: Path) -> Recording:
     if checkpoint is None:
-        with gptx.load(source) as model:
+        with gptx.load(manifest.path) as model:
             return record_artifact(model, text_proof, scratch)
-    if load_config(checkpoint).to_dict() != config.to_dict():
-        raise UsageError(f"--checkpoint {checkpoint} is another model than {source}: their configurations differ")
+    config = gpt_config(manifest)
+    if config is None or load_config(checkpoint).to_dict() != config.to_dict():
+        raise UsageError(f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ")
     return record_pytorch(load_model(checkpoint), text_proof, scratch)
 
 
-def _write_graph(source: Path, staging: Path, config: GPTConfig, manifest: Manifest, to: str) -> dict[str, Any]:
-    form = manifest.cache
-    gpt = load_gpt(source, config)
-    quantization: dict[str, Any] = {"scheme": "fp16"}
+def gpt_config(manifest: Manifest) -> GPTConfig | None:
+    """The configuration of the module behind an artifact; None for one that optimum exported."""
+    values = manifest.raw.get("gpt_config")
+    return GPTConfig.from_dict(values) if values else None
+
+
+def _write_graph(manifest: Manifest, staging: Path, to: str) -> dict[str, Any]:
+    """Write the quantized graph; returns what gptx.json says of it."""
+    config = gpt_config(manifest)
+    if config is None:
+        return quantize_graph(manifest.graph, staging / GRAPH, to)
+    form: CacheForm = manifest.cache  # type: ignore[assignment]
+    gpt = load_gpt(manifest.path, config)
     if to == "fp16":
-        graph = build_graph(graph_layers(gpt.half(), form), form)
-    else:
-        blocks = quantize_weights(gpt, SCHEMES[to])
-        quantization = describe(to, blocks)
-        graph = build_graph(graph_layers(gpt, form, blocks), form)
-    save_graph(graph, staging / "onnx")
-    del gpt, graph
-    gc.collect()
-    copy_side_files(source, staging)
-    facts = manifest_facts(staging, config, form, to, manifest.model.n_parameters)
-    facts["quantization"] = quantization
-    facts["source"] = read_json(source / "gptx.json")["source"]
-    write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
-    return facts
+        save_graph(build_graph(graph_layers(gpt.half(), form), form), staging / "onnx")
+        return {"scheme": "fp16", "cache_dtype": "float16"}
+    blocks = quantize_weights(gpt, SCHEMES[to])
+    save_graph(build_graph(graph_layers(gpt, form, blocks), form), staging / "onnx")
+    return describe(to, blocks)
+
+
+def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[str, Any]:
+    """The source's manifest, with what has changed."""
+    kept = {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate", "gptx_version")}
+    return {
+        **kept,
+        "precision": to,
+        "cache_dtype": quantization.get("cache_dtype", "float32"),
+        "quantization": quantization,
+        "versions": tool_versions(),
+    }
 
 
 def _chain(certificate: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:

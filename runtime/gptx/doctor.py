@@ -17,7 +17,7 @@ from typing import Any
 from gptx import providers
 from gptx.cpu import cpu_cores, cpu_features, cpu_name, memory
 from gptx.errors import ProviderError
-from gptx.install import distribution, pip_command, version
+from gptx.install import NAME, pip_command, version
 
 # Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
 _ORT_NAMES = ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-vitisai", "-cann", "-training")
@@ -140,7 +140,7 @@ def _problems(onnxruntime: dict[str, str], needed: dict[str, str | None], failur
         )
     elif failure is not None:
         found.append(failure)
-    others = [name for name in importlib.metadata.packages_distributions().get("gptx", []) if name != distribution()]
+    others = [name for name in importlib.metadata.packages_distributions().get("gptx", []) if name != NAME]
     if others:
         found.append(f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +36,11 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
     """
     path = Path(os.path.abspath(path))
     check_output(path, force=force, needed=needed)
-    staging = None
+    # named before it is made: Ctrl-C between the two must not leave it behind
+    staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        staging.chmod(0o777 & ~_umask())
+        staging.mkdir()
         yield staging
         _swap(staging, path)
     except OSError as error:
@@ -48,8 +48,7 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
             raise
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
@@ -77,16 +76,8 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
 
 
 def _swap(staging: Path, path: Path) -> None:
-    old = None
+    old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
     if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        os.rename(path, old / "was")
+        os.rename(path, old)
     os.rename(staging, path)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    shutil.rmtree(old, ignore_errors=True)

@@ -6,14 +6,12 @@ import importlib.metadata
 from pathlib import Path
 
 
-def distribution() -> str:
-    names = importlib.metadata.packages_distributions().get("gptx", ["gptx-edge"])
-    return names[0]
+NAME = "gptx-edge"  # "gptx" on PyPI is somebody else's
 
 
 def version() -> str:
     try:
-        return importlib.metadata.version(distribution())
+        return importlib.metadata.version(NAME)
     except importlib.metadata.PackageNotFoundError:  # run from a clone that was never installed
         return "0+unknown"
 
@@ -21,4 +19,4 @@ def version() -> str:
 def pip_command(extra: str) -> str:
     """`pip install -e '.[export]'` in a clone, the distribution's own name elsewhere."""
     clone = (Path(__file__).parents[2] / "pyproject.toml").exists()
-    return f"pip install -e '.[{extra}]'" if clone else f"pip install '{distribution()}[{extra}]'"
+    return f"pip install -e '.[{extra}]'" if clone else f"pip install '{NAME}[{extra}]'"

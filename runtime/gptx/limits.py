@@ -12,14 +12,13 @@ from gptx.errors import UsageError
 # fp32 is judged by the largest difference; what rounds is judged by KL, which says what it does to the text. The same
 # holds for a model against itself (consistency): where activations are rounded, a difference of 1e-6 between two kernels
 # of one operator turns into a whole step of 8 bits, as large as the rounding itself.
+# `relative` is of the largest logit, where that allows more.
 LIMITS: dict[str, dict[str, float]] = {
-    "fp32": {"max_abs": 1e-3, "consistency": 1e-3},
+    "fp32": {"max_abs": 1e-3, "relative": 3e-5, "consistency": 1e-3},
     "fp16": {"kl_mean": 0.001, "consistency_kl": 0.001},
     "int8": {"kl_mean": 0.01, "consistency_kl": 0.01},
     "int4": {"kl_mean": 0.1, "consistency_kl": 0.1},
 }
-RELATIVE_MAX_ABS = 3e-5  # of the largest logit, where that allows more than max_abs
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -41,8 +40,9 @@ def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> 
 def judge(figures: Figures, consistency: Mapping[str, float], limits: Mapping[str, float]) -> list[Judgement]:
     """Each limit applied. `consistency` holds the differences of a model from itself: cached, in a batch."""
     rows = []
+    relative = limits.get("relative", 0.0) * figures.largest_logit
     if "max_abs" in limits:
-        allowed = max(limits["max_abs"], RELATIVE_MAX_ABS * figures.largest_logit)
+        allowed = max(limits["max_abs"], relative)
         rows.append(Judgement("max_abs", figures.max_abs, allowed, figures.max_abs <= allowed))
         rows.append(Judgement("tie_gap", figures.tie_gap, 2 * allowed, figures.tie_gap <= 2 * allowed))
     if "kl_mean" in limits:
@@ -50,6 +50,6 @@ def judge(figures: Figures, consistency: Mapping[str, float], limits: Mapping[st
     for name, value in consistency.items():
         limit = limits.get("consistency_kl" if name.endswith("_kl") else "consistency")
         if limit is not None:
-            allowed = limit if name.endswith("_kl") else max(limit, RELATIVE_MAX_ABS * figures.largest_logit)
+            allowed = limit if name.endswith("_kl") else max(limit, relative)
             rows.append(Judgement(name, value, allowed, value <= allowed))
     return rows

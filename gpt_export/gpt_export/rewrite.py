@@ -1,0 +1,60 @@
+"""Quantize a graph that has no module behind it (exported by optimum), with onnxruntime's own tools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from gpt_export.schemes import SCHEMES
+
+
+def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
+    """Rewrite `source` to `out` (a .onnx file beside which its weights lie); returns what gptx.json says of it.
+
+    int8 and int4: every MatMul with a constant becomes MatMulNBits, embeddings stay as they are. fp16: weights and
+    arithmetic; inputs and outputs, the cache among them, stay float32.
+    """
+    model = onnx.load(source)
+    if to == "fp16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        with _silent():
+            model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+        facts: dict[str, Any] = {"scheme": "fp16", "by": "onnxruntime.transformers.float16"}
+    else:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        scheme = SCHEMES[to]
+        with _silent():
+            quantizer = MatMulNBitsQuantizer(
+                model, bits=scheme.bits, block_size=scheme.block, is_symmetric=True, accuracy_level=4
+            )
+            quantizer.process()
+        assert quantizer.model.model is not None
+        model = quantizer.model.model
+        facts = {
+            "scheme": to,
+            "bits": scheme.bits,
+            "block": scheme.block,
+            "by": "onnxruntime.quantization.MatMulNBitsQuantizer",
+        }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, out, save_as_external_data=True, location=f"{out.name}_data", size_threshold=1024)
+    return facts
+
+
+@contextlib.contextmanager
+def _silent():
+    """The quantizer logs every node on standard output."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            yield
+        finally:
+            logging.disable(level)

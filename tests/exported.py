@@ -1,0 +1,29 @@
+"""A tiny checkpoint with a tokenizer, and what export and quantize make of it: written once for all tests that ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gptx_models.checkpoint import save_checkpoint
+from gptx_models.config import GPTConfig
+from gptx_models.data import train_tokenizer
+from gptx_models.model import GPT
+
+# GPT-2 in shape, with head_dim 16; its vocabulary is padded beyond the tokenizer's 300 ids
+CONFIG = GPTConfig(vocab_size=304, n_ctx=128, n_layer=2, n_head=4, n_embd=64)
+GENERATION: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "do_sample": False}
+
+
+def write_checkpoint(folder: Path, config: GPTConfig = CONFIG) -> Path:
+    torch.manual_seed(5)
+    gpt = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter += torch.randn_like(parameter) * 0.1
+    tokenizer = folder.with_name(folder.name + "-tokenizer.json")
+    tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(["the cat sat on the mat and the dog sat on the log " * 3], 300).save(str(tokenizer))
+    save_checkpoint(gpt, folder, tokenizer_files=tokenizer, source={"format": "test"}, generation=GENERATION)
+    return folder
