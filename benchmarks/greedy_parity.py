@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from machine import lines, machine
-from table import table
-from tracked import tracked
 
 import gptx
 from gptx.cpu import cpu_cores
 from gptx.limits import LIMITS
 from gptx.verify import forced_logits
+from machine import lines, machine
+from table import table
+from tracked import tracked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

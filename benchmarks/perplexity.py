@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import lines, machine
-from subjects import Opened, Subject, opened, subject
-from table import table
 from tokenizers import Tokenizer
-from tracked import tracked
 
 from gptx.compare import Figures, Tally
 from gptx.cpu import cpu_cores
+from machine import lines, machine
+from subjects import Opened, Subject, opened, subject
+from table import table
+from tracked import tracked
 
 
 def main() -> None:

@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpt_export.proof import proof
+from gptx.cpu import cpu_cores
 from machine import lines, machine
 from table import table
 from tracked import tracked
-
-from gpt_export.proof import proof
-from gptx.cpu import cpu_cores
 
 ENGINES = Path(__file__).parent / "engines"
 NAMES = sorted(file.stem.removesuffix("_engine") for file in ENGINES.glob("*_engine.py"))

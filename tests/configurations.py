@@ -1,4 +1,4 @@
-"""The configurations that the parity tests export: the presets made small, a pairwise cover of the axes, the full product."""
+"""What the parity tests export: the presets made small, a pairwise cover of the axes, and the full product."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Fixtures that several test files use: tiny artifacts of every cache form, and a tiny model at each stage of the pipeline."""
+"""Fixtures of several test files: tiny artifacts of every cache form, and a tiny model at each stage of the pipeline."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
 from exported import write_checkpoint
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from gptx_models.checkpoint import save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.data import train_tokenizer

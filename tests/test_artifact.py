@@ -12,12 +12,12 @@ from typing import Any
 import onnx
 import pytest
 from onnx import helper
-from tiny_artifact import refresh, write_artifact
 
 import gptx
 from gptx import providers
 from gptx.artifact import check_hashes, read_manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
+from tiny_artifact import refresh, write_artifact
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tiny_artifact import write_artifact
 
 import gptx
 from gptx.chat import ChatTemplate, common_length, load_template
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.model import Model
+from tiny_artifact import write_artifact
 
 CHATML = """{%- for message in messages %}
     {%- if loop.first and message.role != 'system' %}

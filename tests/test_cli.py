@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from gptx_command import COMMAND, environment, finished, gptx, process
-from tiny_artifact import write_artifact
 
 from gptx.cli import VERBS, group
+from gptx_command import COMMAND, environment, finished, gptx, process
+from tiny_artifact import write_artifact
 
 
 def test_help_names_every_verb() -> None:

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from gptx_command import finished, gptx, process
-from tiny_artifact import write_artifact
 
 import gptx as api
+from gptx_command import finished, gptx, process
+from tiny_artifact import write_artifact
 
 pty = pytest.importorskip("pty", reason="needs pseudo terminals")
 

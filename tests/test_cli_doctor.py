@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from gptx_command import gptx
 
-from gptx.install import NAME
 from gptx import doctor
+from gptx.install import NAME
+from gptx_command import gptx
 
 
 def test_the_identity_model_is_what_onnx_writes() -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gptx_command import gptx
 from safetensors.numpy import save_file
-from tiny_artifact import save_manifest, write_artifact
 
 from gptx import describe as describing
 from gptx.certificate_rows import certificate_rows
 from gptx.compare import Figures
 from gptx.describe import generation_in_words
+from gptx_command import gptx
+from tiny_artifact import save_manifest, write_artifact
 
 CERTIFICATE = {
     "against": "pytorch fp32",

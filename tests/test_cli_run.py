@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from gptx_command import Outcome, finished, gptx, process
-from tiny_artifact import write_artifact
 
 import gptx as api
 from gptx.cli import prompt as prompt_module
+from gptx_command import Outcome, finished, gptx, process
+from tiny_artifact import write_artifact
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]"
 N_CTX = 20_000

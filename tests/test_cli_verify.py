@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gptx_command import gptx
 
 from gptx import verify as proving
 from gptx.errors import ArtifactError
 from gptx.verify import Report, Row
+from gptx_command import gptx
 
 Verify = Callable[..., Report]
 GOOD = Row("max_abs", "4.2e-05", "4.3e-05", "0.001", True)

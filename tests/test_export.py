@@ -13,12 +13,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from tokenizers import Tokenizer
+
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
 from gptx.errors import OutputError, ParityError, UsageError
 from gptx_command import finished, gptx, process
 from gptx_models.model import GPT
-from tokenizers import Tokenizer
 
 
 def test_the_artifact_is_whole(fp32: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_artifact import write_artifact
 
 import gptx
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.model import Model, is_batch
+from tiny_artifact import write_artifact
 
 PROMPTS = ["the cat sat", "a", "on the log and the mat"]
 
@@ -242,6 +242,7 @@ def test_threads_share_a_model(shared: Model) -> None:
 def test_logits_of_a_damaged_model(tmp_path: Path) -> None:
     import onnx
     from onnx import numpy_helper
+
     from tiny_artifact import refresh
 
     folder = write_artifact(tmp_path / "a")

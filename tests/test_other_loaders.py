@@ -6,9 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import gptx
 import pytest
 import torch
+
+import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.caches import CacheForm
 from gpt_export.export import export_checkpoint
@@ -47,9 +48,9 @@ def test_optimum_gives_the_same_tokens_left_padded_too(artifact: Path) -> None:
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     together = model.generate(input_ids=ids, attention_mask=mask, **options)[:, longest:].tolist()
     alone = [
-        model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), **options)[
-            0, len(prompt) :
-        ].tolist()
+        model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), **options
+        )[0, len(prompt) :].tolist()
         for prompt in PROMPTS
     ]
     assert together == alone == greedy(artifact)

@@ -89,4 +89,7 @@ def test_the_default_model_is_small() -> None:
 
 
 def with_sources() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / path).rpartition("/")[0] for path in SOURCES.values())}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / path).rpartition("/")[0] for path in SOURCES.values()),
+    }

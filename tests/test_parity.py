@@ -6,19 +6,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import gptx
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+
+import gptx
 from configurations import config_of, full_product, name_of, pairwise, small_presets
 from gpt_export.caches import CacheForm, default_form
 from gpt_export.certify import pytorch_greedy
 from gpt_export.export import export_checkpoint
-from gptx_models.checkpoint import save_checkpoint
+from gptx_models.checkpoint import load_model, save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
-from gptx_models.checkpoint import load_model
 
 LIMIT = 1e-4  # random weights in fp32
 
@@ -46,7 +46,9 @@ def random_gpt(config: GPTConfig) -> GPT:
 
 
 def exported(config: GPTConfig, form: CacheForm, folder: Path) -> Exported:
-    save_checkpoint(random_gpt(config), folder / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        random_gpt(config), folder / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None
+    )
     export_checkpoint(folder / "checkpoint", folder / "artifact", cache=form)
     return Exported(load_model(folder / "checkpoint"), folder / "artifact", form)
 

@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
-import gptx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gptx
 from gpt_export.blocks import dequantize_blocks, fitting_block, quantize_blocks
 from gpt_export.quantize import quantize_artifact
 from gpt_export.schemes import SCHEMES, quantize_weights
@@ -18,8 +21,6 @@ from gptx.verify import forced_logits
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.config import GPTConfig
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [100, 3, 80, 220]]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_artifact import write_artifact
 
 from gptx.artifact import read
 from gptx.engine import Engine, open_engine
 from gptx.errors import GptxError, PromptError, UsageError
 from gptx.in_place import capacity_for
 from gptx.session import Session
+from tiny_artifact import write_artifact
 
 FORMS = ("shared", "growing", "scatter")
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 250, 60)]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_artifact import byte_tokenizer
 
 from gptx.errors import ArtifactError, PromptError
 from gptx.text import Detokenizer, StopStrings, overlap
 from gptx.tokenizer import Tokenizer, load_tokenizer, special_tokens
+from tiny_artifact import byte_tokenizer
 
 TEXTS = st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab 🌍é中\n\ufffd")), max_size=40)
 

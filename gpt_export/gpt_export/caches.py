@@ -9,14 +9,15 @@ Each is an `Attend` (see gptx_models.model) that leaves its present keys and val
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from gptx_models.attention import additive_rows, normalized, rotate
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT, Attention, Past
-from torch import Tensor
-from torch.nn import functional as F
 
 CacheForm = Literal["shared", "growing", "scatter"]
 OPSET: dict[CacheForm, int] = {"shared": 23, "growing": 23, "scatter": 24}
@@ -71,7 +72,7 @@ class Shared:
         config = layer.config
         past_k, past_v = self.past[layer.layer]
         query, key, value = qkv, None, None
-        attributes: dict[str, int | float] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
+        attributes: dict[str, Any] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
         if self.rope or layer.kind == "cosine":
             q, k, v = layer.split(qkv)
             if self.rope:
@@ -84,7 +85,7 @@ class Shared:
         if layer.window is not None:
             attributes["local_window_size"] = layer.window
         attributes["do_rotary"] = int(self.rope_inside)
-        tables = (self.gpt.rope_cos, self.gpt.rope_sin) if self.rope_inside else (None, None)
+        tables = [self.gpt.rope_cos, self.gpt.rope_sin] if self.rope_inside else [None, None]
         rows, length = qkv.shape[:2]
         cache_shape = (rows, config.n_kv_head, self.bias.shape[-1], config.head_dim)
         y, *present = torch.onnx.ops.symbolic_multi_out(

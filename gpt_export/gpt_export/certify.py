@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gptx
 import numpy as np
 import torch
+
+import gptx
+from gpt_export.proof import Proof
 from gptx.compare import Tally
 from gptx.cpu import cpu_features, cpu_name
 from gptx.limits import judge
@@ -22,8 +24,6 @@ from gptx.progress import stage
 from gptx.reference import Reference, summarize
 from gptx.verify import forced_logits, greedy_tokens, self_consistency
 from gptx_models.model import GPT, Cached
-
-from gpt_export.proof import Proof
 
 GREEDY = 64  # tokens of greedy text that are compared
 
@@ -43,7 +43,11 @@ class Recording:
 
 
 def record(
-    name: str, text: Proof, scratch: Path, logits: Callable[[list[int]], np.ndarray], greedy: Callable[[list[int]], list[int]]
+    name: str,
+    text: Proof,
+    scratch: Path,
+    logits: Callable[[list[int]], np.ndarray],
+    greedy: Callable[[list[int]], list[int]],
 ) -> Recording:
     """Run a reference, teacher-forced and greedily. logits(window) -> (length, vocab_size), kept in the file `scratch`;
     greedy(prompt) -> the tokens that follow."""
@@ -117,7 +121,11 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
         "text": proof.description,
         "figures": figures.to_dict(),
         "consistency": consistency,
-        "greedy": {"prompt_tokens": len(proof.greedy_prompt), "compared": len(recording.greedy), "identical": identical},
+        "greedy": {
+            "prompt_tokens": len(proof.greedy_prompt),
+            "compared": len(recording.greedy),
+            "identical": identical,
+        },
         "limits": limits,
         "passed": all(row.ok for row in rows),
         "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in rows if not row.ok],

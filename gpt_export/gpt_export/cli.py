@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from gptx.errors import UsageError
 from gptx.folders import kind_of
 from gptx_models.checkpoint import load_config
@@ -17,8 +18,12 @@ from gptx_models.checkpoint import load_config
 def proof_options(command: Callable[..., None]) -> Callable[..., None]:
     """What export and quantize both take."""
     options = [
-        click.option("--text", type=click.Path(path_type=Path), help="Proof text, a UTF-8 file.  [default: our own page]"),
-        click.option("--limit", "limit", multiple=True, metavar="NAME=VALUE", help="Override a limit, e.g. kl_mean=0.02."),
+        click.option(
+            "--text", type=click.Path(path_type=Path), help="Proof text, a UTF-8 file.  [default: our own page]"
+        ),
+        click.option(
+            "--limit", "limit", multiple=True, metavar="NAME=VALUE", help="Override a limit, e.g. kl_mean=0.02."
+        ),
         click.option("--accept", is_flag=True, help="Write it even outside the limits; the certificate says so."),
         click.option("--force", is_flag=True, help="Replace OUT if it is there."),
         click.option("--dry-run", is_flag=True, help="Print what it takes (disk, memory) and stop."),
@@ -35,7 +40,9 @@ def proof_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Form of the KV cache.  [default: shared where the model allows it]",
 )
 @click.option("--portable", is_flag=True, help="Standard operators only, for every loader: --cache growing.")
-@click.option("--via", type=click.Choice(["optimum"]), help="Export with optimum-onnx: for models that gptx does not know.")
+@click.option(
+    "--via", type=click.Choice(["optimum"]), help="Export with optimum-onnx: for models that gptx does not know."
+)
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where SOURCE has none.")
 @click.option("--allow-pickle", is_flag=True, help="Let a nanoGPT checkpoint run code from its pickle.")
 @proof_options
@@ -72,7 +79,9 @@ def export(
         return
     from gpt_export.export import export_checkpoint, plan_export
 
-    with tempfile.TemporaryDirectory(prefix="gptx-import-", dir=out.absolute().parent if out.parent.exists() else None) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="gptx-import-", dir=out.absolute().parent if out.parent.exists() else None
+    ) as scratch:
         checkpoint = Path(source)
         if kind_of(checkpoint) != "artifact" and (kind_of(checkpoint) != "checkpoint" or tokenizer):
             from gptx_models.importers import import_checkpoint
@@ -89,7 +98,9 @@ def export(
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Choice(["int8", "int4", "fp16"]), help="The precision wanted; see below.")
+@click.option(
+    "--to", required=True, type=click.Choice(["int8", "int4", "fp16"]), help="The precision wanted; see below."
+)
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Compare with PyTorch on this checkpoint, not with SOURCE."
 )
@@ -151,8 +162,8 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     click.echo(f"{out}: graph and weights {size / 1e6:,.1f} MB")
     click.echo(
         f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
-        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e}, same top-1 {figures['same_top1']:.2%},"
-        f" largest difference {figures['max_abs']:.2e}, greedy text identical for {greedy['identical']} of"
+        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e},"
+        f" same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e}, greedy text identical for {greedy['identical']} of"
         f" {greedy['compared']} tokens"
     )
     click.echo(f'run it: gptx run -m {out} "Once upon a time"')

@@ -10,14 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gptx.errors import CheckpointError, ParityError, UsageError
-from gptx.folders import check_output, kind_of, new_folder
-from gptx.limits import limits_for
-from gptx.progress import note, stage
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
-
 from gpt_export.caches import CacheForm, default_form, why_not
 from gpt_export.certify import certify, record_pytorch
 from gpt_export.graph import build_graph, save_graph
@@ -32,6 +24,13 @@ from gpt_export.side_files import (
     write_genai_config,
     write_manifest,
 )
+from gptx.errors import CheckpointError, ParityError, UsageError
+from gptx.folders import check_output, kind_of, new_folder
+from gptx.limits import limits_for
+from gptx.progress import note, stage
+from gptx_models.checkpoint import load_config, load_model
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT
 
 ADDITIVE_PREFILL_CHUNK = 32  # additive scores take S x T x head_dim values a head
 PREFILL_CHUNK = 512
@@ -117,7 +116,9 @@ def export_checkpoint(
 def expect_checkpoint(source: Path, verb: str) -> None:
     kind = kind_of(source)
     if kind == "artifact":
-        raise UsageError(f"{source} is an artifact already: run it with `gptx run -m {source}`, {verb} takes a checkpoint")
+        raise UsageError(
+            f"{source} is an artifact already: run it with `gptx run -m {source}`, {verb} takes a checkpoint"
+        )
     if kind == "missing":
         raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")
     if kind != "checkpoint":

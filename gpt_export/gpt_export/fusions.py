@@ -17,7 +17,7 @@ def fuse_skip_norms(model: ir.Model) -> None:
     for norm in [node for node in graph if node.op_type in FUSED]:
         total = norm.inputs[0]
         add = total.producer() if total is not None else None
-        if add is None or add.op_type != "Add" or _has_constant(add):
+        if total is None or add is None or add.op_type != "Add" or _has_constant(add):
             continue
         inputs = [*add.inputs, *norm.inputs[1:]]
         epsilon = norm.attributes.get("epsilon", ir.AttrFloat32("epsilon", 1e-5))

@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT, Cached, Past
 from onnxscript import optimizer
 from torch import Tensor, nn
 
 from gpt_export.caches import OPSET, CacheForm, Scatter, Shared
 from gpt_export.fusions import fuse_skip_norms
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT, Cached, Past
 
 KEEP = "num_logits_to_keep"
 ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter}
@@ -52,7 +52,7 @@ def build_graph(gpt: GPT, form: CacheForm) -> ir.Model:
     """Trace a GPT whose layers were rewritten by `graph_layers`. The cache has the dtype of the embedding's output."""
     config = gpt.config
     step = Step(gpt, form).eval()
-    model = _export(step, config, form, _cache_dtype(gpt))
+    model = _export(step, config, form, gpt.dtype)
     _name(model, config, step)
     _optimize(model)
     if form != "growing":
@@ -69,10 +69,6 @@ def save_graph(model: ir.Model, folder: Path) -> None:
 
 def cache_names(config: GPTConfig, what: str) -> list[str]:
     return [f"{what}.{i}.{half}" for i in range(config.n_layer) for half in ("key", "value")]
-
-
-def _cache_dtype(gpt: GPT) -> torch.dtype:
-    return gpt.norm.weight.dtype if hasattr(gpt.norm, "weight") else gpt.blocks[0].norm1.weight.dtype
 
 
 def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) -> ir.Model:

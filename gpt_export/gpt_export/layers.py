@@ -7,11 +7,11 @@ product that reads the embedding as it lies, quantized weights into the operator
 from __future__ import annotations
 
 import torch
-from gptx_models.model import GPT
 from torch import Tensor, nn
 
 from gpt_export.blocks import BlockWeights
 from gpt_export.caches import CacheForm
+from gptx_models.model import GPT
 
 
 class Product(nn.Module):
@@ -83,9 +83,9 @@ class BlockEmbedding(nn.Module):
     weight uint8 (vocab_size, blocks, block), scales float32 (vocab_size, blocks): a tied head's own initializers.
     """
 
-    def __init__(self, weight: nn.Parameter, scales: nn.Parameter, dtype: torch.dtype):
+    def __init__(self, product: BlockProduct, dtype: torch.dtype):
         super().__init__()
-        self.weight, self.scales, self.dtype = weight, scales, dtype
+        self.weight, self.scales, self.dtype = product.weight, product.scales, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = torch.onnx.ops.symbolic(
@@ -100,9 +100,8 @@ class BlockEmbedding(nn.Module):
 
 
 def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] | None = None) -> GPT:
-    """Rewrite `gpt` in place for tracing in a cache form. `quantized` maps parameter names (blocks.0.attn.qkv.weight) to their blocks."""
+    """Rewrite `gpt` in place for tracing in a cache form. `quantized` maps parameter names to their blocks."""
     quantized = quantized or {}
-    dtype = gpt.blocks[0].norm1.weight.dtype
     for name, linear in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Linear)]:
         weight = quantized.get(f"{name}.weight")
         if weight is not None:
@@ -112,6 +111,6 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] |
         gpt.set_submodule(name, layer)
     table = quantized.get("wte.weight")
     if table is not None:
-        shared = gpt.head if gpt.config.tied else BlockProduct(table, None)
-        gpt.set_submodule("wte", BlockEmbedding(shared.weight, shared.scales, dtype))
+        product = gpt.head if isinstance(gpt.head, BlockProduct) and gpt.config.tied else BlockProduct(table, None)
+        gpt.set_submodule("wte", BlockEmbedding(product, gpt.dtype))
     return gpt

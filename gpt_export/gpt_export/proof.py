@@ -11,8 +11,9 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from gptx.errors import UsageError
 from tokenizers import Tokenizer
+
+from gptx.errors import UsageError
 
 WINDOW = 512  # tokens; a shorter context takes its own length
 MOST = 4096  # tokens of the text that are used
@@ -46,7 +47,9 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
     try:
         words = content.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"the proof text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}") from error
+        raise UsageError(
+            f"the proof text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}"
+        ) from error
 
     file = folder / "tokenizer.json"
     tokens = _encode(Tokenizer.from_file(str(file)), words) if file.exists() else None

@@ -1,5 +1,5 @@
-"""An fp32 artifact in, a smaller one out: weights read back into the module, rounded, traced again, and proved against the
-artifact they came from (or, with a checkpoint, against PyTorch). Graphs that have no module, by way of optimum, are rewritten as graphs."""
+"""An fp32 artifact in, a smaller one out: weights read back into the module, rounded, traced again, and proved against
+the artifact they came from (or, with a checkpoint, against PyTorch). What optimum exported is rewritten as a graph."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gptx.artifact import GRAPH, Manifest
-from gptx.artifact import read as read_manifest
-from gptx.errors import UsageError
-from gptx.folders import check_output, kind_of, new_folder
-from gptx.limits import limits_for
-from gptx.progress import stage
-from gptx.reference import FILE as REFERENCE
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.config import GPTConfig
-
 from gpt_export.caches import CacheForm
 from gpt_export.certify import Recording, certify, record_artifact, record_pytorch
 from gpt_export.export import Plan, link, settle, tool_versions
@@ -36,6 +26,15 @@ from gpt_export.side_files import (
     write_manifest,
 )
 from gpt_export.weights import load_gpt
+from gptx.artifact import GRAPH, Manifest
+from gptx.artifact import read as read_manifest
+from gptx.errors import UsageError
+from gptx.folders import check_output, kind_of, new_folder
+from gptx.limits import limits_for
+from gptx.progress import stage
+from gptx.reference import FILE as REFERENCE
+from gptx_models.checkpoint import load_config, load_model
+from gptx_models.config import GPTConfig
 
 PRECISIONS = (*SCHEMES, "fp16")
 BYTES_PER_WEIGHT = {"int8": 1.07, "int4": 0.75, "fp16": 2.0}  # scales included; int4 with its 8-bit head
@@ -107,7 +106,9 @@ def _record(manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scra
             return record_artifact(model, text_proof, scratch)
     config = gpt_config(manifest)
     if config is None or load_config(checkpoint).to_dict() != config.to_dict():
-        raise UsageError(f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ")
+        raise UsageError(
+            f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ"
+        )
     return record_pytorch(load_model(checkpoint), text_proof, scratch)
 
 

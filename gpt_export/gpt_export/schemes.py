@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from gptx_models.model import GPT
+import torch
 from torch import nn
 
 from gpt_export.blocks import BlockWeights, fitting_block, quantize_blocks
+from gptx_models.model import GPT
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,13 @@ SCHEMES = {
 def quantize_weights(gpt: GPT, scheme: Scheme) -> dict[str, BlockWeights]:
     """Every product's weight, and the embedding's where its width is made of whole blocks (else it stays fp32).
 
-    A tied head and embedding share one entry's arrays. A width that the block does not divide takes the next smaller power of
-    two that does.
+    A tied head and embedding share one entry's arrays. A width that the block does not divide takes the next smaller
+    power of two that does.
     """
     blocks: dict[str, BlockWeights] = {}
     for name, module in gpt.named_modules():
         if isinstance(module, nn.Linear):
-            bits, wanted = (
-                (scheme.head_bits, scheme.head_block) if name == "head" else (scheme.bits, scheme.block)
-            )
+            bits, wanted = (scheme.head_bits, scheme.head_block) if name == "head" else (scheme.bits, scheme.block)
             block = fitting_block(module.in_features, wanted)
             blocks[f"{name}.weight"] = quantize_blocks(_array(module.weight), bits=bits, block=block)
     block = fitting_block(gpt.config.n_embd, scheme.head_block)
@@ -64,5 +63,5 @@ def describe(name: str, blocks: dict[str, BlockWeights]) -> dict[str, Any]:
     }
 
 
-def _array(weight: nn.Parameter) -> np.ndarray:
+def _array(weight: torch.Tensor) -> np.ndarray:
     return weight.detach().numpy()

@@ -1,5 +1,5 @@
-"""For architectures that our GPT does not cover (Qwen, Gemma, Phi ...): optimum-onnx exports the graph, and it still gets our
-manifest, certificate and runtime. The reference is transformers in fp32; the cache grows."""
+"""For architectures that our GPT does not cover (Qwen, Gemma, Phi ...): optimum-onnx exports the graph, and it still gets
+our manifest, certificate and runtime. The reference is transformers in fp32; the cache grows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gptx
 import numpy as np
 import onnx_ir as ir
 import torch
-from gptx.errors import CheckpointError, GptxError
-from gptx.folders import check_output, new_folder
-from gptx.install import pip_command
-from gptx.limits import limits_for
-from gptx.progress import stage
 
-from gpt_export.certify import GREEDY, certify, record
+import gptx
+from gpt_export.certify import GREEDY, Recording, certify, record
 from gpt_export.export import (
     PREFILL_CHUNK,
     expect_checkpoint,
@@ -34,8 +29,20 @@ from gpt_export.export import (
     source_facts,
     tool_versions,
 )
-from gpt_export.proof import proof
-from gpt_export.side_files import copy_side_files, read_json, token_facts, write_card, write_genai_config, write_manifest
+from gpt_export.proof import Proof, proof
+from gpt_export.side_files import (
+    copy_side_files,
+    read_json,
+    token_facts,
+    write_card,
+    write_genai_config,
+    write_manifest,
+)
+from gptx.errors import CheckpointError, GptxError
+from gptx.folders import check_output, new_folder
+from gptx.install import pip_command
+from gptx.limits import limits_for
+from gptx.progress import stage
 
 
 def export_via_optimum(
@@ -61,22 +68,13 @@ def export_via_optimum(
             _export(source, staging)
         graph = ir.load(staging / "onnx" / "model.onnx")
         copy_side_files(source, staging)
-        reference = _load_reference(source)
-        parameters = reference.num_parameters()
-        facts = _facts(graph, staging, parameters)
+        facts = _facts(graph, staging)
         shape = facts["model"]
         text_proof = proof(source, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
-            recording = record(
-                "transformers fp32",
-                text_proof,
-                Path(scratch.name),
-                lambda window: _logits(reference, window),
-                lambda prompt: _greedy(reference, prompt, min(GREEDY, shape["n_ctx"] - len(prompt))),
-            )
-            del reference
+            recording, shape["n_parameters"] = _record(source, text_proof, shape["n_ctx"], Path(scratch.name))
             gc.collect()
-            recording.reference(reference_budget(parameters)).save(staging)
+            recording.reference(reference_budget(shape["n_parameters"])).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
             facts["source"] = {**source_facts(source), "via": "optimum"}
             write_manifest(staging, {**facts, "certificate": {}})
@@ -93,7 +91,9 @@ def _export(source: Path, staging: Path) -> None:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise GptxError(f"--via optimum needs optimum-onnx, which is not installed: {pip_command('interop')}") from error
+        raise GptxError(
+            f"--via optimum needs optimum-onnx, which is not installed: {pip_command('interop')}"
+        ) from error
     with _silent(), tempfile.TemporaryDirectory(dir=staging) as scratch:
         try:
             main_export(str(source), output=scratch, task="text-generation-with-past", do_validation=False)
@@ -103,6 +103,19 @@ def _export(source: Path, staging: Path) -> None:
         for file in Path(scratch).glob("model.onnx*"):
             shutil.move(file, staging / "onnx" / file.name)
         copy_side_files(Path(scratch), staging)
+
+
+def _record(source: Path, text: Proof, n_ctx: int, scratch: Path) -> tuple[Recording, int]:
+    """What transformers says on the proof text, and how many parameters it has."""
+    reference = _load_reference(source)
+    recording = record(
+        "transformers fp32",
+        text,
+        scratch,
+        lambda window: _logits(reference, window),
+        lambda prompt: _greedy(reference, prompt, min(GREEDY, n_ctx - len(prompt))),
+    )
+    return recording, reference.num_parameters()
 
 
 def _load_reference(source: Path) -> Any:
@@ -131,14 +144,16 @@ def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
-def _facts(graph: ir.Model, folder: Path, parameters: int) -> dict[str, Any]:
+def _facts(graph: ir.Model, folder: Path) -> dict[str, Any]:
     """The manifest's facts, read from the graph's inputs and config.json."""
     config = read_json(folder / "config.json")
     keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
     context = config.get("max_position_embeddings") or config.get("n_positions")
     if not keys or keys[0].shape is None or logits.shape is None or not context:
-        raise CheckpointError(f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys")
+        raise CheckpointError(
+            f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys"
+        )
     return {
         "precision": "fp32",
         "cache": "growing",
@@ -153,7 +168,6 @@ def _facts(graph: ir.Model, folder: Path, parameters: int) -> dict[str, Any]:
             "n_embd": config["hidden_size"],
             "n_ctx": context,
             "vocab_size": _static(logits.shape[2]),
-            "n_parameters": parameters,
         },
         "tokens": token_facts(folder),
         "quantization": None,
@@ -176,7 +190,11 @@ def _silent():
     """transformers and the tracer speak of their own matters while they export."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import nn
+
 from gptx.artifact import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
-from torch import nn
 
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
@@ -19,11 +20,15 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     stored = ir.load(artifact / GRAPH).graph.initializers
     with torch.device("meta"):  # shapes only: the initial values would be thrown away
         shape = GPT(config)
-    tables = {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()} if config.position != "learned" else {}
+    tables = (
+        {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()} if config.position != "learned" else {}
+    )
     transposed = {f"{n}.weight" for n, m in shape.named_modules() if isinstance(m, nn.Linear) and n != "head"}
     missing = [name for name, _ in shape.named_parameters() if name not in stored]
     if missing:
-        raise ArtifactError(f"{artifact / GRAPH} lacks the weights {', '.join(missing)}: it was not written by gptx export")
+        raise ArtifactError(
+            f"{artifact / GRAPH} lacks the weights {', '.join(missing)}: it was not written by gptx export"
+        )
     for name, _ in list(shape.named_parameters()):
         value = stored[name].const_value
         assert value is not None

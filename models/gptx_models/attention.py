@@ -72,7 +72,13 @@ def causal_mask(attention_mask: Tensor, n_new: int, window: int | None) -> Tenso
 
 
 def weigh(
-    kind: AttentionKind, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score: Tensor | None, dropout: float = 0.0
+    kind: AttentionKind,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    score: Tensor | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of q (B, H, S, D) over k and v (B, G, T, D) -> (B, H, S, D).
 
@@ -88,7 +94,14 @@ def weigh(
         q = normalized(q) * score[:, None, None]
         scale = 1.0
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 

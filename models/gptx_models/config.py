@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 Position = Literal["learned", "sinusoidal", "rope", "none"]
 AttentionKind = Literal["dot", "cosine", "additive"]
@@ -133,7 +133,9 @@ PRESETS: dict[str, GPTConfig] = {
     # (the paper does not give the band's width; 256 is a choice)
     "gpt3-style": gpt2(12, 12, 768, n_ctx=2048, window=(None, 256) * 6),
     # nanoGPT's character model for a CPU: 4 layers of width 128, no biases
-    "nano": gpt2(4, 4, 128, vocab_size=256, n_ctx=256, attn_bias=False, mlp_bias=False, norm_bias=False, activation="gelu"),
+    "nano": gpt2(
+        4, 4, 128, vocab_size=256, n_ctx=256, attn_bias=False, mlp_bias=False, norm_bias=False, activation="gelu"
+    ),
     # SmolLM2-135M's shape
     "llama-style": GPTConfig(
         vocab_size=49152,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptx_models.attention import causal_mask, normalized, rope_tables, rotate, sinusoidal_table, weigh
-from gptx_models.config import GPTConfig
+from gptx_models.config import AttentionKind, GPTConfig
 
 Attend = Callable[["Attention", Tensor], Tensor]  # (layer, packed q|k|v) -> (B, S, H * D)
 
@@ -23,7 +23,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
-        self.kind, self.window = config.attention_of(layer), config.window_of(layer)
+        self.kind: AttentionKind = config.attention_of(layer)
+        self.window = config.window_of(layer)
         width = config.n_head * config.head_dim
         packed = width + 2 * config.n_kv_head * config.head_dim
         self.qkv = nn.Linear(config.n_embd, packed, bias=config.attn_bias)
@@ -97,6 +98,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A GPT of the given configuration; `model(input_ids)` -> logits (B, S, vocab_size)."""
 
+    positions: Tensor  # buffers, where the configuration has them
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -126,6 +131,11 @@ class GPT(nn.Module):
         if isinstance(module, Block):
             for linear in (module.attn.out, module.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, whatever its weights are stored as."""
+        return next(module.weight.dtype for module in self.modules() if isinstance(module, Norm))
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """input_ids (B, S) int64 -> logits (B, S, vocab_size). Without `attend`: causal attention, nothing cached."""
@@ -177,7 +187,9 @@ class Cached:
             old_k, old_v = self.past[layer.layer]
             k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
         self.present.append((k, v))
-        y = weigh(layer.kind, q, k, v, self.mask(layer, q, k), layer.score, layer.config.dropout if layer.training else 0.0)
+        y = weigh(
+            layer.kind, q, k, v, self.mask(layer, q, k), layer.score, layer.config.dropout if layer.training else 0.0
+        )
         return y.transpose(1, 2).flatten(2)  # (B, S, H * D)
 
     def mask(self, layer: Attention, q: Tensor, k: Tensor) -> Tensor | None:

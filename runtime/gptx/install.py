@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-
 NAME = "gptx-edge"  # "gptx" on PyPI is somebody else's
 
 

@@ -20,6 +20,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "int4": {"kl_mean": 0.1, "consistency_kl": 0.1},
 }
 
+
 @dataclass(frozen=True)
 class Judgement:
     name: str
