@@ -73,8 +73,10 @@ def export(
         if cache not in (None, "growing"):
             raise UsageError(f"--via optimum writes a growing cache; --cache {cache} is not to be had there")
         from gpt_export.via_optimum import export_via_optimum
+        from gptx_models.importers.hub import download
 
-        certificate = export_via_optimum(Path(source), out, **options)
+        folder = Path(source) if Path(source).exists() else download(source, covered=False)
+        certificate = export_via_optimum(folder, out, **options)
         _report(out, certificate)
         return
     from gpt_export.export import export_checkpoint, plan_export
@@ -83,7 +85,7 @@ def export(
         prefix="gptx-import-", dir=out.absolute().parent if out.parent.exists() else None
     ) as scratch:
         checkpoint = Path(source)
-        if kind_of(checkpoint) != "artifact" and (kind_of(checkpoint) != "checkpoint" or tokenizer):
+        if tokenizer or not _ready(checkpoint):
             from gptx_models.importers import import_checkpoint
 
             checkpoint = Path(scratch) / "checkpoint"
@@ -137,6 +139,13 @@ def quantize(
     _report(out, certificate)
 
 
+def _ready(source: Path) -> bool:
+    """Whether export reads `source` as it is; anything else is imported first. An artifact is: export says what it wants."""
+    if kind_of(source) == "checkpoint":
+        return (source / "tokenizer.json").exists() or not (source / "vocab.json").exists()
+    return kind_of(source) == "artifact"
+
+
 def _limits(given: tuple[str, ...]) -> dict[str, float]:
     limits = {}
     for entry in given:
@@ -163,7 +172,9 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     click.echo(
         f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
         f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e},"
-        f" same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e}, greedy text identical for {greedy['identical']} of"
-        f" {greedy['compared']} tokens"
+    )
+    click.echo(
+        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e},"
+        f" greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
     )
     click.echo(f'run it: gptx run -m {out} "Once upon a time"')
