@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gptx.errors import UsageError
-from gptx.folders import kind_of
+from gptx.folders import check_output, kind_of
 from gptx_models.checkpoint import load_config
 
 
@@ -81,9 +81,11 @@ def export(
         return
     from gpt_export.export import export_checkpoint, plan_export
 
-    with tempfile.TemporaryDirectory(
-        prefix="gptx-import-", dir=out.absolute().parent if out.parent.exists() else None
-    ) as scratch:
+    if not dry_run:
+        check_output(out, force=force)
+    # beside OUT, where there is room for weights, rather than in a /tmp that may be memory
+    beside = out.absolute().parent if out.parent.exists() else None
+    with tempfile.TemporaryDirectory(prefix=".gptx-import-", dir=beside) as scratch:
         checkpoint = Path(source)
         if tokenizer or not _ready(checkpoint):
             from gptx_models.importers import import_checkpoint
@@ -140,7 +142,7 @@ def quantize(
 
 
 def _ready(source: Path) -> bool:
-    """Whether export reads `source` as it is; anything else is imported first. An artifact is: export says what it wants."""
+    """Whether export reads `source` as it is (or refuses it, as an artifact); anything else is imported first."""
     if kind_of(source) == "checkpoint":
         return (source / "tokenizer.json").exists() or not (source / "vocab.json").exists()
     return kind_of(source) == "artifact"
