@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from gptx_command import gptx
-from test_import_gguf import Q, byte_level_vocabulary, llama, write_llama
 
 from gptx.cli import VERBS
+from gptx_command import gptx
+from test_import_gguf import Q, byte_level_vocabulary, llama, write_llama
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -159,6 +160,20 @@ def test_a_given_tokenizer_is_used(text: Path, tmp_path: Path):
     assert json.loads((tmp_path / "second/tokenizer.json").read_text()) == json.loads(given.read_text())
     val = np.load(tmp_path / "second.run/val.npy")
     assert data.Tokenizer.from_file(str(given)).decode(val.tolist()) == (STORY * 3).strip("\n")
+
+
+def test_a_start_is_trained_on(text: Path, tmp_path: Path):
+    """With a learning rate of nothing the weights stay the start's; a start of another shape is refused."""
+    train.train([text], tmp_path / "first", RECIPE)
+    still = dataclasses.replace(RECIPE, learning_rate=0.0, seed=9)
+    train.train([text], tmp_path / "second", still, start=tmp_path / "first")
+    first, second = (load_model(tmp_path / name).state_dict() for name in ("first", "second"))
+    assert all((first[name] == second[name]).all() for name in first)
+    source = json.loads((tmp_path / "second/gptx_source.json").read_text())
+    assert source["start"]["recipe"]["seed"] == 1 and source["recipe"]["seed"] == 9
+    other = dataclasses.replace(RECIPE, model={**RECIPE.model, "n_layer": 2})
+    with pytest.raises(UsageError, match="another shape"):
+        train.train([text], tmp_path / "third", other, start=tmp_path / "first")
 
 
 def test_text_comes_back_from_its_tokens_and_batches_from_their_number():

@@ -22,15 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptx.cpu import cpu_name
-from gptx.errors import CheckpointError
+from gptx.errors import CheckpointError, UsageError
 from gptx.folders import check_output, new_folder
 from gptx.progress import note, stage
 from gptx_models import corpus
-from gptx_models.checkpoint import save_checkpoint
+from gptx_models.checkpoint import SOURCE, load_config, load_model, save_checkpoint
 from gptx_models.corpus import Corpus, prepare
 from gptx_models.data import batches
 from gptx_models.model import GPT
 from gptx_models.recipe import Recipe
+from gptx_models.tensor_files import read_json
 
 STATE = "state.pt"
 
@@ -60,14 +61,20 @@ def train(
     *,
     validation: Path | None = None,
     tokenizer: Path | None = None,
+    start: Path | None = None,
     licence: str | None = None,
     force: bool = False,
 ) -> Outcome:
     """Train on `files` and write the checkpoint folder `out`, anew at every evaluation.
 
     A run that lies in OUT.run goes on where it stopped; `force` begins again instead, and replaces `out`.
-    validation, tokenizer: see `prepare`. licence: of the text, for the model card.
+    validation, tokenizer: see `prepare`. start: a checkpoint folder of the recipe's shape, whose weights and tokenizer
+    are trained on. licence: of the text, for the model card.
     """
+    if start is not None:
+        if tokenizer is not None:
+            raise UsageError("a start has its own tokenizer: leave --tokenizer out")
+        tokenizer = start / "tokenizer.json"
     run = run_folder(out)
     check_output(out, force=force or (run / STATE).exists())
     if force:
@@ -87,6 +94,8 @@ def train(
         "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf},
         "cpu": cpu_name(),
     }
+    if start is not None:
+        source["start"] = read_json(start / SOURCE) if (start / SOURCE).exists() else {"name": start.name}
 
     def save(gpt: GPT, outcome: Outcome) -> None:
         with new_folder(out, force=True) as folder:
@@ -99,7 +108,13 @@ def train(
             )
 
     torch.manual_seed(recipe.seed)
-    return loop(GPT(recipe.config(data.vocab_size)), data, recipe, run / STATE, save)
+    config = recipe.config(data.vocab_size)
+    if start is not None and load_config(start) != config:
+        raise UsageError(
+            f"{start} has another shape than the recipe: --set model.n_layer=... and the like make them one"
+        )
+    gpt = GPT(config) if start is None else load_model(start)
+    return loop(gpt, data, recipe, run / STATE, save)
 
 
 def loop(gpt: GPT, data: Corpus, recipe: Recipe, state_file: Path, save: Callable[[GPT, Outcome], None]) -> Outcome:

@@ -22,6 +22,7 @@ from gptx.errors import UsageError
 @click.option("--list", "list_recipes", is_flag=True, help="Print the shipped recipes and stop.")
 @click.option("--validation", type=click.Path(path_type=Path), help="Text to validate on.  [default: the last tenth]")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json.  [default: a BPE trained on FILES]")
+@click.option("--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint's weights.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End after so long, schedule included.")
 @click.option("--licence", help="Licence of the text, for the model card.")
 @click.option("--force", is_flag=True, help="Begin again: replace OUT, and the state of an earlier run.")
@@ -34,6 +35,7 @@ def train(
     list_recipes: bool,
     validation: Path | None,
     tokenizer: Path | None,
+    start: Path | None,
     minutes: float | None,
     licence: str | None,
     force: bool,
@@ -56,7 +58,14 @@ def train(
         chosen = dataclasses.replace(chosen, minutes=minutes)
     try:
         done = loop.train(
-            list(files), out, chosen, validation=validation, tokenizer=tokenizer, licence=licence, force=force
+            list(files),
+            out,
+            chosen,
+            validation=validation,
+            tokenizer=tokenizer,
+            start=start,
+            licence=licence,
+            force=force,
         )
     except KeyboardInterrupt:
         if (loop.run_folder(out) / loop.STATE).exists():

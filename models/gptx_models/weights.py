@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptx.errors import CheckpointError
+from gptx.progress import stage
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family
 from gptx_models.hf_layout import LAYOUTS, Layout, Place, place_of
@@ -31,6 +33,19 @@ class TensorSource:
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
     types: dict[str, str] = field(default_factory=dict)  # how each is stored: F32, BF16, ...
+
+
+@contextmanager
+def shown(source: TensorSource) -> Iterator[TensorSource]:
+    """`source`, with its progress on standard error while its tensors are read."""
+    with stage("Reading the weights", total=len(source.shapes)) as advance:
+
+        def read(name: str) -> Tensor:
+            value = source.read(name)
+            advance(1)
+            return value
+
+        yield replace(source, read=read)
 
 
 class _WithoutInitialization(TorchFunctionMode):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gptx.errors import CheckpointError, UsageError
-from gptx.folders import MANIFEST, check_output, kind_of, new_folder
+from gptx.errors import CheckpointError
+from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx_models.checkpoint import save_checkpoint
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
@@ -36,8 +36,7 @@ def import_checkpoint(
     lets a PyTorch file or meta.pkl run code; `tell` is given lines for a person (what is missing, what was assumed).
     """
     out = Path(out)
-    if out.exists() and Path(source).exists() and out.samefile(source):
-        raise UsageError(f"{out} is the source itself: choose another path for the output")
+    check_apart(Path(source), out)
     check_output(out, force=force)
     imported = read(source, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer is None, tell=tell)
     if tokenizer is not None:

@@ -23,10 +23,9 @@ from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, Layout, to_halves, written_names
 from gptx_models.importers.gguf_tokenizer import read_tokenizer
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.progress import shown
 from gptx_models.tensor_files import check_file, sha256
 from gptx_models.tokenizer_files import TokenizerFiles
-from gptx_models.weights import TensorSource, build
+from gptx_models.weights import TensorSource, build, shown
 
 _BLOCK = {
     "norm1": ("blk.{i}.attn_norm",),

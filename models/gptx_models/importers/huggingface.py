@@ -10,10 +10,9 @@ from gptx_models.checkpoint import SOURCE, load_config, read_layout
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.progress import shown
 from gptx_models.tensor_files import open_folder, read_json, sha256, weight_files
 from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder
-from gptx_models.weights import build
+from gptx_models.weights import build, shown
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -19,11 +19,10 @@ from gptx_models.config import GPTConfig
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, to_halves
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.progress import shown
 from gptx_models.sentencepiece import sentencepiece_tokenizer
 from gptx_models.tensor_files import check_file, sha256
 from gptx_models.tokenizer_files import TokenizerFiles, companions, with_bos_eos
-from gptx_models.weights import TensorSource, build
+from gptx_models.weights import TensorSource, build, shown
 
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER = 256  # bytes, of versions 1 and 2
