@@ -349,3 +349,9 @@ def test_cuda_without_cuda(artifact: Path) -> None:
     outcome = run(artifact, "the", "--device", "cuda")
     assert outcome.status == 1 and "cuda" in outcome.err and outcome.err.count("\n") == 1
     assert run(artifact, "the", "--device", "auto").status == 0
+
+
+def test_fp16_on_a_cpu_says_what_it_does(quantized: dict[str, Path]):
+    outcome = gptx("run", "-m", quantized["fp16"], "the cat", "-n", "2")
+    assert outcome.status == 0 and "fp16 in fp32 on a CPU" in outcome.err
+    assert "fp32" not in gptx("run", "-m", quantized["fp16"], "the cat", "-n", "2", "--quiet").err

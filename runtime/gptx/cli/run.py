@@ -140,6 +140,8 @@ def _echoed(model: Model, given: str | list[int], *, chat: bool) -> str:
 def _hint(model: Model, *, chat: bool, quiet: bool) -> None:
     if model.template is not None and not chat and not quiet:
         note("hint: this is a chat model, --chat puts the prompt into its template")
+    if model.manifest.precision == "fp16" and model.provider == "CPUExecutionProvider" and not quiet:
+        note("hint: ONNX Runtime computes most of fp16 in fp32 on a CPU: int8 is smaller and faster here")
 
 
 def _check_combination(
