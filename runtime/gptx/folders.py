@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from gptx.errors import OutputError
+from gptx.errors import OutputError, UsageError
 
 MANIFEST = "gptx.json"
 
 
 def kind_of(path: Path) -> Literal["artifact", "checkpoint", "folder", "file", "missing"]:
     """What stands at a path: an artifact has our manifest, a checkpoint a config.json and no graph."""
-    if not path.exists():
+    if not os.path.exists(path):  # not Path.exists(), which raises for a name that is too long
         return "missing"
     if not path.is_dir():
         return "file"
@@ -75,9 +75,23 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
         raise OutputError(f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
 
 
+def check_apart(source: Path, out: Path) -> None:
+    """Raise UsageError where writing the folder `out` would remove what it is made from."""
+    if not os.path.exists(source):  # a name on the hub
+        return
+    here, there = source.resolve(), out.resolve()
+    if there == here or there in here.parents:
+        what = f"{out} is the source itself" if there == here else f"{out} holds the source, {source}"
+        raise UsageError(f"{what}, and the output would replace it: choose another path for the output")
+
+
 def _swap(staging: Path, path: Path) -> None:
     old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
-    if path.exists():
-        os.rename(path, old)
-    os.rename(staging, path)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if path.exists():
+            os.rename(path, old)
+        os.rename(staging, path)
+    finally:  # whatever stops it, Ctrl-C too: the old folder or the new one stands at `path`
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
