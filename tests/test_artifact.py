@@ -15,7 +15,7 @@ from onnx import helper
 
 import gptx
 from gptx import providers
-from gptx.artifact import check_hashes, read_manifest
+from gptx.artifact import check_hashes, read
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from tiny_artifact import refresh, write_artifact
 
@@ -32,7 +32,7 @@ def change(folder: Path, **values: Any) -> None:
 
 
 def test_a_whole_artifact(folder: Path) -> None:
-    manifest = read_manifest(folder)
+    manifest = read(folder)
     assert (manifest.precision, manifest.cache, manifest.prefill_chunk) == ("fp32", "shared", 8)
     assert manifest.model.n_ctx == 64
     assert manifest.tokens.eos == (0,)
@@ -50,7 +50,7 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
-    manifest = read_manifest(folder)
+    manifest = read(folder)
     with pytest.raises(ArtifactError, match=r"tokenizer.json has sha256 .*, expected"):
         check_hashes(manifest)
 
@@ -264,3 +264,15 @@ def test_the_default_model_is_what_loads_without_a_path(monkeypatch: pytest.Monk
     folder = write_artifact(tmp_path / "default_model")
     monkeypatch.setattr("gptx.model.DEFAULT_MODEL", folder)
     assert gptx.load(threads=1).path == folder
+
+
+def test_more_threads_than_any_machine_has(folder: Path) -> None:
+    """ONNX Runtime takes 99999: it fills the memory with their queues and does not come back."""
+    with pytest.raises(UsageError, match="threads is 99999, expected 1 to "):
+        gptx.load(folder, threads=99999)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])
+def test_a_path_that_cannot_be(path: str) -> None:
+    with pytest.raises(ArtifactError, match="does not exist"):
+        gptx.load(path)

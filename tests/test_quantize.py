@@ -17,7 +17,7 @@ from gpt_export.quantize import quantize_artifact
 from gpt_export.schemes import SCHEMES, quantize_weights
 from gpt_export.weights import load_gpt
 from gptx.errors import ArtifactError, ParityError, UsageError
-from gptx.verify import forced_logits
+from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.config import GPTConfig
@@ -166,3 +166,38 @@ def test_verify_sees_a_changed_weight(fp32: Path, tmp_path: Path) -> None:
     data.write_bytes(content)
     with pytest.raises(ArtifactError, match="onnx/model.onnx_data"):
         verify(changed)
+
+
+def test_a_damaged_source_is_not_certified_anew(fp32: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(fp32, tmp_path / "fp32"))
+    path = source / "gptx_reference.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(ArtifactError, match="gptx_reference.safetensors has sha256"):
+        quantize_artifact(source, tmp_path / "out", to="int8", accept=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_source_is_never_replaced(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(fp32, tmp_path / "fp32"))
+    with pytest.raises(UsageError, match="would replace"):
+        quantize_artifact(source, source, to="int8", force=True, accept=True)
+    beside = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    with pytest.raises(UsageError, match="would replace"):
+        quantize_artifact(source, beside, to="int8", checkpoint=beside, force=True, accept=True)
+
+
+def test_verify_reads_no_file_before_its_hash(fp32: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(fp32, tmp_path / "fp32"))
+    graph = source / "onnx" / "model.onnx"
+    graph.write_bytes(b"\x55" * graph.stat().st_size)
+    with pytest.raises(ArtifactError, match="onnx/model.onnx has sha256"):
+        verify(source)
+
+
+def test_verify_of_a_certificate_in_another_form(fp32: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(fp32, tmp_path / "fp32"))
+    manifest = json.loads((source / "gptx.json").read_text())
+    for certificate in ({"x": 1}, [1], {**manifest["certificate"], "figures": 5}):
+        (source / "gptx.json").write_text(json.dumps({**manifest, "certificate": certificate}))
+        with pytest.raises(ArtifactError, match="certificate"):
+            verify(source)

@@ -26,10 +26,10 @@ from gpt_export.side_files import (
     write_manifest,
 )
 from gpt_export.weights import load_gpt
+from gptx import artifact
 from gptx.artifact import GRAPH, Manifest
-from gptx.artifact import read as read_manifest
 from gptx.errors import UsageError
-from gptx.folders import check_output, kind_of, new_folder
+from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import stage
 from gptx.reference import FILE as REFERENCE
@@ -66,7 +66,10 @@ def quantize_artifact(
     manifest = expect_fp32(source)
     bounds = limits_for(to, limits)
     needed = plan_quantize(manifest, to).disk_bytes
+    for read in (source, checkpoint or source):
+        check_apart(read, out)
     check_output(out, force=force, needed=needed)
+    artifact.check_hashes(manifest)  # a damaged source must not get a new, good certificate
     with new_folder(out, force=force, needed=needed) as staging:
         shape = manifest.model
         text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
@@ -94,7 +97,7 @@ def expect_fp32(source: Path) -> Manifest:
     """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
     if kind_of(source) == "checkpoint":
         raise UsageError(f"{source} is a checkpoint: export it first, `gptx export {source} OUT`, and quantize OUT")
-    manifest = read_manifest(source)
+    manifest = artifact.read(source)
     if manifest.precision != "fp32":
         raise UsageError(f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from")
     return manifest

@@ -74,7 +74,7 @@ class Manifest:
         return self.raw.get("certificate") or {}
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read(path: str | Path) -> Manifest:
     """Read and check gptx.json and the presence and sizes of the files that it lists. Raises ArtifactError."""
     path = Path(path)
     raw = _load(path)
@@ -105,9 +105,6 @@ def read_manifest(path: str | Path) -> Manifest:
         files=files,
         raw=raw,
     )
-
-
-read = read_manifest  # as describe.py says it: artifact.read(path)
 
 
 def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:

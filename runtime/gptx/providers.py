@@ -15,6 +15,7 @@ from gptx.install import pip_command
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
+MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
@@ -68,8 +69,8 @@ def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any,
     """ORT's InferenceSession and the provider that runs it. Errors of the graph itself come through as ORT's own."""
     if device not in get_args(Device):
         raise UsageError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}, expected a positive number, or None for one per core")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+        raise UsageError(f"threads is {threads!r}, expected 1 to {MOST_THREADS}, or None for one per core")
     ort = onnxruntime()
     if device == "cuda" or (device == "auto" and CUDA in ort.get_available_providers()):
         try:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gptx.compare import Figures, mean_kl
 from gptx.errors import ArtifactError
+from gptx.folders import MANIFEST
 from gptx.limits import judge
 from gptx.reference import Reference, compare
 
 if TYPE_CHECKING:
+    from gptx.artifact import Manifest
     from gptx.model import Model
 
 
@@ -54,15 +56,14 @@ def verify(
     device cannot be used.
     """
     import gptx
-    from gptx.artifact import check_hashes
+    from gptx import artifact
 
     told = progress or (lambda share: None)
+    manifest = artifact.read(path)
+    artifact.check_hashes(manifest)  # first: what is damaged is not to be opened
+    certificate = checked_certificate(manifest)
+    told(0.1)
     with gptx.load(path, device=device, threads=threads) as model:
-        check_hashes(model.manifest)
-        told(0.1)
-        certificate = model.manifest.raw.get("certificate")
-        if not certificate:
-            raise ArtifactError(f"{model.path} carries no certificate: export or quantize it with gptx")
         reference = Reference.load(model.path)
         done = 0
 
@@ -82,6 +83,19 @@ def verify(
         if certificate.get("accepted"):
             report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
     return report
+
+
+def checked_certificate(manifest: Manifest) -> dict[str, Any]:
+    """The certificate, with all that verify reads of it. Raises ArtifactError."""
+    certificate: Any = manifest.certificate
+    if not certificate:
+        raise ArtifactError(f"{manifest.path} carries no certificate: export or quantize it with gptx")
+    parts = ("figures", "consistency", "limits", "greedy")
+    if not isinstance(certificate, dict) or not all(isinstance(certificate.get(part), dict) for part in parts):
+        raise ArtifactError(
+            f"{manifest.path / MANIFEST}: certificate lacks one of {', '.join(parts)}: export the artifact again"
+        )
+    return certificate
 
 
 def forced_logits(model: Model, window: list[int]) -> np.ndarray:
@@ -152,7 +166,7 @@ def _report(certificate: dict, figures: Figures, consistency: dict[str, float], 
         report.rows.append(Row(name, f"{certified.get(name, float('nan')):.6g}", f"{here[name]:.6g}", limit, ok))
     report.notes.append(
         f"{figures.positions} positions of the proof text against the fp32 reference's 64 highest logits"
-        f" ({precision}; certified on {certificate['figures']['positions']} positions with all logits)"
+        f" ({precision}; certified on {certificate['figures'].get('positions', 'unknown')} positions with all logits)"
     )
     return report
 
@@ -161,5 +175,5 @@ def _greedy_row(model: Model, reference: Reference, certificate: dict) -> Row:
     expected = reference.greedy_tokens.tolist()
     got = greedy_tokens(model, reference.greedy_prompt.tolist(), len(expected))
     same = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), len(expected))
-    certified = certificate["greedy"]["identical"]
+    certified = certificate["greedy"].get("identical", "unknown")
     return Row("greedy_identical", f"{certified} of {len(expected)}", f"{same} of {len(expected)}", "", True)
