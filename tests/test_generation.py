@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,3 +273,19 @@ for name in gptx.__all__:
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         gptx.lod  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("prompt", [b"the cat", bytearray(b"the cat"), {"a": 1}, None, 5])
+def test_a_prompt_of_another_type(artifacts: dict[str, Path], prompt: Any) -> None:
+    with gptx.load(artifacts["shared"], threads=1) as model:
+        for run in (model.generate, model.stream):
+            with pytest.raises(PromptError, match="a prompt is a text or a list of token ids"):
+                run(prompt)
+
+
+@pytest.mark.parametrize("token", [10**30, -1])
+def test_a_token_id_beyond_any_number(artifacts: dict[str, Path], token: int) -> None:
+    with gptx.load(artifacts["shared"], threads=1) as model:
+        for run in (model.generate, model.stream):
+            with pytest.raises(PromptError, match="outside the model's vocabulary"):
+                run([1, token])

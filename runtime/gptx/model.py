@@ -141,12 +141,22 @@ class Model:
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids, with the special tokens that the tokenizer adds itself. Raises PromptError."""
         if not isinstance(prompt, str):
-            return [_token_id(token) for token in prompt]
+            return self._token_ids(prompt)
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer: give the prompt as token ids")
         if not prompt:
             raise PromptError("the prompt is empty: give some text to go on from")
         return self.tokenizer.encode(prompt)
+
+    def _token_ids(self, prompt: Sequence[int]) -> list[int]:
+        # bytes are a sequence of integers too, and were meant as text
+        if isinstance(prompt, bytes | bytearray | Mapping) or not hasattr(prompt, "__iter__"):
+            raise PromptError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+        ids, last = [_token_id(token) for token in prompt], self.manifest.model.vocab_size - 1
+        beyond = next((token for token in ids if not 0 <= token <= last), None)
+        if beyond is not None:
+            raise PromptError(f"token id {beyond} is outside the model's vocabulary: 0 to {last}")
+        return ids
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
         """What a chat is made of. Raises UsageError where the artifact lacks it."""
@@ -211,7 +221,9 @@ class Model:
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is a list of prompts, and not one prompt of text or token ids."""
-    return not isinstance(prompt, str) and len(prompt) > 0 and not _is_token_id(prompt[0])
+    if isinstance(prompt, str | Mapping) or not hasattr(prompt, "__len__"):
+        return False
+    return len(prompt) > 0 and not _is_token_id(prompt[0])
 
 
 def _is_token_id(value: object) -> bool:
