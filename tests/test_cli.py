@@ -110,3 +110,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
         outcome = finished(process("inspect", artifact, stdout=full))
     assert outcome.status == 1
     assert outcome.err == "gptx: cannot write to standard output: No space left on device\n"
+
+
+def test_a_missing_choice_is_one_line() -> None:
+    outcome = gptx("quantize", "A", "B")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1

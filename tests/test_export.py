@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -17,7 +19,9 @@ from tokenizers import Tokenizer
 
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
-from gptx.errors import OutputError, ParityError, UsageError
+from gpt_export.proof import proof
+from gptx.errors import CheckpointError, OutputError, ParityError, UsageError
+from gptx.folders import new_folder
 from gptx_command import finished, gptx, process
 from gptx_models.model import GPT
 
@@ -131,7 +135,8 @@ def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     while not list(tmp_path.glob(".out.*.part")) and time.monotonic() < deadline:
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)
-    assert finished(started).status == 130
+    outcome = finished(started)
+    assert outcome.status == 130 and outcome.err.endswith("gptx: interrupted\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,3 +168,98 @@ def test_perplexity_is_transformers_own(fp32: Path, checkpoint: Path) -> None:
             losses.append(torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="none"))
     expected = torch.cat(losses).mean().exp().item()
     assert certificate["figures"]["perplexity_reference"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "gptx_source.json"])
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b'{"a": ', b"[]", b"\xff"])
+def test_a_damaged_side_file_is_one_sentence(checkpoint: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        export_checkpoint(folder, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_the_tokenizer_of_another_model(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", dataclasses.replace(CONFIG, vocab_size=200))
+    with pytest.raises(CheckpointError, match="tokenizer of another model"):
+        export_checkpoint(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "holds 0 tokens"), ("a", "holds 1 token"), ("é" * 9, None)])
+def test_the_users_text_is_never_replaced(checkpoint: Path, tmp_path: Path, text: str, says: str | None) -> None:
+    (tmp_path / "text.txt").write_text(text, "utf-8")
+    if says is None:
+        assert proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt").description["tokens"]
+        return
+    with pytest.raises(UsageError, match=says):
+        proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
+
+
+def test_a_text_without_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some words", "utf-8")
+    with pytest.raises(UsageError, match="no tokenizer"):
+        proof(tmp_path, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize("out", [".", "../checkpoint", ".."])
+def test_the_source_is_never_replaced(checkpoint: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "config.json").write_text("{}")  # so that --force would take the parent as well
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    for extra in ([], ["--via", "optimum"]):
+        outcome = gptx("export", folder, folder / out, "--force", *extra)
+        assert outcome.status == 1 and "would replace" in outcome.err
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", ["-1", "nan"])
+def test_a_limit_is_a_number_from_0_on(checkpoint: Path, tmp_path: Path, value: str) -> None:
+    outcome = gptx("export", checkpoint, tmp_path / "out", "--limit", f"max_abs={value}")
+    assert (outcome.status, outcome.err) == (1, f"gptx: the limit max_abs is {float(value)}, expected 0 or more\n")
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--tokenizer", "x"], ["--allow-pickle"]])
+def test_via_optimum_refuses_what_it_does_not_do(checkpoint: Path, tmp_path: Path, option: list[str]) -> None:
+    outcome = gptx("export", checkpoint, tmp_path / "out", "--via", "optimum", *option)
+    assert outcome.status == 1 and f"--via optimum has no {option[0]}" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_next_command_can_be_pasted(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "a checkpoint"))
+    (folder / "tokenizer.json").unlink()
+    outcome = gptx("export", folder, tmp_path / "an artifact")
+    assert outcome.text.endswith(f"run it: gptx run -m '{tmp_path}/an artifact' --tokens 1,2,3\n")
+
+
+def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    renamed: list[Path] = []
+    really = os.rename
+
+    def rename(source: Path, target: Path) -> None:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        really(source, target)
+
+    monkeypatch.setattr("gptx.folders.os.rename", rename)
+    with pytest.raises(KeyboardInterrupt), new_folder(out, force=True) as staging:
+        (staging / "config.json").write_text("new")
+    assert (out / "config.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux")
+def test_a_disk_that_fills_meanwhile(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place for the reference's logits is taken before they are mapped: a write that finds none is a SIGBUS."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="cannot write .*out: No space left on device"):
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ The reference is recorded first and then let go, so that a model need not fit tw
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,12 +59,22 @@ def record(
         for window in text.windows:
             values = logits(window)
             if stored is None:
-                stored = np.memmap(scratch, np.float32, "w+", shape=(total, values.shape[1]))
+                _reserve(scratch, 4 * total * values.shape[1])
+                stored = np.memmap(scratch, np.float32, "r+", shape=(total, values.shape[1]))
             stored[at : at + len(window)] = values
             windows.append(stored[at : at + len(window)])
             at += len(window)
             advance(len(window))
     return Recording(name, text, windows, greedy(text.greedy_prompt))
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make `file` so large, with its place on the disk: writing to a mapped file that finds none kills the process."""
+    with file.open("wb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        else:
+            opened.truncate(size)
 
 
 def record_pytorch(gpt: GPT, text: Proof, scratch: Path) -> Recording:

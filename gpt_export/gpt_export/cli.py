@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gptx.errors import UsageError
-from gptx.folders import check_output, kind_of
+from gptx.errors import OutputError, UsageError
+from gptx.folders import check_apart, check_output, kind_of
 from gptx_models.checkpoint import load_config
 
 
@@ -72,6 +74,10 @@ def export(
     if via == "optimum":
         if cache not in (None, "growing"):
             raise UsageError(f"--via optimum writes a growing cache; --cache {cache} is not to be had there")
+        unheard = {"--dry-run": dry_run, "--tokenizer": tokenizer, "--allow-pickle": allow_pickle}
+        for name, given in unheard.items():
+            if given:
+                raise UsageError(f"--via optimum has no {name}: leave it out")
         from gpt_export.via_optimum import export_via_optimum
         from gptx_models.importers.hub import download
 
@@ -81,16 +87,16 @@ def export(
         return
     from gpt_export.export import export_checkpoint, plan_export
 
-    if not dry_run:
-        check_output(out, force=force)
+    check_apart(Path(source), out)
+    check_output(out, force=force or dry_run)
     # beside OUT, where there is room for weights, rather than in a /tmp that may be memory
-    beside = out.absolute().parent if out.parent.exists() else None
-    with tempfile.TemporaryDirectory(prefix=".gptx-import-", dir=beside) as scratch:
+    beside = next(parent for parent in out.absolute().parents if parent.exists())
+    with _scratch(beside) as scratch:
         checkpoint = Path(source)
         if tokenizer or not _ready(checkpoint):
             from gptx_models.importers import import_checkpoint
 
-            checkpoint = Path(scratch) / "checkpoint"
+            checkpoint = scratch / "checkpoint"
             import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle)
         if dry_run and kind_of(checkpoint) == "checkpoint":
             _print_plan(plan_export(load_config(checkpoint)))
@@ -148,6 +154,17 @@ def _ready(source: Path) -> bool:
     return kind_of(source) == "artifact"
 
 
+@contextmanager
+def _scratch(beside: Path) -> Iterator[Path]:
+    """A folder that goes when the block ends. Raises OutputError where none can be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".gptx-import-", dir=beside)
+    except OSError as error:
+        raise OutputError(f"cannot write in {beside}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
 def _limits(given: tuple[str, ...]) -> dict[str, float]:
     limits = {}
     for entry in given:
@@ -179,4 +196,5 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
         f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e},"
         f" greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
     )
-    click.echo(f'run it: gptx run -m {out} "Once upon a time"')
+    prompt = '"Once upon a time"' if (out / "tokenizer.json").exists() else "--tokens 1,2,3"
+    click.echo(f"run it: gptx run -m {shlex.quote(str(out))} {prompt}")

@@ -25,7 +25,7 @@ from gpt_export.side_files import (
     write_manifest,
 )
 from gptx.errors import CheckpointError, ParityError, UsageError
-from gptx.folders import check_output, kind_of, new_folder
+from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx_models.checkpoint import load_config, load_model
@@ -82,6 +82,7 @@ def export_checkpoint(
     form = choose_form(config, cache)
     bounds = limits_for("fp32", limits)
     needed = plan_export(config).disk_bytes
+    check_apart(source, out)
     check_output(out, force=force, needed=needed)
     with new_folder(out, force=force, needed=needed) as staging:
         text_proof = proof(source, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gptx.errors import UsageError
+from gptx_models.tokenizer_files import check_vocabulary, load_tokenizer
 
 WINDOW = 512  # tokens; a shorter context takes its own length
 MOST = 4096  # tokens of the text that are used
@@ -35,7 +36,8 @@ class Proof:
 def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None) -> Proof:
     """Cut the proof text into windows for the tokenizer of `folder` (a checkpoint or an artifact).
 
-    UsageError when the user's own text is not there, not UTF-8, or nothing that this tokenizer can write.
+    UsageError when the user's own text is not there, not UTF-8, too short, or nothing that this tokenizer can write;
+    CheckpointError when the tokenizer is damaged or another model's.
     """
     if text is None:
         source, content = "gptx proof text", resources.files("gpt_export").joinpath("proof.txt").read_bytes()
@@ -52,10 +54,13 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
         ) from error
 
     file = folder / "tokenizer.json"
-    tokens = _encode(Tokenizer.from_file(str(file)), words) if file.exists() else None
+    tokens = None
+    if file.exists():
+        check_vocabulary(file, vocab_size)
+        tokens = _encode(load_tokenizer(file), words)
     digest = hashlib.sha256(content).hexdigest()
-    if text is not None and not tokens:
-        raise UsageError(f"the tokenizer cannot write the proof text {text}: give a text in its alphabet")
+    if text is not None:
+        _check_own_text(text, tokens, has_tokenizer=file.exists())
     if not tokens or len(tokens) < 2:
         why = "no tokenizer" if not file.exists() else "the tokenizer cannot write the proof text"
         source = f"seeded random token ids ({why}), seed {RANDOM_SEED}"
@@ -73,6 +78,16 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
         "tokens": sum(map(len, windows)),
     }
     return Proof(windows, description)
+
+
+def _check_own_text(text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:
+    if not has_tokenizer:
+        raise UsageError(f"there is no tokenizer to read the proof text {text} with: leave --text out")
+    if tokens is None:
+        raise UsageError(f"the tokenizer cannot write the proof text {text}: give a text in its alphabet")
+    if len(tokens) < 2:
+        count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
+        raise UsageError(f"the proof text {text} holds {count}: give one of 2 at least, better some thousands")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int] | None:

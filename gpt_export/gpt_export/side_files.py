@@ -11,6 +11,8 @@ from typing import Any
 import gptx
 from gptx.folders import MANIFEST
 from gptx.progress import stage
+from gptx_models import tensor_files
+from gptx_models.tokenizer_files import load_tokenizer
 
 COPIED = (
     "config.json",
@@ -30,11 +32,12 @@ def copy_side_files(source: Path, out: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    """A JSON object, {} where there is no such file. Raises CheckpointError."""
+    return tensor_files.read_json(path) if path.exists() else {}
 
 
 def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool) -> None:
@@ -97,9 +100,7 @@ def token_facts(folder: Path) -> dict[str, Any]:
     eos = named("eos_token_id")
     known = None
     if (folder / "tokenizer.json").exists():
-        from tokenizers import Tokenizer
-
-        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
+        vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
         known = max(vocabulary.values(), default=-1) + 1
     return {
         "vocab_size": known,
@@ -177,4 +178,4 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         "Outside its limits, and accepted as it is." if certificate["accepted"] else "Inside its limits.",
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
-    (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""))
+    (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")

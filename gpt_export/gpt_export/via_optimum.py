@@ -39,7 +39,7 @@ from gpt_export.side_files import (
     write_manifest,
 )
 from gptx.errors import CheckpointError, GptxError
-from gptx.folders import check_output, new_folder
+from gptx.folders import check_apart, check_output, new_folder
 from gptx.install import pip_command
 from gptx.limits import limits_for
 from gptx.progress import stage
@@ -62,6 +62,7 @@ def export_via_optimum(
     expect_checkpoint(source, "export")
     bounds = limits_for("fp32", limits)
     weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in source.glob(pattern))
+    check_apart(source, out)
     check_output(out, force=force, needed=4 * weights)
     with new_folder(out, force=force, needed=4 * weights) as staging:
         with stage("Exporting with optimum"):
@@ -144,15 +145,28 @@ def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
+# what architectures call their heads, width and context
+_NAMES = (
+    ("num_attention_heads", "n_head", "num_heads"),
+    ("hidden_size", "n_embd", "d_model"),
+    ("max_position_embeddings", "n_positions", "max_seq_len"),
+)
+
+
+def _named(config: dict[str, Any], names: tuple[str, ...]) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), None)
+
+
 def _facts(graph: ir.Model, folder: Path) -> dict[str, Any]:
     """The manifest's facts, read from the graph's inputs and config.json."""
     config = read_json(folder / "config.json")
     keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    if not keys or keys[0].shape is None or logits.shape is None or not context:
+    n_head, n_embd, n_ctx = (_named(config, names) for names in _NAMES)
+    if not keys or keys[0].shape is None or logits.shape is None or not (n_head and n_embd and n_ctx):
         raise CheckpointError(
-            f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys"
+            f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys, or its"
+            f" config.json none of {', or none of '.join(', '.join(names) for names in _NAMES)}"
         )
     return {
         "precision": "fp32",
@@ -162,11 +176,11 @@ def _facts(graph: ir.Model, folder: Path) -> dict[str, Any]:
         "model_type": config["model_type"],
         "model": {
             "n_layer": len(keys),
-            "n_head": config["num_attention_heads"],
+            "n_head": n_head,
             "n_kv_head": _static(keys[0].shape[1]),
             "head_dim": _static(keys[0].shape[3]),
-            "n_embd": config["hidden_size"],
-            "n_ctx": context,
+            "n_embd": n_embd,
+            "n_ctx": n_ctx,
             "vocab_size": _static(logits.shape[2]),
         },
         "tokens": token_facts(folder),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def import_(source: str, out: Path, tokenizer: Path | None, allow_pickle: bool, 
     """
     folder = import_checkpoint(source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=_say)
     _say(describe(folder))
-    _say(f"next: gptx export {out} OUT")
+    _say(f"next: gptx export {shlex.quote(str(out))} OUT")
 
 
 def _say(line: str) -> None:

@@ -30,11 +30,15 @@ class Judgement:
 
 
 def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> dict[str, float]:
-    """The table's row, with the caller's own limits on top. UsageError for a name that is in no row."""
+    """The table's row, with the caller's own limits on top. UsageError for a name that is in no row and
+    for a value that is none."""
     known = {name for row in LIMITS.values() for name in row}
     unknown = sorted(set(overrides or {}) - known)
     if unknown:
         raise UsageError(f"no limit is called {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+    for name, value in (overrides or {}).items():
+        if not value >= 0:  # NaN neither
+            raise UsageError(f"the limit {name} is {value}, expected 0 or more")
     return {**LIMITS[precision], **(overrides or {})}
 
 

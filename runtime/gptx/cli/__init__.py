@@ -104,12 +104,14 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "gptx"
-        click.echo(f"gptx: {error.format_message().rstrip('.')} (see {verb} --help)", err=True)
+        message = " ".join(error.format_message().split())  # click puts a choice's values on lines of their own
+        click.echo(f"gptx: {message.rstrip('.')} (see {verb} --help)", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         click.echo(f"gptx: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        click.echo("gptx: interrupted", err=True)
         sys.exit(130)
     except (_ClosedPipe, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
