@@ -115,3 +115,15 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
 def test_a_missing_choice_is_one_line() -> None:
     outcome = gptx("quantize", "A", "B")
     assert outcome.status == 2 and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("package", "extra"), [("tokenizers", "cpu"), ("jinja2", "cpu")])
+def test_a_package_that_is_missing_while_a_verb_runs(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write_artifact(tmp_path / "artifact", template="{{ messages[0]['content'] }}")
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = gptx("run", "-m", artifact, "the cat", "--chat")
+    assert (
+        outcome.status == 1 and f"gptx run needs the package {package}" in outcome.err and f"[{extra}]" in outcome.err
+    )

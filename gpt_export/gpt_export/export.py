@@ -28,6 +28,7 @@ from gptx.errors import CheckpointError, ParityError, UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import note, stage
+from gptx.providers import onnxruntime
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
@@ -78,6 +79,7 @@ def export_checkpoint(
     and ParityError when the certificate fails; then nothing is written.
     """
     expect_checkpoint(source, "export")
+    onnxruntime()  # the proof needs it: an error now, not after the tracing
     config = load_config(source)
     form = choose_form(config, cache)
     bounds = limits_for("fp32", limits)

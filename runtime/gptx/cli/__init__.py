@@ -38,12 +38,7 @@ class Verbs(click.Group):
         try:
             return getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            from gptx.install import pip_command
-
-            package = (error.name or "").split(".")[0]
-            if package in ("gptx", ""):
-                raise
-            message = f"gptx {cmd_name} needs the package {package}, which is not installed: {pip_command('export')}"
+            message = _missing(cmd_name, error)
             return click.Command(
                 cmd_name, callback=lambda: _fail(message), add_help_option=False, context_settings=_ANY
             )
@@ -61,12 +56,25 @@ class Verbs(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a closed pipe is still ours to handle
             return result
+        except ModuleNotFoundError as error:  # imported while the verb ran
+            raise GptxError(_missing(ctx.invoked_subcommand or "", error)) from error
         except BrokenPipeError as error:
             raise _ClosedPipe from error  # click would make an exit status of 1 of it
 
 
 class _ClosedPipe(Exception):
     """Whoever read our output has enough."""
+
+
+def _missing(verb: str, error: ModuleNotFoundError) -> str:
+    """What to install for a verb that lacks a package; `error` itself where it is our own module that is not there."""
+    from gptx.install import pip_command
+
+    package = (error.name or "").split(".")[0]
+    if package in ("gptx", "") or (error.name or "").startswith(("gpt_export.", "gptx_models.")):
+        raise error
+    extra = "cpu" if VERBS.get(verb, ("gptx.",))[0].startswith("gptx.") else "export"
+    return f"gptx {verb} needs the package {package}, which is not installed: {pip_command(extra)}"
 
 
 _ANY = {"ignore_unknown_options": True, "allow_extra_args": True}
