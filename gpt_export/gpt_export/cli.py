@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from gptx.cli.output import write_out
 from gptx.errors import OutputError, UsageError
 from gptx.folders import check_apart, check_output, kind_of
 from gptx_models.checkpoint import load_config
@@ -177,24 +178,24 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def _print_plan(plan: Any) -> None:
-    click.echo(f"parameters  {plan.parameters / 1e6:,.1f} M")
-    click.echo(f"artifact    {plan.artifact_bytes / 1e6:,.0f} MB")
-    click.echo(f"disk        {plan.disk_bytes / 1e6:,.0f} MB while it is made")
-    click.echo(f"memory      {plan.memory_bytes / 1e6:,.0f} MB at most (estimate)")
+    write_out(
+        f"parameters  {plan.parameters / 1e6:,.1f} M\n"
+        f"artifact    {plan.artifact_bytes / 1e6:,.0f} MB\n"
+        f"disk        {plan.disk_bytes / 1e6:,.0f} MB while it is made\n"
+        f"memory      {plan.memory_bytes / 1e6:,.0f} MB at most (estimate)\n"
+    )
 
 
 def _report(out: Path, certificate: dict[str, Any]) -> None:
     """What was made and what it cost, on standard output."""
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
-    click.echo(f"{out}: graph and weights {size / 1e6:,.1f} MB")
-    click.echo(
-        f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
-        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e},"
-    )
-    click.echo(
-        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e},"
-        f" greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
-    )
     prompt = '"Once upon a time"' if (out / "tokenizer.json").exists() else "--tokens 1,2,3"
-    click.echo(f"run it: gptx run -m {shlex.quote(str(out))} {prompt}")
+    write_out(
+        f"{out}: graph and weights {size / 1e6:,.1f} MB\n"
+        f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
+        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e},\n"
+        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e},"
+        f" greedy text identical for {greedy['identical']} of {greedy['compared']} tokens\n"
+        f"run it: gptx run -m {shlex.quote(str(out))} {prompt}\n"
+    )
