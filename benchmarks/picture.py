@@ -30,7 +30,7 @@ def draw(engines: list[dict[str, Any]], title: str, file: Path) -> None:
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(engines))]
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (title, spreads, scale) in zip(axes.flat, panels):
+    for axis, (panel, spreads, scale) in zip(axes.flat, panels):
         medians = [one["median"] * scale for one in spreads]
         errors = [
             [(one["median"] - one["lowest"]) * scale for one in spreads],
@@ -39,7 +39,7 @@ def draw(engines: list[dict[str, Any]], title: str, file: Path) -> None:
         bars = axis.barh(names, medians, xerr=errors, color=colours, error_kw={"ecolor": "#555555", "capsize": 2})
         axis.bar_label(bars, labels=[f"{value:.4g}" for value in medians], padding=3, fontsize=8)
         axis.margins(x=0.15)
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_title(panel, fontsize=10, loc="left")
         axis.invert_yaxis()
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
