@@ -74,14 +74,9 @@ class Shared:
         query, key, value = qkv, None, None
         attributes: dict[str, Any] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
         if self.rope or layer.kind == "cosine":
-            q, k, v = layer.split(qkv)
-            if self.rope:
-                q, k = rotate(q, *self.rope), rotate(k, *self.rope)
-            if layer.kind == "cosine":
-                assert layer.score is not None
-                q, k = normalized(q) * layer.score[:, None, None], normalized(k)
-                attributes["scale"] = 1.0
-            query, key, value = (heads.transpose(1, 2).flatten(2) for heads in (q, k, v))
+            query, key, value = (heads.transpose(1, 2).flatten(2) for heads in placed(layer, qkv, self.rope))
+        if layer.kind == "cosine":
+            attributes["scale"] = 1.0
         if layer.window is not None:
             attributes["local_window_size"] = layer.window
         attributes["do_rotary"] = int(self.rope_inside)
@@ -111,12 +106,7 @@ class Scatter:
         self.start = position_ids.index_select(1, torch.zeros(1, dtype=torch.int64)).squeeze(1)
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
-        q, k, v = layer.split(qkv)
-        if self.rope:
-            q, k = rotate(q, *self.rope), rotate(k, *self.rope)
-        if layer.kind == "cosine":
-            assert layer.score is not None
-            q, k = normalized(q) * layer.score[:, None, None], normalized(k)
+        q, k, v = placed(layer, qkv, self.rope)
         k, v = (self.write(old, new) for old, new in zip(self.past[layer.layer], (k, v)))
         self.present.append((k, v))
         if layer.kind == "additive":
@@ -154,6 +144,18 @@ class Scatter:
         if window is not None:
             seen = seen & (query - key[None, None, :] < window)
         return seen.unsqueeze(1)
+
+
+def placed(layer: Attention, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Packed q|k|v -> q (B, H, S, D), k and v (B, G, S, D) as they are scored: rotated, and of cosine layers normalized,
+    with the layer's temperature in q."""
+    q, k, v = layer.split(qkv)
+    if rope:
+        q, k = rotate(q, *rope), rotate(k, *rope)
+    if layer.kind == "cosine":
+        assert layer.score is not None
+        q, k = normalized(q) * layer.score[:, None, None], normalized(k)
+    return q, k, v
 
 
 def rope_at(gpt: GPT, position_ids: Tensor) -> tuple[Tensor, Tensor]:
