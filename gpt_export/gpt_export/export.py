@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gptx
 from gpt_export.caches import CacheForm, default_form, why_not
-from gpt_export.certify import certify, record_pytorch
+from gpt_export.certify import Recording, certify, record_pytorch
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, proof
@@ -22,10 +22,11 @@ from gpt_export.side_files import (
     token_facts,
     write_card,
     write_genai_config,
+    write_json,
     write_manifest,
 )
 from gptx.errors import CheckpointError, ParityError, UsageError
-from gptx.folders import check_apart, check_output, kind_of, new_folder
+from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx.providers import onnxruntime
@@ -78,7 +79,7 @@ def export_checkpoint(
     gptx.limits. accept: write the artifact even outside them. Raises CheckpointError, OutputError, UsageError,
     and ParityError when the certificate fails; then nothing is written.
     """
-    expect_checkpoint(source, "export")
+    expect_checkpoint(source)
     onnxruntime()  # the proof needs it: an error now, not after the tracing
     config = load_config(source)
     form = choose_form(config, cache)
@@ -100,27 +101,46 @@ def export_checkpoint(
             del gpt, graph  # PyTorch's copy goes before ONNX Runtime makes its own
             gc.collect()
             copy_side_files(source, staging)
-            facts = manifest_facts(staging, config, form, "fp32", parameters)
+            facts = manifest_facts(staging, config, form, parameters)
             facts["source"] = source_facts(source)
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
             recording.reference(reference_budget(parameters)).save(staging)
-            write_manifest(staging, {**facts, "certificate": {}})
-            with stage("Loading the artifact"):
-                model = gptx.load(staging)
-            with model:
-                certificate = certify(recording, model, bounds)
-        settle(certificate, accept=accept, what=f"the export of {source}")
-        certificate["chain"] = [link(certificate)]
-        write_manifest(staging, {**facts, "certificate": certificate})
+            certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
         write_card(staging, out.name, card_of(source))
     return certificate
 
 
-def expect_checkpoint(source: Path, verb: str) -> None:
+def prove(
+    staging: Path,
+    facts: dict[str, Any],
+    recording: Recording,
+    limits: dict[str, float],
+    *,
+    accept: bool,
+    what: str,
+    earlier: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """The last stage of export and quantize: the artifact in `staging` is loaded as a user loads it and compared with
+    its reference, and gptx.json takes the certificate. `earlier` are the comparisons that led to the reference.
+
+    Raises ParityError, naming `what`, outside the limits.
+    """
+    manifest = write_manifest(staging, facts)
+    with stage("Loading the artifact"):
+        model = gptx.load(staging)
+    with model:
+        certificate = certify(recording, model, limits)
+    settle(certificate, accept=accept, what=what)
+    certificate["chain"] = chain(certificate, earlier)
+    write_json(staging / MANIFEST, {**manifest, "certificate": certificate})  # the files are hashed already
+    return certificate
+
+
+def expect_checkpoint(source: Path) -> None:
     kind = kind_of(source)
     if kind == "artifact":
         raise UsageError(
-            f"{source} is an artifact already: run it with `gptx run -m {source}`, {verb} takes a checkpoint"
+            f"{source} is an artifact already: run it with `gptx run -m {source}`, export takes a checkpoint"
         )
     if kind == "missing":
         raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")
@@ -141,13 +161,13 @@ def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
     return asked
 
 
-def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, precision: str, parameters: int) -> dict[str, Any]:
-    """What gptx.json says of the model, whatever its precision."""
+def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, parameters: int) -> dict[str, Any]:
+    """What gptx.json says of the model."""
     additive = any(config.attention_of(i) == "additive" for i in range(config.n_layer))
     return {
-        "precision": precision,
+        "precision": "fp32",
         "cache": form,
-        "cache_dtype": "float16" if precision == "fp16" else "float32",
+        "cache_dtype": "float32",
         "prefill_chunk": ADDITIVE_PREFILL_CHUNK if additive else PREFILL_CHUNK,
         "model_type": read_json(folder / "config.json").get("model_type", "gptx"),
         "model": {
@@ -198,6 +218,14 @@ def settle(certificate: dict[str, Any], *, accept: bool, what: str) -> None:
         raise ParityError(f"{what} is outside its limits ({problems}): nothing was written, --accept writes it anyway")
     certificate["accepted"] = True
     note(f"Outside its limits and accepted: {problems}")
+
+
+def chain(certificate: dict[str, Any], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The comparisons from PyTorch to this artifact; of several, what their largest differences add up to at most."""
+    links = [*earlier, link(certificate)]
+    if not earlier:
+        return links
+    return [*links, {"against": "sum", "max_abs": sum(entry["max_abs"] for entry in links)}]
 
 
 def link(certificate: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import gptx
 from gpt_export.caches import CacheForm
-from gpt_export.certify import Recording, certify, record_artifact, record_pytorch
-from gpt_export.export import Plan, link, settle, tool_versions
+from gpt_export.certify import Recording, record_artifact, record_pytorch
+from gpt_export.export import Plan, prove, tool_versions
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
@@ -23,7 +23,6 @@ from gpt_export.side_files import (
     copy_side_files,
     write_card,
     write_genai_config,
-    write_manifest,
 )
 from gpt_export.weights import load_gpt
 from gptx import artifact
@@ -36,7 +35,6 @@ from gptx.reference import FILE as REFERENCE
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
-PRECISIONS = (*SCHEMES, "fp16")
 BYTES_PER_WEIGHT = {"int8": 1.07, "int4": 0.75, "fp16": 2.0}  # scales included; int4 with its 8-bit head
 
 
@@ -81,14 +79,9 @@ def quantize_artifact(
             facts = _facts(manifest, to, quantization)
             write_genai_config(staging, facts["model"], facts["tokens"], shared=manifest.cache == "shared")
             shutil.copyfile(source / REFERENCE, staging / REFERENCE)
-            write_manifest(staging, {**facts, "certificate": {}})
-            with stage("Loading the artifact"):
-                model = gptx.load(staging)
-            with model:
-                certificate = certify(recording, model, bounds)
-        settle(certificate, accept=accept, what=f"{to} of {source}")
-        certificate["chain"] = _chain(certificate, manifest)
-        write_manifest(staging, {**facts, "certificate": certificate})
+            earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
+            what = f"{to} of {source}"
+            certificate = prove(staging, facts, recording, bounds, accept=accept, what=what, earlier=earlier)
         write_card(staging, out.name, _own_card(source))
     return certificate
 
@@ -146,15 +139,6 @@ def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[st
         "quantization": quantization,
         "versions": tool_versions(),
     }
-
-
-def _chain(certificate: dict[str, Any], manifest: Manifest) -> list[dict[str, Any]]:
-    """The comparisons from PyTorch to here, and what their largest differences add up to at most."""
-    if certificate["against"].startswith("pytorch"):
-        return [link(certificate)]
-    links = [*manifest.raw["certificate"].get("chain", []), link(certificate)]
-    total = {"against": "sum", "max_abs": sum(entry["max_abs"] for entry in links)}
-    return [*links, total]
 
 
 def _own_card(source: Path) -> str | None:

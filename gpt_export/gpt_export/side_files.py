@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import gptx
 from gptx.folders import MANIFEST
 from gptx.progress import stage
 from gptx_models import tensor_files
+from gptx_models.checkpoint import write_json
 from gptx_models.tokenizer_files import load_tokenizer
 
 COPIED = (
@@ -29,10 +29,6 @@ def copy_side_files(source: Path, out: Path) -> None:
     for name in COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,17 +106,20 @@ def token_facts(folder: Path) -> dict[str, Any]:
     }
 
 
-def write_manifest(out: Path, facts: dict[str, Any]) -> None:
-    """gptx.json: `facts` with the format's version, ours, and the hash and size of every file but itself and the card."""
+def write_manifest(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """gptx.json: `facts` with the format's version, ours, and the hash and size of every file but itself and the card.
+    Its certificate is empty as yet. Returns what was written."""
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.relative_to(out).as_posix() not in (MANIFEST, CARD))
     manifest = {
         "format": "gptx",
         "format_version": 1,
         "gptx_version": gptx.__version__,
         **facts,
+        "certificate": {},
         "files": {p.relative_to(out).as_posix(): {"sha256": sha256(p), "size": p.stat().st_size} for p in files},
     }
     write_json(out / MANIFEST, manifest)
+    return manifest
 
 
 def sha256(path: Path) -> str:

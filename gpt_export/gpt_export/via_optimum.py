@@ -18,14 +18,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-import gptx
-from gpt_export.certify import GREEDY, Recording, certify, record
+from gpt_export.certify import GREEDY, Recording, record
 from gpt_export.export import (
     PREFILL_CHUNK,
     expect_checkpoint,
-    link,
+    prove,
     reference_budget,
-    settle,
     source_facts,
     tool_versions,
 )
@@ -36,7 +34,6 @@ from gpt_export.side_files import (
     token_facts,
     write_card,
     write_genai_config,
-    write_manifest,
 )
 from gptx.errors import CheckpointError, GptxError
 from gptx.folders import check_apart, check_output, new_folder
@@ -59,7 +56,7 @@ def export_via_optimum(
     Options and errors as in gpt_export.export.export_checkpoint; CheckpointError also where optimum or transformers cannot
     take the model, and GptxError where they are not installed.
     """
-    expect_checkpoint(source, "export")
+    expect_checkpoint(source)
     bounds = limits_for("fp32", limits)
     weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in source.glob(pattern))
     check_apart(source, out)
@@ -78,12 +75,7 @@ def export_via_optimum(
             recording.reference(reference_budget(shape["n_parameters"])).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
             facts["source"] = {**source_facts(source), "via": "optimum"}
-            write_manifest(staging, {**facts, "certificate": {}})
-            with gptx.load(staging) as model:
-                certificate = certify(recording, model, bounds)
-        settle(certificate, accept=accept, what=f"the export of {source}")
-        certificate["chain"] = [link(certificate)]
-        write_manifest(staging, {**facts, "certificate": certificate})
+            certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
         write_card(staging, out.name)
     return certificate
 
