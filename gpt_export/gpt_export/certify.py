@@ -17,6 +17,7 @@ import torch
 
 import gptx
 from gpt_export.proof import Proof
+from gptx.chat import common_length
 from gptx.compare import Tally
 from gptx.cpu import cpu_features, cpu_name
 from gptx.limits import judge
@@ -125,7 +126,7 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
     figures = tally.figures()
     consistency = self_consistency(model, proof.windows[0])
     got = greedy_tokens(model, proof.greedy_prompt, len(recording.greedy))
-    identical = next((i for i, (a, b) in enumerate(zip(recording.greedy, got)) if a != b), len(got))
+    identical = common_length(recording.greedy, got)
     rows = judge(figures, consistency, limits)
     return {
         "against": recording.name,

@@ -30,11 +30,11 @@ from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folde
 from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx.providers import onnxruntime
+from gptx_models.attention import ADDITIVE_CHUNK
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
 
-ADDITIVE_PREFILL_CHUNK = 32  # additive scores take S x T x head_dim values a head
 PREFILL_CHUNK = 512
 
 
@@ -168,7 +168,7 @@ def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, parameters:
         "precision": "fp32",
         "cache": form,
         "cache_dtype": "float32",
-        "prefill_chunk": ADDITIVE_PREFILL_CHUNK if additive else PREFILL_CHUNK,
+        "prefill_chunk": ADDITIVE_CHUNK if additive else PREFILL_CHUNK,
         "model_type": read_json(folder / "config.json").get("model_type", "gptx"),
         "model": {
             "n_layer": config.n_layer,

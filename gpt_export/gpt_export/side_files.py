@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from gptx.folders import MANIFEST
 from gptx.progress import stage
 from gptx_models import tensor_files
 from gptx_models.checkpoint import write_json
+from gptx_models.tensor_files import sha256
 from gptx_models.tokenizer_files import load_tokenizer
 
 COPIED = (
@@ -120,11 +120,6 @@ def write_manifest(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     }
     write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptx.chat import common_length
 from gptx.compare import Figures, mean_kl
 from gptx.errors import ArtifactError
 from gptx.folders import MANIFEST
@@ -174,6 +175,6 @@ def _report(certificate: dict, figures: Figures, consistency: dict[str, float], 
 def _greedy_row(model: Model, reference: Reference, certificate: dict) -> Row:
     expected = reference.greedy_tokens.tolist()
     got = greedy_tokens(model, reference.greedy_prompt.tolist(), len(expected))
-    same = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), len(expected))
+    same = common_length(expected, got)
     certified = certificate["greedy"].get("identical", "unknown")
     return Row("greedy_identical", f"{certified} of {len(expected)}", f"{same} of {len(expected)}", "", True)
