@@ -93,6 +93,8 @@ def weigh(
         assert score is not None
         q = normalized(q) * score[:, None, None]
         scale = 1.0
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return _in_matrices(q, k, v, mask, scale or 1 / math.sqrt(q.shape[-1]), dropout)
     return F.scaled_dot_product_attention(
         q,
         k,
@@ -103,6 +105,23 @@ def weigh(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+def _in_matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """softmax(scale q k^T) v with whole (S, T) matrices: under autocast on a CPU up to ten times as fast, forward and
+    backward, as PyTorch's fused kernel (benchmarks/training.py)."""
+    n_head, dtype = q.shape[1], torch.get_autocast_dtype("cpu")
+    if mask is None:
+        mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -math.inf)
+    bias = bias.expand(q.shape[0], n_head, -1, -1).flatten(0, 1)
+    q, k, v = (
+        x.to(dtype).repeat_interleave(n_head // x.shape[1], dim=1) if x.shape[1] != n_head else x.to(dtype)
+        for x in (q, k, v)
+    )
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)  # (B H, S, T)
+    weights = F.dropout(scores.softmax(-1, dtype=dtype), dropout)
+    return (weights @ v.flatten(0, 1)).unflatten(0, (-1, n_head))
 
 
 def normalized(x: Tensor) -> Tensor:

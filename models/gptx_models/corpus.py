@@ -1,29 +1,26 @@
-"""A run's corpus: text files in, tokenizer and memory-mapped tokens out, made once and kept in the run's folder.
+"""A run's corpus: texts in, tokenizer and memory-mapped tokens out, made once and kept in the run's folder.
 
-Knows nothing of models. What the run was made from stands in run.json, which is written last: a folder without it holds
-nothing, and one that names other texts is not mixed with these.
+Knows nothing of models. Texts are streamed: they may be larger than memory.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from gptx.errors import UsageError
+from gptx.progress import Advance, stage
 from gptx_models.checkpoint import write_json
-from gptx_models.data import END_OF_TEXT, encode, read_texts, train_tokenizer
-from gptx_models.recipe import Recipe
-from gptx_models.tensor_files import read_json, sha256
-
-RUN = "run.json"
-_TOKENS = ("train.npy", "val.npy")
-FILES = (RUN, *_TOKENS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+from gptx_models.data import END_OF_TEXT, encode, prose, token_type, train_tokenizer
+from gptx_models.run_folder import TRAIN, VAL
+from gptx_models.tensor_files import sha256
+from gptx_models.text_files import documents, files_of
 
 
 @dataclass(frozen=True)
@@ -41,78 +38,116 @@ class Corpus:
         """The id of <|endoftext|>."""
         return self.tokenizer.token_to_id(END_OF_TEXT)
 
+    def bytes_per_token(self, n_tokens: int) -> float:
+        """UTF-8 bytes of the text that the first `n_tokens` of `val` write, for each of them."""
+        text = self.tokenizer.decode(self.val[:n_tokens].tolist(), skip_special_tokens=True)
+        return len(text.encode()) / min(n_tokens, len(self.val))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text files and how they are read."""
+
+    paths: tuple[Path, ...]
+    field: str = "text"  # of JSONL
+    prose: bool = False
+
     @cached_property
-    def val_bytes(self) -> int:
-        """UTF-8 bytes of the text that `val` writes."""
-        return len(self.tokenizer.decode(self.val.tolist(), skip_special_tokens=True).encode())
+    def files(self) -> list[Path]:
+        return files_of(self.paths)
+
+    @property
+    def size(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def read(self, advance: Advance) -> Iterator[str]:
+        """The documents. UsageError names what is wrong with a file."""
+        for document in documents(self.paths, field=self.field, read=advance):
+            text = prose(document) if self.prose else document.strip("\n")
+            if text.strip():
+                yield text
+
+    def digest(self) -> str:
+        """Of the files' content and of how it is read."""
+        parts = [self.field, str(self.prose), *map(sha256, self.files)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def prepare(
-    files: list[Path], run: Path, recipe: Recipe, *, validation: Path | None = None, tokenizer: Path | None = None
-) -> Corpus:
-    """The corpus of a run, from its folder where it lies there already. UsageError where that is of other texts.
+def make(
+    texts: Texts, run: Path, *, n_ctx: int, vocab_size: int, validation: Texts | None, tokenizer: Path | None
+) -> None:
+    """Write the tokens and the tokenizer of a run into its folder. UsageError where there is too little text.
 
-    validation: a text file; without it the last tenth of the tokens. tokenizer: a tokenizer.json; without it a
-    byte-level BPE is trained on `files`.
+    validation: without it the last tenth of the tokens. tokenizer: a tokenizer.json; without it a byte-level BPE of
+    vocab_size is trained on `texts`. n_ctx: what both texts must be longer than, in tokens.
     """
-    origin = _origin(files, recipe, validation, tokenizer)
-    if not (run / RUN).exists():
-        _make(files, run, recipe, validation, tokenizer)
-        write_json(run / f"{RUN}.part", origin)
-        os.replace(run / f"{RUN}.part", run / RUN)
-    before = read_json(run / RUN)
-    if different := [key for key in origin if origin[key] != before.get(key)]:
-        raise UsageError(
-            f"{run} is of a run with another {', '.join(different)}: choose another --out, or begin again with --force"
-        )
-    train, val = (np.load(run / name, mmap_mode="r") for name in _TOKENS)
-    return Corpus(Tokenizer.from_file(str(run / "tokenizer.json")), train, val)
-
-
-def _origin(files: list[Path], recipe: Recipe, validation: Path | None, tokenizer: Path | None) -> dict[str, Any]:
-    """What decides the tokens and the shape of the model."""
-    for file in filter(None, (*files, validation, tokenizer)):
-        if not file.is_file():
-            raise UsageError(f"{file} is {'a folder' if file.is_dir() else 'missing'}: a file is expected")
-    return {
-        "texts": [sha256(file) for file in files],
-        "validation": sha256(validation) if validation else None,
-        "tokenizer": sha256(tokenizer) if tokenizer else None,
-        "vocab_size": None if tokenizer else recipe.vocab_size,
-        "prose": recipe.prose,
-        "model": recipe.model,
-    }
-
-
-def _make(files: list[Path], run: Path, recipe: Recipe, validation: Path | None, given: Path | None) -> None:
-    documents = read_texts(files, clean=recipe.prose)
-    tokenizer = _read_tokenizer(given) if given else train_tokenizer(documents, recipe.vocab_size)
-    tokens = encode(tokenizer, documents)
+    made = read_tokenizer(tokenizer) if tokenizer else _trained(texts, vocab_size)
+    with stage("Encoding the text", total=texts.size) as advance:
+        n_train = _write(run / TRAIN, encode(made, texts.read(advance)))
+    if not n_train:
+        raise UsageError(f"there is no text in {', '.join(map(str, texts.paths))}")
     if validation is not None:
-        val = encode(tokenizer, read_texts([validation], clean=recipe.prose))
+        with stage("Encoding the validation text", total=validation.size) as advance:
+            n_val = _write(run / VAL, encode(made, validation.read(advance)))
     else:
-        cut = len(tokens) * 9 // 10
-        tokens, val = tokens[:cut], tokens[cut:]
-    n_ctx = recipe.config(1).n_ctx
-    if min(len(tokens), len(val)) <= n_ctx:
+        n_train, n_val = _split(run, n_train, token_type(made))
+    if min(n_train, n_val) <= n_ctx:
         raise UsageError(
-            f"{len(tokens)} tokens to train on and {len(val)} to validate with are too few:"
+            f"{n_train} tokens to train on and {n_val} to validate with are too few:"
             f" each must be more than the context of {n_ctx}; give more text, or --set model.n_ctx=N"
         )
-    tokenizer.save(str(run / "tokenizer.json"))
-    known = tokenizer.token_to_id(END_OF_TEXT) is not None
-    roles = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special: dict[str, str] = {role: END_OF_TEXT for role in roles} if known else {}
-    write_json(
-        run / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "model_max_length": n_ctx, **special}
-    )
-    write_json(run / "special_tokens_map.json", special)
-    for name, ids in zip(_TOKENS, (tokens, val)):
-        np.save(run / name, ids)
+    _write_tokenizer(made, run, n_ctx)
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
+def read(run: Path) -> Corpus:
+    """What `make` has written."""
+    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    train, val = (np.memmap(run / name, token_type(tokenizer), mode="r") for name in (TRAIN, VAL))
+    return Corpus(tokenizer, train, val)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """A tokenizer.json. Raises UsageError."""
+    if not file.is_file():
+        raise UsageError(f"{file} is {'a folder' if file.is_dir() else 'missing'}: a tokenizer.json is expected")
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise UsageError(f"{file} is no tokenizer.json: {error}") from error
+
+
+def _trained(texts: Texts, vocab_size: int) -> Tokenizer:
+    with stage(f"Training a tokenizer of {vocab_size} tokens", total=texts.size) as advance:
+        return train_tokenizer(texts.read(advance), vocab_size)
+
+
+def _write(file: Path, rows: Iterable[np.ndarray]) -> int:
+    """Append the rows to a new file; how many tokens it holds."""
+    total = 0
+    with open(file, "wb") as out:
+        for row in rows:
+            out.write(row.tobytes())
+            total += len(row)
+    return total
+
+
+def _split(run: Path, total: int, kind: type[np.unsignedinteger]) -> tuple[int, int]:
+    """Move the last tenth of the training tokens to the validation's."""
+    kept, size = total * 9 // 10, np.dtype(kind).itemsize
+    with open(run / TRAIN, "r+b") as file:
+        file.seek(kept * size)
+        (run / VAL).write_bytes(file.read())
+        file.truncate(kept * size)
+    return kept, total - kept
+
+
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
+    """The tokenizer's files as transformers reads them."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    known = tokenizer.token_to_id(END_OF_TEXT) is not None
+    roles = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special: dict[str, str] = {role: END_OF_TEXT for role in roles} if known else {}
+    write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "model_max_length": n_ctx, **special}
+    )
+    write_json(folder / "special_tokens_map.json", special)

@@ -1,40 +1,18 @@
-"""Text files in; a tokenizer, token ids and batches of them out. What learns from them, it does not know."""
+"""Documents in; prose, a tokenizer, token ids and batches of them out. What learns from them, it does not know."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gptx.errors import UsageError
-from gptx.progress import stage
+from gptx_models.loss import IGNORED
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-def read_texts(files: list[Path], *, clean: bool = False) -> list[str]:
-    """The documents of UTF-8 files, divided by <|endoftext|>. UsageError names a file that cannot be read.
-
-    clean: as `prose` leaves them.
-    """
-    documents: list[str] = []
-    for file in files:
-        try:
-            text = file.read_text("utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot read {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            found = error.object[error.start]
-            raise UsageError(f"{file} is not UTF-8 text: byte {error.start} is {found:#x}") from error
-        documents += [prose(part) if clean else part.strip("\n") for part in text.split(END_OF_TEXT)]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise UsageError(f"there is no text in {', '.join(map(str, files))}")
-    return documents
+PIECE = 1 << 20  # characters: a longer document is encoded in pieces
 
 
 def prose(text: str) -> str:
@@ -71,7 +49,7 @@ def _ends_sentence(line: str) -> bool:
     return re.search(r"[.!?:][\"')\u2019\u201d]*$", line) is not None
 
 
-def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE as GPT-2 has it: any text can be written, and <|endoftext|> is its only special token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -82,31 +60,54 @@ def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    with stage(f"Training a tokenizer of {vocab_size} tokens"):
-        tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.train_from_iterator((piece for document in documents for piece in _pieces(document)), trainer)
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
-    """All documents as one row of uint16 or uint32 ids, <|endoftext|> after each where the tokenizer has it."""
+def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[np.ndarray]:
+    """The documents' ids, in rows of uint16 or uint32, <|endoftext|> after each document where the tokenizer has it."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    kind = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    with stage("Encoding the text"):
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(documents, add_special_tokens=False)]
-    return np.concatenate([np.array([*row, end] if end is not None else row, kind) for row in rows])
+    for document in documents:
+        pieces = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
+        ids = [token for piece in pieces for token in piece.ids]
+        yield np.array(ids if end is None else [*ids, end], token_type(tokenizer))
 
 
-def batches(
-    tokens: np.ndarray, *, batch_size: int, n_ctx: int, seed: int, start: int = 0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (inputs, targets), each (batch_size, n_ctx) int64, from random places; step `start` on.
+def token_type(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
+    return np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+
+
+def _pieces(document: str) -> Iterator[str]:
+    """Cut after ends of lines, where no token of a byte-level BPE joins what stands on either side."""
+    while len(document) > PIECE:
+        cut = document.rfind("\n", 0, PIECE) + 1 or PIECE
+        yield document[:cut]
+        document = document[cut:]
+    yield document
+
+
+def random_windows(
+    tokens: np.ndarray, *, batch_size: int, n_ctx: int, seed: int
+) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """step -> (inputs, targets), each (batch_size, n_ctx) int64, from random places.
 
     A step's places depend on the seed and its number alone, so a resumed run reads what it would have read.
     """
-    step = start
-    while True:
-        rng = np.random.default_rng((seed, step))
-        places = rng.integers(0, len(tokens) - n_ctx, batch_size)
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        places = np.random.default_rng((seed, step)).integers(0, len(tokens) - n_ctx, batch_size)
         rows = torch.from_numpy(np.stack([tokens[at : at + n_ctx + 1] for at in places]).astype(np.int64))
-        yield rows[:, :-1], rows[:, 1:]
-        step += 1
+        return rows[:, :-1], rows[:, 1:]
+
+    return batch
+
+
+def all_windows(tokens: np.ndarray, *, batch_size: int, n_ctx: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of all of `tokens` in order, in windows that do not overlap; the last one is filled with IGNORED."""
+    n_rows = -(-(len(tokens) - 1) // n_ctx)
+    for first in range(0, n_rows, batch_size):
+        span = tokens[first * n_ctx : (first + batch_size) * n_ctx + 1].astype(np.int64)
+        rows = min(batch_size, n_rows - first)
+        inputs, targets = np.zeros(rows * n_ctx, np.int64), np.full(rows * n_ctx, IGNORED)
+        inputs[: len(span) - 1], targets[: len(span) - 1] = span[:-1], span[1:]
+        yield torch.from_numpy(inputs.reshape(rows, n_ctx)), torch.from_numpy(targets.reshape(rows, n_ctx))

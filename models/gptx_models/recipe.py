@@ -1,16 +1,28 @@
-"""Recipe: how a model is trained, read from TOML. What a step does with it, `train` knows."""
+"""Recipe: how a model is trained, read from TOML and written beside what it made. What a step does, `loop` knows."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gptx.errors import UsageError
 from gptx_models.config import GPTConfig
+
+OptimizerKind = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "wsd", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def _says(help: str, default: Any, at_least: float = 0) -> Any:
+    """A setting with what `gptx train --help` says of it and its smallest value."""
+    return field(default=default, metadata={"help": help, "at_least": at_least})
 
 
 @dataclass(frozen=True)
@@ -18,18 +30,29 @@ class Recipe:
     """The settings of a run. `model` holds GPTConfig's fields but vocab_size, which the tokenizer decides."""
 
     model: dict[str, Any]
-    steps: int
-    vocab_size: int = 4096  # of the tokenizer that is trained where none is given
-    prose: bool = False  # clean books into paragraphs a line each; else the text is taken as it stands
-    batch_size: int = 16  # rows of n_ctx tokens
-    learning_rate: float = 1e-3
-    warmup: int = 100  # steps
-    weight_decay: float = 0.1
-    clip: float = 1.0  # largest norm of the gradient
-    bf16: bool = True
-    seed: int = 1
-    eval_every: int = 250  # steps; a checkpoint is written each time
-    minutes: float = math.inf  # stop after so long; the schedule then ends with the time
+    steps: int = field(metadata={"help": "Updates of the weights.", "at_least": 1})
+    vocab_size: int = _says("Size of the byte-level BPE that is trained where no tokenizer is given.", 4096, 257)
+    prose: bool = _says("Clean books into paragraphs of a line each; else the text is taken as it stands.", False)
+    batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, 1)
+    accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, 1)
+    optimizer: OptimizerKind = _says("Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw")
+    learning_rate: float = _says("Largest learning rate.", 1e-3)
+    schedule: Schedule = _says("After the warm-up: cosine, warm-up-stable-decay, or constant.", "cosine")
+    warmup: int = _says("Steps in which the learning rate rises.", 100)
+    decay: float = _says("Share of the run, at its end, in which wsd decays.", 0.2)
+    floor: float = _says("What the schedule ends at, as a share of learning_rate.", 0.1)
+    weight_decay: float = _says("Of matrices; gains and biases have none.", 0.1)
+    beta1: float = _says("AdamW's first momentum.", 0.9)
+    beta2: float = _says("AdamW's second momentum.", 0.95)
+    clip: float = _says("Largest norm of the gradient.", 1.0)
+    precision: Precision = _says("What matrices are multiplied in (autocast); weights and optimizer are fp32.", "bf16")
+    compile: bool = _says("torch.compile, where there is a C++ compiler: pays in runs of ten minutes or more.", False)
+    seed: int = _says("Of the weights, the places in the text and dropout.", 1)
+    eval_every: int = _says("Steps from one evaluation, and state on disk, to the next.", 250, 1)
+    eval_tokens: int = _says("Tokens of the validation text that are evaluated; 0: all.", 0)
+    patience: int = _says("Stop after so many evaluations without a better one; 0: never.", 0)
+    sample: str = _says("Prompt of the sample that each evaluation prints.", "")
+    minutes: float = _says("Stop after so long; the schedule then ends with the time.", math.inf)
     generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json of the checkpoint
 
     def config(self, vocab_size: int) -> GPTConfig:
@@ -40,35 +63,81 @@ class Recipe:
             raise UsageError(f"the recipe's [model] is none: {error}") from error
 
 
-def read_recipe(name: str, changes: list[str] | tuple[str, ...] = ()) -> Recipe:
+def settings() -> dict[str, tuple[type | tuple[str, ...], str]]:
+    """The settings that are one value: name -> (its type, or the words it may be; what it means)."""
+    hints = get_type_hints(Recipe)
+    return {
+        f.name: (get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else hints[f.name], f.metadata["help"])
+        for f in dataclasses.fields(Recipe)
+        if "help" in f.metadata
+    }
+
+
+def read_recipe(name: str, changes: Sequence[str] = (), values: dict[str, Any] | None = None) -> Recipe:
     """A recipe that ships with gptx, by name, or a TOML file; `changes` are lines of TOML laid over it
-    ("steps=500", "model.n_layer=6"). UsageError names what is wrong with it."""
+    ("steps=500", "model.n_layer=6"), and `values` the same as a table. UsageError names what is wrong with it."""
     shipped = recipe_names()
     file = resources.files("gptx_models.recipes").joinpath(f"{name}.toml") if name in shipped else Path(name)
     try:
-        values = _parse(file.read_text("utf-8"), f"the recipe {name}")
+        read = _parse(file.read_text("utf-8"), f"the recipe {name}")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"no recipe {name}: give a TOML file, or one of {', '.join(shipped)}") from error
     for change in changes:
-        values = _laid_over(values, _parse(change, f"--set {change}"))
-    known = {f.name for f in fields(Recipe)}
-    problems = [f"unknown: {key}" for key in sorted(set(values) - known)]
-    problems += [f"missing: {key}" for key in ("model", "steps") if key not in values]
-    for key in ("model", "generation"):
-        if not isinstance(values.get(key, {}), dict):
-            problems.append(f"{key} is {values[key]!r}, expected a table")
-    for key in ("steps", "batch_size", "eval_every", "vocab_size"):
-        value = values.get(key, 1)
-        if not isinstance(value, int) or value < 1:
-            problems.append(f"{key} is {value!r}, expected a positive integer")
-    if problems:
-        raise UsageError(f"the recipe {name}: {'; '.join(problems)} (known settings: {', '.join(sorted(known))})")
-    return Recipe(**values)
+        read = _laid_over(read, _parse(change, f"--set {change}"))
+    read = _laid_over(read, values or {})
+    if problems := list(_problems(read)):
+        known = ", ".join(sorted(f.name for f in dataclasses.fields(Recipe)))
+        raise UsageError(f"the recipe {name}: {'; '.join(problems)} (known settings: {known})")
+    return Recipe(**read)
+
+
+def write_recipe(recipe: Recipe, file: Path) -> None:
+    """As TOML that read_recipe reads."""
+    values = dataclasses.asdict(recipe)
+    tables = {name: values.pop(name) for name in ("model", "generation")}
+    lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None)]
+    file.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def recipe_names() -> list[str]:
     folder = resources.files("gptx_models.recipes")
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def _problems(values: dict[str, Any]):
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    yield from (f"unknown: {key}" for key in sorted(set(values) - known))
+    yield from (f"missing: {key}" for key in ("model", "steps") if key not in values)
+    for key in ("model", "generation"):
+        if not isinstance(values.get(key, {}), dict):
+            yield f"{key} is {values[key]!r}, expected a table"
+    least = {f.name: f.metadata.get("at_least", 0) for f in dataclasses.fields(Recipe)}
+    for key, (kind, _) in settings().items():
+        if key not in values:
+            continue
+        value = values[key]
+        if isinstance(kind, tuple):
+            if value not in kind:
+                yield f"{key} is {value!r}, expected one of {', '.join(kind)}"
+        elif kind is float or kind is int:
+            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+            if not number or not value >= least[key]:
+                what = "a positive" if least[key] == 1 else f"{least[key]:g} or more, a"
+                yield f"{key} is {value!r}, expected {what} {'integer' if kind is int else 'number'}"
+        elif not isinstance(value, kind):
+            yield f"{key} is {value!r}, expected {'true or false' if kind is bool else 'a text'}"
+
+
+def _toml(value: Any) -> str:
+    if value == math.inf:
+        return "inf"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _parse(text: str, what: str) -> dict[str, Any]:

@@ -1,13 +1,30 @@
-"""`gptx train`: the options, and the commands that come next."""
+"""`gptx train`: the options, of which each setting of a recipe is one, and the commands that come next."""
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gptx.errors import UsageError
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting of a recipe that is one value; given, it is laid over the recipe's."""
+    from gptx_models.recipe import settings
+
+    for name, (kind, says) in reversed(settings().items()):
+        option = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            decorate = click.option(f"{option}/--no-{name.replace('_', '-')}", name, default=None, help=says)
+        else:
+            of: Any = click.Choice(kind) if isinstance(kind, tuple) else kind
+            decorate = click.option(option, name, type=of, help=says)
+        command = decorate(command)
+    return command
 
 
 @click.command()
@@ -16,16 +33,22 @@ from gptx.errors import UsageError
     "--out", type=click.Path(path_type=Path), default=Path("model"), show_default=True, help="Checkpoint folder."
 )
 @click.option("--recipe", default="minute", show_default=True, help="A shipped recipe's name, or a TOML file.")
-@click.option(
-    "--set", "changes", multiple=True, help="A setting over the recipe's, as TOML: steps=500, model.n_layer=6."
-)
+@click.option("--set", "changes", multiple=True, help="A setting of the model or of generation: model.n_layer=6.")
 @click.option("--list", "list_recipes", is_flag=True, help="Print the shipped recipes and stop.")
-@click.option("--validation", type=click.Path(path_type=Path), help="Text to validate on.  [default: the last tenth]")
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Text to validate on.  [default: the last tenth]",
+)
+@click.option("--field", default="text", show_default=True, help="The field of JSONL files that holds the text.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json.  [default: a BPE trained on FILES]")
 @click.option("--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint's weights.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="End after so long, schedule included.")
 @click.option("--licence", help="Licence of the text, for the model card.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2).")
 @click.option("--force", is_flag=True, help="Begin again: replace OUT, and the state of an earlier run.")
+@recipe_options
 def train(
     files: tuple[Path, ...],
     *,
@@ -33,46 +56,55 @@ def train(
     recipe: str,
     changes: tuple[str, ...],
     list_recipes: bool,
-    validation: Path | None,
+    validation: tuple[Path, ...],
+    field: str,
     tokenizer: Path | None,
     start: Path | None,
-    minutes: float | None,
     licence: str | None,
+    device: str,
+    shard: bool,
     force: bool,
+    **given: Any,
 ) -> None:
-    """Train a GPT on text FILES and write a checkpoint folder.
+    """Train a GPT on FILES and write a checkpoint folder.
 
-    Documents in a file are divided by <|endoftext|>. A run that was stopped goes on where it was when the same command
-    is given again: its state lies in OUT.run.
+    FILES are texts, JSONL, or folders of them, also as .xz, .gz or .zst; documents in a text are divided by
+    <|endoftext|>, and a file that is named twice counts twice. A run that was stopped goes on where it was when the same
+    command is given again: its state, metrics.csv and loss.png lie in OUT.run. On several GPUs or machines:
+    torchrun --nproc-per-node 8 -m gptx train FILES ...
     """
-    from gptx_models import train as loop
+    from gptx_models import train as training
     from gptx_models.recipe import read_recipe, recipe_names
+    from gptx_models.run_folder import run_folder
+    from gptx_models.state import STATE
+    from gptx_models.world import open_world
 
     if list_recipes:
         click.echo("\n".join(recipe_names()))
         return
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
-    chosen = read_recipe(recipe, changes)
-    if minutes is not None:
-        chosen = dataclasses.replace(chosen, minutes=minutes)
-    try:
-        done = loop.train(
-            list(files),
-            out,
-            chosen,
-            validation=validation,
-            tokenizer=tokenizer,
-            start=start,
-            licence=licence,
-            force=force,
-        )
-    except KeyboardInterrupt:
-        if (loop.run_folder(out) / loop.STATE).exists():
-            click.echo("stopped: the same command goes on from the last evaluation", err=True)
-        raise
-    click.echo(
-        f"{out}: {done.tokens / 1e6:.2f}M tokens in {done.seconds / 60:.1f} min, training loss {done.train_loss:.3f},"
-        f" validation loss {done.val_loss:.3f} ({done.bits_per_byte:.3f} bits a byte)"
-    )
-    click.echo(f'next: gptx export {out} {out}-onnx && gptx run -m {out}-onnx "Once upon a time"')
+    chosen = read_recipe(recipe, changes, {name: value for name, value in given.items() if value is not None})
+    with open_world(device, shard=shard) as world:
+        try:
+            done = training.train(
+                list(files),
+                out,
+                chosen,
+                validation=list(validation),
+                field=field,
+                tokenizer=tokenizer,
+                start=start,
+                licence=licence,
+                force=force,
+                world=world,
+            )
+        except KeyboardInterrupt:
+            if world.is_main and (run_folder(out) / STATE).exists():
+                click.echo("stopped: the same command goes on from here", err=True)
+            raise
+        if world.is_main:
+            click.echo(f"{out}: {done.tokens / 1e6:.2f}M tokens in {done.seconds / 60:.1f} min, {done}")
+            prompt, text = training.example(out, chosen)
+            click.echo(text)
+            click.echo(f"next: gptx export {out} {out}-onnx && gptx run -m {out}-onnx {shlex.quote(prompt)}")

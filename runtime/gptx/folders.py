@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import uuid
@@ -73,6 +74,17 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Set right what a process that was killed while new_folder(path) swapped folders has left beside `path`."""
+    path = Path(os.path.abspath(path))
+    begins = f".{path.name}."
+    for left in sorted(path.parent.glob(f"{glob.escape(begins)}????????.*")) if path.parent.is_dir() else ():
+        if left.suffix == ".old" and not path.exists():
+            os.rename(left, path)
+        elif left.suffix in (".old", ".part"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def check_apart(source: Path, out: Path) -> None:

@@ -1,0 +1,39 @@
+"""Text from a GPT in PyTorch, for a look at how training goes. (What runs elsewhere is the exported model.)"""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from gptx_models.model import GPT, Cached, Past
+
+
+@torch.no_grad()
+def sample(
+    gpt: GPT, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 60, temperature: float = 0.8, end: int | None = None
+) -> str:
+    """The prompt and what goes on from it, drawn with a seed of its own: the training's random numbers stay as they are.
+
+    An empty prompt begins after `end`, as a document does.
+    """
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [0 if end is None else end]
+    kept, draw = list(ids), torch.Generator().manual_seed(0)
+    gpt.eval()
+    past: Past | None = None
+    new = torch.tensor([ids])
+    for _ in range(min(n_tokens, gpt.config.n_ctx - len(ids))):
+        logits, past = _next(gpt, new, past)
+        chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
+        if chosen == end:
+            break
+        kept.append(chosen)
+        new = torch.tensor([[chosen]])
+    return tokenizer.decode(kept)
+
+
+def _next(gpt: GPT, new: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+    held = past[0][0].shape[2] if past else 0
+    position_ids = torch.arange(held, held + new.shape[1])[None]
+    attend = Cached(gpt, position_ids, past=past)
+    return gpt(new, position_ids, attend)[0, -1].float(), attend.present
