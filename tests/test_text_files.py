@@ -145,7 +145,7 @@ TEXT = "Once upon a time there was a king who had three daughters.\n" * 30
         ("a.txt", " \n<|endoftext|>\n", "there is no text in "),
         ("a.pdf", "one", "a.pdf is of an unknown kind: .txt, .md, .jsonl, or one of these with .xz, .gz, .zst"),
         ("a.xz", "one", "a.xz is of an unknown kind"),
-        ("folder/a.pdf", "one", "folder is a folder without text: .txt"),
+        ("folder/a.pdf", "one", "folder is a folder without a file to read: .txt"),
         *((f"a.txt{kind}", None, f"a.txt{kind} is broken, or no {kind} file: ") for kind in (".xz", ".gz", ".zst")),
         *((f"a.txt{kind}", "cut", f"a.txt{kind} is broken: it ends in the middle") for kind in (".xz", ".gz", ".zst")),
     ],

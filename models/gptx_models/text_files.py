@@ -11,11 +11,10 @@ from pathlib import Path
 
 from gptx.errors import UsageError
 from gptx_models.packed_text import PACKINGS, Read, divided, ending, pieces
-from gptx_models.records import json_lines, kind
+from gptx_models.records import json_lines, kind_of
 
 END_OF_TEXT = "<|endoftext|>"
 TEXTS = (".txt", ".md", ".jsonl")
-_KINDS = f"{', '.join(TEXTS)}, or one of these with {', '.join(PACKINGS)}"
 LONGEST = 1 << 23  # characters; a longer document is handed out in parts, as documents of their own
 
 
@@ -34,21 +33,22 @@ def documents(paths: Sequence[Path], *, field: str = "text", read: Read | None =
         raise UsageError(f"there is no text in {', '.join(map(str, paths))}")
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
+def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Path]:
     """The files, and those in and under the folders, sorted by name; hidden ones and files of other kinds in folders are
     left out. A path that is named twice counts twice."""
     files: list[Path] = []
+    known = f"{', '.join(kinds)}, or one of these with {', '.join(PACKINGS)}"
     for path in paths:
         if path.is_dir():
-            inside = sorted(file.relative_to(path) for file in path.rglob("*") if ending(file) in TEXTS)
+            inside = sorted(file.relative_to(path) for file in path.rglob("*") if ending(file) in kinds)
             shown = [path / file for file in inside if not any(part.startswith(".") for part in file.parts)]
             if not (shown := [file for file in shown if file.is_file()]):
-                raise UsageError(f"{path} is a folder without text: {_KINDS} is expected")
+                raise UsageError(f"{path} is a folder without a file to read: {known} is expected")
             files += shown
         elif not path.exists():
-            raise UsageError(f"{path} is missing: a text file or a folder of them is expected")
-        elif ending(path) not in TEXTS:
-            raise UsageError(f"{path} is of an unknown kind: {_KINDS} is expected")
+            raise UsageError(f"{path} is missing: a file or a folder is expected")
+        elif ending(path) not in kinds:
+            raise UsageError(f"{path} is of an unknown kind: {known} is expected")
         else:
             files.append(path)
     return files
@@ -60,7 +60,7 @@ def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
             if field not in record:
                 raise UsageError(f"{place} has no field {field}; it has {', '.join(record) or 'none'}")
             if not isinstance(text := record[field], str):
-                raise UsageError(f"{place}: the field {field} is a {kind(text)}, text is expected")
+                raise UsageError(f"{place}: the field {field} is a {kind_of(text)}, text is expected")
             yield text
     else:
         yield from divided(pieces(file, read), END_OF_TEXT, longest=LONGEST)
