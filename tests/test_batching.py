@@ -80,6 +80,6 @@ def test_epochs_and_seeds_differ_and_little_is_padding():
     assert sorted(map(sorted, epoch(1, 0))) != sorted(map(sorted, epoch(1, 1)))  # other rows meet, too
     batch = row_batches(rows, batch_size=16, seed=1)
     padding = sum(int((batch(step)[0] == 0).sum()) for step in range(steps))
-    assert padding < 0.1 * sum(lengths)  # of which rounding up to multiples of 8 is 0.035; without sorting it is 0.9
+    assert padding < 0.04 * sum(lengths)  # without sorting it is 0.9
     by_place = [float(batch(step)[0].shape[1]) for step in range(steps)]
     assert abs(np.corrcoef(by_place, range(steps))[0, 1]) < 0.3  # not the short ones first

@@ -16,7 +16,6 @@ import torch
 from gptx_models.loss import IGNORED
 
 POOL = 50  # batches whose rows are sorted by length together: more waste less, and mix the rows less
-MULTIPLE = 8  # lengths that padding leads to: fewer shapes to compile
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ def row_batches(
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = plan(step // steps)[step % steps]
-        return padded([rows[at] for at in chosen], batch_size, longest=int(lengths.max()))
+        return padded([rows[at] for at in chosen], batch_size)
 
     return batch
 
@@ -62,13 +61,12 @@ def all_rows(rows: Sequence[Row], *, batch_size: int) -> Iterator[tuple[torch.Te
     """Every row once, the longest first: what does not fit into memory shows at once."""
     ordered = sorted(rows, key=lambda row: -len(row.inputs))
     for first in range(0, len(ordered), batch_size):
-        yield padded(ordered[first : first + batch_size], batch_size, longest=len(ordered[0].inputs))
+        yield padded(ordered[first : first + batch_size], batch_size)
 
 
-def padded(rows: Sequence[Row], batch_size: int, *, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(inputs, targets), each (batch_size, S) int64. longest: S is not more, though it be no MULTIPLE."""
+def padded(rows: Sequence[Row], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs, targets), each (batch_size, S) int64, S being the length of the longest."""
     length = max(len(row.inputs) for row in rows)
-    length = min(-(-length // MULTIPLE) * MULTIPLE, longest)
     inputs = np.zeros((batch_size, length), np.int64)  # (B, S)
     targets = np.full((batch_size, length), IGNORED)
     for at, row in enumerate(rows):

@@ -28,6 +28,15 @@ class Tokenizer:
         except (UnicodeError, TypeError) as error:  # half a surrogate pair, or no text at all
             raise PromptError(f"the prompt is not text that can be encoded: {error}") from error
 
+    def continuation(self, prompt: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids that follow the prompt's own where `text` goes on from it: what a model is taught to say, and what a
+        label is scored by. Alone, a SentencePiece tokenizer would put one more space before the text."""
+        ids = self.encode(prompt, add_special_tokens=add_special_tokens)
+        whole = self.encode(prompt + text, add_special_tokens=add_special_tokens)
+        if whole[: len(ids)] == ids:
+            return whole[len(ids) :]
+        return self.encode(text, add_special_tokens=False)  # else one token would hold the prompt's end and the text
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
