@@ -138,7 +138,7 @@ def test_conversations_in_both_forms(tmp_path: Path):
         ("classify", "a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}', "a.jsonl, line 2 has no field label"),
         ("completion", "a.json", '{"prompt": ""}', "a.json is a JSON object: a list of records is expected"),
         ("completion", "a.json", "[3]", "a.json, record 1 is a JSON number: an object is expected"),
-        ("completion", "a.json", "[\n{,}]", "a.json is not JSON: Expecting property name enclosed in double quotes (line 2"),
+        ("completion", "a.json", "[\n{,}]", "a.json is not JSON: Expecting property name enclosed in double quotes"),
         ("completion", "a.json", "{}\n{}", "(line 2, column 1); a file with a record a line is"),
         ("completion", "a.jsonl", "{}", "line 1 has no fields, and completion needs prompt and completion or"),
         ("completion", "a.jsonl", '{"prompt": [3], "completion": ""}', "line 1: the field prompt is a list, text"),
