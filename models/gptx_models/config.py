@@ -47,6 +47,7 @@ class GPTConfig:
     head_bias: bool = False
     tied: bool = True  # the head is the token embedding, transposed
     dropout: float = 0.0
+    n_class: int = 0  # outputs of a classification head, which is never tied; 0: a language model
 
     def __post_init__(self) -> None:
         for name, value in (

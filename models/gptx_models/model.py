@@ -117,8 +117,9 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = Norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        if config.tied:
+        outputs = config.n_class or config.vocab_size
+        self.head = nn.Linear(config.n_embd, outputs, bias=config.head_bias and not config.n_class)
+        if config.tied and not config.n_class:
             self.head.weight = self.wte.weight
         self.apply(self._init)
 
