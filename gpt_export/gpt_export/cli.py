@@ -64,7 +64,7 @@ def export(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Export SOURCE, a checkpoint folder or whatever `gptx import` takes, to the artifact folder OUT.
+    """Export SOURCE, a checkpoint folder, a LoRA adapter or whatever `gptx import` takes, to the artifact folder OUT.
 
     The graph is compared with PyTorch on a proof text before anything is written, and the certificate travels with it.
     """
@@ -94,6 +94,11 @@ def export(
     beside = next(parent for parent in out.absolute().parents if parent.exists())
     with _scratch(beside) as scratch:
         checkpoint = Path(source)
+        if kind_of(checkpoint) == "adapter":
+            from gptx_models.merge import merge
+
+            checkpoint = scratch / "checkpoint"
+            merge(Path(source), checkpoint)
         if tokenizer or not _ready(checkpoint):
             from gptx_models.importers import import_checkpoint
 

@@ -93,6 +93,8 @@ def _raw_config(folder: Path) -> dict[str, Any]:
             f"{folder} is an ONNX artifact, not a checkpoint: run it with `gptx run -m {folder}`, "
             f"or make it smaller with `gptx quantize {folder} OUT`"
         )
+    if kind == "adapter":
+        raise CheckpointError(f"{folder} is a LoRA adapter, not a checkpoint: gptx merge {folder} OUT makes one of it")
     if kind != "checkpoint":
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
     return read_json(folder / "config.json")

@@ -18,6 +18,7 @@ from gptx_models.state import STATE
 from gptx_models.tensor_files import read_json
 
 RUN = "run.json"
+RECIPE = "recipe.toml"  # of the checkpoint
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 

@@ -22,12 +22,10 @@ from gptx_models.data import all_windows, random_windows
 from gptx_models.loop import Material, Outcome, loop
 from gptx_models.model import GPT
 from gptx_models.recipe import Recipe, write_recipe
-from gptx_models.run_folder import begin, is_begun, open_run, run_folder
+from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
 from gptx_models.sample import sample
 from gptx_models.tensor_files import read_json, sha256
 from gptx_models.world import World
-
-RECIPE = "recipe.toml"
 
 
 def train(
@@ -130,9 +128,10 @@ def save(
 
 
 def example(out: Path, recipe: Recipe) -> tuple[str, str]:
-    """A prompt (the recipe's, else the first words that were validated on) and what the checkpoint makes of it."""
+    """A prompt (the recipe's, else the beginning of a line that was validated on) and what the checkpoint makes of it."""
     data = corpus.read(run_folder(out))
-    opening = data.tokenizer.decode(data.val[:50].tolist())
+    lines = data.tokenizer.decode(data.val[:300].tolist()).split("\n")
+    opening = next((line for line in lines[1:] if len(line.split()) > 3), lines[0])
     prompt = recipe.sample or " ".join(opening.split()[:3])
     return prompt, sample(load_model(out), data.tokenizer, prompt, end=data.end)
 

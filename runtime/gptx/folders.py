@@ -17,15 +17,18 @@ from gptx.errors import OutputError, UsageError
 MANIFEST = "gptx.json"
 
 
-def kind_of(path: Path) -> Literal["artifact", "checkpoint", "folder", "file", "missing"]:
-    """What stands at a path: an artifact has our manifest, a checkpoint a config.json and no graph."""
+def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
+    """What stands at a path: an artifact has our manifest, a checkpoint a config.json and no graph, a LoRA adapter
+    an adapter_config.json alone."""
     if not os.path.exists(path):  # not Path.exists(), which raises for a name that is too long
         return "missing"
     if not path.is_dir():
         return "file"
     if (path / MANIFEST).exists():
         return "artifact"
-    return "checkpoint" if (path / "config.json").exists() else "folder"
+    if (path / "config.json").exists():
+        return "checkpoint"
+    return "adapter" if (path / "adapter_config.json").exists() else "folder"
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
     """Yield an empty folder beside `path` that takes its place when the block ends well, and is removed when it does not.
 
     `needed` bytes must be free there. An existing `path` is refused without `force`; with it, only an empty folder or
-    one that gptx or Hugging Face wrote (it has gptx.json or config.json) is replaced. Raises OutputError.
+    one that gptx, Hugging Face or PEFT wrote (it has a manifest or a config) is replaced. Raises OutputError.
     """
     path = Path(os.path.abspath(path))
     check_output(path, force=force, needed=needed)

@@ -1,0 +1,166 @@
+"""gptx finetune: a checkpoint, examples and a task in; a checkpoint or a LoRA adapter out, judged before and after.
+
+The rows are `rows`', the steps are `loop`'s, and what is judged is what the runtime will do with the task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptx.cpu import cpu_name
+from gptx.errors import UsageError
+from gptx.folders import new_folder
+from gptx.progress import note
+from gptx.task import FILE as TASK_FILE
+from gptx.task import Task, task_json
+from gptx_models.batching import all_rows, row_batches, steps_per_epoch
+from gptx_models.checkpoint import SOURCE, load_config, load_model, save_checkpoint, write_json
+from gptx_models.curve import METRICS, PICTURE
+from gptx_models.loop import Material, Outcome, evaluate, loop
+from gptx_models.lora import Lora, add_lora
+from gptx_models.loss import Objective
+from gptx_models.metrics import perplexity
+from gptx_models.model import GPT
+from gptx_models.peft_files import load_adapter, save_adapter
+from gptx_models.recipe import Recipe, write_recipe
+from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
+from gptx_models.study import Study
+from gptx_models.tensor_files import read_json, sha256
+from gptx_models.world import World
+
+
+@dataclass(frozen=True)
+class Result:
+    before: dict[str, float]
+    after: dict[str, float]
+    outcome: Outcome
+
+
+def finetune(
+    base: Path,
+    study: Study,
+    out: Path,
+    recipe: Recipe,
+    *,
+    epochs: float | None,
+    lora: Lora | None,
+    licence: str | None = None,
+    force: bool = False,
+    world: World | None = None,
+) -> Result:
+    """Fine-tune the checkpoint `base` and write `out`: a checkpoint, or with `lora` an adapter in PEFT's format.
+
+    epochs: how often each row is learnt; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
+    on with.
+    """
+    world = world or World(torch.device("cpu"))
+    recipe = _in_epochs(recipe, epochs, len(study.train))
+    if world.is_main:
+        run = open_run(out, force=force)
+        whole_origin = {
+            "base": sha256(base / "model.safetensors"),
+            "lora": lora and dataclasses.asdict(lora),
+            **study.origin,
+        }
+        if not is_begun(run, whole_origin):
+            begin(run, whole_origin)
+    world.wait()
+    run = run_folder(out)
+    gpt = _model(base, study.task, recipe, lora)
+    material = Material(
+        batch=row_batches(study.train, batch_size=recipe.batch_size, seed=recipe.seed),
+        validation=lambda: all_rows(study.val, batch_size=recipe.batch_size),
+        bytes_per_token=study.bytes_per_token,
+        masked=True,
+    )
+    before = _judged(gpt, study, material, recipe, world) if world.is_main else {}
+    source = {
+        "format": "gptx-finetune",
+        "base": read_json(base / SOURCE) if (base / SOURCE).exists() else {"name": base.name},
+        "task": study.task.kind,
+        "licence": licence,
+        "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf},
+        "before": before,
+        "cpu": cpu_name(),
+    }
+
+    def evaluated(gpt: GPT, outcome: Outcome) -> None:
+        if outcome.best:
+            _save(gpt, outcome, base, out, study, source, lora, recipe)
+
+    outcome = loop(gpt, material, recipe, run, world, evaluated=evaluated)
+    after: dict[str, float] = {}
+    if world.is_main:
+        best = load_adapter(out, base) if lora else load_model(out)
+        after = _judged(best, study, material, recipe, world)
+        note("; ".join(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in after))
+    return Result(before, after, outcome)
+
+
+def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int) -> Recipe:
+    """The recipe with as many steps as the epochs have, and at least four evaluations."""
+    steps = recipe.steps if epochs is None else math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
+    return dataclasses.replace(
+        recipe,
+        steps=max(steps, 1),
+        warmup=min(recipe.warmup, steps // 10),
+        eval_every=max(1, min(recipe.eval_every, steps // 4)),
+    )
+
+
+def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
+    """The base with the recipe's dropout, with a new head where the task has one, with LoRA where it is asked for."""
+    if unknown := sorted(set(recipe.model) - {"dropout"}):
+        raise UsageError(f"the base decides the model's {', '.join(unknown)}: only model.dropout can be set")
+    loaded, config = load_model(base), load_config(base)
+    n_class = len(task.labels) if task.head else 0
+    torch.manual_seed(recipe.seed)
+    gpt = GPT(dataclasses.replace(config, n_class=n_class, **recipe.model))
+    weights = {name: value for name, value in loaded.state_dict().items() if not (n_class and name.startswith("head."))}
+    gpt.load_state_dict(weights, strict=not n_class)
+    return add_lora(gpt, lora) if lora else gpt
+
+
+def _judged(gpt: GPT, study: Study, material: Material, recipe: Recipe, world: World) -> dict[str, float]:
+    """The task's own figures; of all but a head also the perplexity of what is to be answered."""
+    alone = World(world.device)
+    figures = (
+        {}
+        if study.task.head
+        else {"perplexity": perplexity(evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone))}
+    )
+    figures |= study.judge(gpt.cpu())
+    return figures
+
+
+def _save(
+    gpt: GPT,
+    outcome: Outcome,
+    base: Path,
+    out: Path,
+    study: Study,
+    source: dict[str, Any],
+    lora: Lora | None,
+    recipe: Recipe,
+) -> None:
+    source = {**source, "training": dataclasses.asdict(outcome)}
+    generation_file = base / "generation_config.json"
+    generation = read_json(generation_file) if generation_file.exists() else {}
+    if study.eos_token_id:
+        generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+    with new_folder(out, force=True) as folder:
+        if lora:
+            save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
+        else:
+            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation)
+        write_json(folder / TASK_FILE, task_json(study.task))
+        write_recipe(recipe, folder / RECIPE)
+        for name in (METRICS, PICTURE):
+            shutil.copyfile(run_folder(out) / name, folder / name)

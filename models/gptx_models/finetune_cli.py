@@ -1,0 +1,130 @@
+"""`gptx finetune`: the options, and the commands that come next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptx.errors import UsageError
+from gptx_models.train_cli import recipe_options
+
+KINDS = ("text", "completion", "chat", "classify", "summarize")
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--task", type=click.Choice(KINDS), required=True, help="What is learnt.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint or adapter folder.")
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), help="How often each example is learnt.  [default: 2]"
+)
+@click.option("--lora", is_flag=True, help="Train a LoRA adapter (PEFT's format) instead of all weights.")
+@click.option("--rank", type=click.IntRange(min=1), default=16, show_default=True, help="Of LoRA.")
+@click.option("--alpha", type=click.FloatRange(min=0, min_open=True), help="Of LoRA.  [default: twice the rank]")
+@click.option("--targets", help="Modules that LoRA adapts, by comma: q_proj,v_proj; or all-linear.  [default: PEFT's]")
+@click.option("--lora-dropout", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option("--head", is_flag=True, help="classify: a new head with an output a label, not the labels' tokens.")
+@click.option("--template", help="What is asked, with {text} in it; the answer follows after a space.")
+@click.option("--fields", help="The fields of the files: text=sentence,label=category.")
+@click.option("--validation", type=click.Path(path_type=Path), multiple=True, help="[default: every tenth example]")
+@click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Longest row, in tokens.")
+@click.option(
+    "--judge",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Examples that are answered before and after.",
+)
+@click.option("--recipe", default="finetune", show_default=True, help="A shipped recipe's name, or a TOML file.")
+@click.option("--set", "changes", multiple=True, help="A setting of the model or of generation: model.dropout=0.1.")
+@click.option("--licence", help="Licence of the examples, for the model card.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2).")
+@click.option("--force", is_flag=True, help="Begin again: replace OUT, and the state of an earlier run.")
+@recipe_options
+def finetune(
+    base: Path,
+    files: tuple[Path, ...],
+    *,
+    task: Any,
+    out: Path,
+    epochs: float | None,
+    lora: bool,
+    rank: int,
+    alpha: float | None,
+    targets: str | None,
+    lora_dropout: float,
+    head: bool,
+    template: str | None,
+    fields: str | None,
+    validation: tuple[Path, ...],
+    context: int,
+    judge: int,
+    recipe: str,
+    changes: tuple[str, ...],
+    licence: str | None,
+    device: str,
+    shard: bool,
+    force: bool,
+    **given: Any,
+) -> None:
+    """Fine-tune the checkpoint BASE on FILES (JSONL, JSON, CSV, TSV; text for --task text; also as .xz, .gz, .zst).
+
+    text: goes on with it. completion: {"prompt", "completion"} or {"instruction", "input", "output"}; only the answer is
+    learnt. chat: {"messages": [{"role", "content"}]} through the chat template; the assistant's turns are learnt.
+    classify: {"text", "label"}. summarize: {"text", "summary"}. The figures before and after stand in OUT.
+    """
+    from gptx.folders import check_apart
+    from gptx_models.checkpoint import load_config
+    from gptx_models.examples import parse_fields
+    from gptx_models.finetune import finetune as run
+    from gptx_models.lora import Lora
+    from gptx_models.recipe import read_recipe
+    from gptx_models.study import study, words_of
+    from gptx_models.world import open_world
+
+    if head and task != "classify":
+        raise UsageError(f"--head classifies: it does not go with --task {task}")
+    if fields and task == "text":
+        raise UsageError("--fields names fields of records, and --task text reads none")
+    check_apart(base, out)
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "learning_rate" not in settings and lora and recipe == "finetune":
+        settings["learning_rate"] = 2.5e-4
+    chosen = read_recipe(recipe, changes, settings)
+    config = load_config(base)
+    made = study(
+        words_of(base, config.vocab_size),
+        files,
+        task,
+        n_ctx=min(context, config.n_ctx),
+        validation=validation,
+        fields=parse_fields(fields, task) if fields else None,
+        template=template,
+        head=head,
+        judged=judge,
+    )
+    adapter = None
+    if lora:
+        names = tuple(targets.split(",")) if targets else None
+        adapter = Lora(rank=rank, alpha=alpha or 2 * rank, targets=names, dropout=lora_dropout)
+    with open_world(device, shard=shard) as world:
+        done = run(
+            base,
+            made,
+            out,
+            chosen,
+            epochs=epochs or (None if "steps" in settings else 2.0),
+            lora=adapter,
+            licence=licence,
+            force=force,
+            world=world,
+        )
+        if world.is_main:
+            for name, value in done.after.items():
+                click.echo(f"{name}: {done.before[name]:.4f} before, {value:.4f} after")
+            click.echo(f"{out}: {done.outcome.tokens / 1e6:.2f}M tokens in {done.outcome.seconds / 60:.1f} min")
+            click.echo(f"next: gptx export {out} {out}-onnx")
