@@ -80,7 +80,7 @@ def finetune(
         bytes_per_token=study.bytes_per_token,
         masked=True,
     )
-    before = _judged(gpt, study, material, recipe, world) if world.is_main else {}
+    before = _judged(gpt, False, study, material, recipe, world) if world.is_main else {}
     source = {
         "format": "gptx-finetune",
         "base": read_json(base / SOURCE) if (base / SOURCE).exists() else {"name": base.name},
@@ -99,7 +99,7 @@ def finetune(
     after: dict[str, float] = {}
     if world.is_main:
         best = load_adapter(out, base) if lora else load_model(out)
-        after = _judged(best, study, material, recipe, world)
+        after = _judged(best, True, study, material, recipe, world)
         note("; ".join(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in after))
     return Result(before, after, outcome)
 
@@ -128,7 +128,7 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     return add_lora(gpt, lora) if lora else gpt
 
 
-def _judged(gpt: GPT, study: Study, material: Material, recipe: Recipe, world: World) -> dict[str, float]:
+def _judged(gpt: GPT, taught: bool, study: Study, material: Material, recipe: Recipe, world: World) -> dict[str, float]:
     """The task's own figures; of all but a head also the perplexity of what is to be answered."""
     alone = World(world.device)
     figures = (
@@ -136,7 +136,7 @@ def _judged(gpt: GPT, study: Study, material: Material, recipe: Recipe, world: W
         if study.task.head
         else {"perplexity": perplexity(evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone))}
     )
-    figures |= study.judge(gpt.cpu())
+    figures |= study.judge(gpt.cpu(), taught)
     return figures
 
 

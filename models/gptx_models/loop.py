@@ -177,15 +177,12 @@ def update(
     pieces = list(zip(inputs[mine].chunk(recipe.accumulate), targets[mine].chunk(recipe.accumulate)))
     model.train()
     loss = torch.zeros((), device=world.device)
-    for last, (piece, answers) in ((i == len(pieces) - 1, pair) for i, pair in enumerate(pieces)):
-        world.synchronize(model, last)
-        with torch.autocast(world.device.type, _AUTOCAST.get(recipe.precision), enabled=recipe.precision != "fp32"):
-            total = model(_moved(piece, world.device), _moved(answers, world.device))
-        share = total / taught
-        scaler.scale(
-            share * world.size
-        ).backward()  # the processes' gradients are averaged, and these are parts of a sum
-        loss += share.detach()
+    for at, (piece, answers) in enumerate(pieces, 1):
+        world.synchronize(model, at == len(pieces))
+        with autocast(world, recipe):
+            part = model(_moved(piece, world.device), _moved(answers, world.device)) / taught
+        scaler.scale(part * world.size).backward()  # gradients are averaged over processes, and these parts add up
+        loss += part.detach()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -196,7 +193,9 @@ def update(
     return loss, norm
 
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+def autocast(world: World, recipe: Recipe) -> torch.autocast:
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(world.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds)
 
 
 @torch.no_grad()
@@ -206,7 +205,7 @@ def evaluate(objective: Objective, material: Material, recipe: Recipe, world: Wo
     total, count = torch.zeros((), dtype=torch.float64), 0
     mine = slice(world.rank, None, world.size)
     for inputs, targets in material.validation():
-        with torch.autocast(world.device.type, _AUTOCAST.get(recipe.precision), enabled=recipe.precision != "fp32"):
+        with autocast(world, recipe):
             total += objective(_moved(inputs[mine], world.device), _moved(targets[mine], world.device)).item()
         count += int((targets != IGNORED).sum())
     return float(world.total(total.float().to(world.device))) / count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, force: bool = F
     check_output(out, force=force)
     gpt = load_adapter(adapter, base)
     generation = next((read_json(f / "generation_config.json") for f in (adapter, base) if _has_generation(f)), {})
-    source = {"format": "gptx-merge", "name": adapter.name}
+    source: dict[str, Any] = {"format": "gptx-merge", "name": adapter.name}
     for name, folder in (("adapter", adapter), ("base", base)):
         source[name] = read_json(folder / SOURCE) if (folder / SOURCE).exists() else {"name": folder.name}
     with new_folder(out, force=force) as folder:

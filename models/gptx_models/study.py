@@ -29,7 +29,7 @@ from gptx_models.tensor_files import sha256
 from gptx_models.text_files import TEXTS, documents, files_of
 
 SUMMARY_TOKENS = 96  # of a summary that is judged, at most a quarter of the context
-Judge = Callable[[GPT], dict[str, float]]
+Judge = Callable[[GPT, bool], dict[str, float]]  # a model, and whether it has learnt the task
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _of_text(
         Task("text"),
         train=windows(ids),
         val=windows(held_out),
-        judge=lambda _: {},
+        judge=lambda *_: {},
         origin=origin,
         eos_token_id=words.ends,
         bytes_per_token=len(text.encode()) / len(held_out),
@@ -160,15 +160,18 @@ def _encoded(words: Words, files: Sequence[Path]) -> np.ndarray:
 
 def _judge(task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> Judge:
     if task.kind == "classify":
-        return lambda gpt: _classified(gpt, task, words, examples, n_ctx)
+        return lambda gpt, taught: _classified(gpt, taught, task, words, examples, n_ctx)
     if task.kind == "summarize":
-        return lambda gpt: _summarized(gpt, task, words, examples, n_ctx)
-    return lambda _: {}
+        return lambda gpt, _: _summarized(gpt, task, words, examples, n_ctx)
+    return lambda *_: {}
 
 
-def _classified(gpt: GPT, task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> dict[str, float]:
+def _classified(
+    gpt: GPT, taught: bool, task: Task, words: Words, examples: Sequence[Example], n_ctx: int
+) -> dict[str, float]:
     asked = prompt(task.template, "a") if task.template else "a"
-    labels = [words.tokenizer.continuation(asked, answer_text(label, task)) for label in task.labels]
+    end = words.ends[:1] if taught else []  # which the rows end with: it tells "card" from "card lost"
+    labels = [[*words.tokenizer.continuation(asked, answer_text(label, task)), *end] for label in task.labels]
     room = n_ctx - max(map(len, labels))
     said, expected = [], []
     with stage(f"Classifying {len(examples)} texts", total=len(examples)) as advance:

@@ -104,4 +104,4 @@ def distributed(objective: Objective, world: World) -> nn.Module:
         return DistributedDataParallel(objective)
     for block in objective.gpt.blocks:
         fully_shard(block)
-    return fully_shard(objective)
+    return cast(nn.Module, fully_shard(objective))
