@@ -1,0 +1,46 @@
+"""gptx's own loop, as `gptx train` runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lesson import BETAS, CLIP, WEIGHT_DECAY, Batch, Lesson, main
+
+from gptx_models.config import GPTConfig
+from gptx_models.hf_layout import LAYOUTS
+from gptx_models.loop import Material, loop
+from gptx_models.recipe import Recipe
+from gptx_models.weights import TensorSource, build
+from gptx_models.world import World
+
+
+def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
+    recipe = Recipe(
+        model=lesson.shape,
+        steps=lesson.all_steps,
+        batch_size=lesson.batch_size,
+        learning_rate=lesson.learning_rate,
+        schedule="constant",
+        warmup=0,
+        weight_decay=WEIGHT_DECAY,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        clip=CLIP,
+        precision=lesson.precision,  # type: ignore[arg-type]
+        compile=lesson.compile,
+        eval_every=lesson.all_steps,  # once, after the clock has stopped
+    )
+    tensors = lesson.weights()
+    source = TensorSource("the lesson", {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+    gpt = build(GPTConfig.from_dict(lesson.shape), LAYOUTS["gpt2"], source)
+    material = Material(batch, lesson.held_out)
+    with tempfile.TemporaryDirectory(prefix="gptx-loop-") as run:
+        world = World(torch.device(lesson.device))
+        return loop(gpt, material, recipe, Path(run), world, evaluated=lambda *_: None).val_loss
+
+
+if __name__ == "__main__":
+    main(train)
