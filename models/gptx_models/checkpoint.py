@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ def save_checkpoint(
     tokenizer_files: Path | None,
     source: dict[str, Any],
     generation: dict[str, Any] | None,
+    labels: Sequence[str] = (),
 ) -> Family:
     """Write a checkpoint folder, and return which family config.json names.
 
     `tokenizer_files` is a folder whose tokenizer files are copied, or a tokenizer.json; `source` becomes
     gptx_source.json; `generation` (bos_token_id, eos_token_id, do_sample, ...) becomes generation_config.json.
+    `labels` are the classes of a head.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     generation = generation or {}
     family = family_of(model.config)
     tokens = {name: generation.get(name) for name in _TOKENS}
-    write_json(folder / "config.json", write_config(model.config, family, tokens))
+    write_json(folder / "config.json", write_config(model.config, family, tokens, labels))
     write_json(folder / "generation_config.json", generation)
     write_json(folder / SOURCE, source)
     if tokenizer_files is not None:

@@ -111,7 +111,7 @@ def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int) -> Recipe:
         recipe,
         steps=max(steps, 1),
         warmup=min(recipe.warmup, steps // 10),
-        eval_every=max(1, min(recipe.eval_every, steps // 4)),
+        eval_every=max(1, min(recipe.eval_every, math.ceil(steps / 4))),
     )
 
 
@@ -159,7 +159,8 @@ def _save(
         if lora:
             save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
         else:
-            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation)
+            labels = study.task.labels if study.task.head else ()
+            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation, labels=labels)
         write_json(folder / TASK_FILE, task_json(study.task))
         write_recipe(recipe, folder / RECIPE)
         for name in (METRICS, PICTURE):

@@ -36,7 +36,7 @@ KINDS = ("text", "completion", "chat", "classify", "summarize")
     type=click.IntRange(min=1),
     default=200,
     show_default=True,
-    help="Examples that are answered before and after.",
+    help="Examples that are judged by, from all over the validation's.",
 )
 @click.option("--recipe", default="finetune", show_default=True, help="A shipped recipe's name, or a TOML file.")
 @click.option("--set", "changes", multiple=True, help="A setting of the model or of generation: model.dropout=0.1.")

@@ -6,7 +6,8 @@ What a GPTConfig cannot say is refused by name, so that no model is ever compute
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from gptx.errors import CheckpointError
@@ -35,7 +36,7 @@ def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
     fields = _Fields(raw, where)
     if raw.get("quantization_config"):
         fields.problems.append("the weights are quantized (quantization_config), expected fp32, fp16 or bf16 weights")
-    values = readers[kind](fields)
+    values = readers[kind](fields) | _head(fields)
     if fields.problems:
         raise CheckpointError(f"{where}: {'; '.join(fields.problems)}")
     try:
@@ -80,6 +81,17 @@ class _Fields:
         if found not in known:
             self.problems.append(f"{name} is {found!r}, expected one of {', '.join(known)}")
         return known.get(found, "relu")
+
+
+def _head(fields: _Fields) -> dict[str, Any]:
+    """The classes of a ForSequenceClassification; nothing of a language model."""
+    names = fields.raw.get("architectures") or [""]
+    if not str(names[0]).endswith(_CLASSIFIER):
+        return {}
+    return {"n_class": len(fields.get("id2label", {})) or fields.get("num_labels", 2)}  # 2: Hugging Face's default
+
+
+_CLASSIFIER = "ForSequenceClassification"
 
 
 def _gpt2(fields: _Fields) -> dict[str, Any]:
@@ -167,7 +179,7 @@ def _gptx(fields: _Fields) -> dict[str, Any]:
     return {name: value for name, value in fields.raw.items() if name not in _NOT_GPTX}
 
 
-_NOT_GPTX = ("model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+_NOT_GPTX = ("model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -230,13 +242,29 @@ def _not_llama(config: GPTConfig) -> Iterator[str]:
         yield f"{config.activation} with rope"
 
 
-def write_config(config: GPTConfig, family: Family, tokens: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of a family; `tokens` holds bos_token_id, eos_token_id and pad_token_id, each may be None."""
+def write_config(
+    config: GPTConfig, family: Family, tokens: dict[str, Any], labels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The config.json of a family; `tokens` holds bos_token_id, eos_token_id and pad_token_id, each may be None.
+    labels: of a classification head."""
     if family == "gptx":
-        return {"model_type": "gptx", **config.to_dict()}
+        return {"model_type": "gptx", **config.to_dict(), **_labels(config, labels)}
     writer = {"gpt2": _write_gpt2, "openai-gpt": _write_openai, "llama": _write_llama}[family]
     common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied, "torch_dtype": "float32"}
-    return {"model_type": family, **writer(config), **common, **tokens}
+    written = {"model_type": family, **writer(config), **common, **tokens, **_labels(config, labels)}
+    if config.n_class:
+        written["architectures"] = [re.sub("LMHeadModel|ForCausalLM", _CLASSIFIER, written["architectures"][0])]
+    return written
+
+
+def _labels(config: GPTConfig, labels: Sequence[str]) -> dict[str, Any]:
+    names = list(labels) or [f"LABEL_{at}" for at in range(config.n_class)]
+    if not config.n_class:
+        return {}
+    return {
+        "id2label": {str(at): name for at, name in enumerate(names)},
+        "label2id": dict(zip(names, range(len(names)))),
+    }
 
 
 def _write_gpt2(config: GPTConfig) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def place_of(parameter: str, shape: torch.Size, config: GPTConfig, layout: Layou
     module, kind = parameter.rsplit(".", 1)  # kind: weight or bias
     layer = re.match(r"blocks\.(\d+)\.", module)
     module = module[layer.end() :] if layer else module
-    names = tuple(f"{n.format(i=layer[1] if layer else '')}.{kind}" for n in layout.names[module])
+    ours = ("score",) if module == "head" and config.n_class else layout.names[module]
+    names = tuple(f"{n.format(i=layer[1] if layer else '')}.{kind}" for n in ours)
     rows: tuple[int, ...] = (shape[0],)
     if len(names) == 3:  # q | k | v
         rows = (config.n_head * config.head_dim,) + (config.n_kv_head * config.head_dim,) * 2

@@ -11,6 +11,7 @@ import click
 from gptx.errors import CheckpointError
 from gptx.folders import check_apart, check_output, new_folder
 from gptx.task import FILE as TASK_FILE
+from gptx.task import read_task
 from gptx_models.checkpoint import SOURCE, save_checkpoint
 from gptx_models.peft_files import CONFIG, base_of, is_adapter, load_adapter
 from gptx_models.tensor_files import read_json
@@ -31,7 +32,9 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, force: bool = F
         source[name] = read_json(folder / SOURCE) if (folder / SOURCE).exists() else {"name": folder.name}
     with new_folder(out, force=force) as folder:
         tokenizer = adapter if (adapter / "tokenizer.json").exists() else base
-        save_checkpoint(gpt, folder, tokenizer_files=tokenizer, source=source, generation=generation)
+        task = read_task(adapter)
+        labels = task.labels if task and task.head else ()
+        save_checkpoint(gpt, folder, tokenizer_files=tokenizer, source=source, generation=generation, labels=labels)
         if (adapter / TASK_FILE).exists():
             shutil.copyfile(adapter / TASK_FILE, folder / TASK_FILE)
 

@@ -96,6 +96,7 @@ def study(
         else:
             train = [example for at, example in enumerate(read.found) if at % 10 != 9]
             val = read.found[9::10]
+    val = _spread(val, judged)
     if read.blank:
         note(f"{read.blank} records without text or answer are left out")
     if not val:
@@ -116,7 +117,7 @@ def study(
         task,
         train=made[0].rows,
         val=made[1].rows,
-        judge=_judge(task, words, _spread(val, judged), n_ctx),
+        judge=_judge(task, words, val, n_ctx),
         origin=origin,
         eos_token_id=ends,
     )
