@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,18 +10,31 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 import gptx
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.folders import kind_of
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_model, save_checkpoint
+from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint
 from gptx_models.config import GPTConfig
-from gptx_models.lora import Lora, LoraLinear, add_lora, merge_lora
+from gptx_models.lora import Lora, adapted_modules, add_lora, merge_lora
 from gptx_models.merge import command as merge_command
 from gptx_models.model import GPT
 from gptx_models.peft_files import load_adapter, save_adapter
+from gptx_models.state import full_weights
+from gptx_models.world import World
 
 TARGETS = [
     ("gpt2", None),
@@ -32,23 +46,40 @@ TARGETS = [
 ]
 
 
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+WINDOW = 7
+
+
+def shape(family: str) -> PretrainedConfig:
+    if family == "gpt2":
+        return GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **NO_DROPOUT)
+    common = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    if family == "mistral":
+        common["sliding_window"] = WINDOW
+    kind = MistralConfig if family == "mistral" else LlamaConfig
+    return kind(vocab_size=64, hidden_size=16, intermediate_size=24, **common)
+
+
 def base(folder: Path, family: str) -> Path:
     torch.manual_seed(0)
-    if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2))
-    else:
-        shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=24, **shape))
-    model.save_pretrained(folder)
+    kinds = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "mistral": MistralForCausalLM}
+    kinds[family](shape(family)).save_pretrained(folder)
     return folder
+
+
+def adapted(model: PreTrainedModel, folder: Path, **options) -> torch.nn.Module:
+    """PEFT's model with an adapter that does something, which is saved in a folder."""
+    settings = {"task_type": "CAUSAL_LM", "init_lora_weights": False, **options}
+    theirs = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+    theirs.save_pretrained(folder)
+    return theirs
 
 
 def randomized(gpt: GPT) -> GPT:
     """With a B that is not zero: an adapter that does something."""
-    for module in gpt.modules():
-        if isinstance(module, LoraLinear):
-            for b in module.b:
-                torch.nn.init.normal_(b, std=0.3)
+    for _, module in adapted_modules(gpt):
+        for b in module.b:
+            torch.nn.init.normal_(b, std=0.3)
     return gpt.eval()
 
 
@@ -61,7 +92,7 @@ def saved(tmp_path: Path, family: str, lora: Lora) -> tuple[GPT, Path]:
     return gpt, tmp_path / "adapter"
 
 
-IDS = torch.arange(40).reshape(2, 20) % 64
+IDS = torch.arange(40).reshape(2, 20) % 63 + 1
 
 
 @pytest.mark.parametrize(("family", "targets"), TARGETS)
@@ -81,14 +112,132 @@ def test_peft_computes_what_we_do(family: str, targets: tuple[str, ...] | None, 
 def test_an_adapter_of_peft_is_read(family: str, targets: tuple[str, ...] | None, rslora: bool, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", family))
     wanted = "all-linear" if targets == ("all-linear",) else list(targets) if targets else None
-    config = peft.LoraConfig(
-        r=3, lora_alpha=9, target_modules=wanted, use_rslora=rslora, init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    theirs = peft.get_peft_model(model, config).eval()
-    theirs.save_pretrained(tmp_path / "adapter")
+    theirs = adapted(model, tmp_path / "adapter", r=3, lora_alpha=9, target_modules=wanted, use_rslora=rslora)
     with torch.no_grad():
         expected = theirs(IDS).logits
         torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"target_modules": r".*\.0\..*(q|up)_proj"}, {"layers_to_transform": [1]}])
+def test_modules_by_a_pattern(options: dict, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", "llama"))
+    theirs = adapted(model, tmp_path / "adapter", **{"target_modules": ["q_proj", "up_proj"], **options})
+    with torch.no_grad():
+        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_we_write_in_a_form_of_our_own(tmp_path: Path):
+    """Mistral with a window: read from its family's names, and the adapter keeps those, so that PEFT reads it."""
+    assert IDS.shape[1] > WINDOW
+    kept = base(tmp_path / "base", "mistral")
+    model = AutoModelForCausalLM.from_pretrained(kept, attn_implementation="eager")
+    theirs = adapted(model, tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+    gpt = randomized(add_lora(load_model(kept), Lora(), read_family(kept)))
+    (tmp_path / "ours").mkdir()
+    save_adapter(gpt, tmp_path / "ours", Lora(), base=kept, source={}, generation={})
+    model = AutoModelForCausalLM.from_pretrained(kept, attn_implementation="eager")
+    read = peft.PeftModel.from_pretrained(model, tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(IDS), read(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_of_2023(tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", "gpt2"))
+    theirs = adapted(model, tmp_path / "adapter")
+    theirs.save_pretrained(tmp_path / "old", safe_serialization=False)
+    assert not (tmp_path / "old/adapter_model.safetensors").exists()
+    with torch.no_grad():
+        torch.testing.assert_close(load_adapter(tmp_path / "old")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "targets"), [("gpt2", ("c_attn", "c_fc")), ("llama", ("all-linear",))])
+def test_gradients_are_those_of_peft(family: str, targets: tuple[str, ...], tmp_path: Path):
+    """In training, with dropout before A: PEFT draws a mask a module, in the order of the forward pass."""
+    gpt, adapter = saved(tmp_path, family, Lora(rank=4, alpha=12.0, targets=targets, dropout=0.5))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
+    torch.manual_seed(1)
+    expected = theirs(IDS).logits
+    torch.manual_seed(1)
+    found = gpt.train()(IDS)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    for logits in (found, expected):
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS.roll(-1, 1).flatten()).backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    count = 0
+    for _, module in adapted_modules(gpt):
+        for piece, a, b in zip(module.pieces, module.a, module.b):
+            for kind, ours in (("A", a), ("B", b)):
+                name = f"base_model.model.{piece.name}.lora_{kind}.default.weight"
+                torch.testing.assert_close(ours.grad, gradients.pop(name), atol=1e-6, rtol=1e-4)
+                count += 1
+    assert count and not gradients
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classification_head_of_peft_is_read(family: str, tmp_path: Path):
+    """PEFT names "classifier" and "score" in modules_to_save; the base here is the language model."""
+    folder = base(tmp_path / "base", family)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    theirs = adapted(model, tmp_path / "adapter", task_type="SEQ_CLS")
+    gpt = load_adapter(tmp_path / "adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(IDS)[:, -1], theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_our_classification_head_is_read_by_peft(family: str, tmp_path: Path):
+    folder = base(tmp_path / "base", family)
+    loaded = load_model(folder)
+    gpt = GPT(dataclasses.replace(loaded.config, n_class=3))
+    gpt.load_state_dict({k: v for k, v in loaded.state_dict().items() if "head" not in k}, strict=False)
+    lora = Lora(rank=2, targets=("all-linear",))
+    randomized(add_lora(gpt, lora))
+    assert gpt.head.weight.requires_grad
+    (tmp_path / "adapter").mkdir()
+    save_adapter(gpt, tmp_path / "adapter", lora, base=folder, source={}, generation={})
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(IDS)[:, -1], theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), gpt(IDS), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_base_in_16_bits(stored: torch.dtype, autocast: bool, tmp_path: Path):
+    """A and B stay fp32, and the logits are those of fp32 to the precision of what computes."""
+    lora = Lora(rank=4, targets=("all-linear",))
+    exact, _ = saved(tmp_path, "llama", lora)
+    gpt = add_lora(load_model(tmp_path / "base").to(stored), lora)
+    pairs = {name: p for name, p in exact.named_parameters() if p.requires_grad}
+    assert set(gpt.load_state_dict(pairs, strict=False).missing_keys).isdisjoint(pairs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = gpt(IDS).float()
+    logits.square().sum().backward()
+    assert {p.grad.dtype for p in gpt.parameters() if p.grad is not None} == {torch.float32}
+    with torch.no_grad():
+        expected, without = exact(IDS), load_model(tmp_path / "base")(IDS)
+    in_bf16 = autocast or stored is torch.bfloat16
+    assert (logits - expected).norm() < (0.1 if in_bf16 else 1e-6) * (expected - without).norm()
+
+
+def test_a_is_drawn_as_in_peft():
+    """Uniform with a variance of 1 / (3 in), and B nothing."""
+    torch.manual_seed(0)
+    gpt = add_lora(GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=256)), Lora(rank=64))
+    a, b = gpt.blocks[0].attn.qkv.a[0], gpt.blocks[0].attn.qkv.b[0]
+    assert a.abs().max() <= 1 / 16 and a.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02) and not b.any()
+
+
+def test_the_whole_model_where_others_hold_a_part():
+    """On CUDA, and under --shard, what is saved is a copy: it has the adapter too."""
+    gpt = randomized(add_lora(GPT(GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16)), Lora(rank=2)))
+    whole = full_weights(gpt, World(torch.device("cpu"), shard=True)).eval()
+    with torch.no_grad():
+        assert whole is not gpt and torch.equal(whole(IDS), gpt(IDS))
 
 
 def test_only_the_adapter_is_trained(tmp_path: Path):
@@ -133,7 +282,11 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
     ("changes", "says"),
     [
         ({"use_dora": True}, "use_dora True"),
-        ({"peft_type": "IA3"}, "is a IA3 adapter"),
+        ({"peft_type": "IA3"}, "is an adapter of the kind IA3, and gptx reads LORA"),
+        ({"a_variant_of_2027": {"depth": 3}}, r"a_variant_of_2027 \{'depth': 3\}"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # the base it goes with is another
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
+        ({"r": None}, "r is None and lora_alpha 32.0"),
         ({"rank_pattern": {"c_attn": 3}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all'"),
         ({"r": 3}, r"has a \(2, 16\) .*lora_A.weight, expected one of \(3, 16\)"),
@@ -145,6 +298,19 @@ def test_what_is_not_computed_is_refused(changes: dict, says: str, tmp_path: Pat
     (adapter / "adapter_config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(CheckpointError, match=says):
         load_adapter(adapter)
+
+
+def test_modules_outside_the_layers_are_refused(tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", "llama"))
+    adapted(model, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(CheckpointError, match="no matrix of the base's layers: lm_head"):
+        load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}])
+def test_numbers_that_make_no_adapter(wrong: dict):
+    with pytest.raises(UsageError, match="expected a rank of at least 1"):
+        Lora(**wrong)
 
 
 def test_unknown_targets_are_named():

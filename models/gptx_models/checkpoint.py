@@ -41,7 +41,12 @@ def load_model(folder: Path) -> GPT:
 
 def read_layout(folder: Path) -> Layout:
     """How the weights of a checkpoint folder are laid out."""
-    return LAYOUTS[_READ_AS.get(_raw_config(folder)["model_type"], "gptx")]
+    return LAYOUTS[read_family(folder)]
+
+
+def read_family(folder: Path) -> Family:
+    """Whose names the weights of a checkpoint folder have."""
+    return _READ_AS.get(_raw_config(folder)["model_type"], "gptx")
 
 
 def save_checkpoint(

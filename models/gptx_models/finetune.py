@@ -21,7 +21,7 @@ from gptx.progress import note
 from gptx.task import FILE as TASK_FILE
 from gptx.task import Task, task_json
 from gptx_models.batching import all_rows, row_batches, steps_per_epoch
-from gptx_models.checkpoint import SOURCE, load_config, load_model, save_checkpoint, write_json
+from gptx_models.checkpoint import SOURCE, load_config, load_model, read_family, save_checkpoint, write_json
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.loop import Material, Outcome, evaluate, loop
 from gptx_models.lora import Lora, add_lora
@@ -125,7 +125,7 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     gpt = GPT(dataclasses.replace(config, n_class=n_class, **recipe.model))
     weights = {name: value for name, value in loaded.state_dict().items() if not (n_class and name.startswith("head."))}
     gpt.load_state_dict(weights, strict=not n_class)
-    return add_lora(gpt, lora) if lora else gpt
+    return add_lora(gpt, lora, read_family(base)) if lora else gpt
 
 
 def _judged(gpt: GPT, taught: bool, study: Study, material: Material, recipe: Recipe, world: World) -> dict[str, float]:

@@ -7,7 +7,6 @@ each: where a family has them apart, each piece has a pair of its own. Knows no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +36,13 @@ class Lora:
     targets: tuple[str, ...] | None = None  # names of modules, or ALL_LINEAR; None: the family's DEFAULT_TARGETS
     dropout: float = 0.0  # of what goes into A
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"LoRA of rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}: expected a rank of at least 1,"
+                " a positive alpha and a dropout from 0 to below 1"
+            )
+
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
@@ -52,60 +58,90 @@ class Piece:
 
 
 class LoraLinear(nn.Module):
-    """linear(x) + scale B A dropout(x), with an (A, B) for each piece: A (rank, in), B (rows, rank)."""
+    """linear(x) + scale B A dropout(x), with an (A, B) for each piece: A (rank, in), B (rows, rank).
+
+    A and B are fp32 whatever the linear's weights are stored as: updates are too small for bf16.
+    """
 
     def __init__(self, linear: nn.Linear, pieces: list[Piece], lora: Lora) -> None:
         super().__init__()
-        self.linear, self.pieces, self.scale = linear, pieces, lora.scale
+        self.linear, self.pieces, self.lora = linear, pieces, lora
         self.drop = nn.Dropout(lora.dropout)
-        self.a = nn.ParameterList(torch.empty(lora.rank, linear.in_features) for _ in pieces)
-        self.b = nn.ParameterList(torch.zeros(piece.rows, lora.rank) for piece in pieces)
+        device = linear.weight.device
+        self.a = nn.ParameterList(torch.empty(lora.rank, linear.in_features, device=device) for _ in pieces)
+        self.b = nn.ParameterList(torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces)
         for a in self.a:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear, and so as PEFT
 
     def forward(self, x: Tensor) -> Tensor:
-        y, low = self.linear(x), self.drop(x)
+        y = self.linear(x)
         total = y.shape[-1]
+        if not torch.is_autocast_enabled(x.device.type):  # there F.linear casts on its own
+            x = x.to(self.a[0].dtype)
         for piece, a, b in zip(self.pieces, self.a, self.b):
-            update = self.scale * F.linear(F.linear(low, a), b)  # (..., rows)
-            y = y + F.pad(update, (piece.first, total - piece.first - piece.rows))
+            update = self.lora.scale * F.linear(F.linear(self.drop(x), a), b)  # (..., rows)
+            y = y + F.pad(update.to(y.dtype), (piece.first, total - piece.first - piece.rows))
         return y
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         for piece, a, b in zip(self.pieces, self.a, self.b):
-            self.linear.weight[piece.first : piece.first + piece.rows] += self.scale * (b @ a)
+            self.linear.weight[piece.first : piece.first + piece.rows] += self.lora.scale * (b @ a)
         return self.linear
 
 
-def add_lora(gpt: GPT, lora: Lora) -> GPT:
-    """In place: freeze all weights but a classification head's, and adapt the targets. UsageError names unknown ones."""
-    adapted = pieces_of(gpt.config, lora.targets)
+def add_lora(gpt: GPT, lora: Lora, family: Family | None = None) -> GPT:
+    """In place: freeze all weights but a classification head's, and adapt the targets. UsageError names unknown ones.
+
+    family: whose names the modules go by, by default the one that the configuration is written as.
+    """
+    adapted = pieces_of(gpt.config, lora.targets, family)
     gpt.requires_grad_(False)
     if gpt.config.n_class:
         gpt.head.requires_grad_(True)
-    for module, pieces in adapted.items():
-        parent, name = module.rsplit(".", 1)
-        linear = gpt.get_submodule(module)
-        assert isinstance(linear, nn.Linear)
-        setattr(gpt.get_submodule(parent), name, LoraLinear(linear, pieces, lora))
+    for name, pieces in adapted.items():
+        _adapt(gpt, name, pieces, lora)
     return gpt
 
 
 def merge_lora(gpt: GPT) -> GPT:
     """In place: the updates added to the weights, plain Linears again."""
-    for name, module in list(gpt.named_modules()):
-        if isinstance(module, LoraLinear):
-            parent, child = name.rsplit(".", 1)
-            setattr(gpt.get_submodule(parent), child, module.merged())
+    for name, module in adapted_modules(gpt):
+        _put(gpt, name, module.merged())
     return gpt.requires_grad_(True)
 
 
-def pieces_of(config: GPTConfig, targets: tuple[str, ...] | None) -> dict[str, list[Piece]]:
+def copy_of_shape(gpt: GPT) -> GPT:
+    """A GPT on the CPU with the same modules, adapters too, and new weights."""
+    copy = GPT(gpt.config)
+    for name, module in adapted_modules(gpt):
+        _adapt(copy, name, module.pieces, module.lora)
+    return copy
+
+
+def adapted_modules(gpt: GPT) -> list[tuple[str, LoraLinear]]:
+    return [(name, module) for name, module in gpt.named_modules() if isinstance(module, LoraLinear)]
+
+
+def _adapt(gpt: GPT, name: str, pieces: list[Piece], lora: Lora) -> None:
+    linear = gpt.get_submodule(name)
+    assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
+    _put(gpt, name, LoraLinear(linear, pieces, lora))
+
+
+def _put(gpt: GPT, name: str, module: nn.Module) -> None:
+    parent, child = name.rsplit(".", 1)
+    setattr(gpt.get_submodule(parent), child, module)
+
+
+def pieces_of(
+    config: GPTConfig, targets: tuple[str, ...] | None, family: Family | None = None
+) -> dict[str, list[Piece]]:
     """The pieces of each of our modules ("blocks.0.attn.qkv") that the targets name. As in PEFT, a target is the end of
     a module's name: c_proj means those of attention and of the feed-forward."""
-    wanted = targets or DEFAULT_TARGETS[family_of(config)]
-    everything = dict(_linears(config))
+    family = family or family_of(config)
+    wanted = targets or DEFAULT_TARGETS[family]
+    everything = all_pieces(config, family)
     names = {piece.name for pieces in everything.values() for piece in pieces}
     unknown = [t for t in wanted if t != ALL_LINEAR and not any(_ends(name, t) for name in names)]
     if unknown:
@@ -122,14 +158,15 @@ def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _linears(config: GPTConfig) -> Iterator[tuple[str, list[Piece]]]:
-    """Every matrix of the blocks, as the family names its pieces."""
-    layout = LAYOUTS[family_of(config)]
+def all_pieces(config: GPTConfig, family: Family) -> dict[str, list[Piece]]:
+    """Every matrix of the blocks, and its pieces as a family names them."""
     with torch.device("meta"):
         gpt = GPT(config)
+    found = {}
     for name, module in gpt.blocks.named_modules(prefix="blocks"):
         if isinstance(module, nn.Linear):
-            place = place_of(f"{name}.weight", module.weight.shape, config, layout)
+            place = place_of(f"{name}.weight", module.weight.shape, config, LAYOUTS[family])
             firsts = [sum(place.rows[:at]) for at in range(len(place.rows))]
             names = (piece.removesuffix(".weight") for piece in place.names)
-            yield name, [Piece(*piece) for piece in zip(names, firsts, place.rows)]
+            found[name] = [Piece(*piece) for piece in zip(names, firsts, place.rows)]
+    return found

@@ -11,34 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import SOURCE, copy_tokenizer, load_model, write_json
-from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, place_of
-from gptx_models.lora import ALL_LINEAR, DEFAULT_TARGETS, Lora, LoraLinear, add_lora, merge_lora
+from gptx_models.checkpoint import SOURCE, copy_tokenizer, load_model, read_family, write_json
+from gptx_models.hf_config import Family, family_of
+from gptx_models.hf_layout import LAYOUTS
+from gptx_models.lora import ALL_LINEAR, Lora, adapted_modules, add_lora, all_pieces, merge_lora
 from gptx_models.model import GPT
-from gptx_models.tensor_files import read_json
+from gptx_models.tensor_files import open_file, read_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
-# settings that change what is computed -> the values under which they don't
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "modules_to_save": (None, [], ["score"]),
-    "alora_invocation_tokens": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (False, None),
-    "arrow_config": (None,),
+_HEAD = f"{_PREFIX}score.weight"
+# what an adapter_config.json may say without a change to what is computed: how and where it was trained, and which
+# modules it has, which the tensors show. Any other setting that is switched on is refused by name.
+_TOLD = {
+    "peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "base_model_name_or_path", "task_type", "auto_mapping", "peft_version",
+    "revision", "inference_mode", "fan_in_fan_out", "megatron_config", "megatron_core", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+_FINE: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    # the others (PiSSA, OLoRA, LoftQ ...) begin by changing the base's weights, and what is saved goes with those
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -50,17 +48,15 @@ def save_adapter(
     gpt: GPT, folder: Path, lora: Lora, *, base: Path, source: dict[str, Any], generation: dict[str, Any]
 ) -> None:
     """Write the adapter of a GPT that add_lora has changed, with the base's tokenizer, into a folder."""
-    family = family_of(gpt.config)
     head = gpt.config.n_class > 0
-    modules = [module for module in gpt.modules() if isinstance(module, LoraLinear)]
+    pairs = [pair for _, module in adapted_modules(gpt) for pair in zip(module.pieces, module.a, module.b)]
     tensors: dict[str, Tensor] = {}
-    for module in modules:
-        for piece, a, b in zip(module.pieces, module.a, module.b):
-            tensors[f"{_PREFIX}{piece.name}.lora_A.weight"] = a.detach().contiguous()
-            tensors[f"{_PREFIX}{piece.name}.lora_B.weight"] = b.detach().contiguous()
+    for piece, a, b in pairs:
+        tensors[f"{_PREFIX}{piece.name}.lora_A.weight"] = a.detach().contiguous()
+        tensors[f"{_PREFIX}{piece.name}.lora_B.weight"] = b.detach().contiguous()
     if head:
-        tensors[f"{_PREFIX}{_head_name(gpt)}"] = gpt.head.weight.detach().contiguous()
-    targets = lora.targets or DEFAULT_TARGETS[family]
+        tensors[_HEAD] = gpt.head.weight.detach().contiguous()
+    targets = lora.targets or {piece.name.rsplit(".", 1)[1] for piece, _, _ in pairs}
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
@@ -69,7 +65,7 @@ def save_adapter(
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": ALL_LINEAR if ALL_LINEAR in targets else sorted(targets),
-        "fan_in_fan_out": bool(LAYOUTS[family].transposed),
+        "fan_in_fan_out": bool(LAYOUTS[family_of(gpt.config)].transposed),
         "bias": "none",
         "modules_to_save": ["score"] if head else None,
         "inference_mode": True,
@@ -88,19 +84,21 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
     """
     config = read_json(folder / CONFIG)
     _check(config, folder)
-    gpt = load_model(base_of(folder, base))
+    base = base_of(folder, base)
     tensors = _tensors(folder)
-    head = next((name for name in tensors if name.endswith("score.weight")), None)
-    if head:
-        gpt = _with_head(gpt, tensors.pop(head))
-    lora = _lora(config, tensors)
-    add_lora(gpt, lora)
+    gpt = load_model(base)
+    if _HEAD in tensors:
+        gpt = _with_head(gpt, tensors.pop(_HEAD))
+    modules = {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
+    family = _family(gpt, base, modules, folder)
+    add_lora(gpt, _lora(config, modules, folder), family)
     _fill(gpt, tensors, folder)
     return merge_lora(gpt).eval()
 
 
 def base_of(folder: Path, base: Path | None = None) -> Path:
-    """The base's folder. CheckpointError where there is none."""
+    """The base's folder: `base`, or the one that the adapter names by its path, which may be relative to the adapter.
+    CheckpointError where there is none."""
     if base is not None:
         return base
     name = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
@@ -116,32 +114,47 @@ def base_of(folder: Path, base: Path | None = None) -> Path:
 def _check(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{folder} is a {kind} adapter, and gptx reads LORA")
-    other = [
-        f"{name} {config[name]!r}" for name, fine in _NEUTRAL.items() if name in config and config[name] not in fine
-    ]
+        raise CheckpointError(f"{folder} is an adapter of the kind {kind}, and gptx reads LORA")
+    unread = {name: value for name, value in config.items() if value and name not in _TOLD}
+    if set(unread.get("modules_to_save", ())) <= {"score", "classifier"}:  # PEFT names both for any classifier
+        unread.pop("modules_to_save", None)
+    other = [f"{name} {value!r}" for name, value in unread.items() if value not in _FINE.get(name, ())]
     if other:
         raise CheckpointError(f"{folder} has what gptx does not compute: {'; '.join(other)}: merge it with PEFT")
 
 
-def _lora(config: dict[str, Any], tensors: dict[str, Tensor]) -> Lora:
+def _lora(config: dict[str, Any], modules: set[str], folder: Path) -> Lora:
     """The modules are those that the file has tensors of, whatever target_modules says: it may be a pattern."""
-    rank = int(config["r"])
-    alpha = float(config.get("lora_alpha", rank))
+    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)  # PEFT's own defaults
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1 or alpha <= 0:
+        raise CheckpointError(
+            f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}, expected a whole number and a number above 0"
+        )
     if config.get("use_rslora"):  # scaled by alpha / sqrt(rank) instead
         alpha *= math.sqrt(rank)
-    names = {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
-    return Lora(rank, alpha, tuple(sorted(names)))
+    return Lora(rank, alpha, tuple(sorted(modules)))
+
+
+def _family(gpt: GPT, base: Path, modules: set[str], folder: Path) -> Family:
+    """Whose names the file uses: the base's, or our own, where we adapted a model that no family computes."""
+    unknown: set[str] = set()
+    for family in (family_of(gpt.config), read_family(base)):
+        known = {piece.name for pieces in all_pieces(gpt.config, family).values() for piece in pieces}
+        unknown = modules - known
+        if not unknown:
+            return family
+    raise CheckpointError(
+        f"{folder} adapts what is no matrix of the base's layers: {_some(unknown)};"
+        " gptx computes those of attention and feed-forward: merge it with PEFT"
+    )
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}: save the adapter again with safe_serialization=True")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises its own, and OSError
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read ({error}): copy it again") from error
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    names = [name for name in (WEIGHTS, PICKLE) if (folder / name).exists()]
+    if not names:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}: copy it there")
+    source = open_file(folder / names[0])
+    return {name: source.read(name).float() for name in source.shapes}
 
 
 def _with_head(gpt: GPT, weight: Tensor) -> GPT:
@@ -154,21 +167,19 @@ def _with_head(gpt: GPT, weight: Tensor) -> GPT:
 @torch.no_grad()
 def _fill(gpt: GPT, tensors: dict[str, Tensor], folder: Path) -> None:
     left = dict(tensors)
-    for module in gpt.modules():
-        if not isinstance(module, LoraLinear):
-            continue
+    for _, module in adapted_modules(gpt):
         for piece, *pair in zip(module.pieces, module.a, module.b):
             for kind, ours in zip("AB", pair):
                 name = f"{_PREFIX}{piece.name}.lora_{kind}.weight"
                 found = left.pop(name, None)
                 if found is None or found.shape != ours.shape:
                     what = "no" if found is None else f"a {tuple(found.shape)}"
-                    raise CheckpointError(f"{folder / WEIGHTS} has {what} {name}, expected one of {tuple(ours.shape)}")
+                    raise CheckpointError(f"{folder} has {what} {name}, expected one of {tuple(ours.shape)}")
                 ours.copy_(found)
     if left:
-        raise CheckpointError(f"{folder / WEIGHTS} has tensors that belong to no module: {', '.join(sorted(left)[:5])}")
+        raise CheckpointError(f"{folder} has tensors that belong to no module: {_some(set(left))}")
 
 
-def _head_name(gpt: GPT) -> str:
-    layout = LAYOUTS[family_of(gpt.config)]
-    return place_of("head.weight", gpt.head.weight.shape, gpt.config, layout).names[0]
+def _some(names: set[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")

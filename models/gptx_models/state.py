@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from gptx.errors import CheckpointError
+from gptx_models.lora import copy_of_shape
 from gptx_models.model import GPT
 from gptx_models.world import World
 
@@ -70,7 +71,7 @@ def full_weights(gpt: GPT, world: World) -> GPT:
     if not world.shard and world.device.type == "cpu":
         return gpt
     weights, _ = get_state_dict(gpt, [], options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    whole = GPT(gpt.config)
+    whole = copy_of_shape(gpt)
     if world.is_main:
         whole.load_state_dict(weights)
     return whole

@@ -29,8 +29,7 @@ def open_folder(folder: Path) -> TensorSource:
     files = weight_files(folder)
     sources: dict[str, TensorSource] = {}
     for file in files:
-        check_file(file)
-        source = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        source = open_file(file)
         sources |= dict.fromkeys(source.shapes, source)
     return TensorSource(
         str(files[0] if len(files) == 1 else folder),
@@ -38,6 +37,12 @@ def open_folder(folder: Path) -> TensorSource:
         lambda name: sources[name].read(name),
         {name: source.types[name] for name, source in sources.items()},
     )
+
+
+def open_file(path: Path) -> TensorSource:
+    """The tensors of one .safetensors or .bin. Raises CheckpointError."""
+    check_file(path)
+    return _open_bin(path) if path.suffix == ".bin" else _open_safetensors(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
