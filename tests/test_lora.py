@@ -1,4 +1,4 @@
-"""LoRA against PEFT: what we save it computes as we do, what it saves we read; and gptx merge, and export of an adapter."""
+"""LoRA against PEFT: what we save it computes as we do, and what it saves we read."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import gptx
+from adapters import IDS, WINDOW, adapted, base, randomized, saved
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.folders import kind_of
 from gptx_command import gptx as command
@@ -44,55 +34,6 @@ TARGETS = [
     ("llama", ("k_proj", "up_proj", "o_proj")),
     ("llama", ("all-linear",)),
 ]
-
-
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-WINDOW = 7
-
-
-def shape(family: str) -> PretrainedConfig:
-    if family == "gpt2":
-        return GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **NO_DROPOUT)
-    common = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-    if family == "mistral":
-        common["sliding_window"] = WINDOW
-    kind = MistralConfig if family == "mistral" else LlamaConfig
-    return kind(vocab_size=64, hidden_size=16, intermediate_size=24, **common)
-
-
-def base(folder: Path, family: str) -> Path:
-    torch.manual_seed(0)
-    kinds = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "mistral": MistralForCausalLM}
-    kinds[family](shape(family)).save_pretrained(folder)
-    return folder
-
-
-def adapted(model: PreTrainedModel, folder: Path, **options) -> torch.nn.Module:
-    """PEFT's model with an adapter that does something, which is saved in a folder."""
-    settings = {"task_type": "CAUSAL_LM", "init_lora_weights": False, **options}
-    theirs = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
-    theirs.save_pretrained(folder)
-    return theirs
-
-
-def randomized(gpt: GPT) -> GPT:
-    """With a B that is not zero: an adapter that does something."""
-    for _, module in adapted_modules(gpt):
-        for b in module.b:
-            torch.nn.init.normal_(b, std=0.3)
-    return gpt.eval()
-
-
-def saved(tmp_path: Path, family: str, lora: Lora) -> tuple[GPT, Path]:
-    """A GPT with its adapter, and the folder that it was saved in."""
-    folder = base(tmp_path / "base", family)
-    gpt = randomized(add_lora(load_model(folder), lora))
-    (tmp_path / "adapter").mkdir()
-    save_adapter(gpt, tmp_path / "adapter", lora, base=folder, source={}, generation={})
-    return gpt, tmp_path / "adapter"
-
-
-IDS = torch.arange(40).reshape(2, 20) % 63 + 1
 
 
 @pytest.mark.parametrize(("family", "targets"), TARGETS)
@@ -253,20 +194,6 @@ def test_a_new_adapter_changes_nothing(tmp_path: Path):
     with torch.no_grad():
         expected = load_model(folder)(IDS)
         assert torch.equal(add_lora(load_model(folder), Lora(targets=("all-linear",))).eval()(IDS), expected)
-
-
-def test_merge_writes_a_checkpoint_that_export_takes(tmp_path: Path):
-    _, adapter = saved(tmp_path, "gpt2", Lora(rank=2))
-    done = CliRunner().invoke(merge_command, [str(adapter), str(tmp_path / "merged")])
-    assert done.exit_code == 0, done.output
-    with torch.no_grad():
-        expected = load_adapter(adapter)(IDS)
-        torch.testing.assert_close(load_model(tmp_path / "merged")(IDS), expected)
-    assert json.loads((tmp_path / "merged/gptx_source.json").read_text())["format"] == "gptx-merge"
-    assert command("export", str(adapter), str(tmp_path / "artifact")).status == 0
-    with gptx.load(tmp_path / "artifact").session() as session:
-        logits = session.feed([IDS[0].tolist()], all_logits=True)[0]
-    torch.testing.assert_close(torch.from_numpy(logits), expected[0], atol=1e-4, rtol=1e-3)
 
 
 def test_a_base_that_moved_is_asked_for(tmp_path: Path):

@@ -96,9 +96,14 @@ def export(
         checkpoint = Path(source)
         if kind_of(checkpoint) == "adapter":
             from gptx_models.merge import merge
+            from gptx_models.peft_files import base_of
 
-            checkpoint = scratch / "checkpoint"
-            merge(Path(source), checkpoint)
+            if dry_run:
+                _print_plan(plan_export(load_config(base_of(checkpoint))))
+                return
+            merge(checkpoint, scratch / "merged", exact=True)
+            checkpoint = scratch / "merged"
+            source = str(checkpoint)
         if tokenizer or not _ready(checkpoint):
             from gptx_models.importers import import_checkpoint
 

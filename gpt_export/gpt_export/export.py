@@ -142,6 +142,10 @@ def expect_checkpoint(source: Path) -> None:
         raise UsageError(
             f"{source} is an artifact already: run it with `gptx run -m {source}`, export takes a checkpoint"
         )
+    if kind == "adapter":
+        raise CheckpointError(
+            f"{source} is a LoRA adapter: gptx merge {source} OUT makes a checkpoint of it and its base"
+        )
     if kind == "missing":
         raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")
     if kind != "checkpoint":

@@ -7,6 +7,7 @@ expressed as one, else gptx. What a tokenizer is, it does not know: those files 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family, family_of, read_config, write_config
 from gptx_models.hf_layout import LAYOUTS, Layout
 from gptx_models.model import GPT
-from gptx_models.tensor_files import open_folder, read_json, write_safetensors
+from gptx_models.tensor_files import STORED, Stored, open_folder, read_json, write_safetensors
 from gptx_models.weights import build, tensors_of
 
 SOURCE = "gptx_source.json"
@@ -49,6 +50,14 @@ def read_family(folder: Path) -> Family:
     return _READ_AS.get(_raw_config(folder)["model_type"], "gptx")
 
 
+def stored_as(folder: Path) -> Stored:
+    """The type that the weights of a checkpoint folder have; where they have several: fp32, which holds them all."""
+    ignored = read_layout(folder).ignored
+    kinds = {kind for name, kind in open_folder(folder).types.items() if not re.search(ignored, name)}
+    only: list[Stored] = [kind for kind in STORED if kinds == {kind}]
+    return only[0] if only else "F32"
+
+
 def save_checkpoint(
     model: GPT,
     folder: Path,
@@ -57,24 +66,28 @@ def save_checkpoint(
     source: dict[str, Any],
     generation: dict[str, Any] | None,
     labels: Sequence[str] = (),
+    stored: Stored = "F32",
 ) -> Family:
     """Write a checkpoint folder, and return which family config.json names.
 
     `tokenizer_files` is a folder whose tokenizer files are copied, or a tokenizer.json; `source` becomes
     gptx_source.json; `generation` (bos_token_id, eos_token_id, do_sample, ...) becomes generation_config.json.
-    `labels` are the classes of a head.
+    `labels` are the classes of a head; `stored` is the type that the weights are written in.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     generation = generation or {}
     family = family_of(model.config)
     tokens = {name: generation.get(name) for name in _TOKENS}
-    write_json(folder / "config.json", write_config(model.config, family, tokens, labels))
+    config = write_config(model.config, family, tokens, labels)
+    if "torch_dtype" in config:
+        config["torch_dtype"] = str(STORED[stored]).removeprefix("torch.")
+    write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation)
     write_json(folder / SOURCE, source)
     if tokenizer_files is not None:
         copy_tokenizer(Path(tokenizer_files), folder)
-    write_safetensors(folder / "model.safetensors", tensors_of(model, family))
+    write_safetensors(folder / "model.safetensors", tensors_of(model, family), stored)
     return family
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,37 +12,79 @@ import click
 
 from gptx.errors import CheckpointError
 from gptx.folders import check_apart, check_output, new_folder
+from gptx.progress import stage
 from gptx.task import FILE as TASK_FILE
 from gptx.task import read_task
-from gptx_models.checkpoint import SOURCE, save_checkpoint
-from gptx_models.peft_files import CONFIG, base_of, is_adapter, load_adapter
-from gptx_models.tensor_files import read_json
+from gptx_models.checkpoint import SOURCE, save_checkpoint, stored_as
+from gptx_models.importers.huggingface import generation_of
+from gptx_models.importers.imported import quiet
+from gptx_models.peft_files import CONFIG, base_of, load_adapter
+from gptx_models.tensor_files import Stored, open_folder, read_json
+from gptx_models.tokenizer_files import TokenizerFiles, check_vocabulary, read_tokenizer_folder
 
 
-def merge(adapter: Path, out: Path, *, base: Path | None = None, force: bool = False) -> None:
-    """Write the checkpoint folder `out`. base: instead of the one that the adapter names. Raises CheckpointError."""
-    if not is_adapter(adapter):
-        raise CheckpointError(f"{adapter} is no adapter folder: it has no {CONFIG}")
+def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = False, force: bool = False) -> Path:
+    """Write the checkpoint folder `out`, and return the base's. base: instead of the one that the adapter names.
+
+    The sum is made in fp32 and stored as the base is, which of a base in 16 bits rounds the adapter too; exact: in fp32
+    whatever the base is. Raises CheckpointError, OutputError.
+    """
+    if not (adapter / CONFIG).is_file():
+        what = "is no adapter folder: it has no " + CONFIG if adapter.exists() else "does not exist"
+        raise CheckpointError(f"{adapter} {what}")
     base = base_of(adapter, base)
     for source in (adapter, base):
         check_apart(source, out)
-    check_output(out, force=force)
-    gpt = load_adapter(adapter, base)
-    generation = next((read_json(f / "generation_config.json") for f in (adapter, base) if _has_generation(f)), {})
-    source: dict[str, Any] = {"format": "gptx-merge", "name": adapter.name}
-    for name, folder in (("adapter", adapter), ("base", base)):
-        source[name] = read_json(folder / SOURCE) if (folder / SOURCE).exists() else {"name": folder.name}
-    with new_folder(out, force=force) as folder:
-        tokenizer = adapter if (adapter / "tokenizer.json").exists() else base
-        task = read_task(adapter)
-        labels = task.labels if task and task.head else ()
-        save_checkpoint(gpt, folder, tokenizer_files=tokenizer, source=source, generation=generation, labels=labels)
+    stored: Stored = "F32" if exact else stored_as(base)
+    needed = 4 * sum(math.prod(shape) for shape in open_folder(base).shapes.values())
+    check_output(out, force=force, needed=needed)
+    with stage("Merging the adapter"):
+        gpt = load_adapter(adapter, base)
+    tokenizer = _tokenizer(adapter, base)
+    generation = generation_of(base, tokenizer, gpt.config.vocab_size, quiet)
+    if (adapter / "generation_config.json").exists():
+        generation |= read_json(adapter / "generation_config.json")
+    with new_folder(out, force=force, needed=needed) as folder:
+        for name, text in tokenizer.files.items():
+            (folder / name).write_text(text, "utf-8")
+        if tokenizer.files:
+            check_vocabulary(folder / "tokenizer.json", gpt.config.vocab_size, shown_as=adapter)
         if (adapter / TASK_FILE).exists():
             shutil.copyfile(adapter / TASK_FILE, folder / TASK_FILE)
+        save_checkpoint(
+            gpt,
+            folder,
+            tokenizer_files=None,
+            source=_source(adapter, base),
+            generation=generation,
+            labels=_labels(adapter, base, gpt.config.n_class),
+            stored=stored,
+        )
+    return base
 
 
-def _has_generation(folder: Path) -> bool:
-    return (folder / "generation_config.json").exists()
+def _tokenizer(adapter: Path, base: Path) -> TokenizerFiles:
+    own = read_tokenizer_folder(adapter)
+    return own if own.files else read_tokenizer_folder(base)
+
+
+def _source(adapter: Path, base: Path) -> dict[str, Any]:
+    about = {
+        name: read_json(folder / SOURCE) if (folder / SOURCE).exists() else {"name": folder.resolve().name}
+        for name, folder in (("adapter", adapter), ("base", base))
+    }
+    licence = about["adapter"].get("licence") or about["base"].get("licence")
+    source = {"format": "gptx-merge", "name": adapter.resolve().name, **about}
+    return {**source, "licence": licence} if licence else source
+
+
+def _labels(adapter: Path, base: Path, n_class: int) -> tuple[str, ...]:
+    """The names of a head's classes: the task's, or the base's where it has as many."""
+    task = read_task(adapter)
+    if task and task.head:
+        return task.labels
+    named = read_json(base / "config.json").get("id2label") or {}
+    return tuple(named[at] for at in sorted(named, key=int)) if len(named) == n_class else ()
 
 
 @click.command("merge")
@@ -49,6 +93,13 @@ def _has_generation(folder: Path) -> bool:
 @click.option("--base", type=click.Path(path_type=Path), help="The base checkpoint.  [default: the one ADAPTER names]")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 def command(adapter: Path, out: Path, base: Path | None, force: bool) -> None:
-    """Merge ADAPTER, a LoRA adapter of `gptx finetune` or PEFT, into its base and write the checkpoint folder OUT."""
-    merge(adapter, out, base=base, force=force)
-    click.echo(f"{out}: next: gptx export {out} {out}-onnx")
+    """Merge ADAPTER, a LoRA adapter of `gptx finetune` or PEFT, into its base and write the checkpoint folder OUT.
+
+    The weights are stored in the base's type. (`gptx export ADAPTER` merges too, in fp32.)
+    """
+    base = merge(adapter, out, base=base, force=force)
+    click.echo(f"{out}: {adapter} merged into {base}, stored in {_TYPES[stored_as(out)]}")
+    click.echo(f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}")
+
+
+_TYPES: dict[Stored, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}

@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,8 @@ from torch import Tensor
 from gptx.errors import CheckpointError
 from gptx_models.weights import TensorSource
 
+Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them
+STORED: dict[Stored, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LFS = b"version https://git-lfs"
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -126,22 +128,25 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:
         raise CheckpointError(f"{path} cannot be read by torch.load, the file may be cut short: {first}") from error
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]]) -> None:
-    """Write fp32 tensors, made one at a time, as a safetensors file (the library's writer holds copies of all)."""
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]], stored: Stored = "F32"
+) -> None:
+    """Write tensors, made one at a time, as a safetensors file (the library's writer holds copies of all)."""
+    dtype = STORED[stored]
     parts = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape, _ in parts:
-        start, end = end, end + 4 * _count(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start, end = end, end + dtype.itemsize * _count(shape)
+        header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [start, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name, shape, give in parts:
-            value = give().to(torch.float32)
+            value = give().to(dtype)
             assert tuple(value.shape) == tuple(shape), f"{name}: {tuple(value.shape)} is not {shape}"
-            file.write(value.numpy().astype("<f4", copy=False).data)
+            file.write(value.contiguous().view(torch.uint8).numpy().data)
 
 
 def _count(shape: tuple[int, ...]) -> int:

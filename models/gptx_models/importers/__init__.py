@@ -72,6 +72,10 @@ def read(source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = Tr
         from gptx_models.importers.huggingface import import_folder
 
         return import_folder(path, tokenizer_wanted=tokenizer_wanted, tell=tell)
+    if kind == "adapter":
+        raise CheckpointError(
+            f"{source} is a LoRA adapter: gptx merge {source} OUT makes a checkpoint of it and its base"
+        )
     if kind == "folder":
         raise CheckpointError(f"{source} holds no config.json{_hint(path)}: gptx import takes {_TAKES}")
     return _from_file(path, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer_wanted, tell=tell)

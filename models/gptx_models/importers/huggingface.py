@@ -32,7 +32,7 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
             f"{folder} has tokenizer.model and no tokenizer.json: transformers makes one, with "
             "AutoTokenizer.from_pretrained(IN).save_pretrained(OUT); then give it with --tokenizer OUT"
         )
-    return Imported(model, about, tokenizer.files, _generation(folder, tokenizer, config.vocab_size, tell))
+    return Imported(model, about, tokenizer.files, generation_of(folder, tokenizer, config.vocab_size, tell))
 
 
 def _about(folder: Path, names: dict[str, str], types: dict[str, str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _about(folder: Path, names: dict[str, str], types: dict[str, str]) -> dict[s
     return {**about, "licence": licence} if licence else about
 
 
-def _generation(folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell) -> dict[str, Any]:
+def generation_of(folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell) -> dict[str, Any]:
     """generation_config.json; token ids that it does not give come from config.json, else from the tokenizer."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
