@@ -141,6 +141,7 @@ def test_a_finished_run_stays_and_another_is_refused(base: Path, tmp_path: Path)
         ("--task summarize", "summarize needs"),
         ("--task completion --head", "--head classifies"),
         ("--task classify --set model.n_layer=3", "only model.dropout can be set"),
+        ("--task classify --lora --targets q_proj", "no module is called q_proj"),
         ("--task classify --template Label:", "expected once"),
         ("--task classify --fields sentence=text", "classify knows"),
     ],
@@ -149,7 +150,7 @@ def test_what_does_not_fit_is_named(options: str, says: str, base: Path, tmp_pat
     data = write(tmp_path / "reviews.jsonl", reviews(20))
     refused = run(base, data, tmp_path / "out", options)
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews.jsonl"]
 
 
 def test_the_base_is_not_its_own_output(base: Path, tmp_path: Path):

@@ -252,7 +252,10 @@ def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):
         gptx.load(adapter)
     with pytest.raises(CheckpointError, match="LoRA adapter.*gptx merge"):
         load_model(adapter)
-    assert "gptx export" in command("quantize", str(adapter), str(tmp_path / "x"), "--to", "int8").err
+    refused = command("quantize", str(adapter), str(tmp_path / "x"), "--to", "int8")
+    assert "is a LoRA adapter: export it first" in refused.err
+    assert "inspect what gptx merge" in command("inspect", str(adapter)).err
+    assert "gptx export" in command("run", "-m", str(adapter), "hi").err
 
 
 def test_a_model_of_our_own_kind(tmp_path: Path):

@@ -89,7 +89,8 @@ def quantize_artifact(
 def expect_fp32(source: Path) -> Manifest:
     """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
-        raise UsageError(f"{source} is a {kind} folder: export it first, `gptx export {source} OUT`, and quantize OUT")
+        what = {"checkpoint": "a checkpoint folder", "adapter": "a LoRA adapter"}[kind]
+        raise UsageError(f"{source} is {what}: export it first, `gptx export {source} OUT`, and quantize OUT")
     manifest = artifact.read(source)
     if manifest.precision != "fp32":
         raise UsageError(f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from")

@@ -62,6 +62,7 @@ def finetune(
     """
     world = world or World(torch.device("cpu"))
     recipe = _in_epochs(recipe, epochs, len(study.train))
+    gpt = _model(base, study.task, recipe, lora)
     if world.is_main:
         run = open_run(out, force=force)
         whole_origin = {
@@ -73,7 +74,6 @@ def finetune(
             begin(run, whole_origin)
     world.wait()
     run = run_folder(out)
-    gpt = _model(base, study.task, recipe, lora)
     material = Material(
         batch=row_batches(study.train, batch_size=recipe.batch_size, seed=recipe.seed),
         validation=lambda: all_rows(study.val, batch_size=recipe.batch_size),

@@ -51,6 +51,10 @@ def describe(path: Path) -> Description:
         raise CheckpointError(
             f"{path} is {_IMPORTABLE[path.suffix]}: gptx import {path} OUT makes a checkpoint folder of it"
         )
+    if kind == "adapter":
+        raise ArtifactError(
+            f"{path} is a LoRA adapter: inspect what gptx merge {path} OUT or gptx export {path} OUT makes"
+        )
     if kind == "folder":
         raise ArtifactError(f"{path} is neither an artifact nor a checkpoint: it holds no gptx.json and no config.json")
     what = "does not exist" if kind == "missing" else "is a file"
