@@ -90,7 +90,7 @@ def record_pytorch(gpt: GPT, text: Proof, scratch: Path) -> Recording:
 
 def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
     """The reference is an artifact, loaded in the runtime."""
-    n = min(GREEDY, model.n_ctx - len(text.greedy_prompt))
+    n = 0 if model.manifest.model.n_class else min(GREEDY, model.n_ctx - len(text.greedy_prompt))
     return record(
         f"artifact {model.manifest.precision}",
         text,
@@ -101,8 +101,8 @@ def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
 
 
 def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
-    """n tokens of argmax by the module, cached; fewer where the context ends."""
-    n = min(n, gpt.config.n_ctx - len(prompt))
+    """n tokens of argmax by the module, cached; fewer where the context ends, none of a classification head."""
+    n = 0 if gpt.config.n_class else min(n, gpt.config.n_ctx - len(prompt))
     tokens, past, new = [], None, torch.tensor([prompt])
     with torch.no_grad():
         while len(tokens) < n:
@@ -121,7 +121,8 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
     proof, tally = recording.proof, Tally()
     with stage("Comparing", total=sum(map(len, proof.windows))) as advance:
         for window, expected in zip(proof.windows, recording.logits):
-            tally.add(expected, forced_logits(model, window), np.array([*window[1:], -1]))
+            following = [-1] * len(window) if model.manifest.model.n_class else [*window[1:], -1]
+            tally.add(expected, forced_logits(model, window), np.array(following))
             advance(len(window))
     figures = tally.figures()
     consistency = self_consistency(model, proof.windows[0])

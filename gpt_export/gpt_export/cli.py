@@ -201,11 +201,13 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
     prompt = '"Once upon a time"' if (out / "tokenizer.json").exists() else "--tokens 1,2,3"
+    against, verb, text = f"against {certificate['against']} on {figures['positions']} tokens:", "classify", ""
+    if greedy["compared"]:  # a language model
+        against += f" perplexity {figures['perplexity']:.4f} ({figures['perplexity_reference']:.4f}),"
+        verb, text = "run", f", greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
     write_out(
         f"{out}: graph and weights {size / 1e6:,.1f} MB\n"
-        f"against {certificate['against']} on {figures['positions']} tokens: perplexity {figures['perplexity']:.4f}"
-        f" ({figures['perplexity_reference']:.4f}), mean KL {figures['kl_mean']:.2e},\n"
-        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e},"
-        f" greedy text identical for {greedy['identical']} of {greedy['compared']} tokens\n"
-        f"run it: gptx run -m {shlex.quote(str(out))} {prompt}\n"
+        f"{against} mean KL {figures['kl_mean']:.2e},\n"
+        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e}{text}\n"
+        f"{verb} it: gptx {verb} -m {shlex.quote(str(out))} {prompt}\n"
     )

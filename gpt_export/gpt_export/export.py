@@ -183,6 +183,7 @@ def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, parameters:
             "n_ctx": config.n_ctx,
             "vocab_size": config.vocab_size,
             "n_parameters": parameters,
+            **({"n_class": config.n_class} if config.n_class else {}),
         },
         "gpt_config": config.to_dict(),
         "tokens": token_facts(folder),

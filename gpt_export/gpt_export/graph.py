@@ -119,7 +119,7 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
         "input_ids": ("batch_size", "sequence_length"),
         "attention_mask": ("batch_size", "total_sequence_length"),
         "position_ids": ("batch_size", "sequence_length"),
-        "logits": ("batch_size", KEEP, config.vocab_size),
+        "logits": ("batch_size", KEEP, config.n_class or config.vocab_size),
     }
     for name in cache_names(config, "past_key_values"):
         shapes[name] = ("batch_size", *heads)

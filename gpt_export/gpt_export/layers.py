@@ -111,6 +111,10 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] |
         gpt.set_submodule(name, layer)
     table = quantized.get("wte.weight")
     if table is not None:
-        product = gpt.head if isinstance(gpt.head, BlockProduct) and gpt.config.tied else BlockProduct(table, None)
+        product = (
+            gpt.head
+            if isinstance(gpt.head, BlockProduct) and gpt.config.head_is_embedding
+            else BlockProduct(table, None)
+        )
         gpt.set_submodule("wte", BlockEmbedding(product, gpt.dtype))
     return gpt

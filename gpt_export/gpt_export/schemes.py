@@ -47,7 +47,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme) -> dict[str, BlockWeights]:
             blocks[f"{name}.weight"] = quantize_blocks(_array(module.weight), bits=bits, block=block)
     block = fitting_block(gpt.config.n_embd, scheme.head_block)
     if gpt.config.n_embd % block == 0:
-        table = blocks["head.weight"] if gpt.config.tied else None
+        table = blocks["head.weight"] if gpt.config.head_is_embedding else None
         blocks["wte.weight"] = table or quantize_blocks(_array(gpt.wte.weight), bits=8, block=block)
     return blocks
 

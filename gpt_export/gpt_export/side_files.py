@@ -9,6 +9,7 @@ from typing import Any
 import gptx
 from gptx.folders import MANIFEST
 from gptx.progress import stage
+from gptx.task import FILE as TASK
 from gptx_models import tensor_files
 from gptx_models.checkpoint import write_json
 from gptx_models.tensor_files import sha256
@@ -21,6 +22,7 @@ COPIED = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    TASK,
 )
 CARD = "README.md"
 
@@ -37,7 +39,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool) -> None:
-    """genai_config.json for onnxruntime-genai, which refuses keys that it does not know (its config.h)."""
+    """genai_config.json for onnxruntime-genai, which refuses keys that it does not know (its config.h). It only generates:
+    a model with a classification head gets none."""
+    if shape.get("n_class"):
+        return
     eos = tokens["eos"] or [0]
     generation = read_json(out / "generation_config.json")
     config = {
@@ -134,10 +139,19 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/"))
     source = manifest["source"]
+    language = (
+        [
+            f"| perplexity | {figures['perplexity']:.4f} ± {figures['perplexity_error']:.4f} |",
+            f"| the reference's | {figures['perplexity_reference']:.4f} |",
+            f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |",
+        ]
+        if greedy["compared"]
+        else []
+    )
     lines = [
         "---",
         "library_name: gptx",
-        "tags: [onnx, gptx, text-generation]",
+        f"tags: [onnx, gptx, {'text-classification' if shape.get('n_class') else 'text-generation'}]",
         *([f"license: {source['licence']}"] if source.get("licence") else []),
         "---",
         f"# {name}",
@@ -162,12 +176,11 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         "",
         "| figure | |",
         "|---|---|",
-        f"| perplexity | {figures['perplexity']:.4f} ± {figures['perplexity_error']:.4f} |",
-        f"| the reference's | {figures['perplexity_reference']:.4f} |",
+        *language[:2],
         f"| mean KL, 99.9th percentile | {figures['kl_mean']:.2e}, {figures['kl_p999']:.2e} |",
         f"| same top-1 | {figures['same_top1']:.2%} |",
         f"| largest, mean difference of a logit | {figures['max_abs']:.2e}, {figures['mean_abs']:.2e} |",
-        f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |",
+        *language[2:],
         "",
         "Outside its limits, and accepted as it is." if certificate["accepted"] else "Inside its limits.",
         "Prove it again on your machine: `gptx verify` with this folder.",

@@ -37,7 +37,7 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
         _put(shape, name, nn.Parameter(torch.from_numpy(np.array(array, np.float32, order="C")), requires_grad=False))
     for name, buffer in tables.items():
         _put(shape, name, buffer)
-    if config.tied:
+    if config.head_is_embedding:
         shape.head.weight = shape.wte.weight
     return shape.eval()
 

@@ -67,6 +67,10 @@ class GPTConfig:
         if problems:
             raise ValueError("GPTConfig: " + "; ".join(problems))
 
+    @property
+    def head_is_embedding(self) -> bool:
+        return self.tied and not self.n_class
+
     def attention_of(self, layer: int) -> AttentionKind:
         return self.attention[layer] if isinstance(self.attention, tuple) else self.attention
 

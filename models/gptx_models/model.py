@@ -119,7 +119,7 @@ class GPT(nn.Module):
         self.norm = Norm(config) if config.norm_position == "pre" else nn.Identity()
         outputs = config.n_class or config.vocab_size
         self.head = nn.Linear(config.n_embd, outputs, bias=config.head_bias and not config.n_class)
-        if config.tied and not config.n_class:
+        if config.head_is_embedding:
             self.head.weight = self.wte.weight
         self.apply(self._init)
 

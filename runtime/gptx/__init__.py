@@ -21,9 +21,13 @@ from gptx.errors import (
 
 if TYPE_CHECKING:
     from gptx.chat import Chat
+    from gptx.classify import Classification
     from gptx.model import Model, load
+    from gptx.score import Score
     from gptx.session import Session
     from gptx.stream import Completion, Stream
+    from gptx.summarize import Summary
+    from gptx.task import Task
 
     __version__: str
 
@@ -31,6 +35,7 @@ __all__ = [
     "ArtifactError",
     "Chat",
     "CheckpointError",
+    "Classification",
     "Completion",
     "GptxError",
     "Model",
@@ -38,8 +43,11 @@ __all__ = [
     "ParityError",
     "PromptError",
     "ProviderError",
+    "Score",
     "Session",
     "Stream",
+    "Summary",
+    "Task",
     "UsageError",
     "__version__",
     "load",
@@ -47,10 +55,14 @@ __all__ = [
 
 _HOMES = {
     "Chat": "gptx.chat",
+    "Classification": "gptx.classify",
     "Completion": "gptx.stream",
     "Model": "gptx.model",
+    "Score": "gptx.score",
     "Session": "gptx.session",
     "Stream": "gptx.stream",
+    "Summary": "gptx.summarize",
+    "Task": "gptx.task",
     "load": "gptx.model",
 }
 

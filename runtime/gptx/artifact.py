@@ -33,6 +33,11 @@ class Shape:
     n_ctx: int
     vocab_size: int
     n_parameters: int
+    n_class: int = 0  # of a classification head; 0: a language model
+
+    @property
+    def n_logits(self) -> int:
+        return self.n_class or self.vocab_size
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def read(path: str | Path) -> Manifest:
         cache=raw["cache"],
         cache_dtype=raw["cache_dtype"],
         prefill_chunk=raw["prefill_chunk"],
-        model=Shape(**{name: raw["model"][name] for name in Shape.__dataclass_fields__}),
+        model=Shape(**{name: raw["model"][name] for name in Shape.__dataclass_fields__ if name in raw["model"]}),
         tokens=Tokens(
             vocab_size=tokens.get("vocab_size"),
             bos=tokens.get("bos"),
@@ -138,6 +143,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} holds {GRAPH} and no {MANIFEST}: another tool made it, or the copy is not whole")
     if kind == "checkpoint":
         raise ArtifactError(f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it")
+    if kind == "adapter":
+        raise ArtifactError(f"{path} is a LoRA adapter, not an artifact: gptx export {path} OUT makes one with its base")
     if kind == "folder":
         raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
     try:
@@ -174,6 +181,8 @@ def _field_problems(raw: dict[str, Any]):
             yield f"{name} is {raw.get(name)!r}, expected an object"
             return
     for name in Shape.__dataclass_fields__:
+        if name == "n_class" and raw["model"].get(name, 0) == 0:
+            continue
         if not _positive(raw["model"].get(name)):
             yield f"model.{name} is {raw['model'].get(name)!r}, expected a positive number"
     tokens = raw["tokens"]

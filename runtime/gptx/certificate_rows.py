@@ -17,10 +17,10 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
     limits = _limits(certificate)
     rows = [("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")]
     figures = certificate.get("figures") or {}
-    rows += [(name, _figure(value, limits.get(name))) for name, value in figures.items()]
+    rows += [(name, _figure(value, limits.get(name))) for name, value in figures.items() if value is not None]
     consistency = certificate.get("consistency") or {}
     rows += [(name, _figure(value, limits.get(name))) for name, value in consistency.items()]
-    if greedy := certificate.get("greedy"):
+    if (greedy := certificate.get("greedy")) and greedy.get("compared") != 0:
         rows.append(("greedy text", f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"))
     if environment := certificate.get("environment"):
         where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")

@@ -30,8 +30,14 @@ class Figures:
     perplexity: float
     perplexity_error: float  # standard error of the latter
 
-    def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, float | int | None]:
+        """None for what there is not: a classification head has no perplexity."""
+        return {
+            name: None if math.isnan(value) and name in _OF_LANGUAGE else value for name, value in asdict(self).items()
+        }
+
+
+_OF_LANGUAGE = ("perplexity_reference", "perplexity", "perplexity_error")
 
 
 @dataclass

@@ -106,8 +106,9 @@ def _problems(manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any
         if name == "logits" and node.type not in DTYPES:
             yield f"logits is {node.type}, expected one of {', '.join(DTYPES)}"
     logits = outputs.get("logits")
-    if logits is not None and isinstance(logits.shape[-1], int) and logits.shape[-1] != shape.vocab_size:
-        yield f"logits has {logits.shape[-1]} values, expected vocab_size {shape.vocab_size}"
+    if logits is not None and isinstance(logits.shape[-1], int) and logits.shape[-1] != shape.n_logits:
+        name = "n_class" if shape.n_class else "vocab_size"
+        yield f"logits has {logits.shape[-1]} values, expected {name} {shape.n_logits}"
 
 
 def _some(names: set[str]) -> str:

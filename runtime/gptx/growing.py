@@ -21,7 +21,7 @@ class Growing:
     def __init__(self, engine: Engine, batch_size: int) -> None:
         model = engine.manifest.model
         self._engine = engine
-        self.logits = np.zeros((batch_size, 1, model.vocab_size), engine.logits_dtype)
+        self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
         self._mask = np.zeros((batch_size, 0), np.int64)
         self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in engine.past_names]
 

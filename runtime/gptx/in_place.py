@@ -36,7 +36,7 @@ class InPlace:
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
         self._keep = np.zeros((), np.int64)
-        self.logits = np.zeros((batch_size, 1, model.vocab_size), engine.logits_dtype)
+        self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
         self.capacity = 0
         self._buffers: list[Buffer] = []
         self._reserve(size or 1, 0)

@@ -14,12 +14,16 @@ from typing import Any, Self, Unpack, overload
 from gptx import artifact
 from gptx.artifact import Manifest
 from gptx.chat import Chat, ChatTemplate, Message, common_length, load_template
+from gptx.classify import Classification, Normalization, classify
 from gptx.engine import Engine, open_engine
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.generation import Generation
 from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.score import Score, score
 from gptx.session import Session
 from gptx.stream import Completion, Stream, Transcript, run_to_end
+from gptx.summarize import Summary, summarize
+from gptx.task import Example, Task, read_task
 from gptx.text import Detokenizer, StopStrings
 from gptx.tokenizer import Tokenizer, load_tokenizer, read_json
 
@@ -44,6 +48,7 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer.special) if tokenizer else None,
         generation=read_json(folder / "generation_config.json"),
+        task=read_task(folder),
     )
 
 
@@ -57,12 +62,14 @@ class Model:
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None = None,
         generation: Mapping[str, Any] | None = None,
+        task: Task | None = None,
     ) -> None:
         self._engine: Engine | None = engine
         self.manifest: Manifest = engine.manifest
         self.provider = engine.provider  # what really runs the graph, as ONNX Runtime calls it
         self.tokenizer, self.template = tokenizer, template
         self.generation = dict(generation or {})  # generation_config.json
+        self.task = task  # what it was fine-tuned for: gptx_task.json
 
     @property
     def path(self) -> Path:
@@ -99,6 +106,7 @@ class Model:
         """
         began = time.perf_counter()
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
         batch = is_batch(prompt)
         prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
@@ -134,6 +142,91 @@ class Model:
         """A conversation that keeps its cache from turn to turn. Raises UsageError where there is no chat template."""
         return Chat(self, system=system)
 
+    def score(self, text: Prompt, *, overlap: int | None = None) -> Score:
+        """How likely the model finds a text: log P of each token after those before it, in nats, with their sum, the
+        perplexity and the bits per byte.
+
+        The first token has none: nothing stands before it, unless the tokenizer adds a bos token, which then is the
+        first. A text longer than the context is read in windows; each begins `overlap` tokens (half the context, if not
+        given) before the first that it scores, so that every token is judged after at least so many others. Raises
+        PromptError for a single token, UsageError.
+        """
+        self._need_language("scored")
+        return score(self, text, overlap=overlap)
+
+    @overload
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str] | None = None,
+        *,
+        examples: Sequence[Example] = (),
+        template: str | None = None,
+        calibrate: bool = False,
+        normalization: Normalization = "sum",
+    ) -> Classification: ...
+    @overload
+    def classify(
+        self,
+        text: Sequence[str],
+        labels: Sequence[str] | None = None,
+        *,
+        examples: Sequence[Example] = (),
+        template: str | None = None,
+        calibrate: bool = False,
+        normalization: Normalization = "sum",
+    ) -> list[Classification]: ...
+    def classify(
+        self,
+        text: str | Sequence[str],
+        labels: Sequence[str] | None = None,
+        *,
+        examples: Sequence[Example] = (),
+        template: str | None = None,
+        calibrate: bool = False,
+        normalization: Normalization = "sum",
+    ) -> Classification | list[Classification]:
+        """Which label fits a text; a list of texts gives a list, and what their prompts have in common is read once.
+
+        A language model is asked with `template` (by default the one it was fine-tuned with, else "Text: {text}\nLabel:")
+        and answers by log P(" " + label | prompt). Zero-shot as it is; `examples` [(text, label), ...] make it one- or
+        few-shot. `labels` default to those it was fine-tuned for. A model with a classification head knows its labels
+        and reads the text alone.
+
+        normalization: "sum" of a label's token log-probabilities is log P(label | prompt), what training on prompt and
+        label maximises, and the only one whose values are probabilities of the labels; "mean", per token, is for labels
+        of very different lengths, of which a sum prefers the short ones (acc and acc_norm in EleutherAI's evaluation
+        harness are this choice). calibrate: divide by the probabilities that the labels have after texts that say nothing
+        ("N/A", "[MASK]" and none), which takes away what the prompt alone prefers (Zhao et al. 2021,
+        https://arxiv.org/abs/2102.09690); it helps few-shot prompts of models that were not fine-tuned.
+
+        A text too long for the context loses its end: `left_out` tells how many tokens. Raises PromptError, UsageError.
+        """
+        texts = [text] if isinstance(text, str) else text
+        results = classify(
+            self,
+            texts,
+            labels,
+            examples=examples,
+            template=template,
+            calibrate=calibrate,
+            normalization=normalization,
+        )
+        return results[0] if isinstance(text, str) else results
+
+    def summarize(
+        self, text: str, *, examples: Sequence[Example] = (), template: str | None = None, **options: Unpack[Given]
+    ) -> Summary:
+        """A summary of a text: a Completion with `left_out`, the tokens of the text's end that the context had no room for.
+
+        The prompt is `template` (by default the one it was fine-tuned with, else "{text}\n\nSummary:") with the text, after
+        as many `examples` [(text, summary), ...] as are given; then it ends at an empty line, as they do. Options as in
+        generate, but greedy where temperature is not given, and 96 new tokens where neither the call nor the artifact's
+        generation_config.json says how many. Raises PromptError, UsageError.
+        """
+        self._need_language("summarized")
+        return summarize(self, text, examples=examples, template=template, options=options)
+
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
         """The step-level API on token ids: feed, rewind. `size`: tokens that each row's cache is made for at once."""
         return Session(self._opened(), batch_size, size=size)
@@ -160,6 +253,7 @@ class Model:
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
         """What a chat is made of. Raises UsageError where the artifact lacks it."""
+        self._need_language("generated")
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer, so there is no chat: generate from token ids")
         if self.template is None:
@@ -183,6 +277,7 @@ class Model:
         """A Stream from token ids. `context`: tokens whose text the new text goes on from. `session`: one that may hold
         a part of the prompt already; what it holds beyond that is forgotten."""
         began = time.perf_counter()
+        self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=None)
         owned = None if session else self.session()
         session = session or owned
@@ -202,6 +297,12 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _need_language(self, what: str) -> None:
+        if self.manifest.model.n_class:
+            raise UsageError(
+                f"{self.path} has a classification head in place of a language model's, so no text is {what}: classify"
+            )
 
     def _opened(self) -> Engine:
         if self._engine is None:

@@ -90,7 +90,9 @@ def summarize(
         rows["ids"].append(ids.astype(id_type))
         rows["logits"].append(np.take_along_axis(values, ids, -1).astype(np.float32))
         rows["logsumexp"].append(logsumexp(values.astype(np.float64)).astype(np.float32))
-        following = np.take_along_axis(values[:-1], np.array(window[1:])[:, None], -1)[:, 0]
+        # of a classification head, whose logits are of no tokens, these stand for nothing
+        followed = np.minimum(np.array(window[1:], np.int64), vocab_size - 1)
+        following = np.take_along_axis(values[:-1], followed[:, None], -1)[:, 0]
         rows["targets"].append(np.append(following, np.nan).astype(np.float32))
         starts.append((len(tokens), len(window)))
         tokens.extend(window)
@@ -109,25 +111,31 @@ def summarize(
     )
 
 
-def compare(reference: Reference, logits: Callable[[list[int]], np.ndarray]) -> Figures:
+def compare(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False) -> Figures:
     """Figures of a model against what the reference carries.
 
     Differences are those of the 64 highest logits (and of the full positions); KL takes all other tokens as one bin, so
     it is never more than the true one; top-1 and perplexity are exact. logits(window) -> (length, vocab_size).
+    classes: the logits are a classification head's, and there is no perplexity.
     """
     tally = Tally()
     full = dict(zip(reference.full_positions.tolist(), reference.full_logits))
     for start, window in reference.token_windows():
         here = slice(start, start + len(window))
         values = logits(window).astype(np.float64)
-        _add(tally, reference, here, values, np.array(window))
+        _add(tally, reference, here, values)
+        if classes:
+            tally.nll_reference.append(np.empty(0))
+            tally.nll.append(np.empty(0))
+        else:
+            _add_loss(tally, reference, here, values, np.array(window))
         for at, expected in full.items():
             if start <= at < here.stop:
                 tally.difference(expected.astype(np.float64), values[at - start])
     return tally.figures()
 
 
-def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray, window: np.ndarray) -> None:
+def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray) -> None:
     ids = reference.top_ids[here].astype(np.int64)
     top = reference.top_logits[here].astype(np.float64)
     tally.difference(top, np.take_along_axis(values, ids, -1))
@@ -145,6 +153,8 @@ def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray, wi
     lead = top.max(-1) - np.where(np.isfinite(known), known, top.min(-1))
     tally.choice(chosen == theirs, lead)
 
+
+def _add_loss(tally: Tally, reference: Reference, here: slice, values: np.ndarray, window: np.ndarray) -> None:
     nll_reference = reference.logsumexp[here] - reference.target_logits[here]
     tally.nll_reference.append(nll_reference[:-1].astype(np.float64))
     rows = np.arange(len(window) - 1)

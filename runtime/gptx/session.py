@@ -31,6 +31,7 @@ class Session:
             raise UsageError(f"size is {size}, expected 1 to {n_ctx}, the model's context")
         self.limit = size or n_ctx
         self.vocab_size = engine.manifest.model.vocab_size
+        self.n_logits = engine.manifest.model.n_logits  # vocab_size, or the classes of a head
         self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
         self._lengths = [0] * batch_size
         self._cache: Cache | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
@@ -60,9 +61,9 @@ class Session:
     @overload
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
-        """Append new tokens to each row; float32 logits (B, vocab_size) after each row's last one.
+        """Append new tokens to each row; float32 logits (B, n_logits) after each row's last one.
 
-        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a row's (n, vocab_size),
+        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a row's (n, n_logits),
         the logits after every new token. The arrays are the caller's to keep. Raises PromptError.
         """
         if all_logits:
@@ -128,7 +129,7 @@ class Session:
 
     def _feed_all(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
         self._check(rows)
-        outs = [np.empty((len(new), self.vocab_size), np.float32) for new in rows]
+        outs = [np.empty((len(new), self.n_logits), np.float32) for new in rows]
         fed = {row: new for row, new in enumerate(rows) if len(new)}
         self._fill(fed, {row: outs[row] for row in fed})
         return outs

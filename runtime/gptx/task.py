@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from gptx.errors import ArtifactError, UsageError
 
 Kind = Literal["text", "completion", "chat", "classify", "summarize"]
+Example = tuple[str, str]  # a text, and the label or the summary that is its answer
 FILE = "gptx_task.json"
 TEXT = "{text}"
 CLASSIFY_TEMPLATE = "Text: {text}\nLabel:"
@@ -70,7 +71,7 @@ def task_json(task: Task) -> dict[str, Any]:
     return {**asdict(task), "labels": list(task.labels)}
 
 
-def prompt(template: str, text: str, examples: Sequence[tuple[str, str]] = ()) -> str:
+def prompt(template: str, text: str, examples: Sequence[Example] = ()) -> str:
     """`template` with `text` in it, after as many examples (text, answer) as are given: zero-, one- or few-shot.
 
     An example is the template with its text, a space, its answer and an empty line. Raises UsageError.
@@ -105,6 +106,14 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2:
         given = f"there is only {labels[0]!r}" if labels else "there are none"
         raise UsageError(f"classifying needs at least two labels, and {given}")
+
+
+def check_examples(examples: Sequence[Example]) -> None:
+    """Raises UsageError for what is no list of (text, answer)."""
+    for number, example in enumerate(examples, 1):
+        pair = not isinstance(example, str) and isinstance(example, Sequence) and len(example) == 2
+        if not pair or not all(isinstance(part, str) and part.strip() for part in example):
+            raise UsageError(f"example {number} is {example!r:.80}, expected a text and its answer")
 
 
 def _times(count: int) -> str:

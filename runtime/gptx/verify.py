@@ -75,10 +75,12 @@ def verify(
             told(0.1 + 0.8 * done / len(reference.tokens))
             return values
 
-        figures = compare(reference, logits)
+        classes = manifest.model.n_class > 0
+        figures = compare(reference, logits, classes=classes)
         consistency = self_consistency(model, reference.tokens[: reference.windows[0, 1]].tolist())
         report = _report(certificate, figures, consistency, model.manifest.precision)
-        report.rows.append(_greedy_row(model, reference, certificate))
+        if not classes:
+            report.rows.append(_greedy_row(model, reference, certificate))
         told(1.0)
         report.notes.append(f"ran on {model.provider}")
         if certificate.get("accepted"):
@@ -160,7 +162,7 @@ def _report(certificate: dict, figures: Figures, consistency: dict[str, float], 
     certified = {**certificate["figures"], **certificate["consistency"]}
     judged = {row.name: row for row in judge(figures, consistency, certificate["limits"])}
     for name in [*figures.to_dict(), *consistency]:
-        if name in ("positions", "largest_logit"):
+        if name in ("positions", "largest_logit") or here[name] is None:
             continue
         row = judged.get(name)
         limit, ok = (f"{row.limit:.3g}", row.ok) if row else ("", bool(np.isfinite(here[name])))

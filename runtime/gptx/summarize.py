@@ -1,0 +1,52 @@
+"""Text to its summary: the prompt of the task, as much of the text as fits, and a greedy completion."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptx.classify import fit_or_say
+from gptx.errors import PromptError, UsageError
+from gptx.options import resolve
+from gptx.stream import Completion
+from gptx.task import SUMMARIZE_TEMPLATE, Example, check_examples
+from gptx.task import prompt as asked_for
+
+if TYPE_CHECKING:
+    from gptx.model import Model
+
+SUMMARY_TOKENS = 96  # of a summary where neither the call nor the artifact says
+
+
+@dataclass(frozen=True)
+class Summary(Completion):
+    """`text` is without the white space around it."""
+
+    left_out: int  # tokens of the text's end that had no room in the context
+
+
+def summarize(
+    model: Model, text: str, *, examples: Sequence[Example], template: str | None, options: Mapping[str, Any]
+) -> Summary:
+    """As Model.summarize says."""
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"the text is {'empty' if isinstance(text, str) else repr(text)}: give a text to summarize")
+    if model.tokenizer is None:
+        raise UsageError(f"{model.path} has no tokenizer, so there is no text to summarize")
+    check_examples(examples)
+    task = model.task if model.task is not None and model.task.kind == "summarize" else None
+    template = template or (task.template if task else None) or SUMMARIZE_TEMPLATE
+    given = {name: value for name, value in options.items() if value is not None}
+    given.setdefault("temperature", 0.0)
+    if examples:
+        given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
+    resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)
+    assert resolved.max_new_tokens is not None
+    room = model.n_ctx + 1 - min(resolved.max_new_tokens, model.n_ctx // 2)  # the last token is not fed
+    ask = functools.partial(asked_for, template, examples=examples)
+    fitted = fit_or_say(text, ask, model.tokenizer, room, len(examples))
+    completion = model.generate(fitted.ids, **{**given, "max_new_tokens": resolved.max_new_tokens})
+    facts = asdict(completion) | {"text": (completion.text or "").strip()}
+    return Summary(**facts, left_out=fitted.left_out)
