@@ -144,7 +144,9 @@ def _load(path: Path) -> dict[str, Any]:
     if kind == "checkpoint":
         raise ArtifactError(f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it")
     if kind == "adapter":
-        raise ArtifactError(f"{path} is a LoRA adapter, not an artifact: gptx export {path} OUT makes one with its base")
+        raise ArtifactError(
+            f"{path} is a LoRA adapter, not an artifact: gptx export {path} OUT makes one with its base"
+        )
     if kind == "folder":
         raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
     try:
