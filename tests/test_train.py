@@ -229,7 +229,7 @@ def test_bad_texts_are_named(tmp_path: Path):
 
 def test_shipped_recipes_make_models_of_their_size():
     assert {"default", "minute"} <= set(recipe_names())
-    for name in recipe_names():
+    for name in set(recipe_names()) - {"finetune"}:  # whose base decides the shape
         recipe = read_recipe(name)
         assert recipe.config(recipe.vocab_size).head_dim % 8 == 0
     changed = read_recipe("minute", ["steps=3", "model.n_layer=2", "generation.top_k=5"])

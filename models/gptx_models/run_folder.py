@@ -31,13 +31,13 @@ def run_folder(out: Path) -> Path:
 def open_run(out: Path, *, force: bool) -> Path:
     """The run's folder, made if need be; `force` clears what an earlier run left. Raises OutputError, CheckpointError."""
     run = run_folder(out)
-    check_output(out, force=force or (run / STATE).exists())
+    if not force and (run / STATE).exists() and not (run / RUN).exists():
+        raise CheckpointError(f"{run} has a {STATE} and no {RUN}, so its texts are unknown: begin again with --force")
+    check_output(out, force=force or (run / RUN).exists())  # the run's own output is replaced
     remove_leftovers(out)
     if force:
         for name in (STATE, RUN, METRICS, PICTURE, TRAIN, VAL, *TOKENIZER):
             (run / name).unlink(missing_ok=True)
-    if (run / STATE).exists() and not (run / RUN).exists():
-        raise CheckpointError(f"{run} has a {STATE} and no {RUN}, so its texts are unknown: begin again with --force")
     run.mkdir(parents=True, exist_ok=True)
     return run
 
