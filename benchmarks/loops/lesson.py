@@ -7,13 +7,13 @@ batches, each of which they ask for by its step: that is when the clock looks.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,11 @@ class Lesson:
 
 class Clock:
     """Batches of the steps; `seconds` lie between the beginning of the first timed step and the end of the last one, and
-    in them this process computed for `cpu_seconds`, all its threads together."""
+    in them this process computed for `cpu_seconds`, all its threads together. `memory` is the peak until then."""
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson, self.windows, self.seconds = lesson, _windows(lesson), 0.0
-        self.cpu_seconds = 0.0
+        self.cpu_seconds, self.memory = 0.0, 0
 
     def __call__(self, step: int) -> Batch:
         if step in (self.lesson.warmup, self.lesson.warmup + self.lesson.steps):
@@ -74,6 +74,7 @@ class Clock:
                 torch.cuda.synchronize()
             self.seconds = time.perf_counter() - self.seconds
             self.cpu_seconds = time.process_time() - self.cpu_seconds
+            self.memory = _peak_memory(self.lesson.device)
         return self.windows(step)
 
 
@@ -86,11 +87,9 @@ def main(train: Train) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as nanoGPT has it
     clock = Clock(lesson)
     loss = train(lesson, clock)
-    on_gpu = lesson.device == "cuda"
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gpu = torch.cuda.get_device_name() if on_gpu else None
+    gpu = torch.cuda.get_device_name() if lesson.device == "cuda" else None
     times = {"seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
-    print("\n" + json.dumps({**times, "loss": loss, "memory": memory, "gpu": gpu}))
+    print("\n" + json.dumps({**times, "loss": loss, "memory": clock.memory, "gpu": gpu}))
 
 
 @torch.no_grad()
@@ -106,3 +105,8 @@ def held_out_loss(logits: Callable[[Tensor], Tensor], lesson: Lesson) -> float:
 def _windows(lesson: Lesson) -> Callable[[int], Batch]:
     tokens = np.load(Path(lesson.folder) / TOKENS, mmap_mode="r")
     return random_windows(tokens, batch_size=lesson.batch_size, n_ctx=lesson.shape["n_ctx"], seed=1)
+
+
+def _peak_memory(device: str) -> int:
+    """Bytes: the most that PyTorch has allocated on a GPU, else the most that the process has had."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
