@@ -168,7 +168,7 @@ class Model:
     @overload
     def classify(
         self,
-        text: Sequence[str],
+        text: list[str] | tuple[str, ...],
         labels: Sequence[str] | None = None,
         *,
         examples: Sequence[Example] = (),

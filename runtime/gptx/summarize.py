@@ -38,7 +38,7 @@ def summarize(
     check_examples(examples)
     task = model.task if model.task is not None and model.task.kind == "summarize" else None
     template = template or (task.template if task else None) or SUMMARIZE_TEMPLATE
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     given.setdefault("temperature", 0.0)
     if examples:
         given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
@@ -47,6 +47,7 @@ def summarize(
     room = model.n_ctx + 1 - min(resolved.max_new_tokens, model.n_ctx // 2)  # the last token is not fed
     ask = functools.partial(asked_for, template, examples=examples)
     fitted = fit_or_say(text, ask, model.tokenizer, room, len(examples))
-    completion = model.generate(fitted.ids, **{**given, "max_new_tokens": resolved.max_new_tokens})
-    facts = asdict(completion) | {"text": (completion.text or "").strip()}
+    given["max_new_tokens"] = resolved.max_new_tokens
+    completion = model.generate(fitted.ids, **given)
+    facts: dict[str, Any] = asdict(completion) | {"text": (completion.text or "").strip()}
     return Summary(**facts, left_out=fitted.left_out)

@@ -139,7 +139,7 @@ def summarize(
     with gptx.load(artifact, device=device, threads=threads) as model:
         summary = model.summarize(whole, examples=examples, template=template, **sampling)
     _say_left_out([summary.left_out])
-    write_out((json.dumps(dataclasses.asdict(summary), ensure_ascii=False) if as_json else summary.text) + "\n")
+    write_out((json.dumps(dataclasses.asdict(summary), ensure_ascii=False) if as_json else summary.text or "") + "\n")
 
 
 @click.command()
