@@ -12,6 +12,7 @@ from lesson import BETAS, CLIP, WEIGHT_DECAY, Batch, Lesson, main
 from gptx_models.config import GPTConfig
 from gptx_models.hf_layout import LAYOUTS
 from gptx_models.loop import Material, loop
+from gptx_models.model import GPT
 from gptx_models.recipe import Recipe
 from gptx_models.weights import TensorSource, build
 from gptx_models.world import World
@@ -33,13 +34,17 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
         compile=lesson.compile,
         eval_every=lesson.all_steps,  # once, after the clock has stopped
     )
-    tensors = lesson.weights()
-    source = TensorSource("the lesson", {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
-    gpt = build(GPTConfig.from_dict(lesson.shape), LAYOUTS["gpt2"], source)
+    gpt = begun(lesson)
     material = Material(batch, lesson.held_out)
     with tempfile.TemporaryDirectory(prefix="gptx-loop-") as run:
         world = World(torch.device(lesson.device))
         return loop(gpt, material, recipe, Path(run), world, evaluated=lambda *_: None).val_loss
+
+
+def begun(lesson: Lesson) -> GPT:
+    tensors = lesson.weights()
+    source = TensorSource("the lesson", {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+    return build(GPTConfig.from_dict(lesson.shape), LAYOUTS["gpt2"], source)
 
 
 if __name__ == "__main__":
