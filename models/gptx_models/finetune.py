@@ -66,7 +66,7 @@ def finetune(
     if world.is_main:
         run = open_run(out, force=force)
         whole_origin = {
-            "base": sha256(base / "model.safetensors"),
+            "base": [sha256(file) for file in sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])],
             "lora": lora and dataclasses.asdict(lora),
             **study.origin,
         }

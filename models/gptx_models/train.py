@@ -52,6 +52,7 @@ def train(
     if start is not None:
         if tokenizer is not None:
             raise UsageError("a start has its own tokenizer: leave --tokenizer out")
+        load_config(start)  # what is no checkpoint is said before anything is made
         tokenizer = start / "tokenizer.json"
     n_ctx = recipe.config(1).n_ctx
     if world.is_main:
