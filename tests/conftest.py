@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from exported import write_checkpoint
 from gpt_export.export import export_checkpoint
@@ -43,3 +45,12 @@ def quantized(fp32: Path) -> dict[str, Path]:
     for to, out in made.items():
         quantize_artifact(fp32, out, to=to, accept=True)
     return made
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For training: the same sums in the same order each time, and no two tests that wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

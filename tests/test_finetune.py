@@ -20,6 +20,8 @@ from gptx_models.finetune_cli import finetune
 from gptx_models.model import GPT
 from gptx_models.recipe import Recipe, read_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOOD, BAD = ("bright", "merry", "fine"), ("grim", "dull", "sour")
 
 

@@ -25,17 +25,11 @@ from gptx_models.schedule import learning_rate
 from gptx_models.state import STATE
 from gptx_models.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = GPTConfig(vocab_size=32, n_layer=2, n_head=2, n_embd=16, n_ctx=8)
 TOKENS = (np.arange(2000) * 7 % 31).astype(np.uint16)
 RECIPE = Recipe(model={}, steps=24, batch_size=4, warmup=4, eval_every=10, learning_rate=1e-2, precision="fp32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums in the same order each time
-    yield
-    torch.set_num_threads(before)
 
 
 def material(**changes) -> Material:

@@ -23,6 +23,8 @@ from gptx_models.state import STATE
 from gptx_models.text_files import documents
 from gptx_models.train_cli import train as command
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STORY = "Once upon a time there was a king who had three daughters, and the youngest was as fair as the day.\n"
 RECIPE = Recipe(
     model={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16, "dropout": 0.1},
@@ -40,14 +42,6 @@ def text(tmp_path: Path) -> Path:
     file = tmp_path / "tales.txt"
     file.write_text("<|endoftext|>".join(f"{STORY}Tale {n} ends — here.\n" for n in range(40)), "utf-8")
     return file
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums in the same order each time
-    yield
-    torch.set_num_threads(before)
 
 
 def test_trains_and_loads_again(text: Path, tmp_path: Path):
