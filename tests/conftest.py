@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,9 @@ from exported import write_checkpoint
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
 from tiny_artifact import write_artifact
+
+hypothesis.settings.register_profile("gptx", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("gptx")
 
 
 @pytest.fixture(scope="session")
