@@ -1,4 +1,4 @@
-"""Weights in blocks: rounded to nearest, symmetric, in the layout that MatMulNBits and GatherBlockQuantized read."""
+"""Weights in blocks, in the layout that MatMulNBits and GatherBlockQuantized read."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt_export.rounding import Rounded
+
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """A matrix (n_out, n_in) in blocks along n_in; w = scale * (q - 2^(bits - 1)).
+    """A matrix (n_out, n_in) in blocks along n_in; w = scale * (q - zero), zero being 2^(bits - 1) where `zeros` is None.
 
     packed: uint8 (n_out, blocks, block * bits / 8), two 4-bit values a byte, the lower half first
     scales: float32 (n_out, blocks)
+    zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed likewise, or None
     """
 
     packed: np.ndarray
     scales: np.ndarray
+    zeros: np.ndarray | None
     bits: int
     block: int
     shape: tuple[int, int]
@@ -33,29 +37,47 @@ def fitting_block(n_in: int, wanted: int) -> int:
     return wanted
 
 
-def quantize_blocks(weight: np.ndarray, *, bits: int, block: int) -> BlockWeights:
-    """Round a float32 matrix (n_out, n_in). The largest magnitude of a block takes the level furthest from zero,
-    -2^(bits-1), with the sign that the scale then carries: symmetric, and all levels used (as llama.cpp's Q4_0 does)."""
-    n_out, n_in = weight.shape
-    n_blocks = -(-n_in // block)
-    padded = np.zeros((n_out, n_blocks * block), np.float32)
-    padded[:, :n_in] = weight
-    values = padded.reshape(n_out, n_blocks, block)
-    at = np.abs(values).argmax(-1, keepdims=True)
-    extreme = np.take_along_axis(values, at, -1)
-    half = 1 << (bits - 1)
-    scales = extreme / -half if bits == 4 else np.abs(extreme) / (half - 1)
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    q = np.clip(np.rint(values * inverse) + half, 0, 2 * half - 1).astype(np.uint8)
-    if bits == 4:
-        q = q[..., 0::2] | (q[..., 1::2] << 4)
-    return BlockWeights(np.ascontiguousarray(q), scales[..., 0].astype(np.float32), bits, block, (n_out, n_in))
+def pack_blocks(rounded: Rounded) -> BlockWeights:
+    grid = rounded.grid
+    n_out, n_in = rounded.levels.shape
+    n_blocks = rounded.scales.shape[1]
+    half = 1 << (grid.bits - 1)
+    zeros = np.full((n_out, n_blocks), half, np.int16) if rounded.zeros is None else rounded.zeros.numpy()
+    levels = np.zeros((n_out, n_blocks * grid.block), np.int16)
+    levels[:, :n_in] = rounded.levels.numpy()
+    q = (levels.reshape(n_out, n_blocks, grid.block) + zeros[..., None]).astype(np.uint8)
+    packed_zeros = None if rounded.zeros is None else _nibbles(zeros, grid.bits)
+    return BlockWeights(
+        packed=np.ascontiguousarray(_nibbles(q, grid.bits)),
+        scales=rounded.scales.numpy().astype(np.float32),
+        zeros=packed_zeros,
+        bits=grid.bits,
+        block=grid.block,
+        shape=(n_out, n_in),
+    )
 
 
 def dequantize_blocks(weights: BlockWeights) -> np.ndarray:
     """The float32 matrix (n_out, n_in) that the operators compute with."""
-    q = weights.packed
-    if weights.bits == 4:
-        q = np.stack((q & 15, q >> 4), axis=-1).reshape(*q.shape[:-1], -1)
-    values = (q.astype(np.float32) - (1 << (weights.bits - 1))) * weights.scales[..., None]
+    q = _bytes(weights.packed, weights.bits).astype(np.float32)
+    if weights.zeros is None:
+        zeros = np.float32(1 << (weights.bits - 1))
+    else:
+        zeros = _bytes(weights.zeros, weights.bits)[:, : q.shape[1], None].astype(np.float32)
+    values = (q - zeros) * weights.scales[..., None]
     return values.reshape(values.shape[0], -1)[:, : weights.shape[1]]
+
+
+def _nibbles(q: np.ndarray, bits: int) -> np.ndarray:
+    """Two 4-bit values a byte along the last axis, the lower half first; an odd one is padded."""
+    if bits == 8:
+        return q.astype(np.uint8)
+    if q.shape[-1] % 2:
+        q = np.concatenate((q, np.zeros_like(q[..., :1])), axis=-1)
+    return (q[..., 0::2] | (q[..., 1::2] << 4)).astype(np.uint8)
+
+
+def _bytes(packed: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return packed
+    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)

@@ -6,12 +6,17 @@ product that reads the embedding as it lies, quantized weights into the operator
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from gpt_export.blocks import BlockWeights
 from gpt_export.caches import CacheForm
+from gpt_export.channels import ChannelWeights
 from gptx_models.model import GPT
+
+Quantized = ChannelWeights | BlockWeights
 
 
 class Product(nn.Module):
@@ -61,13 +66,16 @@ class BlockProduct(nn.Module):
         self.bits, self.block, (self.n_out, self.n_in) = weight.bits, weight.block, weight.shape
         self.weight = nn.Parameter(torch.from_numpy(weight.packed), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales), requires_grad=False)
+        self.zeros = None if weight.zeros is None else nn.Parameter(torch.from_numpy(weight.zeros), requires_grad=False)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs = [x, self.weight, self.scales, None, None, self.bias]
+        inputs = [x, self.weight, self.scales, self.zeros, None, self.bias]
+        while inputs[-1] is None:
+            inputs.pop()
         return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
-            inputs if self.bias is not None else inputs[:3],
+            inputs,
             # accuracy_level 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a
             # batch or piece of a prompt sees another's scale
             {"K": self.n_in, "N": self.n_out, "bits": self.bits, "block_size": self.block, "accuracy_level": 4},
@@ -75,6 +83,62 @@ class BlockProduct(nn.Module):
             shape=(*x.shape[:-1], self.n_out),
             version=1,
         )
+
+
+class ChannelProduct(nn.Module):
+    """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8 bits
+    with a scale a row, x = row * (q - 128) / 127.
+
+    With two terms x = row * (q1 - 128 + (q2 - 128) / 254) / 127, which is exact to 16 bits; the second terms are more rows of
+    the same product, so the weights are read once.
+    """
+
+    def __init__(self, weight: ChannelWeights, bias: nn.Parameter | None):
+        super().__init__()
+        self.n_out, self.terms = weight.shape[0], weight.terms
+        self.weight = nn.Parameter(torch.from_numpy(weight.levels), requires_grad=False)
+        self.scales = nn.Parameter(torch.from_numpy(weight.scales / 127), requires_grad=False)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a row of zeros is quantized from 0 / 0 to anything, and that times its scale of 0 is 0
+        if self.terms == 1:
+            row = x.abs().amax(-1, keepdim=True)  # (B, S, 1)
+            y = self.product(_quantize(x / row, 1 / 127), row)
+        else:
+            x = x.unsqueeze(0)
+            row = x.abs().amax(-1, keepdim=True)  # (1, B, S, 1)
+            x = x / row
+            coarse = _quantize(x, 1 / 127)
+            fine = _quantize(x - _dequantize(coarse, 1 / 127), 1 / 127 / 254)
+            steps = torch.tensor([1.0, 1 / 254]).reshape(2, 1, 1, 1)
+            y = self.product(torch.cat((coarse, fine)), row * steps).sum(0)  # (2, B, S, n_out) -> (B, S, n_out)
+        return y if self.bias is None else y + self.bias
+
+    def product(self, q: Tensor, row: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            "com.microsoft::MatMulIntegerToFloat",
+            [q, self.weight, row, self.scales, _middle()],
+            {},
+            dtype=row.dtype,
+            shape=(*q.shape[:-1], self.n_out),
+            version=1,
+        )
+
+
+def _middle() -> Tensor:
+    """The zero point: uint8 times int8 is the pair that every CPU has a fast kernel for (int8 times int8 is a plain loop)."""
+    return torch.tensor(128, dtype=torch.uint8)
+
+
+def _quantize(x: Tensor, scale: float) -> Tensor:
+    inputs = [x, torch.tensor(scale), _middle()]
+    return torch.onnx.ops.symbolic("QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=21)
+
+
+def _dequantize(q: Tensor, scale: float) -> Tensor:
+    inputs = [q, torch.tensor(scale), _middle()]
+    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, {}, dtype=torch.float32, shape=q.shape, version=21)
 
 
 class BlockEmbedding(nn.Module):
@@ -99,22 +163,23 @@ class BlockEmbedding(nn.Module):
         return rows.flatten(2)
 
 
-def graph_layers(gpt: GPT, form: CacheForm, quantized: dict[str, BlockWeights] | None = None) -> GPT:
-    """Rewrite `gpt` in place for tracing in a cache form. `quantized` maps parameter names to their blocks."""
+def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] | None = None) -> GPT:
+    """Rewrite `gpt` in place for tracing in a cache form. `quantized`: module name -> its weight, of linears, and of the
+    embedding; a tied embedding's is the head's own."""
     quantized = quantized or {}
     for name, linear in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Linear)]:
-        weight = quantized.get(f"{name}.weight")
-        if weight is not None:
-            layer: nn.Module = BlockProduct(weight, linear.bias)
-        else:
-            layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
+        match quantized.get(name):
+            case ChannelWeights() as weight:
+                layer: nn.Module = ChannelProduct(weight, linear.bias)
+            case BlockWeights() as weight:
+                layer = BlockProduct(weight, linear.bias)
+            case None:
+                layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)
-    table = quantized.get("wte.weight")
-    if table is not None:
-        product = (
-            gpt.head
-            if isinstance(gpt.head, BlockProduct) and gpt.config.head_is_embedding
-            else BlockProduct(table, None)
-        )
-        gpt.set_submodule("wte", BlockEmbedding(product, gpt.dtype))
+    for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
+        table = quantized.get(name)
+        if isinstance(table, BlockWeights):
+            shared = table is quantized.get("head") and isinstance(gpt.head, BlockProduct)
+            product = gpt.head if shared else BlockProduct(table, None)
+            gpt.set_submodule(name, BlockEmbedding(product, gpt.dtype))  # type: ignore[arg-type]
     return gpt

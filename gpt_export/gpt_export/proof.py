@@ -33,24 +33,29 @@ class Proof:
         return first[: min(32, max(1, len(first) // 4))]
 
 
-def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None) -> Proof:
+def proof(
+    folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None, own: str = "proof", most: int = MOST
+) -> Proof:
     """Cut the proof text into windows for the tokenizer of `folder` (a checkpoint or an artifact).
+
+    text: the user's own. own: which of our pages takes its place, "proof" or "calibration"; most: tokens of it that are
+    used.
 
     UsageError when the user's own text is not there, not UTF-8, too short, or nothing that this tokenizer can write;
     CheckpointError when the tokenizer is damaged or another model's.
     """
     if text is None:
-        source, content = "gptx proof text", resources.files("gpt_export").joinpath("proof.txt").read_bytes()
+        source, content = f"gptx {own} text", resources.files("gpt_export").joinpath(f"{own}.txt").read_bytes()
     else:
         try:
             source, content = text.name, text.read_bytes()
         except OSError as error:
-            raise UsageError(f"cannot read the proof text {text}: {error.strerror}") from error
+            raise UsageError(f"cannot read the {own} text {text}: {error.strerror}") from error
     try:
         words = content.decode()
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"the proof text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}"
+            f"the {own} text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}"
         ) from error
 
     file = folder / "tokenizer.json"
@@ -60,14 +65,14 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
         tokens = _encode(load_tokenizer(file), words)
     digest = hashlib.sha256(content).hexdigest()
     if text is not None:
-        _check_own_text(text, tokens, has_tokenizer=file.exists())
+        _check_own_text(own, text, tokens, has_tokenizer=file.exists())
     if not tokens or len(tokens) < 2:
         why = "no tokenizer" if not file.exists() else "the tokenizer cannot write the proof text"
         source = f"seeded random token ids ({why}), seed {RANDOM_SEED}"
         tokens = np.random.default_rng(RANDOM_SEED).integers(0, vocab_size, 2 * min(n_ctx, WINDOW)).tolist()
         digest = hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
     window = min(n_ctx, WINDOW)
-    tokens = tokens[:MOST]
+    tokens = tokens[:most]
     windows = [tokens[i : i + window] for i in range(0, len(tokens), window)]
     windows = [piece for piece in windows if len(piece) > 1]
     description: dict[str, str | int] = {
@@ -80,14 +85,14 @@ def proof(folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None
     return Proof(windows, description)
 
 
-def _check_own_text(text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:
+def _check_own_text(own: str, text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:
     if not has_tokenizer:
-        raise UsageError(f"there is no tokenizer to read the proof text {text} with: leave --text out")
+        raise UsageError(f"there is no tokenizer to read the {own} text {text} with: leave --text out")
     if tokens is None:
-        raise UsageError(f"the tokenizer cannot write the proof text {text}: give a text in its alphabet")
+        raise UsageError(f"the tokenizer cannot write the {own} text {text}: give a text in its alphabet")
     if len(tokens) < 2:
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
-        raise UsageError(f"the proof text {text} holds {count}: give one of 2 at least, better some thousands")
+        raise UsageError(f"the {own} text {text} holds {count}: give one of 2 at least, better some thousands")
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int] | None:

@@ -35,7 +35,8 @@ from gptx.reference import FILE as REFERENCE
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
-BYTES_PER_WEIGHT = {"int8": 1.07, "int4": 0.75, "fp16": 2.0}  # scales included; int4 with its 8-bit head
+CALIBRATION = 8192  # tokens of the calibration text that are used: more gain little
+BYTES_PER_WEIGHT = {"fp16": 2.0} | {name: scheme.bytes_per_weight for name, scheme in SCHEMES.items()}
 
 
 def plan_quantize(manifest: Manifest, precision: str) -> Plan:
@@ -52,14 +53,15 @@ def quantize_artifact(
     to: str,
     checkpoint: Path | None = None,
     text: Path | None = None,
+    calibration: Path | None = None,
     limits: Mapping[str, float] | None = None,
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Quantize the fp32 artifact `source` to `out` in the precision `to` (int8, int4 or fp16); returns its certificate.
 
-    checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. The other options as in
-    export_checkpoint. Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
+    checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
+    rounding is fitted to, by default a page of our own. The other options as in export_checkpoint. Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
     bounds = limits_for(to, limits)
@@ -73,8 +75,7 @@ def quantize_artifact(
         text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
-            with stage("Rounding the weights"):
-                quantization = _write_graph(manifest, staging, to)
+            quantization = _write_graph(manifest, staging, to, calibration)
             copy_side_files(source, staging)
             facts = _facts(manifest, to, quantization)
             write_genai_config(staging, facts["model"], facts["tokens"], shared=manifest.cache == "shared")
@@ -115,7 +116,7 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
     return GPTConfig.from_dict(values) if values else None
 
 
-def _write_graph(manifest: Manifest, staging: Path, to: str) -> dict[str, Any]:
+def _write_graph(manifest: Manifest, staging: Path, to: str, text: Path | None) -> dict[str, Any]:
     """Write the quantized graph; returns what gptx.json says of it."""
     config = gpt_config(manifest)
     if config is None:
@@ -125,9 +126,14 @@ def _write_graph(manifest: Manifest, staging: Path, to: str) -> dict[str, Any]:
     if to == "fp16":
         save_graph(build_graph(graph_layers(gpt.half(), form), form), staging / "onnx")
         return {"scheme": "fp16", "cache_dtype": "float16"}
-    blocks = quantize_weights(gpt, SCHEMES[to])
-    save_graph(build_graph(graph_layers(gpt, form, blocks), form), staging / "onnx")
-    return describe(to, blocks)
+    shape = manifest.model
+    calibration = proof(
+        manifest.path, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text, own="calibration", most=CALIBRATION
+    )
+    made = quantize_weights(gpt, SCHEMES[to], calibration.windows)
+    with stage("Tracing the graph"):
+        save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
+    return {**describe(to, made), "calibration": calibration.description}
 
 
 def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[str, Any]:

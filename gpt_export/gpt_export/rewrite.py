@@ -10,7 +10,8 @@ from typing import Any
 
 import onnx
 
-from gpt_export.schemes import SCHEMES
+BITS = {"int8": 8, "int4": 4}
+BLOCK = {"int8": 64, "int4": 32}
 
 
 def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
@@ -29,17 +30,16 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
     else:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        scheme = SCHEMES[to]
         with _silent():
             quantizer = MatMulNBitsQuantizer(
-                model, bits=scheme.bits, block_size=scheme.block, is_symmetric=True, accuracy_level=4
+                model, bits=BITS[to], block_size=BLOCK[to], is_symmetric=True, accuracy_level=4
             )
             quantizer.process()
         model = quantizer.model.model  # type: ignore[attr-defined]  # its own ONNXModel by now
         facts = {
             "scheme": to,
-            "bits": scheme.bits,
-            "block": scheme.block,
+            "bits": BITS[to],
+            "block": BLOCK[to],
             "by": "onnxruntime.quantization.MatMulNBitsQuantizer",
         }
     out.parent.mkdir(parents=True, exist_ok=True)

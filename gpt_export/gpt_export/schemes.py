@@ -1,67 +1,138 @@
-"""The quantization schemes by name: which weights take how many bits, in blocks of how many."""
+"""The quantization schemes by name: what becomes of each kind of weight, and of the activations that meet it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from gpt_export.blocks import BlockWeights, fitting_block, quantize_blocks
+from gpt_export.blocks import BlockWeights, fitting_block, pack_blocks
+from gpt_export.calibrate import round_layers
+from gpt_export.channels import pack_channels
+from gpt_export.layers import Quantized
+from gpt_export.rotate import rotate, why_not_rotated
+from gpt_export.rounding import Grid, Rounded, round_nearest
+from gpt_export.sensitivity import by_row, sensitivities
+from gptx.progress import note
 from gptx_models.model import GPT
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Bits and block of the layers' products, and of the head and embedding."""
+    """What the weights become. A grid without blocks is MatMulIntegerToFloat's (one scale a channel, activations with one a
+    row), one with blocks MatMulNBits' (activations with one a block).
 
-    bits: int
-    block: int
-    head_bits: int
-    head_block: int
+    parts: layer part -> grid, "*" for those not named. activation_kl: what the 8-bit activations of the former may cost in
+    all, in nats; the layers that matter most take two terms (see ChannelProduct) until the rest costs no more.
+    """
+
+    summary: str  # for --help: what it is, and what it costs
+    bytes_per_weight: float
+    parts: Mapping[str, Grid]
+    head: Grid
+    activation_kl: float = 0.0015
+
+    def grid_of(self, name: str) -> Grid:
+        """name: blocks.3.mlp.down"""
+        return self.parts.get(name.split(".", 2)[2], self.parts["*"])
 
 
-# 8 bits in blocks of 64: in blocks of 128 MatMulNBits adds up a single row in another order than two or more (by 2e-6 on
-# AVX-512, ORT 1.32), the next rounding of activations turns that into a whole step, and a row of a batch then gives other
-# text than the row alone. Up to 64 the rows are equal to the bit, for about a tenth of the prefill's speed.
-# 4 bits need the small blocks; a 4-bit head makes a GPT loop (onnxruntime issue 24384), so it keeps 8.
+# The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
+# more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
+# GPT loop (onnxruntime issue 24384), so it keeps 8.
 SCHEMES = {
-    "int8": Scheme(bits=8, block=64, head_bits=8, head_block=64),
-    "int4": Scheme(bits=4, block=32, head_bits=8, head_block=64),
+    "int8": Scheme(
+        summary="8 bits a channel, activations in 8 bits a token, 16 where they matter",
+        bytes_per_weight=1.02,
+        parts={"*": Grid(8)},
+        head=Grid(8, block=64),
+    ),
+    "int4": Scheme(
+        summary="4 bits in blocks of 32, embedding and head in 8",
+        bytes_per_weight=0.72,
+        parts={"*": Grid(4, block=32, symmetric=False)},
+        head=Grid(8, block=64),
+    ),
 }
 
 
-def quantize_weights(gpt: GPT, scheme: Scheme) -> dict[str, BlockWeights]:
-    """Every product's weight, and the embedding's where its width is made of whole blocks (else it stays fp32).
+@dataclass
+class Quantization:
+    """The weights by module name, ready for graph_layers, and how they came about."""
 
-    A tied head and embedding share one entry's arrays. A width that the block does not divide takes the next smaller
-    power of two that does.
-    """
-    blocks: dict[str, BlockWeights] = {}
-    for name, module in gpt.named_modules():
-        if isinstance(module, nn.Linear):
-            bits, wanted = (scheme.head_bits, scheme.head_block) if name == "head" else (scheme.bits, scheme.block)
-            block = fitting_block(module.in_features, wanted)
-            blocks[f"{name}.weight"] = quantize_blocks(_array(module.weight), bits=bits, block=block)
-    block = fitting_block(gpt.config.n_embd, scheme.head_block)
+    weights: dict[str, Quantized]
+    rotated: bool
+    terms: dict[str, int] = field(default_factory=dict)  # of the activations that meet a layer, where not one
+    sensitivity: dict[str, float] = field(default_factory=dict)  # mean KL of one term, by layer
+
+
+def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
+    """Rewrite `gpt` in place: rotated where it can be, and its layers rounded on the calibration text `windows`."""
+    refusal = why_not_rotated(gpt.config)
+    if refusal is None:
+        rotate(gpt)
+    else:
+        note(f"the residual stream is not rotated, since {refusal}")
+    rounded = round_layers(gpt, windows, scheme.grid_of)
+    channels = {name for name, values in rounded.items() if not values.grid.block}
+    costs: dict[str, float] = {}
+    if channels:
+        costs = sensitivities(gpt, windows[0], lambda linear: by_row, "Measuring activations")
+        costs = {name: costs[name] for name in channels}
+    work = {name: values.levels.numel() for name, values in rounded.items()}
+    doubled = worth_two_terms(costs, work, scheme.activation_kl)
+    weights = {name: pack(values, 2 if name in doubled else 1) for name, values in rounded.items()}
+    return Quantization({**weights, **tables(gpt, scheme.head)}, refusal is None, dict.fromkeys(doubled, 2), costs)
+
+
+def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
+    """The layers that take a second term, those first that save the most KL for their work, until the others cost no more
+    than `allowed` together."""
+    chosen, left = [], sum(costs.values())
+    for name in sorted(costs, key=lambda name: costs[name] / work[name], reverse=True):
+        if left <= allowed:
+            break
+        chosen.append(name)
+        left -= costs[name]
+    return chosen
+
+
+def pack(rounded: Rounded, terms: int) -> Quantized:
+    return pack_blocks(rounded) if rounded.grid.block else pack_channels(rounded, terms)
+
+
+def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
+    """Head and embedding to the nearest level; one entry for both where they are tied. A width that the block does not
+    divide takes the next smaller power of two that does, and an embedding for which none does stays as it is."""
+    block = fitting_block(gpt.config.n_embd, grid.block)
+    grid = Grid(grid.bits, block)
+    made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid))}
+    embedding = next(
+        name for name, module in gpt.named_modules() if isinstance(module, nn.Embedding)
+    )  # "wte", or in it
     if gpt.config.n_embd % block == 0:
-        table = blocks["head.weight"] if gpt.config.head_is_embedding else None
-        blocks["wte.weight"] = table or quantize_blocks(_array(gpt.wte.weight), bits=8, block=block)
-    return blocks
+        table = gpt.get_parameter(f"{embedding}.weight")
+        made[embedding] = made["head"] if gpt.config.head_is_embedding else pack_blocks(round_nearest(table, grid))
+    return made
 
 
-def describe(name: str, blocks: dict[str, BlockWeights]) -> dict[str, Any]:
+def describe(name: str, made: Quantization) -> dict[str, Any]:
     """For gptx.json: the scheme with its parameters, and what each tensor became."""
+    scheme = SCHEMES[name]
     return {
         "scheme": name,
-        **asdict(SCHEMES[name]),
-        "rounding": "to nearest, symmetric",
-        "activations": "8 bits a block of a row (MatMulNBits accuracy_level 4)",
-        "tensors": {key: {"bits": value.bits, "block": value.block} for key, value in blocks.items()},
+        "rotated": made.rotated,
+        "rounding": "GPTQ on calibration text; head and embedding to nearest",
+        "activations": "8 bits: a scale a row where weights have one a channel, else a scale a block",
+        "activation_kl": scheme.activation_kl,
+        "sensitivity": {key: float(f"{value:.3g}") for key, value in made.sensitivity.items()},
+        "tensors": {key: _tensor(value) for key, value in made.weights.items()},
     }
 
 
-def _array(weight: torch.Tensor) -> np.ndarray:
-    return weight.detach().numpy()
+def _tensor(weight: Quantized) -> dict[str, Any]:
+    if isinstance(weight, BlockWeights):
+        return {"bits": weight.bits, "block": weight.block, "symmetric": weight.zeros is None}
+    return {"bits": 8, "block": 0, "activation_terms": weight.terms}

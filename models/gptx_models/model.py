@@ -147,15 +147,19 @@ class GPT(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         attend = attend or Cached(self, position_ids)
+        x = self.drop(self.embed(input_ids, position_ids))
+        for block in self.blocks:
+            x = block(x, attend)
+        return self.norm(x)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """What the first block reads: tokens and, where they are added, positions, (B, S, n_embd)."""
         x = self.wte(input_ids)
         if self.config.position == "learned":
             x = x + self.wpe(position_ids)
         elif self.config.position == "sinusoidal":
             x = x + F.embedding(position_ids, self.positions)
-        x = self.drop(x)
-        for block in self.blocks:
-            x = block(x, attend)
-        return self.norm(x)
+        return x
 
 
 Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, G, P, D)

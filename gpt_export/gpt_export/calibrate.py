@@ -1,0 +1,56 @@
+"""Round a GPT's layers one after the other, each on what the rounded layers before it hand down for the calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gpt_export.rounding import Grid, Rounded, round_gptq
+from gptx.progress import stage
+from gptx_models.model import GPT, Block, Cached
+
+
+def linears(block: Block) -> dict[str, nn.Linear]:
+    return {"attn.qkv": block.attn.qkv, "attn.out": block.attn.out, "mlp.up": block.mlp.up, "mlp.down": block.mlp.down}
+
+
+@torch.no_grad()
+def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Grid]) -> dict[str, Rounded]:
+    """GPTQ of every linear layer but the head, by grid_of("blocks.3.mlp.down"); the module's own weights become what they
+    are rounded to."""
+    rounded: dict[str, Rounded] = {}
+    streams = [embedded(gpt, window) for window in windows]
+    with stage("Rounding the weights", total=len(gpt.blocks)) as advance:
+        for index, block in enumerate(gpt.blocks):
+            assert isinstance(block, Block)
+            inputs = _inputs(gpt, block, streams)
+            for part, linear in linears(block).items():
+                name = f"blocks.{index}.{part}"
+                read = torch.cat(inputs.pop(part))
+                rounded[name] = round_gptq(linear.weight, read.T @ read, grid_of(name))
+                linear.weight.copy_(rounded[name].values())
+            streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
+            advance(1)
+    return rounded
+
+
+def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:
+    """What the first block reads, (1, S, n_embd), and the positions."""
+    positions = torch.arange(len(window))[None]
+    return gpt.embed(torch.tensor([window]), positions), positions
+
+
+def _inputs(gpt: GPT, block: Block, streams: list[tuple[Tensor, Tensor]]) -> dict[str, list[Tensor]]:
+    """What each of the block's linears reads, a (S, n_in) for each window."""
+    seen: dict[str, list[Tensor]] = {part: [] for part in linears(block)}
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, kept=seen[part]: kept.append(args[0][0]))
+        for part, linear in linears(block).items()
+    ]
+    for x, positions in streams:
+        block(x, Cached(gpt, positions))
+    for hook in hooks:
+        hook.remove()
+    return seen

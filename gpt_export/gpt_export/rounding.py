@@ -1,0 +1,154 @@
+"""Rounding a weight matrix to few levels: the nearest ones, or (GPTQ) those that keep the layer's output on real inputs.
+
+In: float32 (n_out, n_in), a Grid, and for GPTQ the second moments of the layer's inputs. Out: Rounded, whose values are
+scales * levels. How the levels are stored for an operator is not its concern (see blocks.py and channels.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+COLUMNS = 128  # rounded before what is right of them is corrected in one product
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels of a weight: `block` of them along n_in share a scale (0: a whole row does).
+
+    symmetric: levels -(2^(bits-1) - 1) .. 2^(bits-1) - 1 at 8 bits, -8..7 at 4. Else 0..2^bits - 1 less a zero point.
+    """
+
+    bits: int
+    block: int = 0
+    symmetric: bool = True
+
+    def spans(self, n_in: int) -> list[tuple[int, int]]:
+        """The columns of each block; the last may be shorter."""
+        size = self.block or n_in
+        return [(start, min(start + size, n_in)) for start in range(0, n_in, size)]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        if not self.symmetric:
+            return 0, (1 << self.bits) - 1
+        half = 1 << (self.bits - 1)
+        return (-half if self.bits < 8 else 1 - half), half - 1
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """levels int16 (n_out, n_in), the zero point taken off; scales float32 (n_out, blocks); zeros uint8 (n_out, blocks),
+    of an asymmetric grid."""
+
+    levels: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    grid: Grid
+
+    def values(self) -> Tensor:
+        """The float32 matrix that it stands for."""
+        n_in = self.levels.shape[1]
+        widths = torch.tensor([end - start for start, end in self.grid.spans(n_in)])
+        return self.levels * self.scales.repeat_interleave(widths, dim=1)
+
+
+@torch.no_grad()
+def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
+    return _round(weight.float(), grid, None)
+
+
+@torch.no_grad()
+def round_gptq(weight: Tensor, moments: Tensor, grid: Grid, *, damping: float = 0.01) -> Rounded:
+    """Round column after column, and let the columns that are still to come make good each one's error on the inputs whose
+    second moments x^T x are `moments` (n_in, n_in) (Frantar et al. 2022, arXiv 2210.17323, with their damping).
+
+    Rows of one scale take the columns with the most energy first, which leaves their errors the most others to go to.
+    """
+    moments = moments.double().clone()
+    silent = moments.diagonal() == 0
+    moments[silent, silent] = 1.0  # no input ever: nothing to make good
+    if grid.block:
+        return _round(weight.float(), grid, _influence(moments, damping))
+    order = moments.diagonal().argsort(descending=True)
+    done = _round(weight.float()[:, order], grid, _influence(moments[order][:, order], damping))
+    return Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
+
+
+def _influence(moments: Tensor, damping: float) -> Tensor:
+    """Upper Cholesky factor of the inverse moments, float32: row i says how an error in column i spreads to the right."""
+    mean = moments.diagonal().mean()
+    while True:
+        damped = moments + torch.eye(len(moments), dtype=moments.dtype) * damping * mean
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(factor)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return upper.float()
+        damping *= 10  # too few inputs for so many columns
+
+
+def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
+    n_out, n_in = weight.shape
+    low, high = grid.range
+    weight = weight.clone()
+    levels = torch.empty(n_out, n_in, dtype=torch.int16)
+    scales, zeros = [], []
+    for first, last in grid.spans(n_in):
+        scale, zero = fit(weight[:, first:last], grid)
+        scales.append(scale)
+        zeros.append(zero)
+        if influence is None:
+            q = (weight[:, first:last] / scale[:, None] + zero[:, None]).round().clamp(low, high)
+            levels[:, first:last] = (q - zero[:, None]).short()
+            continue
+        for start in range(first, last, COLUMNS):
+            end = min(start + COLUMNS, last)
+            # rows of the transposed piece are columns of the weight, contiguous here
+            piece = weight[:, start:end].T.contiguous()
+            errors = torch.empty_like(piece)
+            for column in range(end - start):
+                at = start + column
+                level = (piece[column] / scale + zero).round().clamp(low, high) - zero
+                levels[:, at] = level.short()
+                errors[column] = (piece[column] - level * scale) / influence[at, at]
+                piece[column + 1 :] -= influence[at, at + 1 : end, None] * errors[column]
+            weight[:, end:] -= errors.T @ influence[start:end, end:]
+    stacked = torch.stack(zeros, 1).to(torch.uint8) if not grid.symmetric else None
+    return Rounded(levels, torch.stack(scales, 1), stacked, grid)
+
+
+def fit(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error.
+
+    8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1), take
+    the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
+    """
+    low, high = grid.range
+    if grid.bits == 8 and grid.symmetric:
+        scale = values.abs().amax(1) / high
+        return torch.where(scale > 0, scale, 1.0), torch.zeros(len(values))
+    if grid.symmetric:
+        extreme = values.gather(1, values.abs().argmax(1, keepdim=True)).squeeze(1)
+        widest, zero = extreme / low, torch.zeros(len(values))
+        shifts = [zero]
+    else:
+        least, most = values.amin(1).clamp(max=0.0), values.amax(1).clamp(min=0.0)
+        widest = (most - least) / high
+        zero = torch.where(widest > 0, -least / widest, 0.0)
+        shifts = [zero.floor(), zero.ceil()]
+    widest = torch.where(widest != 0, widest, 1.0)
+    best = torch.full((len(values),), torch.inf)
+    scale, zero = widest.clone(), shifts[0].clone()
+    for clip in torch.linspace(1.0, 0.7, 16).tolist() if grid.bits < 8 else [1.0]:
+        for shift in shifts:
+            q = (values / (clip * widest)[:, None] + shift[:, None]).round().clamp(low, high) - shift[:, None]
+            error = (q * (clip * widest)[:, None] - values).square().sum(1)
+            better = error < best
+            best = torch.where(better, error, best)
+            scale = torch.where(better, clip * widest, scale)
+            zero = torch.where(better, shift, zero)
+    return scale, zero

@@ -1,0 +1,69 @@
+"""How much each layer matters: the KL of the model's text when one layer at a time is computed less exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gpt_export.calibrate import embedded, linears
+from gptx.progress import stage
+from gptx_models.model import GPT, Cached
+
+Change = Callable[[Tensor], Tensor]
+TOKENS = 192  # of the text: each layer's figure costs half a forward pass over them
+EVERY = 4  # positions apart: the head costs as much as several layers
+
+
+@torch.no_grad()
+def sensitivities(
+    gpt: GPT, window: list[int], change: Callable[[nn.Linear], Change | None], what: str
+) -> dict[str, float]:
+    """Mean KL (nats) on `window` for each linear layer whose inputs go through change(layer); None leaves a layer out.
+
+    Only the layers behind a change are run again. KLs of single layers add up to that of all of them, nearly.
+    """
+    x, positions = embedded(gpt, window[:TOKENS])
+    streams = [x]
+    for block in gpt.blocks:
+        streams.append(block(streams[-1], Cached(gpt, positions)))
+    expected = _log_probabilities(gpt, streams[-1])
+    found: dict[str, float] = {}
+    with stage(what, total=len(gpt.blocks)) as advance:
+        for index, block in enumerate(gpt.blocks):
+            for part, linear in linears(block).items():
+                changed = change(linear)
+                if changed is None:
+                    continue
+                with through(linear, changed):
+                    x = block(streams[index], Cached(gpt, positions))
+                for later in gpt.blocks[index + 1 :]:
+                    x = later(x, Cached(gpt, positions))
+                got = _log_probabilities(gpt, x)
+                kl = (expected.exp() * (expected - got)).sum(-1).mean()
+                found[f"blocks.{index}.{part}"] = max(float(kl), 0.0)
+            advance(1)
+    return found
+
+
+@contextmanager
+def through(linear: nn.Linear, change: Change) -> Iterator[None]:
+    """`linear` reads change(x) while the block lasts."""
+    hook = linear.register_forward_pre_hook(lambda _, args: (change(args[0]),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def by_row(x: Tensor) -> Tensor:
+    """Activations as MatMulIntegerToFloat meets them: 8 bits, one scale a row."""
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (x / step).round() * step
+
+
+def _log_probabilities(gpt: GPT, stream: Tensor) -> Tensor:
+    hidden = gpt.norm(stream[0, ::EVERY])
+    return torch.log_softmax(gpt.head(hidden).double(), -1)
