@@ -110,6 +110,7 @@ def test_genai_beside_gptx(fp32: Path, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     facts = json.loads(file.read_text())
     assert facts["engines"][1]["engine"] == "genai:fp32" and facts["engines"][1]["batch"] == {}
+    assert facts["engines"][1]["prompts"]["8"]["same_tokens"]["median"] == 5
     assert facts["quality"]["models"][1]["max_abs"] < 1e-3
 
 
@@ -151,6 +152,7 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
 def test_quality_of_a_text_needs_fp32(quantized: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat")
     assert "--reference" in refused(quantized["int8"], "--quality", "--text", tmp_path / "text.txt")
+    assert "--reference" in refused(quantized["int8"], "--quality", "--tokens", "20")
     assert "is not fp32" in refused(quantized["int8"], "--quality", "--reference", quantized["int4"])
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from gptx.bench.peers import Contender
@@ -15,9 +16,10 @@ from gptx.errors import GptxError, UsageError
 Answer = dict[str, Any]
 
 
-def ask(one: Contender, *, threads: int, context: int, **asked: Any) -> Answer:
+def ask(one: Contender, *, threads: int, context: int = 0, ends: Sequence[int] = (), **asked: Any) -> Answer:
     """`asked`: one of prepare=, speed= and quality=, as gptx.bench.measure takes them. Raises GptxError."""
-    job = {"path": str(one.path.absolute()), "variant": one.variant, "threads": threads, "context": context}
+    path = str(one.path.absolute())
+    job = {"path": path, "variant": one.variant, "threads": threads, "context": context, "ends": list(ends)}
     done = run(["gptx.bench.measure", one.engine], json.dumps({"job": job, **asked}), threads=threads)
     if done.returncode:
         raise GptxError(f"{one.label} ended {_how(done.returncode)}{_last_words(done.stderr)}")
@@ -47,7 +49,7 @@ def run(module: list[str], text: str, *, threads: int) -> subprocess.CompletedPr
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     command = [sys.executable, "-P", "-m", *module]
-    return subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", env=environment)
 
 
 def _how(status: int) -> str:

@@ -22,6 +22,7 @@ class Job(NamedTuple):
     variant: str | None  # what stands behind the path on the command line: int8 for ctranslate2, say
     threads: int
     context: int  # tokens that the longest prompt and what follows it take
+    ends: list[int]  # token ids that are never picked, so that no text ends early
 
 
 class Run(NamedTuple):
@@ -39,7 +40,7 @@ class BatchRun(NamedTuple):
     rows: list[list[int]]
 
 
-# (prompt, n) -> the first new token and n more, picked greedily, the end of the text ignored
+# (prompt, n) -> the first new token and n more, picked greedily among all that do not end the text
 Generate = Callable[[list[int], int], Run]
 GenerateBatch = Callable[[list[list[int]], int], BatchRun]
 Logits = Callable[[list[int]], "np.ndarray"]  # n ids -> (n, vocab_size) float32, after each of them

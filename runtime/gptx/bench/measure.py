@@ -7,7 +7,6 @@ each other, it does not know. Memory is read from /proc, so it is null off Linux
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from gptx.bench.engine import Engine, Job, Loaded, Run
 from gptx.bench.engines import named
+from gptx.doctor import installed
 
 
 class Speed(NamedTuple):
@@ -100,18 +100,6 @@ def _batch(model: Loaded, speed: Speed) -> dict[str, Any] | None:
         "alone": n * len(alone) / sum(run.decode for run in alone),
         "same_rows": sum(row == run.tokens for row, run in zip(together.rows, alone)),
     }
-
-
-def installed(package: str) -> str | None:
-    """Not gptx.doctor's, which imports numpy: memory would count it for engines that do without."""
-    if package == "gptx-edge":  # from a clone it runs without being installed
-        from gptx.install import version
-
-        return version()
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def pss() -> int | None:

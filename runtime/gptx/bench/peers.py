@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from gptx import artifact
 from gptx.bench import engines
 from gptx.bench.engine import Engine
-from gptx.bench.measure import installed
+from gptx.doctor import installed
 from gptx.errors import UsageError
 
 
@@ -29,17 +28,15 @@ class Contender:
 def contenders(measured: Path, against: Sequence[str]) -> list[Contender]:
     """gptx with `measured` first. Raises UsageError, ArtifactError."""
     found = [Contender("", "gptx", measured), *(contender(text, measured) for text in against)]
-    short = Counter(_label(one, one.path.absolute().name) for one in found)
-    named = [
-        replace(one, label=label if short[label] == 1 else _label(one, str(one.path)))
-        for one in found
-        if (label := _label(one, one.path.absolute().name))
+    places = [(one.engine, one.path.resolve(), one.variant) for one in found]
+    twice = next((one for one, place in zip(found, places) if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{_label(twice, str(twice.path))} would be measured twice: name each engine once")
+    short = [_label(one, one.path.absolute().name) for one in found]
+    return [
+        replace(one, label=label if short.count(label) == 1 else _label(one, str(one.path)))
+        for one, label in zip(found, short)
     ]
-    same = Counter((one.engine, one.path.resolve(), one.variant) for one in named)
-    for one in named:
-        if same[one.engine, one.path.resolve(), one.variant] > 1:
-            raise UsageError(f"{one.label} would be measured twice: name each engine once")
-    return named
 
 
 def contender(text: str, measured: Path) -> Contender:

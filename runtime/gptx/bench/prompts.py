@@ -49,8 +49,8 @@ def _of_text(manifest: Manifest, text: Path) -> Source:
         raise PromptError(f"cannot read {text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise PromptError(f"{text} is not UTF-8 text: byte {error.start} is none") from error
-    if len(ids) < 2:
-        raise PromptError(f"{text} has {len(ids)} tokens, and two are the fewest to measure with")
+    if len(ids) < 3:
+        raise PromptError(f"{text} has {len(ids)} tokens, and three are the fewest to measure with")
     return Source(ids, text.name, hashlib.sha256(data).hexdigest())
 
 

@@ -76,17 +76,16 @@ def compared(
     if source.drawn:
         raise UsageError(f"{manifest.path} carries no text of its own: give one with --text")
     found = reference_of(engines, reference)
-    if found is None and source.windows is None:
-        raise UsageError("--quality of a --text needs a model in fp32: --reference ARTIFACT or a transformers: peer")
-    return Compared(protocol(source, window, tokens, manifest.model.n_ctx, whole=found is None), found, manifest)
+    if found is None and (source.windows is None or tokens is not None):
+        given = "--text" if source.windows is None else "--tokens"
+        raise UsageError(f"{given} needs a model in fp32 to compare with: --reference ARTIFACT or a transformers: peer")
+    return Compared(protocol(source, min(window, manifest.model.n_ctx), tokens), found, manifest)
 
 
-def protocol(source: Source, window: int, tokens: int | None, n_ctx: int, *, whole: bool) -> Protocol:
+def protocol(source: Source, window: int, tokens: int | None) -> Protocol:
     """The windows that `source` has, else windows of `window` tokens; of them the first `tokens` tokens."""
-    pieces, window = source.windows, min(window, n_ctx)
-    if pieces is None:
-        pieces = [source.ids[at : at + window] for at in range(0, len(source.ids), window)]
-    if tokens is not None and not whole:
+    pieces = source.windows or [source.ids[at : at + window] for at in range(0, len(source.ids), window)]
+    if tokens is not None:
         starts = [sum(map(len, pieces[:i])) for i in range(len(pieces))]
         pieces = [piece[: max(tokens - start, 0)] for start, piece in zip(starts, pieces)]
     return Protocol(source.name, source.sha256, max(map(len, pieces)), [piece for piece in pieces if len(piece) > 1])
@@ -98,7 +97,8 @@ def reference_of(engines: Sequence[Contender], given: Path | None) -> Contender 
         found = Contender(f"gptx:{given.absolute().name}", "gptx", given)
         if not _is_fp32(found):
             raise UsageError(f"{given} is not fp32, which quality is measured against: give another --reference")
-        return next((one for one in engines if (one.engine, one.path) == ("gptx", given)), found)
+        same = (one for one in engines if one.engine == "gptx" and one.path.resolve() == given.resolve())
+        return next(same, found)
     of_torch = [one for one in engines if one.engine in ("transformers", "torch")]
     return next((one for one in (*of_torch, *engines) if _is_fp32(one)), None)
 
@@ -127,7 +127,7 @@ def measure(engines: Sequence[Contender], compared: Compared, threads: int, told
         _check_space(Path(folder), 4 * text.tokens * compared.artifact.model.vocab_size)
         file = str(Path(folder) / "logits")
         own = judged(reference, write=file)
-        others = [judged(one, file=file) for one in able if one.label != reference.label]
+        others = [judged(one, file=file) for one in able if one != reference]
     return Quality(text, reference.label, [own, *others])
 
 

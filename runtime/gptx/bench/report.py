@@ -14,12 +14,12 @@ from gptx.cli.table import print_table
 Cells = Callable[[Result, Result], list[str]]  # an engine's, beside the first's
 
 LEGEND = """\
-Medians (lowest - highest, where they are more than 1% apart); x1st: times the first engine's.
+Medians (lowest-highest, where they are more than 1% apart); x1st: times the first engine's.
 Prefill: time to the first token. Decode: the tokens after it, at batch 1. Same tokens: new ones equal to the first
 engine's before the first that differs. Limit: what the memory's speed allows if a token reads every weight once (the
 cache is read besides).
 Loading: files in the page cache, the library imported before; first token: of a prompt of {cold} tokens, from the load on.
-Memory: what is added to the process after importing the library, in MB and in times the weights: PSS after loading
+Memory: what is added to the process after importing the library, and times the weights: PSS after loading
 (mapped weights that were not read yet are missing there) and after all prompts; peaks: the most RSS in either phase.
 """
 
@@ -37,10 +37,8 @@ def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> 
         heads = ["prefill ms", "x1st", "decode tok/s", "x1st", "% of limit", "same tokens"]
         _section(f"prompt of {length} tokens", heads, results, lambda one, first, n=length: _prompt(one, first, n))
     if results[0].memory:
-        heads = [
-            cell for name in ("loaded", "after use", "peak loading", "peak running") for cell in (name, "xweights")
-        ]
-        _section("memory", heads, results, lambda one, first: _memory(one))
+        heads = ["loaded", "after use", "peak loading", "peak running"]
+        _section("memory, MB", heads, results, lambda one, first: _memory(one))
     _section("loading", ["import s", "load s", "x1st", "first token s", "x1st"], results, _loading)
     together = [one for one in results if one.batch]
     if together:
@@ -112,51 +110,52 @@ def _print(heads: list[str], rows: list[list[str]]) -> None:
 
 
 def _limit(one: Result, first: Result) -> list[str]:
-    return [f"{one.weights.stored / 1e6:.1f}", f"{one.weights.read / 1e6:.1f}", f"{one.limit:.1f}"]
+    return [number(one.weights.stored / 1e6), number(one.weights.read / 1e6), number(one.limit)]
 
 
 def _prompt(one: Result, first: Result, length: int) -> list[str]:
     values, theirs = one.prompts[length], first.prompts[length]
     return [
-        *_with_ratio(values, theirs, "prefill_s", ".1f", 1e3),
-        *_with_ratio(values, theirs, "decode_tokens_per_s", ".1f"),
+        *_with_ratio(values, theirs, "prefill_s", 1e3),
+        *_with_ratio(values, theirs, "decode_tokens_per_s"),
         f"{100 * values['share_of_limit'].median:.0f}",
-        spread(values["same_tokens"], ".0f"),
+        spread(values["same_tokens"]),
     ]
 
 
 def _memory(one: Result) -> list[str]:
-    return [
-        cell
-        for name in ("loaded", "used", "peak_loading", "peak_running")
-        for cell in (spread(one.memory[name], ".0f", 1e-6), f"{one.memory[name].median / one.weights.stored:.2f}")
-    ]
+    values = [one.memory[name] for name in ("loaded", "used", "peak_loading", "peak_running")]
+    return [f"{spread(value, 1e-6)} x{value.median / one.weights.stored:.2f}" for value in values]
 
 
 def _loading(one: Result, first: Result) -> list[str]:
     return [
-        spread(one.loading["import_s"], ".2f"),
-        *_with_ratio(one.loading, first.loading, "load_s", ".2f"),
-        *_with_ratio(one.loading, first.loading, "first_token_from_load_s", ".2f"),
+        spread(one.loading["import_s"]),
+        *_with_ratio(one.loading, first.loading, "load_s"),
+        *_with_ratio(one.loading, first.loading, "first_token_from_load_s"),
     ]
 
 
 def _batch(one: Result, size: int) -> list[str]:
     return [
-        spread(one.batch["tokens_per_s"], ".1f"),
-        spread(one.batch["alone_tokens_per_s"], ".1f"),
+        spread(one.batch["tokens_per_s"]),
+        spread(one.batch["alone_tokens_per_s"]),
         f"{one.batch['gain'].median:.2f}",
         f"{100 * one.batch['share_of_limit'].median:.0f}",
-        f"{spread(one.batch['same_rows'], '.0f')} of {size}",
+        f"{spread(one.batch['same_rows'])} of {size}",
     ]
 
 
-def _with_ratio(values: Spreads, first: Spreads, name: str, form: str, scale: float = 1) -> tuple[str, str]:
-    ratio = values[name].ratio(first[name])
-    return spread(values[name], form, scale), "" if ratio is None else f"{ratio:.2f}"
+def _with_ratio(values: Spreads, first: Spreads, name: str, scale: float = 1) -> tuple[str, str]:
+    return spread(values[name], scale), _times(values, first, name)
 
 
-def spread(value: Spread, form: str, scale: float = 1) -> str:
-    low, middle, high = (format(x * scale, form) for x in (value.lowest, value.median, value.highest))
+def spread(value: Spread, scale: float = 1) -> str:
+    low, middle, high = (number(x * scale) for x in (value.lowest, value.median, value.highest))
     apart = value.highest - value.lowest > 0.01 * value.median and low != high
-    return f"{middle} ({low} - {high})" if apart else middle
+    return f"{middle} ({low}-{high})" if apart else middle
+
+
+def number(value: float) -> str:
+    """With three digits that count: 1928, 608, 98.4, 0.0312."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,8 +1,8 @@
 """Load time, memory, prefill, decode and batch of engines beside each other, in rounds that alternate (A B C A B C ...).
 
 In: contenders and token ids. Out: a Result each. Every round starts new processes; in a round all engines get the same
-prompts, greedy, the end of the text ignored; the first prompt of each length warms up and does not count. The memory's
-speed is measured in every round too, and the highest is the limit.
+prompts and pick greedily, never the end of the text; the first prompt of each length warms up and does not count. The
+memory's speed is measured in every round too, and the highest is the limit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Plan:
     repeats: int  # runs of each prompt length in a round
     batch: int
     threads: int
+    ends: list[int]  # token ids that no engine picks
 
     @property
     def context(self) -> int:
@@ -84,7 +85,7 @@ def measure(
         speed = asked(plan, cutter)
         for engine, found in zip(engines, answers):
             told(f"{of}: {engine.label}")
-            found.append(children.ask(engine, threads=plan.threads, context=plan.context, speed=speed))
+            found.append(children.ask(engine, threads=plan.threads, context=plan.context, ends=plan.ends, speed=speed))
     fastest, kernel = max((value, name) for one in memory for name, value in one.items())
     results = [summary(engine, found, answers[0], plan, fastest) for engine, found in zip(engines, answers)]
     return results, Bandwidth(fastest, kernel, memory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +42,16 @@ def weights_of(path: Path, dtype: str | None = None) -> Weights:
     graph = next((path / name for name in GRAPHS if (path / name).exists()), None)
     if graph is not None:
         return _of_graph(graph)
-    files = [path] if path.is_file() else [file for file in path.rglob("*.bin") if "tokenizer" not in file.name]
-    size = sum(file.stat().st_size for file in files)
+    every = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    weights = [file for file in every if file.suffix == ".bin" and "tokenizer" not in file.name]
+    size = sum(file.stat().st_size for file in weights or every)
     return Weights(size, size)
 
 
 def warm(path: Path) -> None:
     """Read every file, so that none of the engines finds them on the disk."""
     for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
+        if file.is_file() and os.access(file, os.R_OK):
             with file.open("rb", buffering=0) as opened:
                 while opened.read(1 << 24):
                     pass

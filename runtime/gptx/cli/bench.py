@@ -65,8 +65,8 @@ class Greedy(click.Command):
 @click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Prompts and scored text are cut from it."
 )
-@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Score at most so many of the text (8192).")
-@click.option("--window", type=click.IntRange(min=2), default=1024, show_default=True, help="Tokens scored at once.")
+@click.option("--tokens", type=click.IntRange(min=3), metavar="N", help="Score at most so many of the text (8192).")
+@click.option("--window", type=click.IntRange(min=3), default=1024, show_default=True, help="Tokens scored at once.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
 @click.option("--picture", "png_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw them.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -90,7 +90,7 @@ def bench(
     force: bool,
 ) -> None:
     """Measure ARTIFACT (or the model that ships with gptx): prefill, decode, batch, memory, loading, how far decoding is
-    from what the memory's speed allows; beside PEERs, each in processes of its own.
+    from what the memory's speed allows; on the CPU, beside PEERs, each in processes of its own.
 
     \b
     gptx:ARTIFACT                 another artifact
@@ -99,7 +99,7 @@ def bench(
     transformers:CHECKPOINT[:DTYPE]
     ctranslate2:CHECKPOINT[:TYPE] converted first (int8, int8_float32, ...)
     llamacpp:FILE.gguf            llama-cpp-python
-    openvino:FOLDER               an IR folder, as optimum-intel writes it
+    openvino:FOLDER[:f32]         an IR folder, as optimum-intel writes it; else bf16 where the CPU has it
     torch:CHECKPOINT              gptx's own PyTorch module, for --quality only
 
     Example: gptx bench smollm2-int8 --against genai llamacpp:smollm2.gguf --prompt-tokens 128 512 --json speed.json
@@ -124,7 +124,9 @@ def bench(
     new = new_tokens or min(NEW, manifest.model.n_ctx // 2)
     room = manifest.model.n_ctx - new - 1
     lengths = _lengths(prompt_tokens, room=room)
-    plan = speed.Plan(lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores())
+    plan = speed.Plan(
+        lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores(), list(manifest.tokens.eos)
+    )
     compared = None
     if quality:
         scored = tokens or (SCORED if text else None)
@@ -200,12 +202,14 @@ def _kernels(one: Contender) -> str:
 def _ready(engines: list[Contender], threads: int) -> Iterator[list[Contender]]:
     """The engines with the paths that are loaded: CTranslate2 converts first, which is not part of what is measured."""
     from gptx.bench import children
+    from gptx.progress import stage
 
     with tempfile.TemporaryDirectory(prefix="gptx-bench-") as folder:
         ready = []
         for number, one in enumerate(engines):
             if one.does.prepare:
-                answer = children.ask(one, threads=threads, context=0, prepare=str(Path(folder) / str(number)))
+                with stage(f"preparing {one.label}"):
+                    answer = children.ask(one, threads=threads, prepare=str(Path(folder) / str(number)))
                 one = replace(one, path=Path(answer["path"]))
             ready.append(one)
         yield ready

@@ -32,7 +32,8 @@ def _begun(model: Any, prompt: list[int], length: int) -> Any:
 
     genai = start()
     params = genai.GeneratorParams(model)
-    params.set_search_options(do_sample=False, max_length=length, min_length=length)
+    # plain greedy, whatever genai_config.json says
+    params.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length, min_length=length)
     generator = genai.Generator(model, params)
     generator.append_tokens(np.array([prompt], np.int32))
     return generator

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gptx.bench.engine import BatchRun, Engine, Job, Loaded, Logits, Run, timed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def start() -> None:
@@ -16,27 +20,32 @@ def start() -> None:
 
 
 def load(job: Job) -> Loaded:
+    import numpy as np
+
     import gptx
 
     model = gptx.load(job.path, threads=job.threads)
 
+    def picked(logits: np.ndarray) -> list[int]:  # (B, V)
+        logits[:, job.ends] = -np.inf
+        return logits.argmax(-1).tolist()
+
     def tokens(prompt: list[int], n: int) -> Iterator[int]:
         with model.session() as session:
-            token = int(session.feed([prompt])[0].argmax())
-            yield token
-            for _ in range(n):
-                token = int(session.feed([[token]])[0].argmax())
-                yield token
+            new = prompt
+            for _ in range(n + 1):
+                new = picked(session.feed([new]))
+                yield new[0]
 
     def generate(prompt: list[int], n: int) -> Run:
         return timed(tokens(prompt, n))
 
     def batch(prompts: list[list[int]], n: int) -> BatchRun:
         with model.session(len(prompts)) as session:
-            steps = [session.feed(prompts).argmax(-1).tolist()]
+            steps = [picked(session.feed(prompts))]
             began = time.perf_counter()
             for _ in range(n):
-                steps.append(session.feed([[token] for token in steps[-1]]).argmax(-1).tolist())
+                steps.append(picked(session.feed([[token] for token in steps[-1]])))
             return BatchRun(time.perf_counter() - began, [list(row) for row in zip(*steps)])
 
     return Loaded(generate, batch)

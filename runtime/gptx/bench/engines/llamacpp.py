@@ -40,6 +40,7 @@ def load(job: Job) -> Loaded:
         for _ in range(n + 1):
             model.eval(new)
             logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (n_vocab,))
+            logits[job.ends] = -np.inf
             new = [int(logits.argmax())]
             yield new[0]
 

@@ -62,15 +62,18 @@ def _feed(request: Any, new: list[int], held: int) -> np.ndarray:
 
 
 def load(job: Job) -> Loaded:
+    import numpy as np
+
     request = _opened(job, last_only=True)
 
     def tokens(prompt: list[int], n: int) -> Iterator[int]:
         request.reset_state()
         new, held = prompt, 0
         for _ in range(n + 1):
-            logits = _feed(request, new, held)
+            logits = _feed(request, new, held)[-1]
+            logits[job.ends] = -np.inf
             held += len(new)
-            new = [int(logits[-1].argmax())]
+            new = [int(logits.argmax())]
             yield new[0]
 
     return Loaded(lambda prompt, n: timed(tokens(prompt, n)))

@@ -41,7 +41,9 @@ def load(job: Job) -> Loaded:
             length += new.shape[1]
             mask = torch.ones(1, length, dtype=torch.int64)
             output = model(input_ids=new, attention_mask=mask, past_key_values=past, use_cache=True)
-            past, new = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)  # (1, 1)
+            past, logits = output.past_key_values, output.logits[:, -1]  # (1, V)
+            logits[:, job.ends] = -torch.inf
+            new = logits.argmax(-1, keepdim=True)  # (1, 1)
             yield int(new)
 
     def generate(prompt: list[int], n: int) -> Run:

@@ -37,6 +37,7 @@ def load(job: Job) -> Loaded:
         cache, new = DynamicCache(config=model.config), torch.tensor([prompt])
         for _ in range(n + 1):
             logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (1, 1, V)
+            logits[..., job.ends] = -torch.inf
             new = logits[0].argmax(-1, keepdim=True)  # (1, 1)
             yield int(new)
 
