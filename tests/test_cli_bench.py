@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) ->
     assert growing["prompts"]["8"]["same_tokens"]["median"] == 5  # one model in two cache forms
     assert shared["batch"]["same_rows"]["lowest"] == 3 and shared["batch"]["gain"]["median"] > 0
     assert set(shared["loading"]) == {"import_s", "load_s", "first_token_from_load_s"}
+    if sys.platform == "linux":
+        assert set(shared["memory"]) == {"loaded", "used", "peak_loading", "peak_running"}
+        assert shared["memory"]["used"]["times_weights"] > 0
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
@@ -176,5 +180,5 @@ def test_a_peer_that_fails(artifacts: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_without_matplotlib(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install matplotlib" in refused(artifacts["shared"], "--picture", tmp_path / "x.png")

@@ -54,6 +54,9 @@ class Result:
     batch: dict[str, Spread]  # empty where it is not measured
 
     def to_dict(self, first: Result) -> dict[str, Any]:
+        memory = with_ratios(self.memory, first.memory)
+        for one in memory.values():
+            one["times_weights"] = round(one["median"] / self.weights.stored, 4)
         return {
             "engine": self.contender.label,
             "path": str(self.contender.path),
@@ -63,7 +66,7 @@ class Result:
             "read_bytes_per_token": self.weights.read,
             "limit_tokens_per_s": round(self.limit, 2),
             "loading": with_ratios(self.loading, first.loading),
-            "memory": with_ratios(self.memory, first.memory),
+            "memory": memory,
             "prompts": {str(n): with_ratios(values, first.prompts[n]) for n, values in self.prompts.items()},
             "batch": with_ratios(self.batch, first.batch),
         }

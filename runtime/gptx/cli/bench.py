@@ -134,8 +134,9 @@ def bench(
 
     facts = machine(program="gptx")
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
-    said = [f"{label}: {words}" for label, words in kernels.items()]
-    write_out("\n".join([*lines(facts), *said, f"prompts are cut from {source.name}"]) + "\n")
+    said = [*lines(facts), *(f"{label}: {words}" for label, words in kernels.items())]
+    said += [f"prompts are cut from {source.name}"] if rounds else []
+    write_out("\n".join(said) + "\n")
     found: dict[str, Any] = {"benchmark": "bench", **facts, "kernels": kernels, "settings": asdict(plan)}
     results: list[Result] = []
     with _ready(engines, plan.threads) as ready:
