@@ -72,8 +72,8 @@ def _times(values: Spreads, others: Spreads, name: str) -> str:
 def print_quality(quality: Quality) -> None:
     facts = quality.protocol.to_dict()
     write_out(
-        f"\nquality on {facts['text']} (sha256 {facts['sha256'][:12]}...): its first {facts['tokens']} tokens in windows of "
-        f"{facts['window']}, stride {facts['stride']}, the first token of each window not scored: {facts['scored']} "
+        f"\nquality on {facts['text']} (sha256 {facts['sha256'][:12]}...): its first {facts['tokens']} tokens in windows "
+        f"of {facts['window']}, stride {facts['stride']}, the first token of each window not scored: {facts['scored']} "
         f"scored\nagainst {quality.reference}; KL in nats; +- is one standard error, the change's of paired tokens\n\n"
     )
     rows = [
