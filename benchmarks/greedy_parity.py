@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gptx
+from gptx.bench.machine import lines, machine
 from gptx.cpu import cpu_cores
 from gptx.limits import LIMITS
 from gptx.verify import forced_logits
-from machine import lines, machine
 from table import table
 from tracked import tracked
 

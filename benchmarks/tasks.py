@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import gptx
+from gptx.bench.machine import machine
 from gptx_models.examples import Example, read_examples
 from gptx_models.metrics import accuracy, macro_f1, rouge
-from machine import machine
 from table import table
 
 

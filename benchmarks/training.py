@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from gptx.bench.machine import lines, machine
 from gptx.cpu import cpu_cores
-from machine import lines, machine
 from table import table
 from tracked import tracked
 

@@ -24,7 +24,7 @@ _ORT_NAMES = ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx"
 ORT_DISTRIBUTIONS = (*(f"onnxruntime{name}" for name in _ORT_NAMES), "ort-nightly", "ort-nightly-gpu")
 NEEDED = ("numpy", "tokenizers", "click", "rich", "jinja2", "safetensors")
 OPTIONAL = ("torch", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub", "transformers", "optimum-onnx")
-OPTIONAL += ("onnxruntime-genai", "ctranslate2")
+OPTIONAL += ("onnxruntime-genai", "ctranslate2", "llama-cpp-python", "openvino")
 
 # The smallest model there is, one Identity of one float, as onnx writes it (tests/test_cli_doctor.py makes it again).
 IDENTITY_MODEL = (

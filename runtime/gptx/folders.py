@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all, and telling what kind of folder one is."""
+"""Writing a folder or a file whole or not at all, and telling what kind of folder one is."""
 
 from __future__ import annotations
 
@@ -77,6 +77,30 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+
+
+def check_new_file(path: Path, *, force: bool = False) -> None:
+    """Raise OutputError now for what would stop write_file later."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, and a file is to be written there: choose another path")
+    if os.path.exists(path) and not force:
+        raise OutputError(f"{path} exists: choose another path, or replace it with --force")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {path}: {path.absolute().parent} is not a folder")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OutputError(f"cannot write {path}: no permission to write in {path.absolute().parent}")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all, in place of one that is there. Raises OutputError."""
+    staging = path.absolute().parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        staging.write_bytes(data)
+        os.replace(staging, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -118,21 +118,26 @@ def compare(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, 
     it is never more than the true one; top-1 and perplexity are exact. logits(window) -> (length, vocab_size).
     classes: the logits are a classification head's, and there is no perplexity.
     """
-    tally = Tally()
+    return tally(reference, logits, classes=classes).figures()
+
+
+def tally(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False) -> Tally:
+    """What compare's figures are made of, position by position."""
+    found = Tally()
     full = dict(zip(reference.full_positions.tolist(), reference.full_logits))
     for start, window in reference.token_windows():
         here = slice(start, start + len(window))
         values = logits(window).astype(np.float64)
-        _add(tally, reference, here, values)
+        _add(found, reference, here, values)
         if classes:
-            tally.nll_reference.append(np.empty(0))
-            tally.nll.append(np.empty(0))
+            found.nll_reference.append(np.empty(0))
+            found.nll.append(np.empty(0))
         else:
-            _add_loss(tally, reference, here, values, np.array(window))
+            _add_loss(found, reference, here, values, np.array(window))
         for at, expected in full.items():
             if start <= at < here.stop:
-                tally.difference(expected.astype(np.float64), values[at - start])
-    return tally.figures()
+                found.difference(expected.astype(np.float64), values[at - start])
+    return found
 
 
 def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "score": ("gptx.cli.tasks:score", "Log-probability of each token of a text."),
     "chat": ("gptx.cli.chat:chat", "A conversation in the terminal."),
     "verify": ("gptx.cli.verify:verify", "Prove an artifact's certificate again on this machine."),
+    "bench": ("gptx.cli.bench:bench", "Speed, memory and quality beside other engines."),
     "inspect": ("gptx.cli.inspect:inspect", "What an artifact holds."),
     "doctor": ("gptx.cli.doctor:doctor", "What this machine has: versions, providers, conflicts."),
     "completion": ("gptx.cli.completion:completion", "Print the shell's completion script."),

@@ -3,31 +3,39 @@
 It answers whole calls, and tells a callback of each token as it comes. A minimum length keeps it from ending early.
 """
 
+from __future__ import annotations
+
+import importlib
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from measure import Engine, Generate, Job, Run, main
+from gptx.bench.engine import Engine, Job, Loaded, Logits, Run
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
-def start() -> None:
-    import ctranslate2  # noqa: F401
+def start() -> Any:
+    return importlib.import_module("ctranslate2")
 
 
 def prepare(path: Path, variant: str | None, folder: Path) -> Path:
     if (path / "model.bin").exists():
         return path
-    from ctranslate2.converters import TransformersConverter
-
-    converter = TransformersConverter(str(path))
+    converters: Any = importlib.import_module("ctranslate2.converters")
+    converter = converters.TransformersConverter(str(path))
     return Path(converter.convert(str(folder), quantization=variant or "float32"))
 
 
-def load(job: Job) -> Generate:
-    import ctranslate2
-
+def _opened(job: Job) -> Any:
     compute = job.variant or "default"
-    generator = ctranslate2.Generator(str(job.path), "cpu", compute_type=compute, intra_threads=job.threads)
+    return start().Generator(str(job.path), "cpu", compute_type=compute, intra_threads=job.threads)
+
+
+def load(job: Job) -> Loaded:
+    generator = _opened(job)
     words: list[str] = json.loads((job.path / "vocabulary.json").read_text("utf-8"))
 
     def generate(prompt: list[int], n: int) -> Run:
@@ -48,8 +56,18 @@ def load(job: Job) -> Generate:
         )
         return Run(times[0] - began, times[-1] - times[0], results[0].sequences_ids[0])
 
-    return generate
+    return Loaded(generate)
 
 
-if __name__ == "__main__":
-    main(Engine(("ctranslate2",), start, load, prepare))
+def logits(job: Job) -> Logits:
+    import numpy as np
+
+    generator = _opened(job)
+
+    def after_each(window: list[int]) -> np.ndarray:
+        return np.asarray(generator.forward_batch([window]), np.float32)[0]
+
+    return after_each
+
+
+ENGINE = Engine(("ctranslate2",), "pip install ctranslate2 transformers torch", start, load, logits, prepare=prepare)

@@ -14,10 +14,10 @@ from gptx.doctor import installed
 from gptx.install import version
 
 
-def machine(*packages: str) -> dict[str, Any]:
-    """`packages`: distributions whose versions count beside gptx's."""
+def machine(*packages: str, program: str | None = None) -> dict[str, Any]:
+    """`packages`: distributions whose versions count beside gptx's; `program`: the command's name, of a script none."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([program, *sys.argv[1:]] if program else ["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),

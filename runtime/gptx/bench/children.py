@@ -1,0 +1,63 @@
+"""Processes of engines: what is asked as a dict, the answer as a dict; an error of the engine becomes a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gptx.bench.peers import Contender
+from gptx.errors import GptxError, UsageError
+
+Answer = dict[str, Any]
+
+
+def ask(one: Contender, *, threads: int, context: int = 0, ends: Sequence[int] = (), **asked: Any) -> Answer:
+    """`asked`: one of prepare=, speed= and quality=, as gptx.bench.measure takes them. Raises GptxError."""
+    path = str(one.path.absolute())
+    job = {"path": path, "variant": one.variant, "threads": threads, "context": context, "ends": list(ends)}
+    done = run(["gptx.bench.measure", one.engine], json.dumps({"job": job, **asked}), threads=threads)
+    if done.returncode:
+        raise GptxError(f"{one.label} ended {_how(done.returncode)}{_last_words(done.stderr)}")
+    answer: Answer = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in answer:
+        raise UsageError(f"{one.label} needs the package {answer['missing']}: {one.does.install}")
+    if "error" in answer:
+        raise GptxError(f"{one.label} failed: {answer['error']}")
+    return answer
+
+
+def bandwidth(threads: int) -> dict[str, float]:
+    """Bytes that memory gives a second, by the way of reading."""
+    done = run(["gptx.bench.bandwidth", str(threads)], "", threads=1)  # BLAS: one thread in each of ours
+    if done.returncode:
+        raise GptxError(f"the memory's speed could not be measured{_last_words(done.stderr)}")
+    return json.loads(done.stdout)
+
+
+def run(module: list[str], text: str, *, threads: int) -> subprocess.CompletedProcess[str]:
+    """A module that finds what this process finds; -P: nothing more, in the folder that we are called from."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, "-P", "-m", *module]
+    return subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", env=environment)
+
+
+def _how(status: int) -> str:
+    if status > 0:
+        return f"with exit status {status}"
+    return f"by {signal.Signals(-status).name}"  # SIGILL: built for another processor; SIGKILL: out of memory
+
+
+def _last_words(text: str) -> str:
+    words = text.strip().splitlines()
+    return f": {words[-1].strip()}" if words else ""

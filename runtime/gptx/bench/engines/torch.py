@@ -1,0 +1,33 @@
+"""gptx's own PyTorch module, for quality only: `torch:CHECKPOINT`. An artifact is exported from it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gptx.bench.engine import Engine, Job, Logits
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def start() -> None:
+    import torch  # noqa: F401
+
+
+def logits(job: Job) -> Logits:
+    import torch
+
+    # by name: the runtime imports nothing of the pipeline, and here it is a peer in a process of its own
+    checkpoint: Any = importlib.import_module("gptx_models.checkpoint")
+    torch.set_num_threads(job.threads)
+    model = checkpoint.load_model(job.path)
+
+    def after_each(window: list[int]) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.tensor([window]))[0].numpy()
+
+    return after_each
+
+
+ENGINE = Engine(("torch",), "pip install torch", start, None, logits)

@@ -1,0 +1,41 @@
+"""Repeated measurements of one thing: their median, lowest and highest, and how many times the first engine's it is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    lowest: float
+    highest: float
+    samples: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        found = list(values)
+        median, lowest, highest = (
+            float(f"{value:.6g}") for value in (statistics.median(found), min(found), max(found))
+        )
+        return cls(median, lowest, highest, len(found))
+
+    def times(self, factor: float) -> Spread:
+        return Spread(self.median * factor, self.lowest * factor, self.highest * factor, self.samples)
+
+    def ratio(self, first: Spread) -> float | None:
+        return round(self.median / first.median, 4) if first.median else None
+
+
+Spreads = Mapping[str, Spread]
+
+
+def with_ratios(values: Spreads, first: Spreads) -> dict[str, dict[str, Any]]:
+    """For JSON; `ratio` is to the first engine's."""
+    return {
+        name: asdict(value) | ({"ratio": value.ratio(first[name])} if name in first else {})
+        for name, value in values.items()
+    }

@@ -1,0 +1,67 @@
+"""The token ids that all engines get: cut from a text, or from the tokens that the artifact's certificate is about."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptx.artifact import Manifest
+from gptx.errors import PromptError, UsageError
+from gptx.reference import FILE, Reference
+from gptx.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    ids: list[int]
+    name: str
+    sha256: str
+    windows: list[list[int]] | None = None  # those of the certificate
+    drawn: bool = False  # no text at all
+
+
+def source(manifest: Manifest, text: Path | None) -> Source:
+    """Raises PromptError for a text that cannot be read or is too short."""
+    if text is not None:
+        return _of_text(manifest, text)
+    if (manifest.path / FILE).exists():
+        reference = Reference.load(manifest.path)
+        digest = hashlib.sha256(reference.tokens.astype("<i4").tobytes()).hexdigest()
+        windows = [window for _, window in reference.token_windows()]
+        return Source(reference.tokens.tolist(), f"the tokens in {FILE}", digest, windows)
+    ids = np.random.default_rng(0).integers(manifest.model.vocab_size, size=4096)  # speed is that of any text
+    digest = hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+    return Source(ids.tolist(), "4,096 token ids drawn by chance", digest, drawn=True)
+
+
+def _of_text(manifest: Manifest, text: Path) -> Source:
+    tokens = manifest.tokens
+    tokenizer = load_tokenizer(manifest.path, known=tokens.vocab_size, vocab_size=manifest.model.vocab_size)
+    if tokenizer is None:
+        raise UsageError(f"{manifest.path} has no tokenizer, so it cannot read {text}: leave out --text")
+    try:
+        data = text.read_bytes()
+        ids = tokenizer.encode(data.decode(), add_special_tokens=False)
+    except OSError as error:
+        raise PromptError(f"cannot read {text}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{text} is not UTF-8 text: byte {error.start} is none") from error
+    if len(ids) < 3:
+        raise PromptError(f"{text} has {len(ids)} tokens, and three are the fewest to measure with")
+    return Source(ids, text.name, hashlib.sha256(data).hexdigest())
+
+
+class Cutter:
+    """Gives out pieces of the ids that all begin at another place: some engines remember the beginnings of prompts."""
+
+    def __init__(self, ids: list[int], pieces: int) -> None:
+        self._ids, self._at, self._step = ids, 0, max(1, len(ids) // pieces)
+
+    def cut(self, length: int) -> list[int]:
+        endless = self._ids * (2 + length // len(self._ids))
+        start = self._at % len(self._ids)
+        self._at += self._step
+        return endless[start : start + length]
