@@ -132,7 +132,8 @@ def _write_graph(manifest: Manifest, staging: Path, to: str) -> dict[str, Any]:
 
 def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[str, Any]:
     """The source's manifest, with what has changed."""
-    kept = {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate", "gptx_version")}
+    dropped = ("files", "certificate", "gptx_version", "compiled")
+    kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,
         "precision": to,

@@ -41,6 +41,11 @@ def onnxruntime() -> Any:
     return ort
 
 
+def library_folder() -> Path:
+    """The folder of ONNX Runtime's shared libraries."""
+    return Path(onnxruntime().__file__).parent / "capi"
+
+
 def installed_packages() -> dict[str, str]:
     """Which of the distributions that hold ONNX Runtime are installed, with their versions."""
     found = {}
@@ -72,13 +77,29 @@ def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any,
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise UsageError(f"threads is {threads!r}, expected 1 to {MOST_THREADS}, or None for one per core")
     ort = onnxruntime()
-    if device == "cuda" or (device == "auto" and CUDA in ort.get_available_providers()):
+    if tries_cuda(device):
         try:
             return _open_cuda(ort, graph, threads), CUDA
         except ProviderError:
             if device == "cuda":
                 raise
     return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU]), CPU
+
+
+def tries_cuda(device: str) -> bool:
+    """Whether open_session tries CUDA first for this device."""
+    return device == "cuda" or (device == "auto" and CUDA in onnxruntime().get_available_providers())
+
+
+def save_optimized(graph: Path, out: Path, weights: str) -> None:
+    """Write what ONNX Runtime makes of a graph when it opens it on this CPU, the optimized graph to `out` and its weights
+    beside it: each as it was, and as this CPU's kernels packed it. Errors are ORT's own."""
+    ort = onnxruntime()
+    options = _options(ort, 1)
+    options.optimized_model_filepath = str(out)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    ort.InferenceSession(str(graph), options, providers=[CPU])
 
 
 def _options(ort: Any, threads: int | None) -> Any:
@@ -138,7 +159,7 @@ def missing_cuda_library(ort: Any) -> str | None:
     """What the dynamic linker says when it loads ORT's CUDA provider; None when it loads (ORT itself only logs it)."""
     import ctypes
 
-    folder = Path(ort.__file__).parent / "capi"
+    folder = library_folder()
     if os.name == "nt":
         libraries = ["onnxruntime_providers_shared.dll", "onnxruntime_providers_cuda.dll"]
     else:

@@ -82,7 +82,7 @@ def verify(
         if not classes:
             report.rows.append(_greedy_row(model, reference, certificate))
         told(1.0)
-        report.notes.append(f"ran on {model.provider}")
+        report.notes.append(f"ran {model.graph.relative_to(model.path).as_posix()} on {model.provider}")
         if certificate.get("accepted"):
             report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
     return report
