@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,7 @@ def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp
     manifest = artifact.read(made["fp32"])
     artifact.check_hashes(manifest)
     entry = manifest.raw["compiled"]
+    assert "accepted" not in entry
     assert (entry["onnxruntime"], entry["cpu_features"]) == (onnxruntime.__version__, cpu_features())
     written = {f.relative_to(made["fp32"]).as_posix() for f in made["fp32"].rglob("*") if f.is_file()}
     assert written == {*manifest.files, "gptx.json", "README.md"}
@@ -129,7 +132,8 @@ def test_damage_is_caught_by_its_hash(folder: Path) -> None:
 
 def test_verify_and_inspect_know_it(made: dict[str, Path]) -> None:
     report = verify(made["fp32"], threads=1)
-    assert report.passed and f"ran {compiled.GRAPH} on CPUExecutionProvider" in report.notes
+    assert report.passed and report.graph == compiled.GRAPH
+    assert f"ran {compiled.GRAPH} on CPUExecutionProvider" in report.notes
     outcome = command("inspect", made["fp32"])
     assert f"ONNX Runtime {onnxruntime.__version__}: {' '.join(cpu_features())}" in outcome.text
     assert "compiled/weights.bin" in outcome.text
@@ -156,6 +160,7 @@ def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_p
     assert list(tmp_path.iterdir()) == [source]
     compile_artifact(source, tmp_path / "out", accept=True)
     assert opened(tmp_path / "out") == compiled.GRAPH
+    assert "accepted outside its limits" in command("inspect", tmp_path / "out").text
 
 
 def test_what_cannot_be_compiled(fp32: Path, artifacts: dict[str, Path], tmp_path: Path) -> None:
@@ -206,6 +211,15 @@ Swap:                  8 kB
 Anonymous:             0 kB
 Swap:                  0 kB
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_weights_leave_memory_and_come_back(fp32: Path) -> None:
+    model = gptx.load(fp32, threads=1)
+    blocks = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    resident = [re.findall(r"^Rss: +(\d+)", block, re.M) for block in blocks if f"{fp32}/onnx/" in block]
+    assert resident and all(size == ["0"] for size in resident)  # the embedding stays mapped, none of it in memory
+    assert len(model.generate(WINDOW, max_new_tokens=4, min_new_tokens=4).token_ids) == 4
 
 
 def test_only_clean_mappings_of_the_folder_are_dropped() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from gptx import providers
 from gptx.artifact import Manifest
-from gptx.cpu import cpu_features, cpu_name
 
 # Neither name ends in .onnx: other loaders take every such file in the folder for a graph of theirs
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
@@ -20,6 +19,8 @@ GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
 
 def facts() -> dict[str, Any]:
     """What gptx.json says of a graph that is compiled here and now."""
+    from gptx.cpu import cpu_features, cpu_name  # here: artifacts that are not compiled load without it
+
     return {
         "graph": GRAPH,
         "weights": WEIGHTS,
@@ -41,7 +42,7 @@ def misfit(manifest: Manifest, *, device: str) -> str | None:
     made, here = manifest.raw["compiled"], facts()
     if providers.tries_cuda(device):
         return f"it is for the CPU, and device is {device!r}"
-    if not isinstance(made, dict) or made.get("graph") != GRAPH or GRAPH not in manifest.files:
+    if made.get("graph") != GRAPH or GRAPH not in manifest.files:
         return "gptx.json describes it in a way that this gptx does not read"
     for field, what in (("onnxruntime", "ONNX Runtime"), ("architecture", "a processor of architecture")):
         if made.get(field) != here[field]:

@@ -162,7 +162,7 @@ def _compiled(made: dict[str, Any] | None) -> Rows:
     if not made:
         return []
     words = f"{made.get('cpu')}, ONNX Runtime {made.get('onnxruntime')}: {' '.join(made.get('cpu_features') or [])}"
-    return [("compiled for", words)]
+    return [("compiled for", words + (", accepted outside its limits" if made.get("accepted") else ""))]
 
 
 def _tokenizer(tokens: artifact.Tokens, vocab_size: int) -> str:
