@@ -83,6 +83,6 @@ def _write_manifest(staging: Path, raw: dict[str, Any]) -> None:
 def _check(report: Report, *, accept: bool, what: str) -> None:
     if report.graph != compiled.GRAPH:  # a note has said why
         raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
-    failed = [f"{row.name} is {row.here}, at most {row.limit}" for row in report.rows if not row.ok]
+    failed = [f"{row.name} is {row.here}, limit {row.limit or 'a finite number'}" for row in report.rows if not row.ok]
     if failed and not accept:
         raise ParityError(f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept")

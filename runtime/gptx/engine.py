@@ -16,7 +16,7 @@ from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.progress import note
 from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session
-from gptx.residency import release_mapped
+from gptx.residency import release
 
 DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
@@ -56,7 +56,7 @@ class Engine:
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""
     session, provider, graph = _open(manifest, device=device, threads=threads)
-    release_mapped(manifest.path, library_folder())
+    release(manifest.path, library_folder())
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))

@@ -14,6 +14,7 @@ from gptx.install import pip_command
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
+OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -23,7 +24,7 @@ def onnxruntime() -> Any:
     try:
         import onnxruntime as ort
 
-        found = tuple(int(part) for part in ort.__version__.split(".")[:2])
+        found = _number(ort)
         ort.InferenceSession  # noqa: B018  (a folder that pip left behind is a module without it)
     except (ImportError, AttributeError) as error:
         both = conflict()
@@ -38,6 +39,10 @@ def onnxruntime() -> Any:
             f"ONNX Runtime {ort.__version__} is too old, gptx needs {needed} or newer: {pip_command(installed_extra())}"
         )
     return ort
+
+
+def _number(ort: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 
 def library_folder() -> Path:
@@ -94,8 +99,14 @@ def tries_cuda(device: str) -> bool:
 
 def save_optimized(graph: Path, out: Path, weights: str) -> None:
     """Write what ONNX Runtime makes of a graph when it opens it on this CPU, the optimized graph to `out` and its weights
-    beside it: each as it was, and as this CPU's kernels packed it. Errors are ORT's own."""
+    beside it: each as it was, and as this CPU's kernels packed it. Raises ProviderError; errors of the graph are ORT's."""
     ort = onnxruntime()
+    if _number(ort) < OLDEST_THAT_COMPILES:
+        needed = ".".join(map(str, OLDEST_THAT_COMPILES))
+        raise ProviderError(
+            f"ONNX Runtime {ort.__version__} does not keep packed weights exactly, gptx compile needs {needed} or newer: "
+            f"{pip_command(installed_extra())}"
+        )
     options = _options(ort, 1)
     options.optimized_model_filepath = str(out)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)

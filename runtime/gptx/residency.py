@@ -1,9 +1,9 @@
-"""Pages of files that loading has read and running may not read again: they leave the process's memory.
+"""What loading a model has used and running may not use again: it leaves the process's memory.
 
 ONNX Runtime maps a graph's external data, packs most of it into memory of its own, and keeps mapped what a second node
 reads: of a tied embedding a run reads one row a token, and all of it stays resident. Of its own library it needs half
-only once. In: folders. Out: nothing; a page that is read after all comes back from the file. Linux only, elsewhere
-nothing happens. Knows nothing of models.
+only once; and what it packed in is freed, but stays with malloc. In: folders. Out: nothing; a page that is read after
+all comes back from the file. Linux only, elsewhere nothing happens. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from pathlib import Path
 _DONTNEED = 4  # Linux's MADV_DONTNEED, the same on every processor that ONNX Runtime runs on
 
 
-def release_mapped(*folders: Path) -> None:
-    """Drop the resident pages of all files in these folders that this process has mapped and not written to."""
+def release(*folders: Path) -> None:
+    """Drop the resident pages of all files in these folders that this process has mapped and not written to, and give
+    back what malloc holds and nobody uses. Takes 15 to 25 ms, most of it to read what is mapped."""
     if sys.platform != "linux":
         return
     try:
         smaps = Path("/proc/self/smaps").read_text(errors="replace")
-        madvise = ctypes.CDLL(None).madvise
+        libc = ctypes.CDLL(None)
+        madvise = libc.madvise
     except (OSError, AttributeError):  # no /proc in this container, or a libc without madvise: the pages stay
         return
     for folder in folders:
         for start, size in clean_mappings(smaps, folder.resolve()):
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _DONTNEED)
+    if hasattr(libc, "malloc_trim"):  # glibc's
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def clean_mappings(smaps: str, folder: Path) -> Iterator[tuple[int, int]]:
