@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,17 @@ def test_mapped_weights_leave_memory_and_come_back(fp32: Path) -> None:
     resident = [re.findall(r"^Rss: +(\d+)", block, re.M) for block in blocks if f"{fp32}/onnx/" in block]
     assert resident and all(size == ["0"] for size in resident)  # the embedding stays mapped, none of it in memory
     assert len(model.generate(WINDOW, max_new_tokens=4, min_new_tokens=4).token_ids) == 4
+
+
+def test_threads_that_load_and_close_do_not_disturb_each_other(made: dict[str, Path], fp32: Path) -> None:
+    expected = gptx.load(fp32, threads=1).generate(WINDOW, max_new_tokens=8).token_ids
+
+    def load(folder: Path) -> list[int]:
+        with gptx.load(folder, threads=1) as model:
+            return model.generate(WINDOW, max_new_tokens=8).token_ids
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(load, [fp32, made["fp32"]] * 6)) == [expected] * 12
 
 
 def test_only_clean_mappings_of_the_folder_are_dropped() -> None:

@@ -5,6 +5,8 @@ An Engine may be shared between threads. It knows the graph's facts (cache form,
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from gptx.progress import note
 from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session
 from gptx.residency import release
 
+_one_at_a_time = threading.Lock()
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
@@ -55,8 +59,12 @@ class Engine:
 
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""
-    session, provider, graph = _open(manifest, device=device, threads=threads)
-    release(manifest.path, library_folder())
+    with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
+        session, provider, graph = _open(manifest, device=device, threads=threads)
+        _sessions.add(session)
+        open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
+        release(manifest.path, library_folder())
+        del open_ones
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))

@@ -19,7 +19,10 @@ _DONTNEED = 4  # Linux's MADV_DONTNEED, the same on every processor that ONNX Ru
 
 def release(*folders: Path) -> None:
     """Drop the resident pages of all files in these folders that this process has mapped and not written to, and give
-    back what malloc holds and nobody uses. Takes 15 to 25 ms, most of it to read what is mapped."""
+    back what malloc holds and nobody uses. Takes 15 to 25 ms, most of it to read what is mapped.
+
+    No thread may unmap such a file meanwhile: what it maps next could stand at the same address, and be lost.
+    """
     if sys.platform != "linux":
         return
     try:
