@@ -27,8 +27,7 @@ from gptx import artifact
 from gptx.errors import ArtifactError, ParityError, UsageError
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_model
-from gptx_models.checkpoint import save_checkpoint
+from gptx_models.checkpoint import load_model, save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
 

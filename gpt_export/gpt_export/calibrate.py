@@ -1,4 +1,4 @@
-"""Round a GPT's layers one after the other, each on what the rounded layers before it hand down for the calibration text."""
+"""Round a GPT's layers one after the other, each on what the rounded layers before it make of the calibration text."""
 
 from __future__ import annotations
 

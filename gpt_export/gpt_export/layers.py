@@ -86,11 +86,11 @@ class BlockProduct(nn.Module):
 
 
 class ChannelProduct(nn.Module):
-    """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8 bits
-    with a scale a row, x = row * (q - 128) / 127.
+    """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8
+    bits with a scale a row, x = row * (q - 128) / 127.
 
-    With two terms x = row * (q1 - 128 + (q2 - 128) / 254) / 127, which is exact to 16 bits; the second terms are more rows of
-    the same product, so the weights are read once.
+    With two terms x = row * (q1 - 128 + (q2 - 128) / 254) / 127, which is exact to 16 bits; the second terms are more rows
+    of the same product, so the weights are read once.
     """
 
     def __init__(self, weight: ChannelWeights, bias: nn.Parameter | None):
@@ -127,7 +127,7 @@ class ChannelProduct(nn.Module):
 
 
 def _middle() -> Tensor:
-    """The zero point: uint8 times int8 is the pair that every CPU has a fast kernel for (int8 times int8 is a plain loop)."""
+    """The zero point: uint8 times int8 is the pair that CPUs have fast kernels for; int8 times int8 is a plain loop."""
     return torch.tensor(128, dtype=torch.uint8)
 
 

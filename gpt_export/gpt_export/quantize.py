@@ -61,7 +61,8 @@ def quantize_artifact(
     """Quantize the fp32 artifact `source` to `out` in the precision `to` (int8, int4 or fp16); returns its certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
-    rounding is fitted to, by default a page of our own. The other options as in export_checkpoint. Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
+    rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
+    ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
     bounds = limits_for(to, limits)
@@ -138,7 +139,8 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, text: Path | None) 
 
 def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[str, Any]:
     """The source's manifest, with what has changed."""
-    kept = {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate", "gptx_version")}
+    dropped = ("files", "certificate", "gptx_version", "compiled")
+    kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,
         "precision": to,

@@ -124,8 +124,8 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
 def fit(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error.
 
-    8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1), take
-    the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
+    8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1),
+    take the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
     """
     low, high = grid.range
     if grid.bits == 8 and grid.symmetric:

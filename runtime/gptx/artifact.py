@@ -182,6 +182,8 @@ def _field_problems(raw: dict[str, Any]):
         if not isinstance(raw.get(name), kind):
             yield f"{name} is {raw.get(name)!r}, expected an object"
             return
+    if not isinstance(raw.get("compiled") or {}, dict):
+        yield f"compiled is {raw['compiled']!r}, expected an object"
     for name in Shape.__dataclass_fields__:
         if name == "n_class" and raw["model"].get(name, 0) == 0:
             continue

@@ -77,6 +77,7 @@ def _artifact(path: Path) -> Description:
         ("precision", f"{manifest.precision}, {graph_bytes / model.n_parameters:.2f} bytes a parameter"),
         *_quantization(raw.get("quantization") or {}),
         ("context", f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}"),
+        *_compiled(raw.get("compiled")),
         ("cache", _CACHES[manifest.cache]),
         ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
         ("tokenizer", _tokenizer(manifest.tokens, model.vocab_size)),
@@ -154,6 +155,14 @@ def generation_in_words(generation: dict[str, Any]) -> str:
 def _quantization(quantization: dict[str, Any]) -> Rows:
     words = [f"{name.replace('_', ' ')} {value}" for name, value in quantization.items() if name != "tensors"]
     return [("quantization", ", ".join(words))] if words else []
+
+
+def _compiled(made: dict[str, Any] | None) -> Rows:
+    """For which machine; whether this is one needs ONNX Runtime, and gptx.load says it."""
+    if not made:
+        return []
+    words = f"{made.get('cpu')}, ONNX Runtime {made.get('onnxruntime')}: {' '.join(made.get('cpu_features') or [])}"
+    return [("compiled for", words + (", accepted outside its limits" if made.get("accepted") else ""))]
 
 
 def _tokenizer(tokens: artifact.Tokens, vocab_size: int) -> str:

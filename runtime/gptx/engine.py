@@ -5,15 +5,23 @@ An Engine may be shared between threads. It knows the graph's facts (cache form,
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptx.artifact import GRAPH, Manifest
+from gptx import compiled
+from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
-from gptx.providers import CUDA, first_line, onnxruntime, open_session
+from gptx.progress import note
+from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session
+from gptx.residency import release
 
+_one_at_a_time = threading.Lock()
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()
 DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
@@ -22,6 +30,7 @@ class Engine:
     session: Any  # onnxruntime.InferenceSession
     manifest: Manifest
     provider: str  # what runs the graph, as ORT calls it
+    graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
     keeps_logits: bool  # takes num_logits_to_keep: the head is computed for as many positions as asked
     takes_positions: bool
     logits_dtype: np.dtype
@@ -45,32 +54,55 @@ class Engine:
         return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
 
     def failed(self, error: Exception) -> ArtifactError:
-        return ArtifactError(f"{self.manifest.graph}: ONNX Runtime failed while running it: {first_line(error)}")
+        return ArtifactError(f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}")
 
 
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""
-    try:
-        session, provider = open_session(manifest.graph, device=device, threads=threads)
-    except (ProviderError, UsageError):
-        raise
-    except Exception as error:  # ORT has one exception class per status code and no base of its own
-        version = onnxruntime().__version__
-        raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
+    with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
+        session, provider, graph = _open(manifest, device=device, threads=threads)
+        _sessions.add(session)
+        open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
+        release(manifest.path, library_folder())
+        del open_ones
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))
     if problems:
-        raise ArtifactError(f"{manifest.path / GRAPH} does not fit gptx.json: {'; '.join(problems)}")
+        raise ArtifactError(f"{graph} does not fit gptx.json: {'; '.join(problems)}")
     return Engine(
         session=session,
         manifest=manifest,
         provider=provider,
+        graph=graph,
         keeps_logits="num_logits_to_keep" in {node.name for node in session.get_overridable_initializers()},
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
     )
+
+
+def _open(manifest: Manifest, *, device: str, threads: int | None) -> tuple[Any, str, Path]:
+    """ORT's session, its provider and the graph: the compiled one where there is one for this machine, else the portable
+    one."""
+    fast = compiled.path_of(manifest)
+    if fast is not None:
+        reason = compiled.misfit(manifest, device=device)
+        try:
+            if reason is None:
+                return *open_session(fast, device="cpu", threads=threads), fast
+        except (ProviderError, UsageError):
+            raise
+        except Exception as error:  # as below
+            reason = f"ONNX Runtime cannot open it: {first_line(error)}"
+        note(f"{fast} is not used: {reason}; the portable graph is loaded")
+    try:
+        return *open_session(manifest.graph, device=device, threads=threads), manifest.graph
+    except (ProviderError, UsageError):
+        raise
+    except Exception as error:  # ORT has one exception class per status code and no base of its own
+        version = onnxruntime().__version__
+        raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
 
 
 def _cache_names(start: str, n_layer: int) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 NAME = "gptx-edge"  # "gptx" on PyPI is somebody else's
 
 
 def version() -> str:
+    import importlib.metadata  # see gptx.providers
+
     try:
         return importlib.metadata.version(NAME)
     except importlib.metadata.PackageNotFoundError:  # run from a clone that was never installed

@@ -67,6 +67,7 @@ class Model:
         self._engine: Engine | None = engine
         self.manifest: Manifest = engine.manifest
         self.provider = engine.provider  # what really runs the graph, as ONNX Runtime calls it
+        self.graph = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
         self.tokenizer, self.template = tokenizer, template
         self.generation = dict(generation or {})  # generation_config.json
         self.task = task  # what it was fine-tuned for: gptx_task.json

@@ -5,7 +5,6 @@ The one place that imports onnxruntime. Knows nothing of models: it opens whatev
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from gptx.install import pip_command
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
+OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -24,7 +24,7 @@ def onnxruntime() -> Any:
     try:
         import onnxruntime as ort
 
-        found = tuple(int(part) for part in ort.__version__.split(".")[:2])
+        found = _number(ort)
         ort.InferenceSession  # noqa: B018  (a folder that pip left behind is a module without it)
     except (ImportError, AttributeError) as error:
         both = conflict()
@@ -41,8 +41,19 @@ def onnxruntime() -> Any:
     return ort
 
 
+def _number(ort: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
+
+
+def library_folder() -> Path:
+    """The folder of ONNX Runtime's shared libraries."""
+    return Path(onnxruntime().__file__).parent / "capi"
+
+
 def installed_packages() -> dict[str, str]:
     """Which of the distributions that hold ONNX Runtime are installed, with their versions."""
+    import importlib.metadata  # with all that it imports 15 ms and 3 MB, and loading a model does without
+
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
@@ -72,13 +83,35 @@ def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any,
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise UsageError(f"threads is {threads!r}, expected 1 to {MOST_THREADS}, or None for one per core")
     ort = onnxruntime()
-    if device == "cuda" or (device == "auto" and CUDA in ort.get_available_providers()):
+    if tries_cuda(device):
         try:
             return _open_cuda(ort, graph, threads), CUDA
         except ProviderError:
             if device == "cuda":
                 raise
     return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU]), CPU
+
+
+def tries_cuda(device: str) -> bool:
+    """Whether open_session tries CUDA first for this device."""
+    return device == "cuda" or (device == "auto" and CUDA in onnxruntime().get_available_providers())
+
+
+def save_optimized(graph: Path, out: Path, weights: str) -> None:
+    """Write what ONNX Runtime makes of a graph when it opens it on this CPU, the optimized graph to `out` and its weights
+    beside it: each as it was, and as this CPU's kernels packed it. Raises ProviderError; errors of the graph are ORT's."""
+    ort = onnxruntime()
+    if _number(ort) < OLDEST_THAT_COMPILES:
+        needed = ".".join(map(str, OLDEST_THAT_COMPILES))
+        raise ProviderError(
+            f"ONNX Runtime {ort.__version__} does not keep packed weights exactly, gptx compile needs {needed} or newer: "
+            f"{pip_command(installed_extra())}"
+        )
+    options = _options(ort, 1)
+    options.optimized_model_filepath = str(out)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    ort.InferenceSession(str(graph), options, providers=[CPU])
 
 
 def _options(ort: Any, threads: int | None) -> Any:
@@ -138,7 +171,7 @@ def missing_cuda_library(ort: Any) -> str | None:
     """What the dynamic linker says when it loads ORT's CUDA provider; None when it loads (ORT itself only logs it)."""
     import ctypes
 
-    folder = Path(ort.__file__).parent / "capi"
+    folder = library_folder()
     if os.name == "nt":
         libraries = ["onnxruntime_providers_shared.dll", "onnxruntime_providers_cuda.dll"]
     else:

@@ -36,6 +36,7 @@ class Row:
 
 @dataclass
 class Report:
+    graph: str = ""  # the file that was proved, within the artifact
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -82,7 +83,8 @@ def verify(
         if not classes:
             report.rows.append(_greedy_row(model, reference, certificate))
         told(1.0)
-        report.notes.append(f"ran on {model.provider}")
+        report.graph = model.graph.relative_to(model.path).as_posix()
+        report.notes.append(f"ran {report.graph} on {model.provider}")
         if certificate.get("accepted"):
             report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
     return report

@@ -20,6 +20,7 @@ VERBS = {
     "merge": ("gptx_models.merge:command", "LoRA adapter and its base -> checkpoint folder."),
     "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
     "quantize": ("gpt_export.cli:quantize", "Artifact -> int8, int4 or fp16 artifact, with proof."),
+    "compile": ("gptx.cli.compile:compile_", "Artifact -> the same, opened faster on machines like this one."),
     "run": ("gptx.cli.run:run", "Generate text."),
     "classify": ("gptx.cli.tasks:classify", "Which label fits a text."),
     "summarize": ("gptx.cli.tasks:summarize", "A summary of a text."),

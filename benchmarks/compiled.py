@@ -1,0 +1,144 @@
+"""What loading an artifact takes, alone and in two processes at once: for artifacts and what gptx compile makes of them.
+
+    python benchmarks/compiled.py smollm2-int8 smollm2-int8-compiled smollm2-onnx smollm2-onnx-compiled
+
+Every round starts new processes, and rounds alternate (A B A B ...). The memory of loading is PSS less PSS after
+`import gptx` (which does not import ONNX Runtime). Linux only: it is read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from engines.measure import peak_rss, pss, reset_peak
+from machine import lines, machine
+
+from table import table
+
+COLUMNS = {  # figure: head, how to print it, how many of its units
+    "load_s": ("load s", ".2f", 1),
+    "first_s": ("1st token s", ".2f", 1),
+    "loaded": ("loaded MB", ".0f", 1e-6),
+    "loaded_ratio": ("of weights", ".2f", 1),
+    "peak": ("peak MB", ".0f", 1e-6),
+    "peak_ratio": ("of weights", ".2f", 1),
+    "used": ("after use MB", ".0f", 1e-6),
+    "decode": ("tok/s", ".1f", 1),
+    "both_private": ("two: private MB", ".0f", 1e-6),
+    "both_pss": ("two: PSS MB", ".0f", 1e-6),
+}
+LEGEND = """\
+Medians. Load: gptx.load, ONNX Runtime's import in it, files in the page cache; 1st token: from gptx.load to the first of a
+short prompt. Loaded, after use: PSS added since import gptx, before the first prompt and after all; peak: most RSS added
+while loading. Of weights: that over model.onnx and model.onnx_data. Two: of each of two processes that have run the
+prompts, what it alone has resident, and its PSS."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=48, metavar="N", help="decoded after a prompt of 128 tokens")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.artifacts[0], args.threads, args.new_tokens)
+        return
+    facts = machine("onnxruntime")
+    print(*lines(facts), sep="\n")
+    raw: dict[Path, list[dict[str, float]]] = {path: [] for path in args.artifacts}
+    for _ in range(args.rounds):
+        for path in args.artifacts:
+            raw[path].append(measured(path, args))
+    found = {
+        path.name: {name: statistics.median(result[name] for result in results) for name in COLUMNS}
+        for path, results in raw.items()
+    }
+    rows = [
+        [name, *(format(values[figure] * scale, form) for figure, (_, form, scale) in COLUMNS.items())]
+        for name, values in found.items()
+    ]
+    print(table(["", *(head for head, _, _ in COLUMNS.values())], rows))
+    print(f"{LEGEND} {args.threads} threads, {args.rounds} rounds.")
+    print(json.dumps({"benchmark": "compiled", **facts, "threads": args.threads, "artifacts": found}))
+
+
+def measured(path: Path, args: argparse.Namespace) -> dict[str, float]:
+    """One round: a process measured alone, then a second beside it."""
+    size = sum(file.stat().st_size for file in (path / "onnx").glob("model.onnx*"))
+    command = [sys.executable, __file__, str(path), "--child"]
+    command += [f"--threads={args.threads}", f"--new-tokens={args.new_tokens}"]
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        answers = []
+        for _ in range(2):
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            answers.append(answer(processes[-1]))
+        first = answers[0]
+        both = [ask(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return {
+        **first,
+        "loaded_ratio": first["loaded"] / size,
+        "peak_ratio": first["peak"] / size,
+        "both_private": statistics.mean(found["private"] for found in both),
+        "both_pss": statistics.mean(found["pss"] for found in both),
+    }
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return answer(process)
+
+
+def child(path: Path, threads: int, new_tokens: int) -> None:
+    """Load, run, print what it took; then print what is resident when asked."""
+    import gptx
+
+    imported, before = pss() or 0, rss()
+    reset_peak()
+    began = time.perf_counter()
+    model = gptx.load(path, threads=threads)
+    figures: dict[str, float] = {"load_s": time.perf_counter() - began}
+    figures |= {"loaded": (pss() or 0) - imported, "peak": (peak_rss() or 0) - before}
+    again = time.perf_counter()
+    model.generate(list(range(5, 13)), max_new_tokens=1)
+    figures["first_s"] = figures["load_s"] + time.perf_counter() - again
+    prompt = list(range(5, 133))
+    figures["decode"] = max(
+        model.generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens).tokens_per_second for _ in range(3)
+    )
+    print(json.dumps({**figures, "used": (pss() or 0) - imported}), flush=True)
+    sys.stdin.readline()
+    sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE))
+    private = 1024 * (int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"]))
+    print(json.dumps({"private": private, "pss": 1024 * int(sizes["Pss"])}), flush=True)
+    sys.stdin.readline()  # stay: the other one is still to be asked
+
+
+def rss() -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""An artifact in, the same artifact with a graph compiled for this kind of machine out: optimized by ONNX Runtime, its
+weights packed as this processor's kernels read them, in a file that several processes map and share.
+
+The portable graph stays as it is, for every other machine and loader; compiled.py says which of the two is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptx import artifact, compiled
+from gptx.artifact import Manifest
+from gptx.errors import ArtifactError, ParityError, ProviderError
+from gptx.folders import MANIFEST, check_apart, check_output, new_folder
+from gptx.progress import stage
+from gptx.providers import first_line, save_optimized
+from gptx.verify import Report, checked_certificate, verify
+
+CARD = "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list
+
+
+def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bool = False) -> Report:
+    """Compile the artifact `source` to `out`, and prove the compiled graph there; an earlier compiled part is replaced.
+
+    accept: write it even where it is outside the certificate's limits; gptx.json then says so. Raises UsageError,
+    ArtifactError, ProviderError, OutputError, and ParityError when the proof fails.
+    """
+    manifest = artifact.read(source)
+    checked_certificate(manifest)
+    check_apart(source, out)
+    portable = {name: facts for name, facts in manifest.files.items() if name not in (compiled.GRAPH, compiled.WEIGHTS)}
+    # the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
+    needed = sum(f.size + (2.2 * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
+    check_output(out, force=force, needed=int(needed))
+    artifact.check_hashes(manifest)
+    with new_folder(out, force=force, needed=int(needed)) as staging:
+        for name in [*portable, *([CARD] if (source / CARD).exists() else [])]:
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, staging / name)
+        with stage("Compiling"):
+            _compile(manifest, staging)
+        raw = {**manifest.raw, "compiled": compiled.facts(), "files": _files(manifest, staging, list(portable))}
+        _write_manifest(staging, raw)
+        with stage("Proving"):
+            report = verify(staging)
+        _check(report, accept=accept, what=f"the compiled graph of {source}")
+        if not report.passed:
+            raw["compiled"]["accepted"] = True
+            _write_manifest(staging, raw)
+    return report
+
+
+def _compile(manifest: Manifest, staging: Path) -> None:
+    graph = staging / compiled.GRAPH
+    graph.parent.mkdir()
+    try:
+        save_optimized(manifest.graph, graph, Path(compiled.WEIGHTS).name)
+    except ProviderError:
+        raise
+    except Exception as error:  # ORT has one exception class per status code and no base of its own
+        raise ArtifactError(f"{manifest.graph}: ONNX Runtime cannot compile it: {first_line(error)}") from error
+
+
+def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, Any]:
+    """What gptx.json says of the files: the portable ones' hashes were checked before they were copied."""
+    files = {name: manifest.raw["files"][name] for name in portable}
+    for name in (compiled.GRAPH, compiled.WEIGHTS):
+        if (file := staging / name).exists():  # a graph whose weights are all small keeps them inside
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            files[name] = {"sha256": digest, "size": file.stat().st_size}
+    return files
+
+
+def _write_manifest(staging: Path, raw: dict[str, Any]) -> None:
+    (staging / MANIFEST).write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _check(report: Report, *, accept: bool, what: str) -> None:
+    if report.graph != compiled.GRAPH:  # a note has said why
+        raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
+    failed = [f"{row.name} is {row.here}, limit {row.limit or 'a finite number'}" for row in report.rows if not row.ok]
+    if failed and not accept:
+        raise ParityError(f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept")
