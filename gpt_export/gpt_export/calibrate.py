@@ -22,9 +22,8 @@ def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Gr
     are rounded to."""
     rounded: dict[str, Rounded] = {}
     streams = [embedded(gpt, window) for window in windows]
-    with stage("Rounding the weights", total=len(gpt.blocks)) as advance:
-        for index, block in enumerate(gpt.blocks):
-            assert isinstance(block, Block)
+    with stage("Rounding the weights", total=len(gpt.layers)) as advance:
+        for index, block in enumerate(gpt.layers):
             inputs = _inputs(gpt, block, streams)
             for part, linear in linears(block).items():
                 name = f"blocks.{index}.{part}"

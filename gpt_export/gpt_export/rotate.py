@@ -61,7 +61,7 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
         q = along_mean(q)
         write = q.clone()
         write[:, 0] = 0
-    for block in gpt.blocks:
+    for block in gpt.layers:
         for norm, reader in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.up)):
             _read_through(norm, reader, q)
         for writer in (block.attn.out, block.mlp.down):
@@ -85,7 +85,7 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
         mask[0] = 0
         gpt.wte = Masked(gpt.wte, mask)  # type: ignore[assignment]
     _plain(last)
-    gpt.norm = Turned(last, turned.float(), bias)
+    gpt.norm = Turned(last, turned.float(), bias)  # type: ignore[assignment]
 
 
 def orthogonal(width: int, seed: int) -> Tensor:

@@ -27,19 +27,19 @@ def sensitivities(
     """
     x, positions = embedded(gpt, window[:TOKENS])
     streams = [x]
-    for block in gpt.blocks:
+    for block in gpt.layers:
         streams.append(block(streams[-1], Cached(gpt, positions)))
     expected = _log_probabilities(gpt, streams[-1])
     found: dict[str, float] = {}
-    with stage(what, total=len(gpt.blocks)) as advance:
-        for index, block in enumerate(gpt.blocks):
+    with stage(what, total=len(gpt.layers)) as advance:
+        for index, block in enumerate(gpt.layers):
             for part, linear in linears(block).items():
                 changed = change(linear)
                 if changed is None:
                     continue
                 with through(linear, changed):
                     x = block(streams[index], Cached(gpt, positions))
-                for later in gpt.blocks[index + 1 :]:
+                for later in gpt.layers[index + 1 :]:
                     x = later(x, Cached(gpt, positions))
                 got = _log_probabilities(gpt, x)
                 kl = (expected.exp() * (expected - got)).sum(-1).mean()

@@ -134,6 +134,11 @@ class GPT(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     @property
+    def layers(self) -> list[Block]:
+        """`blocks`, as what they are."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    @property
     def dtype(self) -> torch.dtype:
         """What it computes in, whatever its weights are stored as."""
         return next(module.weight.dtype for module in self.modules() if isinstance(module, Norm))
