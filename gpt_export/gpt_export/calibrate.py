@@ -44,10 +44,11 @@ def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:
 def _inputs(gpt: GPT, block: Block, streams: list[tuple[Tensor, Tensor]]) -> dict[str, list[Tensor]]:
     """What each of the block's linears reads, a (S, n_in) for each window."""
     seen: dict[str, list[Tensor]] = {part: [] for part in linears(block)}
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, args, kept=seen[part]: kept.append(args[0][0]))
-        for part, linear in linears(block).items()
-    ]
+
+    def keep(part: str):
+        return lambda _, args: seen[part].append(args[0][0])
+
+    hooks = [linear.register_forward_pre_hook(keep(part)) for part, linear in linears(block).items()]
     for x, positions in streams:
         block(x, Cached(gpt, positions))
     for hook in hooks:
