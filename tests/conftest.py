@@ -44,8 +44,8 @@ def fp32(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def quantized(fp32: Path) -> dict[str, Path]:
-    """What quantize makes of `fp32`: precision -> artifact. Random weights have no room for error, so it is accepted."""
-    made = {to: fp32.with_name(to) for to in ("int8", "int4", "fp16")}
+    """What quantize makes of `fp32`: recipe -> artifact. Random weights have no room for error, so it is accepted."""
+    made = {to: fp32.with_name(to) for to in ("int8", "int8-channels", "int4", "fp16")}
     for to, out in made.items():
         quantize_artifact(fp32, out, to=to, accept=True)
     return made

@@ -13,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptx
-from gpt_export.blocks import BlockWeights, dequantize_blocks, fitting_block
-from gpt_export.calibrate import round_layers
+from gpt_export.blocks import BlockWeights, dequantize_blocks
+from gpt_export.calibrate import linears, round_layers
 from gpt_export.export import export_checkpoint
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
+from gpt_export.offsets import found_again
 from gpt_export.proof import proof
 from gpt_export.quantize import CALIBRATION, quantize_artifact
-from gpt_export.rounding import Grid, round_gptq, round_nearest
-from gpt_export.schemes import SCHEMES, pack, quantize_weights, worth_two_terms
+from gpt_export.rounding import Grid, fitting_block, round_gptq, round_nearest
+from gpt_export.schemes import SCHEMES, pack, quantize_weights, scheme_name, worth_two_terms
 from gpt_export.weights import load_gpt
 from gptx import artifact
+from gptx.cpu import cpu_features
 from gptx.errors import ArtifactError, ParityError, UsageError
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
@@ -115,13 +117,15 @@ def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> Non
         assert (value == expected[name]).all(), name
 
 
-@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])
 def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path], fp32: Path, to: str) -> None:
     """Against PyTorch with the same rounded weights: what is left is the rounding of activations."""
     manifest = artifact.read(fp32)
     calibration = proof(fp32, vocab_size=304, n_ctx=128, own="calibration", most=CALIBRATION)
     gpt = load_gpt(fp32, GPTConfig.from_dict(manifest.raw["gpt_config"]))
-    made = quantize_weights(gpt, SCHEMES[to], calibration.windows)  # leaves the rounded values in the layers
+    made = quantize_weights(
+        gpt, SCHEMES[scheme_name(to, cpu_features())], calibration.windows
+    )  # leaves the rounded values in the layers
     head = made.weights["head"]
     assert isinstance(head, BlockWeights)
     gpt.head.weight.copy_(torch.from_numpy(dequantize_blocks(head)))
@@ -141,7 +145,7 @@ def test_two_terms_in_the_graph_are_exact_to_16_bits(activation: str, tmp_path: 
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
     gpt.blocks[0].mlp.up.weight[:] = 0.0
-    rounded = round_layers(gpt, [list(range(20))], SCHEMES["int8"].grid_of)
+    rounded = round_layers(gpt, [list(range(20))], SCHEMES["int8-channels"].grid_of)
     with torch.no_grad():
         expected = gpt(torch.arange(12)[None])[0].numpy()
     weights = {name: pack(values, 2) for name, values in rounded.items()}
@@ -151,7 +155,7 @@ def test_two_terms_in_the_graph_are_exact_to_16_bits(activation: str, tmp_path: 
         assert np.abs(forced_logits(model, list(range(12))) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])
 def test_a_row_does_not_depend_on_the_others(quantized: dict[str, Path], to: str) -> None:
     with gptx.load(quantized[to]) as model:
         options = {"max_new_tokens": 20, "temperature": 0.0}
@@ -160,7 +164,7 @@ def test_a_row_does_not_depend_on_the_others(quantized: dict[str, Path], to: str
     assert together == alone
 
 
-@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])
 def test_how_a_prompt_is_cut_changes_nothing(quantized: dict[str, Path], to: str) -> None:
     text = list(range(1, 61))
     with gptx.load(quantized[to]) as model:
@@ -168,6 +172,43 @@ def test_how_a_prompt_is_cut_changes_nothing(quantized: dict[str, Path], to: str
         with model.session() as session:
             pieces = [session.feed([piece], all_logits=True)[0] for piece in (text[:2], text[2:31], text[31:])]
     assert (np.concatenate(pieces) == whole).all()
+
+
+def q4_1(shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Weights as GGUF's Q4_1 stores them: blocks of 32 of 4 bits, a half-precision scale and offset each."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=random).reshape(shape[0], -1, 32)
+    lowest = weight.amin(-1, keepdim=True)
+    scale = (weight.amax(-1, keepdim=True) - lowest) / 15
+    levels = ((weight - lowest) / scale).round()
+    return (levels * scale.half().float() + lowest.half().float()).reshape(shape)
+
+
+@given(rows=st.integers(1, 6), blocks=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_weights_that_were_4_bit_with_offsets_are_found_again(rows: int, blocks: int, seed: int) -> None:
+    weight = q4_1((rows, 32 * blocks), seed)
+    found = found_again(weight)
+    assert found is not None
+    values = dequantize_blocks(found.blocks) + found.offsets.T.repeat(32, axis=1)
+    assert np.abs(values - weight.numpy()).max() < 1e-6 * weight.abs().max()
+    assert found_again(weight + 0.01 * torch.randn(weight.shape)) is None
+    assert found_again(weight[:, :-1]) is None
+
+
+def test_such_a_model_keeps_its_weights_in_int4(tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=64, n_inner=96)
+    torch.manual_seed(2)
+    gpt = GPT(config).eval()
+    with torch.no_grad():
+        for seed, block in enumerate(gpt.layers):
+            for part, linear in linears(block).items():
+                linear.weight.copy_(q4_1(tuple(linear.weight.shape), seed + len(part)) * 0.3)
+    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
+    certificate = quantize_artifact(tmp_path / "fp32", tmp_path / "int4", to="int4")
+    assert certificate["figures"]["kl_mean"] < 1e-4  # what 8-bit activations cost
+    quantization = artifact.read(tmp_path / "int4").raw["quantization"]
+    assert quantization["rounding"] == "none: the source's own levels" and not quantization["rotated"]
 
 
 def test_sizes(quantized: dict[str, Path], fp32: Path) -> None:

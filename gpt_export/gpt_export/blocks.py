@@ -26,17 +26,6 @@ class BlockWeights:
     shape: tuple[int, int]
 
 
-def fitting_block(n_in: int, wanted: int) -> int:
-    """The largest block of `wanted` or a power of two below it, down to 16, that divides n_in; `wanted` if none does
-    (the last block is then padded)."""
-    block = wanted
-    while block >= 16:
-        if n_in % block == 0:
-            return block
-        block //= 2
-    return wanted
-
-
 def pack_blocks(rounded: Rounded) -> BlockWeights:
     grid = rounded.grid
     n_out, n_in = rounded.levels.shape

@@ -28,7 +28,8 @@ def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Gr
             for part, linear in linears(block).items():
                 name = f"blocks.{index}.{part}"
                 read = torch.cat(inputs.pop(part))
-                rounded[name] = round_gptq(linear.weight, read.T @ read, grid_of(name))
+                grid = grid_of(name).fitted(linear.in_features)
+                rounded[name] = round_gptq(linear.weight, read.T @ read, grid)
                 linear.weight.copy_(rounded[name].values())
             streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
             advance(1)

@@ -120,7 +120,13 @@ def export(
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--to", required=True, type=click.Choice(["int8", "int4", "fp16"]), help="The precision wanted; see below."
+    "--to",
+    required=True,
+    type=click.Choice(["int8", "int8-blocks", "int8-channels", "int4", "fp16"]),
+    help="The recipe; see below.",
+)
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Text that rounding is fitted to, UTF-8.  [default: our own]"
 )
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="Compare with PyTorch on this checkpoint, not with SOURCE."
@@ -131,6 +137,7 @@ def quantize(
     out: Path,
     *,
     to: str,
+    calibration: Path | None,
     checkpoint: Path | None,
     text: Path | None,
     limit: tuple[str, ...],
@@ -141,10 +148,18 @@ def quantize(
     """Quantize SOURCE, an fp32 artifact, to the artifact folder OUT.
 
     \b
-    int8  8-bit blocks of 64, activations in 8 bits; about 1.1 bytes a parameter
-    int4  4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a parameter, and a visible loss
-    fp16  half precision for CUDA; on a CPU it halves the file, not the time
+    int8           8 bits, next to no loss; about 1.1 bytes a parameter. One of the two
+                   below: channels on a CPU with AMX, else blocks
+    int8-blocks    blocks of 64: the faster decode
+    int8-channels  a scale a channel: the faster prefill and batches; activations in
+                   8 bits a token, or 16 in the layers where they matter
+    int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
+                   parameter, and a visible loss. Weights that were 4-bit before
+                   (GGUF's Q4_1) are kept exactly
+    fp16           half precision for CUDA; on a CPU it halves the file, not the time
 
+    8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
+    weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
     """
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
@@ -153,7 +168,15 @@ def quantize(
         _print_plan(plan_quantize(expect_fp32(source), to))
         return
     certificate = quantize_artifact(
-        source, out, to=to, checkpoint=checkpoint, text=text, limits=_limits(limit), accept=accept, force=force
+        source,
+        out,
+        to=to,
+        checkpoint=checkpoint,
+        text=text,
+        calibration=calibration,
+        limits=_limits(limit),
+        accept=accept,
+        force=force,
     )
     _report(out, certificate)
 

@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from gpt_export.blocks import BlockWeights
 from gpt_export.caches import CacheForm
 from gpt_export.channels import ChannelWeights
+from gpt_export.offsets import OffsetWeights
 from gptx_models.model import GPT
 
-Quantized = ChannelWeights | BlockWeights
+Quantized = ChannelWeights | BlockWeights | OffsetWeights
+
+# Added to a float32 of up to 2^22 and taken off again, it leaves the nearest whole number, ties to even: two additions that
+# ONNX Runtime vectorizes and spreads over threads, where DequantizeLinear takes one thread ten times as long
+ROUNDER = 1.5 * 2**23
 
 
 class Product(nn.Module):
@@ -85,6 +90,19 @@ class BlockProduct(nn.Module):
         )
 
 
+class OffsetProduct(nn.Module):
+    """x W^T + b with W in blocks and an offset a block: a second, small product with the sums of x over each block."""
+
+    def __init__(self, weight: OffsetWeights, bias: nn.Parameter | None):
+        super().__init__()
+        self.blocks = BlockProduct(weight.blocks, bias)
+        self.offsets = nn.Parameter(torch.from_numpy(weight.offsets), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = x.unflatten(-1, (-1, self.blocks.block)).sum(-1)  # (B, S, n_blocks)
+        return self.blocks(x) + torch.matmul(sums, self.offsets)
+
+
 class ChannelProduct(nn.Module):
     """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8
     bits with a scale a row, x = row * (q - 128) / 127.
@@ -106,13 +124,12 @@ class ChannelProduct(nn.Module):
             row = x.abs().amax(-1, keepdim=True)  # (B, S, 1)
             y = self.product(_quantize(x / row, 1 / 127), row)
         else:
-            x = x.unsqueeze(0)
-            row = x.abs().amax(-1, keepdim=True)  # (1, B, S, 1)
-            x = x / row
-            coarse = _quantize(x, 1 / 127)
-            fine = _quantize(x - _dequantize(coarse, 1 / 127), 1 / 127 / 254)
-            steps = torch.tensor([1.0, 1 / 254]).reshape(2, 1, 1, 1)
-            y = self.product(torch.cat((coarse, fine)), row * steps).sum(0)  # (2, B, S, n_out) -> (B, S, n_out)
+            step = x.abs().amax(-1, keepdim=True) / 127
+            x = x / step
+            whole = (x + ROUNDER) - ROUNDER
+            q = torch.stack((_quantize(whole, 1.0), _quantize(x - whole, 1 / 254)))  # (2, B, S, n_in)
+            coarse, fine = self.product(q, step * torch.tensor([127.0, 127 / 254]).reshape(2, 1, 1, 1)).split(1)
+            y = (coarse + fine).squeeze(0)
         return y if self.bias is None else y + self.bias
 
     def product(self, q: Tensor, row: Tensor) -> Tensor:
@@ -134,11 +151,6 @@ def _middle() -> Tensor:
 def _quantize(x: Tensor, scale: float) -> Tensor:
     inputs = [x, torch.tensor(scale), _middle()]
     return torch.onnx.ops.symbolic("QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=21)
-
-
-def _dequantize(q: Tensor, scale: float) -> Tensor:
-    inputs = [q, torch.tensor(scale), _middle()]
-    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, {}, dtype=torch.float32, shape=q.shape, version=21)
 
 
 class BlockEmbedding(nn.Module):
@@ -173,6 +185,8 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] |
                 layer: nn.Module = ChannelProduct(weight, linear.bias)
             case BlockWeights() as weight:
                 layer = BlockProduct(weight, linear.bias)
+            case OffsetWeights() as weight:
+                layer = OffsetProduct(weight, linear.bias)
             case None:
                 layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)

@@ -17,7 +17,7 @@ from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
 from gpt_export.rewrite import quantize_graph
-from gpt_export.schemes import SCHEMES, describe, quantize_weights
+from gpt_export.schemes import SCHEMES, describe, quantize_weights, scheme_name
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
@@ -27,6 +27,7 @@ from gpt_export.side_files import (
 from gpt_export.weights import load_gpt
 from gptx import artifact
 from gptx.artifact import GRAPH, Manifest
+from gptx.cpu import cpu_features, cpu_name
 from gptx.errors import UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
@@ -36,12 +37,13 @@ from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
 CALIBRATION = 8192  # tokens of the calibration text that are used: more gain little
-BYTES_PER_WEIGHT = {"fp16": 2.0} | {name: scheme.bytes_per_weight for name, scheme in SCHEMES.items()}
+RECIPES = ("int8", *SCHEMES, "fp16")
 
 
-def plan_quantize(manifest: Manifest, precision: str) -> Plan:
+def plan_quantize(manifest: Manifest, to: str) -> Plan:
     parameters = manifest.model.n_parameters
-    weights = int(BYTES_PER_WEIGHT[precision] * parameters)
+    scheme = SCHEMES.get(scheme_name(to, cpu_features()))
+    weights = int((scheme.bytes_per_weight if scheme else 2.0) * parameters)
     logits = 4 * MOST * manifest.model.vocab_size
     return Plan(parameters, weights, weights + logits + 4_000_000, 9 * parameters + 800_000_000)
 
@@ -58,14 +60,15 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out` in the precision `to` (int8, int4 or fp16); returns its certificate.
+    """Quantize the fp32 artifact `source` to `out` by the recipe `to`, one of RECIPES; returns its certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    bounds = limits_for(to, limits)
+    precision = to.partition("-")[0]
+    bounds = limits_for(precision, limits)
     needed = plan_quantize(manifest, to).disk_bytes
     for read in (source, checkpoint or source):
         check_apart(read, out)
@@ -74,11 +77,19 @@ def quantize_artifact(
     with new_folder(out, force=force, needed=needed) as staging:
         shape = manifest.model
         text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
+        own = proof(
+            source,
+            vocab_size=shape.vocab_size,
+            n_ctx=shape.n_ctx,
+            text=calibration,
+            own="calibration",
+            most=CALIBRATION,
+        )
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
-            quantization = _write_graph(manifest, staging, to, calibration)
+            quantization = _write_graph(manifest, staging, to, own)
             copy_side_files(source, staging)
-            facts = _facts(manifest, to, quantization)
+            facts = _facts(manifest, precision, quantization)
             write_genai_config(staging, facts["model"], facts["tokens"], shared=manifest.cache == "shared")
             shutil.copyfile(source / REFERENCE, staging / REFERENCE)
             earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
@@ -117,33 +128,31 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
     return GPTConfig.from_dict(values) if values else None
 
 
-def _write_graph(manifest: Manifest, staging: Path, to: str, text: Path | None) -> dict[str, Any]:
+def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof) -> dict[str, Any]:
     """Write the quantized graph; returns what gptx.json says of it."""
     config = gpt_config(manifest)
     if config is None:
-        return quantize_graph(manifest.graph, staging / GRAPH, to)
+        return quantize_graph(manifest.graph, staging / GRAPH, to.partition("-")[0])
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":
         save_graph(build_graph(graph_layers(gpt.half(), form), form), staging / "onnx")
         return {"scheme": "fp16", "cache_dtype": "float16"}
-    shape = manifest.model
-    calibration = proof(
-        manifest.path, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text, own="calibration", most=CALIBRATION
-    )
-    made = quantize_weights(gpt, SCHEMES[to], calibration.windows)
+    name = scheme_name(to, cpu_features())
+    made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
     with stage("Tracing the graph"):
         save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
-    return {**describe(to, made), "calibration": calibration.description}
+    chosen = {"cpu": {"name": cpu_name(), "features": cpu_features()}} if name != to else {}
+    return {**describe(name, made), **chosen, "calibration": calibration.description}
 
 
-def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[str, Any]:
+def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> dict[str, Any]:
     """The source's manifest, with what has changed."""
     dropped = ("files", "certificate", "gptx_version", "compiled")
     kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,
-        "precision": to,
+        "precision": precision,
         "cache_dtype": quantization.get("cache_dtype", "float32"),
         "quantization": quantization,
         "versions": tool_versions(),

@@ -6,7 +6,7 @@ scales * levels. How the levels are stored for an operator is not its concern (s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ class Grid:
     block: int = 0
     symmetric: bool = True
 
+    def fitted(self, n_in: int) -> Grid:
+        """The same with blocks that divide n_in, where some power of two from 16 on does."""
+        return replace(self, block=fitting_block(n_in, self.block)) if self.block else self
+
     def spans(self, n_in: int) -> list[tuple[int, int]]:
         """The columns of each block; the last may be shorter."""
         size = self.block or n_in
@@ -36,6 +40,17 @@ class Grid:
             return 0, (1 << self.bits) - 1
         half = 1 << (self.bits - 1)
         return (-half if self.bits < 8 else 1 - half), half - 1
+
+
+def fitting_block(n_in: int, wanted: int) -> int:
+    """The largest block of `wanted` or a power of two below it, down to 16, that divides n_in; `wanted` if none does
+    (the last block is then padded)."""
+    block = wanted
+    while block >= 16:
+        if n_in % block == 0:
+            return block
+        block //= 2
+    return wanted
 
 
 @dataclass(frozen=True)

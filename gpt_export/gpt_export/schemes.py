@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from gpt_export.blocks import BlockWeights, fitting_block, pack_blocks
-from gpt_export.calibrate import round_layers
-from gpt_export.channels import pack_channels
+from gpt_export.blocks import BlockWeights, pack_blocks
+from gpt_export.calibrate import linears, round_layers
+from gpt_export.channels import ChannelWeights, pack_channels
 from gpt_export.layers import Quantized
+from gpt_export.offsets import OffsetWeights, found_again
 from gpt_export.rotate import rotate, why_not_rotated
 from gpt_export.rounding import Grid, Rounded, round_nearest
 from gpt_export.sensitivity import by_row, sensitivities
@@ -32,7 +33,7 @@ class Scheme:
     bytes_per_weight: float
     parts: Mapping[str, Grid]
     head: Grid
-    activation_kl: float = 0.0015
+    activation_kl: float = 0.0025
 
     def grid_of(self, name: str) -> Grid:
         """name: blocks.3.mlp.down"""
@@ -42,20 +43,35 @@ class Scheme:
 # The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
 # more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
 # GPT loop (onnxruntime issue 24384), so it keeps 8.
+TABLE = Grid(8, block=64)
 SCHEMES = {
-    "int8": Scheme(
-        summary="8 bits a channel, activations in 8 bits a token, 16 where they matter",
-        bytes_per_weight=1.02,
+    "int8-blocks": Scheme(
+        summary="8 bits in blocks of 64; about 1.1 bytes a parameter, and next to no loss",
+        bytes_per_weight=1.08,
+        parts={"*": Grid(8, block=64)},
+        head=TABLE,
+    ),
+    "int8-channels": Scheme(
+        summary="8 bits with a scale a channel, for fast prefill: activations in 8 bits a token, 16 where they matter",
+        bytes_per_weight=1.04,
         parts={"*": Grid(8)},
-        head=Grid(8, block=64),
+        head=TABLE,
     ),
     "int4": Scheme(
-        summary="4 bits in blocks of 32, embedding and head in 8",
+        summary="4 bits in blocks of 32, embedding and head in 8; about 0.7 bytes a parameter, and a visible loss",
         bytes_per_weight=0.72,
         parts={"*": Grid(4, block=32, symmetric=False)},
-        head=Grid(8, block=64),
+        head=TABLE,
     ),
 }
+
+
+def scheme_name(to: str, features: Sequence[str]) -> str:
+    """The scheme of a precision on a CPU with such features (gptx.cpu). AMX multiplies int8 matrices itself, and only
+    MatMulIntegerToFloat makes use of it: channels prefill and decode faster there, blocks decode faster elsewhere."""
+    if to == "int8":
+        return "int8-channels" if "amx_int8" in features else "int8-blocks"
+    return to
 
 
 @dataclass
@@ -64,12 +80,17 @@ class Quantization:
 
     weights: dict[str, Quantized]
     rotated: bool
-    terms: dict[str, int] = field(default_factory=dict)  # of the activations that meet a layer, where not one
     sensitivity: dict[str, float] = field(default_factory=dict)  # mean KL of one term, by layer
 
 
 def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
-    """Rewrite `gpt` in place: rotated where it can be, and its layers rounded on the calibration text `windows`."""
+    """Rewrite `gpt` in place: rotated where it can be, and its layers rounded on the calibration text `windows`.
+
+    Weights that were in 4 bits with offsets before stay what they are in a scheme of 4 bits: nothing is rotated or rounded.
+    """
+    if scheme.parts["*"].bits == 4 and (kept := kept_offsets(gpt)):
+        note("the weights were in 4 bits with offsets before, and are kept exactly")
+        return Quantization({**kept, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False)
     refusal = why_not_rotated(gpt.config)
     if refusal is None:
         rotate(gpt)
@@ -84,7 +105,27 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     work = {name: values.levels.numel() for name, values in rounded.items()}
     doubled = worth_two_terms(costs, work, scheme.activation_kl)
     weights = {name: pack(values, 2 if name in doubled else 1) for name, values in rounded.items()}
-    return Quantization({**weights, **tables(gpt, scheme.head)}, refusal is None, dict.fromkeys(doubled, 2), costs)
+    return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=refusal is None, sensitivity=costs)
+
+
+def kept_offsets(gpt: GPT) -> dict[str, Quantized] | None:
+    """Every layer's weight as the 4 bits and offsets that it was made of; None where one was not."""
+    kept: dict[str, Quantized] = {}
+    for index, block in enumerate(gpt.layers):
+        for part, linear in linears(block).items():
+            found = found_again(linear.weight)
+            if found is None:
+                return None
+            kept[f"blocks.{index}.{part}"] = found
+    return kept
+
+
+def kept_table(gpt: GPT, grid: Grid) -> Grid:
+    """GGUF's own grid of 8 bits (Q8_0, blocks of 32) where the table lies on it."""
+    own = Grid(8, block=32).fitted(gpt.config.n_embd)
+    table = gpt.head.weight
+    off = (round_nearest(table, own).values() - table).abs().max() / table.abs().max()
+    return own if off < 1e-4 else grid
 
 
 def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
@@ -106,13 +147,12 @@ def pack(rounded: Rounded, terms: int) -> Quantized:
 def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
     """Head and embedding to the nearest level; one entry for both where they are tied. A width that the block does not
     divide takes the next smaller power of two that does, and an embedding for which none does stays as it is."""
-    block = fitting_block(gpt.config.n_embd, grid.block)
-    grid = Grid(grid.bits, block)
+    grid = grid.fitted(gpt.config.n_embd)
     made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid))}
     embedding = next(
         name for name, module in gpt.named_modules() if isinstance(module, nn.Embedding)
     )  # "wte", or in it
-    if gpt.config.n_embd % block == 0:
+    if gpt.config.n_embd % grid.block == 0:
         table = gpt.get_parameter(f"{embedding}.weight")
         made[embedding] = made["head"] if gpt.config.head_is_embedding else pack_blocks(round_nearest(table, grid))
     return made
@@ -120,19 +160,24 @@ def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
 
 def describe(name: str, made: Quantization) -> dict[str, Any]:
     """For gptx.json: the scheme with its parameters, and what each tensor became."""
-    scheme = SCHEMES[name]
+    kept = any(isinstance(weight, OffsetWeights) for weight in made.weights.values())
     return {
         "scheme": name,
         "rotated": made.rotated,
-        "rounding": "GPTQ on calibration text; head and embedding to nearest",
-        "activations": "8 bits: a scale a row where weights have one a channel, else a scale a block",
-        "activation_kl": scheme.activation_kl,
+        "rounding": "none: the source's own levels"
+        if kept
+        else "GPTQ on calibration text, head and embedding to nearest",
+        "activations": "8 bits, a scale a row where weights have one a channel, else a scale a block",
         "sensitivity": {key: float(f"{value:.3g}") for key, value in made.sensitivity.items()},
         "tensors": {key: _tensor(value) for key, value in made.weights.items()},
     }
 
 
 def _tensor(weight: Quantized) -> dict[str, Any]:
-    if isinstance(weight, BlockWeights):
-        return {"bits": weight.bits, "block": weight.block, "symmetric": weight.zeros is None}
-    return {"bits": 8, "block": 0, "activation_terms": weight.terms}
+    match weight:
+        case OffsetWeights():
+            return {**_tensor(weight.blocks), "offsets": "float32"}
+        case BlockWeights():
+            return {"bits": weight.bits, "block": weight.block, "symmetric": weight.zeros is None}
+        case ChannelWeights():
+            return {"bits": 8, "block": 0, "activation_terms": weight.terms}

@@ -153,7 +153,7 @@ def generation_in_words(generation: dict[str, Any]) -> str:
 
 
 def _quantization(quantization: dict[str, Any]) -> Rows:
-    words = [f"{name.replace('_', ' ')} {value}" for name, value in quantization.items() if name != "tensors"]
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in quantization.items() if not isinstance(value, dict)]
     return [("quantization", ", ".join(words))] if words else []
 
 
