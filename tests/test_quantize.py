@@ -137,15 +137,16 @@ def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path],
     assert np.abs(got - expected).mean() < 0.02 * np.abs(expected).mean()
 
 
+@pytest.mark.parametrize("scheme", ["int8-channels", "int8-blocks"])
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
-def test_two_terms_in_the_graph_are_exact_to_16_bits(activation: str, tmp_path: Path) -> None:
+def test_two_terms_in_the_graph_are_exact_to_16_bits(scheme: str, activation: str, tmp_path: Path) -> None:
     """relu leaves rows of zeros here and there: they have no largest value to be scaled by."""
     config = GPTConfig(vocab_size=97, n_ctx=32, n_layer=1, n_head=2, n_embd=32, activation=activation)  # type: ignore[arg-type]
     exported = tmp_path / "fp32"
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
     gpt.blocks[0].mlp.up.weight[:] = 0.0
-    rounded = round_layers(gpt, [list(range(20))], SCHEMES["int8-channels"].grid_of)
+    rounded = round_layers(gpt, [list(range(20))], SCHEMES[scheme].grid_of)
     with torch.no_grad():
         expected = gpt(torch.arange(12)[None])[0].numpy()
     weights = {name: pack(values, 2) for name, values in rounded.items()}

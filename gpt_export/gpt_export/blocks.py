@@ -16,6 +16,7 @@ class BlockWeights:
     packed: uint8 (n_out, blocks, block * bits / 8), two 4-bit values a byte, the lower half first
     scales: float32 (n_out, blocks)
     zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed likewise, or None
+    terms: 8-bit numbers that each activation is written as, 1 or 2
     """
 
     packed: np.ndarray
@@ -24,9 +25,10 @@ class BlockWeights:
     bits: int
     block: int
     shape: tuple[int, int]
+    terms: int = 1
 
 
-def pack_blocks(rounded: Rounded) -> BlockWeights:
+def pack_blocks(rounded: Rounded, terms: int = 1) -> BlockWeights:
     grid = rounded.grid
     n_out, n_in = rounded.levels.shape
     n_blocks = rounded.scales.shape[1]
@@ -43,6 +45,7 @@ def pack_blocks(rounded: Rounded) -> BlockWeights:
         bits=grid.bits,
         block=grid.block,
         shape=(n_out, n_in),
+        terms=terms,
     )
 
 

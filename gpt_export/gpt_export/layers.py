@@ -64,18 +64,33 @@ class Head(nn.Module):
 
 
 class BlockProduct(nn.Module):
-    """x W^T + b by com.microsoft MatMulNBits, with W in blocks of 8 or 4 bits."""
+    """x W^T + b by com.microsoft MatMulNBits, with W in blocks of 8 or 4 bits, and the activations in 8, a scale a block.
+
+    With two terms x is first rounded as the operator would do it, which it then finds exact, and what that leaves is more
+    rows of the same product.
+    """
 
     def __init__(self, weight: BlockWeights, bias: nn.Parameter | None):
         super().__init__()
         self.bits, self.block, (self.n_out, self.n_in) = weight.bits, weight.block, weight.shape
+        self.terms = weight.terms
         self.weight = nn.Parameter(torch.from_numpy(weight.packed), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales), requires_grad=False)
         self.zeros = None if weight.zeros is None else nn.Parameter(torch.from_numpy(weight.zeros), requires_grad=False)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        inputs = [x, self.weight, self.scales, self.zeros, None, self.bias]
+        if self.terms == 1:
+            return self.product(x, self.bias)
+        blocks = x.unflatten(-1, (-1, self.block))
+        step = blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30  # a block of zeros must not divide by zero
+        coarse = _whole(blocks / step) * step
+        terms = torch.stack((coarse, blocks - coarse)).flatten(-2)  # (2, B, S, n_in)
+        y = _sum_of_terms(self.product(terms, None))
+        return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        inputs = [x, self.weight, self.scales, self.zeros, None, bias]
         while inputs[-1] is None:
             inputs.pop()
         return torch.onnx.ops.symbolic(
@@ -126,10 +141,9 @@ class ChannelProduct(nn.Module):
         else:
             step = x.abs().amax(-1, keepdim=True) / 127
             x = x / step
-            whole = (x + ROUNDER) - ROUNDER
+            whole = _whole(x)
             q = torch.stack((_quantize(whole, 1.0), _quantize(x - whole, 1 / 254)))  # (2, B, S, n_in)
-            coarse, fine = self.product(q, step * torch.tensor([127.0, 127 / 254]).reshape(2, 1, 1, 1)).split(1)
-            y = (coarse + fine).squeeze(0)
+            y = _sum_of_terms(self.product(q, step * torch.tensor([127.0, 127 / 254]).reshape(2, 1, 1, 1)))
         return y if self.bias is None else y + self.bias
 
     def product(self, q: Tensor, row: Tensor) -> Tensor:
@@ -141,6 +155,17 @@ class ChannelProduct(nn.Module):
             shape=(*q.shape[:-1], self.n_out),
             version=1,
         )
+
+
+def _whole(x: Tensor) -> Tensor:
+    """x to the nearest whole number, of magnitudes up to 2^22."""
+    return (x + ROUNDER) - ROUNDER
+
+
+def _sum_of_terms(y: Tensor) -> Tensor:
+    """(2, B, S, n_out) -> (B, S, n_out)"""
+    coarse, fine = y.split(1)
+    return (coarse + fine).squeeze(0)
 
 
 def _middle() -> Tensor:

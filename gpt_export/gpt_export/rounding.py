@@ -63,6 +63,11 @@ class Rounded:
     zeros: Tensor | None
     grid: Grid
 
+    @property
+    def whole(self) -> bool:
+        """Whether every block is full."""
+        return not self.grid.block or self.levels.shape[1] % self.grid.block == 0
+
     def values(self) -> Tensor:
         """The float32 matrix that it stands for."""
         n_in = self.levels.shape[1]

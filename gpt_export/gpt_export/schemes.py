@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from gpt_export.layers import Quantized
 from gpt_export.offsets import OffsetWeights, found_again
 from gpt_export.rotate import rotate, why_not_rotated
 from gpt_export.rounding import Grid, Rounded, round_nearest
-from gpt_export.sensitivity import by_row, sensitivities
+from gpt_export.sensitivity import in_8_bits, sensitivities
 from gptx.progress import note
 from gptx_models.model import GPT
 
@@ -25,20 +25,22 @@ class Scheme:
     """What the weights become. A grid without blocks is MatMulIntegerToFloat's (one scale a channel, activations with one a
     row), one with blocks MatMulNBits' (activations with one a block).
 
-    parts: layer part -> grid, "*" for those not named. activation_kl: what the 8-bit activations of the former may cost in
-    all, in nats; the layers that matter most take two terms (see ChannelProduct) until the rest costs no more.
+    parts: layer part -> grid, "*" for those not named. activation_kl: what 8-bit activations may cost in all, in nats; the
+    layers that matter most take two terms (see layers.py) until the rest costs no more. None: all take one.
     """
 
     summary: str  # for --help: what it is, and what it costs
     bytes_per_weight: float
     parts: Mapping[str, Grid]
     head: Grid
-    activation_kl: float = 0.0025
+    activation_kl: float | None
 
     def grid_of(self, name: str) -> Grid:
         """name: blocks.3.mlp.down"""
         return self.parts.get(name.split(".", 2)[2], self.parts["*"])
 
+
+KEPT_ACTIVATION_KL = 0.001  # where weights are exact, activations are all that is lost
 
 # The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
 # more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
@@ -50,18 +52,21 @@ SCHEMES = {
         bytes_per_weight=1.08,
         parts={"*": Grid(8, block=64)},
         head=TABLE,
+        activation_kl=0.0015,
     ),
     "int8-channels": Scheme(
         summary="8 bits with a scale a channel, for fast prefill: activations in 8 bits a token, 16 where they matter",
         bytes_per_weight=1.04,
         parts={"*": Grid(8)},
         head=TABLE,
+        activation_kl=0.0025,
     ),
     "int4": Scheme(
         summary="4 bits in blocks of 32, embedding and head in 8; about 0.7 bytes a parameter, and a visible loss",
         bytes_per_weight=0.72,
         parts={"*": Grid(4, block=32, symmetric=False)},
         head=TABLE,
+        activation_kl=None,  # the weights lose more
     ),
 }
 
@@ -90,27 +95,30 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     """
     if scheme.parts["*"].bits == 4 and (kept := kept_offsets(gpt)):
         note("the weights were in 4 bits with offsets before, and are kept exactly")
-        return Quantization({**kept, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False)
+        blocks = {name: weight.blocks.block for name, weight in kept.items()}
+        work = {name: weight.blocks.packed.size for name, weight in kept.items()}
+        doubled, costs = two_terms(gpt, windows[0], blocks, work, KEPT_ACTIVATION_KL)
+        exact = {
+            name: replace(weight, blocks=replace(weight.blocks, terms=doubled[name])) for name, weight in kept.items()
+        }
+        return Quantization({**exact, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False, sensitivity=costs)
     refusal = why_not_rotated(gpt.config)
     if refusal is None:
         rotate(gpt)
     else:
         note(f"the residual stream is not rotated, since {refusal}")
     rounded = round_layers(gpt, windows, scheme.grid_of)
-    channels = {name for name, values in rounded.items() if not values.grid.block}
-    costs: dict[str, float] = {}
-    if channels:
-        costs = sensitivities(gpt, windows[0], lambda linear: by_row, "Measuring activations")
-        costs = {name: costs[name] for name in channels}
+    # a block that is not whole is padded by the operator, and has no second term
+    blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
     work = {name: values.levels.numel() for name, values in rounded.items()}
-    doubled = worth_two_terms(costs, work, scheme.activation_kl)
-    weights = {name: pack(values, 2 if name in doubled else 1) for name, values in rounded.items()}
+    doubled, costs = two_terms(gpt, windows[0], blocks, work, scheme.activation_kl)
+    weights = {name: pack(values, doubled.get(name, 1)) for name, values in rounded.items()}
     return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=refusal is None, sensitivity=costs)
 
 
-def kept_offsets(gpt: GPT) -> dict[str, Quantized] | None:
+def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:
     """Every layer's weight as the 4 bits and offsets that it was made of; None where one was not."""
-    kept: dict[str, Quantized] = {}
+    kept: dict[str, OffsetWeights] = {}
     for index, block in enumerate(gpt.layers):
         for part, linear in linears(block).items():
             found = found_again(linear.weight)
@@ -128,6 +136,19 @@ def kept_table(gpt: GPT, grid: Grid) -> Grid:
     return own if off < 1e-4 else grid
 
 
+def two_terms(
+    gpt: GPT, window: list[int], blocks: Mapping[str, int], work: Mapping[str, int], allowed: float | None
+) -> tuple[dict[str, int], dict[str, float]]:
+    """How many terms the activations of each layer take, and what one costs in mean KL. blocks: layer -> how many of a
+    row's activations share a scale, 0: all."""
+    if allowed is None:
+        return dict.fromkeys(blocks, 1), {}
+    changes = {name: in_8_bits(block) for name, block in blocks.items()}
+    costs = sensitivities(gpt, window, changes.get, "Measuring activations")
+    doubled = worth_two_terms(costs, work, allowed)
+    return {name: 2 if name in doubled else 1 for name in blocks}, costs
+
+
 def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
     """The layers that take a second term, those first that save the most KL for their work, until the others cost no more
     than `allowed` together."""
@@ -141,7 +162,7 @@ def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed
 
 
 def pack(rounded: Rounded, terms: int) -> Quantized:
-    return pack_blocks(rounded) if rounded.grid.block else pack_channels(rounded, terms)
+    return pack_blocks(rounded, terms) if rounded.grid.block else pack_channels(rounded, terms)
 
 
 def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
@@ -178,6 +199,12 @@ def _tensor(weight: Quantized) -> dict[str, Any]:
         case OffsetWeights():
             return {**_tensor(weight.blocks), "offsets": "float32"}
         case BlockWeights():
-            return {"bits": weight.bits, "block": weight.block, "symmetric": weight.zeros is None}
+            symmetric = weight.zeros is None
+            return {
+                "bits": weight.bits,
+                "block": weight.block,
+                "symmetric": symmetric,
+                "activation_terms": weight.terms,
+            }
         case ChannelWeights():
             return {"bits": 8, "block": 0, "activation_terms": weight.terms}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gpt_export.calibrate import embedded, linears
 from gptx.progress import stage
@@ -18,10 +19,9 @@ EVERY = 4  # positions apart: the head costs as much as several layers
 
 
 @torch.no_grad()
-def sensitivities(
-    gpt: GPT, window: list[int], change: Callable[[nn.Linear], Change | None], what: str
-) -> dict[str, float]:
-    """Mean KL (nats) on `window` for each linear layer whose inputs go through change(layer); None leaves a layer out.
+def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | None], what: str) -> dict[str, float]:
+    """Mean KL (nats) on `window` for each linear layer whose inputs go through change("blocks.3.mlp.down"); None leaves a
+    layer out.
 
     Only the layers behind a change are run again. KLs of single layers add up to that of all of them, nearly.
     """
@@ -34,7 +34,8 @@ def sensitivities(
     with stage(what, total=len(gpt.layers)) as advance:
         for index, block in enumerate(gpt.layers):
             for part, linear in linears(block).items():
-                changed = change(linear)
+                name = f"blocks.{index}.{part}"
+                changed = change(name)
                 if changed is None:
                     continue
                 with through(linear, changed):
@@ -43,7 +44,7 @@ def sensitivities(
                     x = later(x, Cached(gpt, positions))
                 got = _log_probabilities(gpt, x)
                 kl = (expected.exp() * (expected - got)).sum(-1).mean()
-                found[f"blocks.{index}.{part}"] = max(float(kl), 0.0)
+                found[name] = max(float(kl), 0.0)
             advance(1)
     return found
 
@@ -58,10 +59,17 @@ def through(linear: nn.Linear, change: Change) -> Iterator[None]:
         hook.remove()
 
 
-def by_row(x: Tensor) -> Tensor:
-    """Activations as MatMulIntegerToFloat meets them: 8 bits, one scale a row."""
-    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return (x / step).round() * step
+def in_8_bits(block: int) -> Change:
+    """Activations as the operators meet them: 8 bits, with a scale for each `block` of a row, or (0) for the whole row."""
+
+    def change(x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        size = block or n
+        blocks = functional.pad(x, (0, -n % size)).unflatten(-1, (-1, size))
+        step = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+        return ((blocks / step).round() * step).flatten(-2)[..., :n]
+
+    return change
 
 
 def _log_probabilities(gpt: GPT, stream: Tensor) -> Tensor:
