@@ -175,6 +175,34 @@ def test_how_a_prompt_is_cut_changes_nothing(quantized: dict[str, Path], to: str
     assert (np.concatenate(pieces) == whole).all()
 
 
+@pytest.mark.parametrize(
+    ("features", "scheme"),
+    [
+        (["avx2"], "int8-blocks"),
+        (["avx2", "avx512_vnni"], "int8-blocks"),
+        (["avx2", "avx512_vnni", "amx_int8"], "int8-channels"),
+        (["neon"], "int8-channels"),
+        (["neon", "dotprod"], "int8-blocks"),
+    ],
+)
+def test_int8_depends_on_the_cpu(features: list[str], scheme: str) -> None:
+    assert scheme_name("int8", features) == scheme
+    assert scheme_name("int8-blocks", features) == "int8-blocks"
+
+
+@pytest.mark.parametrize("features", [["avx2"], ["avx2", "avx512"]])
+def test_without_vnni_channels_are_exact(
+    quantized: dict[str, Path], features: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uint8 times int8 clips there; gptx asks ONNX Runtime for the products that do not, which compute the same."""
+    text = list(range(1, 40))
+    with gptx.load(quantized["int8-channels"]) as model:
+        expected = forced_logits(model, text)
+    monkeypatch.setattr("gptx.providers.cpu_features", lambda: features)
+    with gptx.load(quantized["int8-channels"]) as model:
+        assert np.abs(forced_logits(model, text) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 def q4_1(shape: tuple[int, int], seed: int) -> torch.Tensor:
     """Weights as GGUF's Q4_1 stores them: blocks of 32 of 4 bits, a half-precision scale and offset each."""
     random = torch.Generator().manual_seed(seed)

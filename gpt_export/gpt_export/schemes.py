@@ -72,10 +72,15 @@ SCHEMES = {
 
 
 def scheme_name(to: str, features: Sequence[str]) -> str:
-    """The scheme of a precision on a CPU with such features (gptx.cpu). AMX multiplies int8 matrices itself, and only
-    MatMulIntegerToFloat makes use of it: channels prefill and decode faster there, blocks decode faster elsewhere."""
+    """The scheme of a precision on a CPU with such features (gptx.cpu); docs/cpu-kernels.md has the reasons.
+
+    AMX multiplies int8 matrices itself, and only MatMulIntegerToFloat makes use of it: channels prefill and decode faster
+    there, blocks decode faster elsewhere. ARM without dot products has no kernel for 8-bit blocks: they would be unpacked
+    for every token.
+    """
     if to == "int8":
-        return "int8-channels" if "amx_int8" in features else "int8-blocks"
+        bare_arm = "neon" in features and "dotprod" not in features
+        return "int8-channels" if "amx_int8" in features or bare_arm else "int8-blocks"
     return to
 
 

@@ -88,6 +88,11 @@ def cpu_features() -> list[str]:
     return list(_features())
 
 
+def int8_saturates(features: list[str]) -> bool:
+    """Whether uint8 times int8 is added up in 16 bits, which clips: x86 from AVX2 on without VNNI (docs/cpu-kernels.md)."""
+    return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(features)
+
+
 def cpu_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

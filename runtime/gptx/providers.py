@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gptx.cpu import cpu_features, int8_saturates
 from gptx.errors import ProviderError, UsageError
 from gptx.install import pip_command
 
@@ -122,6 +123,9 @@ def _options(ort: Any, threads: int | None) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # a pattern is kept for every shape seen, and each step of a decode has another one
     options.enable_mem_pattern = False
+    if int8_saturates(cpu_features()):
+        # int8 weights become uint8, whose kernels are exact there; where there is VNNI this would only be slower
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
