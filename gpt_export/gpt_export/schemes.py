@@ -40,7 +40,7 @@ class Scheme:
         return self.parts.get(name.split(".", 2)[2], self.parts["*"])
 
 
-KEPT_ACTIVATION_KL = 0.001  # where weights are exact, activations are all that is lost
+KEPT_ACTIVATION_KL = 0.002  # where weights are exact, activations are all that is lost
 
 # The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
 # more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
@@ -52,7 +52,7 @@ SCHEMES = {
         bytes_per_weight=1.08,
         parts={"*": Grid(8, block=64)},
         head=TABLE,
-        activation_kl=0.0015,
+        activation_kl=0.002,
     ),
     "int8-channels": Scheme(
         summary="8 bits with a scale a channel, for fast prefill: activations in 8 bits a token, 16 where they matter",
