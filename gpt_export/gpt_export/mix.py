@@ -112,11 +112,20 @@ def mean_bits(layers: Sequence[Quantized]) -> float:
     return float(np.average([form_of(weight)[0] for weight in layers], weights=sizes))
 
 
-def weight_bytes(gpt: GPT, weights: Mapping[str, Quantized]) -> int:
-    """What lies in onnx/model.onnx_data, nearly: quantized weights, and the rest of the module in float32."""
+def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int) -> int:
+    """The files in onnx/ of `gpt` with such weights: exactly what the weights and the rest of the module take, and a
+    generous estimate for the graph, made of the source's `source_graph` bytes."""
     rest = {id(p): p for name, p in gpt.named_parameters() if name.rpartition(".")[0] not in weights}
     others = sum(4 * tensor.numel() for tensor in [*rest.values(), *gpt.buffers()])
-    return others + sum(n_bytes(weight) for weight in {id(weight): weight for weight in weights.values()}.values())
+    distinct = {id(weight): weight for weight in weights.values()}.values()
+    graph = int(1.4 * source_graph) + sum(map(node_bytes, weights.values()))
+    return graph + others + sum(map(n_bytes, distinct))
+
+
+def node_bytes(weight: Quantized) -> int:
+    """What a product adds to a graph beside the node that takes the place of a MatMul."""
+    offsets, channels = isinstance(weight, OffsetWeights), isinstance(weight, ChannelWeights)
+    return 4500 * (form_of(weight)[2] - 1) + 1500 * offsets + 2500 * channels
 
 
 def least_bytes(gpt: GPT) -> int:

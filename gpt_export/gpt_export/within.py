@@ -13,7 +13,7 @@ from gpt_export.budget import Budget, smallest_inside, spaced
 from gpt_export.caches import CacheForm
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import Quantized, graph_layers
-from gpt_export.mix import least_bytes, make_mixes, mean_bits, measure, weight_bytes
+from gpt_export.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
 from gpt_export.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
 from gpt_export.quantize import Work, expect_fp32, gpt_config, plan_quantize, prove_quantized, quantizing
 from gpt_export.rotate import rotate
@@ -29,7 +29,6 @@ from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
 
 MEASURED = 2048  # tokens of the proof text that each mix is measured on; the certificate takes all
-GRAPH_GROWS = 4  # at most, in bytes, from the source's onnx/model.onnx to a quantized one
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,6 @@ class Search:
 
     def __init__(self, work: Work, config: GPTConfig, budget: Budget) -> None:
         self.work, self.config, self.budget = work, config, budget
-        self.graph_bytes = GRAPH_GROWS * work.manifest.graph.stat().st_size
         self.timings = Timings()
         self.points: list[Point] = []
 
@@ -128,7 +126,7 @@ class Search:
         return point
 
     def size(self, gpt: GPT, weights: Mapping[str, Quantized]) -> int:
-        return self.graph_bytes + weight_bytes(gpt, weights)
+        return artifact_bytes(gpt, weights, self.work.manifest.graph.stat().st_size)
 
     def expect_room(self, least: int) -> None:
         """UsageError where the smallest mix, of `least` bytes, is above the budget."""
