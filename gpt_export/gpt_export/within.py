@@ -73,10 +73,10 @@ def quantize_within(
         search = Search(work, config, budget)
         search.run()
         chosen, certificate = search.write_best(limits, accept=accept)
-    points = search.points
-    title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
-    write_file(picture_file, picture(points, chosen, title))
-    return Outcome(certificate, table(points, chosen), picture_file)
+        title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
+        drawn = picture(search.points, chosen, title)
+    write_file(picture_file, drawn)
+    return Outcome(certificate, table(search.points, chosen), picture_file)
 
 
 class Search:
@@ -165,7 +165,7 @@ class Search:
             except ParityError as error:
                 if self.budget.size is not None:
                     raise
-                last = str(error)
+                last = str(error).partition(":")[0]
                 continue
             change = rise(certificate["figures"])
             if self.budget.perplexity is None or change <= self.budget.perplexity:
