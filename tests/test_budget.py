@@ -193,6 +193,20 @@ def test_weights_that_were_4_bit_before_are_a_mix_of_their_own(tmp_path: Path) -
     assert own["chosen"] and own["kl_mean"] < 1e-4  # next to nothing is lost
 
 
+def test_a_classifier_has_a_size_alone(tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=2, n_embd=32, n_class=3)
+    torch.manual_seed(2)
+    gpt = GPT(config).eval()
+    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
+    outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%")
+    assert outcome.status == 1 and "no perplexity" in outcome.err and len(outcome.err.splitlines()) == 1
+    outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1MB")
+    assert outcome.status == 0 and "nan" not in outcome.text
+    points = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
+    assert all(point["perplexity"] is None and point["kl_mean"] >= 0 for point in points)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -10,12 +10,13 @@ from typing import Any
 
 from gpt_export.schemes import Quantization
 from gptx.compare import Figures
+from gptx.cpu import cpu_name
 from gptx.errors import UsageError
 
 HEADER = ("", "mix", "MB", "ms a token", "predicted KL", "KL", "perplexity", "change")
 
 
-@dataclass
+@dataclass(eq=False)  # a point is itself alone
 class Point:
     """A mix. figures: measured in PyTorch on part of the proof text. predicted_kl: of single layers, added up."""
 
@@ -51,23 +52,25 @@ def is_best(point: Point, points: Sequence[Point]) -> bool:
 def table(points: Sequence[Point], chosen: Point) -> str:
     rows: list[tuple[str, ...]] = [HEADER]
     for point in by_size(points):
-        figures = point.figures
-        language = not math.isnan(figures.perplexity)
         rows.append(
             (
                 ">" if point is chosen else "" if is_best(point, points) else "-",
                 point.name,
                 megabytes(point.size),
                 f"{point.ms:.3g}",
-                "" if point.predicted_kl is None else f"{point.predicted_kl:.2e}",
-                f"{figures.kl_mean:.2e}",
-                f"{figures.perplexity:.4f}" if language else "",
-                f"{point.change:+.2%}" if language else "",
+                number(point.predicted_kl, ".2e"),
+                number(point.figures.kl_mean, ".2e"),
+                number(point.figures.perplexity, ".4f"),
+                number(point.change, "+.2%"),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    lines = ["  ".join([*_left(row[:2], widths), *_right(row[2:], widths[2:])]).rstrip() for row in rows]
-    return "\n".join([*lines, *notes(chosen.figures.positions), ""])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    cells = [[(str.ljust if i < 2 else str.rjust)(row[i], widths[i]) for i in range(len(row))] for row in rows]
+    return "\n".join(["  ".join(row).rstrip() for row in cells] + [*notes(chosen.figures.positions), ""])
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)
 
 
 def notes(tokens: int) -> list[str]:
@@ -80,22 +83,23 @@ def notes(tokens: int) -> list[str]:
 
 
 def to_json(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
-    rows = []
-    for point in by_size(points):
-        language = not math.isnan(point.change)
-        rows.append(
+    return {
+        "measured": f"in PyTorch on {chosen.figures.positions} tokens of the proof text",
+        "timed": f"the products of one token, {cpu_name()}",
+        "points": [
             {
                 "mix": point.name,
                 "bytes": point.size,
                 "ms_per_token": round(point.ms, 4),
                 "predicted_kl": point.predicted_kl,
                 "kl_mean": point.figures.kl_mean,
-                "perplexity": point.figures.perplexity if language else None,
-                "perplexity_change": point.change if language else None,
+                "perplexity": None if math.isnan(point.change) else point.figures.perplexity,
+                "perplexity_change": None if math.isnan(point.change) else point.change,
                 "chosen": point is chosen,
             }
-        )
-    return {"measured": f"in PyTorch on {chosen.figures.positions} tokens of the proof text", "points": rows}
+            for point in by_size(points)
+        ],
+    }
 
 
 def need_matplotlib() -> None:
@@ -126,8 +130,7 @@ def picture(points: Sequence[Point], chosen: Point, title: str) -> bytes:
         at = shown.index(chosen)
         axis.plot(values[at], kl[at], "o", color="#D55E00", markersize=10, label=f"chosen: {chosen.name}")
         for point, value, height in zip(shown, values, kl):
-            change = f"{point.change:+.2%}" if not math.isnan(point.change) else ""
-            axis.annotate(change, (value, height), (5, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(number(point.change, "+.2%"), (value, height), (5, 4), textcoords="offset points", fontsize=7)
         axis.set(xlabel=what, yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.spines[["top", "right"]].set_visible(False)
@@ -138,11 +141,3 @@ def picture(points: Sequence[Point], chosen: Point, title: str) -> bytes:
     figure.savefig(file, format="png", dpi=150)
     pyplot.close(figure)
     return file.getvalue()
-
-
-def _left(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [cell.ljust(width) for cell, width in zip(cells, widths)]
-
-
-def _right(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [cell.rjust(width) for cell, width in zip(cells, widths)]

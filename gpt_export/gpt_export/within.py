@@ -140,7 +140,8 @@ class Search:
         """By what was measured in PyTorch, and the estimated size."""
         if self.budget.perplexity is not None:
             return point.change <= self.budget.perplexity
-        return self.budget.size is None or point.size <= self.budget.size
+        assert self.budget.size is not None
+        return point.size <= self.budget.size
 
     def candidates(self) -> list[Point]:
         """What is worth writing, the best first."""
@@ -167,8 +168,11 @@ class Search:
                     raise
                 last = str(error).partition(":")[0]
                 continue
-            change = rise(certificate["figures"])
-            if self.budget.perplexity is None or change <= self.budget.perplexity:
+            if self.budget.perplexity is None:
+                return point, certificate
+            figures = certificate["figures"]
+            change = figures["perplexity"] / figures["perplexity_reference"] - 1
+            if change <= self.budget.perplexity:
                 return point, certificate
             last = f"{point.name} changes the perplexity by {change:+.2%} on the whole proof text"
         raise ParityError(f"no mix was inside the budget of {self.budget} ({last}): nothing was written")
@@ -199,8 +203,3 @@ class Search:
         }
         what = f"the mix of {self.work.manifest.path} with {point.name}"
         return prove_quantized(self.work, precision, facts, limits_for(precision, limits), accept=accept, what=what)
-
-
-def rise(figures: Mapping[str, float]) -> float:
-    """Of the perplexity over the reference's."""
-    return figures["perplexity"] / figures["perplexity_reference"] - 1
