@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from gpt_export.caches import OPSET
 from gpt_export.graph import quiet
 from gpt_export.layers import Quantized, quantized_product
-from gpt_export.mix import form_of, n_bytes
+from gpt_export.mix import form_of
 from gptx.progress import stage
 from gptx.providers import onnxruntime
 
-TOGETHER = 200_000_000  # bytes of weights of a kind that are read in turn: more than caches hold
-SECONDS = 0.2  # for each kind
+TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer than they run
+RUNS = 9  # of a graph
+CACHES = 100_000_000  # bytes that are read before each run, so that weights come from memory as they do in a model
 
 Kind = tuple[tuple[int, int], tuple[int, int, int]]  # shape, form
 
 
 class Several(nn.Module):
-    """The sum of some products of one input: each reads its own weights from memory, as a graph's layers do."""
+    """The sum of some products of one input."""
 
     def __init__(self, products: Iterable[nn.Module]):
         super().__init__()
@@ -53,7 +54,7 @@ class Timings:
                 found[kind_of_weight(weight)].append(weight)
         with stage("Timing the products", total=len(found), quiet=not found) as advance:
             for kind, weights in found.items():
-                self.ms[kind] = milliseconds(weights[: max(1, TOGETHER // n_bytes(weights[0]))])
+                self.ms[kind] = milliseconds(weights[:TOGETHER])
                 advance(1)
 
     def of(self, weights: Mapping[str, Quantized]) -> float:
@@ -85,10 +86,11 @@ def milliseconds(weights: list[Quantized]) -> float:
         session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
         values = {"x": np.random.default_rng(0).standard_normal((1, 1, n_in), np.float32)}
         session.run(None, values)
-        times, began = [], time.perf_counter()
-        while len(times) < 3 or time.perf_counter() - began < SECONDS:
-            at = time.perf_counter()
+        other, times = np.ones(CACHES // 4, np.float32), []
+        for _ in range(RUNS):
+            other += 1.0
+            began = time.perf_counter()
             session.run(None, values)
-            times.append(time.perf_counter() - at)
+            times.append(time.perf_counter() - began)
         del session
     return 1e3 * float(np.median(times)) / len(weights)
