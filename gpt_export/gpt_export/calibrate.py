@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,19 @@ def linears(block: Block) -> dict[str, nn.Linear]:
     return {"attn.qkv": block.attn.qkv, "attn.out": block.attn.out, "mlp.up": block.mlp.up, "mlp.down": block.mlp.down}
 
 
-@torch.no_grad()
 def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Grid]) -> dict[str, Rounded]:
     """GPTQ of every linear layer but the head, by grid_of("blocks.3.mlp.down"); the module's own weights become what they
     are rounded to."""
-    rounded: dict[str, Rounded] = {}
+    each = round_to_each(gpt, windows, lambda name: [grid_of(name)])
+    return {name: rounded for name, (rounded,) in each.items()}
+
+
+@torch.no_grad()
+def round_to_each(
+    gpt: GPT, windows: list[list[int]], grids_of: Callable[[str], Sequence[Grid]]
+) -> dict[str, list[Rounded]]:
+    """The same to several grids a layer; the module's own weights, and so what later layers read, become the last one's."""
+    rounded: dict[str, list[Rounded]] = {}
     streams = [embedded(gpt, window) for window in windows]
     with stage("Rounding the weights", total=len(gpt.layers)) as advance:
         for index, block in enumerate(gpt.layers):
@@ -28,9 +36,10 @@ def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Gr
             for part, linear in linears(block).items():
                 name = f"blocks.{index}.{part}"
                 read = torch.cat(inputs.pop(part))
-                grid = grid_of(name).fitted(linear.in_features)
-                rounded[name] = round_gptq(linear.weight, read.T @ read, grid)
-                linear.weight.copy_(rounded[name].values())
+                moments = read.T @ read
+                grids = [grid.fitted(linear.in_features) for grid in grids_of(name)]
+                rounded[name] = [round_gptq(linear.weight, moments, grid) for grid in grids]
+                linear.weight.copy_(rounded[name][-1].values())
             streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
             advance(1)
     return rounded

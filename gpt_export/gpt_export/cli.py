@@ -121,9 +121,18 @@ def export(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    required=True,
     type=click.Choice(["int8", "int8-blocks", "int8-channels", "int4", "fp16"]),
-    help="The recipe; see below.",
+    help="The recipe; see below. Either this or --budget.",
+)
+@click.option(
+    "--budget",
+    metavar="BUDGET",
+    help="ppl=+0.5% or size=100MB: the best mix of 4 and 8 bits inside it.",
+)
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Where --budget draws its mixes, a PNG.  [default: OUT-pareto.png]",
 )
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Text that rounding is fitted to, UTF-8.  [default: our own]"
@@ -136,7 +145,9 @@ def quantize(
     source: Path,
     out: Path,
     *,
-    to: str,
+    to: str | None,
+    budget: str | None,
+    picture: Path | None,
     calibration: Path | None,
     checkpoint: Path | None,
     text: Path | None,
@@ -161,24 +172,36 @@ def quantize(
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
+
+    With --budget each layer takes 4 or 8 bits, as is worth it: of perplexity, the smallest artifact that keeps it;
+    of size, the best that fits. The mixes that were measured are printed, drawn, and stored in gptx.json.
     """
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
 
+    if (to is None) == (budget is None):
+        raise UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
+    if picture and not budget:
+        raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
+    options: dict[str, Any] = dict(
+        checkpoint=checkpoint, text=text, calibration=calibration, limits=_limits(limit), accept=accept, force=force
+    )
+    if budget is not None:
+        from gpt_export.budget import parse_budget
+        from gpt_export.within import quantize_within
+
+        allowed = parse_budget(budget)
+        if dry_run:
+            _print_plan(plan_quantize(expect_fp32(source), "int8"))
+            return
+        outcome = quantize_within(source, out, budget=allowed, picture_file=picture, **options)
+        write_out(f"{outcome.table}\ndrawn in {outcome.picture}\n\n")
+        _report(out, outcome.certificate)
+        return
+    assert to is not None
     if dry_run:
         _print_plan(plan_quantize(expect_fp32(source), to))
         return
-    certificate = quantize_artifact(
-        source,
-        out,
-        to=to,
-        checkpoint=checkpoint,
-        text=text,
-        calibration=calibration,
-        limits=_limits(limit),
-        accept=accept,
-        force=force,
-    )
-    _report(out, certificate)
+    _report(out, quantize_artifact(source, out, to=to, **options))
 
 
 def _ready(source: Path) -> bool:

@@ -87,7 +87,7 @@ def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) 
     )
     any_size = torch.export.Dim.DYNAMIC
     matrix, cache = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             step,
             inputs,
@@ -167,7 +167,7 @@ def _bare(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """The exporter tells of torchvision, opsets and its own deprecations; none of it concerns who exports a GPT."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

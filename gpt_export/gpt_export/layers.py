@@ -200,20 +200,25 @@ class BlockEmbedding(nn.Module):
         return rows.flatten(2)
 
 
+def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module:
+    match weight:
+        case ChannelWeights():
+            return ChannelProduct(weight, bias)
+        case BlockWeights():
+            return BlockProduct(weight, bias)
+        case OffsetWeights():
+            return OffsetProduct(weight, bias)
+
+
 def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] | None = None) -> GPT:
     """Rewrite `gpt` in place for tracing in a cache form. `quantized`: module name -> its weight, of linears, and of the
     embedding; a tied embedding's is the head's own."""
     quantized = quantized or {}
     for name, linear in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Linear)]:
-        match quantized.get(name):
-            case ChannelWeights() as weight:
-                layer: nn.Module = ChannelProduct(weight, linear.bias)
-            case BlockWeights() as weight:
-                layer = BlockProduct(weight, linear.bias)
-            case OffsetWeights() as weight:
-                layer = OffsetProduct(weight, linear.bias)
-            case None:
-                layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
+        if name in quantized:
+            layer: nn.Module = quantized_product(quantized[name], linear.bias)
+        else:
+            layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)
     for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
         table = quantized.get(name)

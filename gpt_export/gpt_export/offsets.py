@@ -27,6 +27,10 @@ class OffsetWeights:
     blocks: BlockWeights
     offsets: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.blocks.shape
+
 
 def found_again(weight: Tensor, terms: int = 1) -> OffsetWeights | None:
     """The 4-bit levels, scales and offsets that `weight` (n_out, n_in) was made of; None where it was not made so.

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,37 @@ def quantize_artifact(
     precision = to.partition("-")[0]
     bounds = limits_for(precision, limits)
     needed = plan_quantize(manifest, to).disk_bytes
+    with quantizing(
+        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
+    ) as work:
+        quantization = _write_graph(manifest, work.staging, to, work.calibration)
+        return prove_quantized(work, precision, quantization, bounds, accept=accept, what=f"{to} of {source}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What stands ready once the graph is to be written."""
+
+    manifest: Manifest  # of the source
+    staging: Path
+    calibration: Proof
+    recording: Recording
+    earlier: list[dict[str, Any]]  # comparisons that led to the reference
+
+
+@contextmanager
+def quantizing(
+    manifest: Manifest,
+    out: Path,
+    *,
+    checkpoint: Path | None,
+    text: Path | None,
+    calibration: Path | None,
+    needed: int,
+    force: bool,
+) -> Iterator[Work]:
+    """All of a quantization but the graph and its proof, which the block adds: checks, the reference, the other files."""
+    source = manifest.path
     for read in (source, checkpoint or source):
         check_apart(read, out)
     check_output(out, force=force, needed=needed)
@@ -87,16 +120,20 @@ def quantize_artifact(
         )
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
-            quantization = _write_graph(manifest, staging, to, own)
             copy_side_files(source, staging)
-            facts = _facts(manifest, precision, quantization)
-            write_genai_config(staging, facts["model"], facts["tokens"], shared=manifest.cache == "shared")
             shutil.copyfile(source / REFERENCE, staging / REFERENCE)
             earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
-            what = f"{to} of {source}"
-            certificate = prove(staging, facts, recording, bounds, accept=accept, what=what, earlier=earlier)
+            yield Work(manifest, staging, own, recording, earlier)
         write_card(staging, out.name, _own_card(source))
-    return certificate
+
+
+def prove_quantized(
+    work: Work, precision: str, quantization: dict[str, Any], bounds: dict[str, float], *, accept: bool, what: str
+) -> dict[str, Any]:
+    """The certificate of the graph that was written in work.staging; see prove."""
+    facts = _facts(work.manifest, precision, quantization)
+    write_genai_config(work.staging, facts["model"], facts["tokens"], shared=work.manifest.cache == "shared")
+    return prove(work.staging, facts, work.recording, bounds, accept=accept, what=what, earlier=work.earlier)
 
 
 def expect_fp32(source: Path) -> Manifest:

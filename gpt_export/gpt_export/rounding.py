@@ -34,6 +34,12 @@ class Grid:
         size = self.block or n_in
         return [(start, min(start + size, n_in)) for start in range(0, n_in, size)]
 
+    def stored_bytes(self, n_out: int, n_in: int) -> int:
+        """Of a matrix: levels, float32 scales, zero points."""
+        blocks = len(self.spans(n_in))
+        levels = blocks * (self.block or n_in) * self.bits // 8
+        return n_out * (levels + 4 * blocks + (0 if self.symmetric else -(-blocks * self.bits // 8)))
+
     @property
     def range(self) -> tuple[int, int]:
         if not self.symmetric:

@@ -107,18 +107,23 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
             name: replace(weight, blocks=replace(weight.blocks, terms=doubled[name])) for name, weight in kept.items()
         }
         return Quantization({**exact, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False, sensitivity=costs)
-    refusal = why_not_rotated(gpt.config)
-    if refusal is None:
-        rotate(gpt)
-    else:
-        note(f"the residual stream is not rotated, since {refusal}")
+    rotated = rotate_where_possible(gpt)
     rounded = round_layers(gpt, windows, scheme.grid_of)
     # a block that is not whole is padded by the operator, and has no second term
     blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
     work = {name: values.levels.numel() for name, values in rounded.items()}
     doubled, costs = two_terms(gpt, windows[0], blocks, work, scheme.activation_kl)
     weights = {name: pack(values, doubled.get(name, 1)) for name, values in rounded.items()}
-    return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=refusal is None, sensitivity=costs)
+    return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=rotated, sensitivity=costs)
+
+
+def rotate_where_possible(gpt: GPT) -> bool:
+    refusal = why_not_rotated(gpt.config)
+    if refusal is None:
+        rotate(gpt)
+    else:
+        note(f"the residual stream is not rotated, since {refusal}")
+    return refusal is None
 
 
 def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:

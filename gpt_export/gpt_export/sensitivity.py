@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,14 @@ from gpt_export.calibrate import embedded, linears
 from gptx.progress import stage
 from gptx_models.model import GPT, Cached
 
-Change = Callable[[Tensor], Tensor]
+Change = Callable[[nn.Linear], AbstractContextManager[None]]  # the layer computes less exactly while the block lasts
 TOKENS = 192  # of the text: each layer's figure costs half a forward pass over them
 EVERY = 4  # positions apart: the head costs as much as several layers
 
 
 @torch.no_grad()
 def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | None], what: str) -> dict[str, float]:
-    """Mean KL (nats) on `window` for each linear layer whose inputs go through change("blocks.3.mlp.down"); None leaves a
-    layer out.
+    """Mean KL (nats) on `window` for each linear layer under its change("blocks.3.mlp.down"); None leaves a layer out.
 
     Only the layers behind a change are run again. KLs of single layers add up to that of all of them, nearly.
     """
@@ -38,7 +37,7 @@ def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | 
                 changed = change(name)
                 if changed is None:
                     continue
-                with through(linear, changed):
+                with changed(linear):
                     x = block(streams[index], Cached(gpt, positions))
                 for later in gpt.layers[index + 1 :]:
                     x = later(x, Cached(gpt, positions))
@@ -47,16 +46,6 @@ def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | 
                 found[name] = max(float(kl), 0.0)
             advance(1)
     return found
-
-
-@contextmanager
-def through(linear: nn.Linear, change: Change) -> Iterator[None]:
-    """`linear` reads change(x) while the block lasts."""
-    hook = linear.register_forward_pre_hook(lambda _, args: (change(args[0]),))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def in_8_bits(block: int) -> Change:
@@ -69,7 +58,26 @@ def in_8_bits(block: int) -> Change:
         step = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
         return ((blocks / step).round() * step).flatten(-2)[..., :n]
 
-    return change
+    @contextmanager
+    def rounded(linear: nn.Linear) -> Iterator[None]:
+        hook = linear.register_forward_pre_hook(lambda _, args: (change(args[0]),))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    return rounded
+
+
+@contextmanager
+def with_weight(layer: nn.Linear | nn.Embedding, weight: Tensor) -> Iterator[None]:
+    """`layer` has another weight while the block lasts."""
+    own = layer.weight
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    try:
+        yield
+    finally:
+        layer.weight = own
 
 
 def _log_probabilities(gpt: GPT, stream: Tensor) -> Tensor:

@@ -166,6 +166,7 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         f"| heads, of keys and values | {shape['n_head']}, {shape['n_kv_head']} |",
         f"| context, vocabulary | {shape['n_ctx']}, {shape['vocab_size']} |",
         f"| graph and weights | {size / 1e6:,.1f} MB, {size / shape['n_parameters']:.2f} bytes a parameter |",
+        *_mix(manifest["quantization"] or {}),
         f"| made from | {source.get('name', 'a checkpoint')} ({source.get('format', 'unknown')}) |",
         "",
         "## Parity certificate",
@@ -186,3 +187,10 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
     (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
+
+
+def _mix(quantization: dict[str, Any]) -> list[str]:
+    """The card's line on a mix of bits; none on anything else."""
+    if "mix" not in quantization:
+        return []
+    return [f"| mix of 4 and 8 bits | {quantization['mix']}, the best inside {quantization['budget']} |"]

@@ -1,0 +1,205 @@
+"""gptx quantize --budget: an fp32 artifact in, out the mix of 4 and 8 bits that is best inside a budget, with the table and
+a picture of those that were measured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_export.budget import Budget, smallest_inside, spaced
+from gpt_export.caches import CacheForm
+from gpt_export.graph import build_graph, save_graph
+from gpt_export.layers import Quantized, graph_layers
+from gpt_export.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
+from gpt_export.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
+from gpt_export.quantize import Work, expect_fp32, gpt_config, plan_quantize, prove_quantized, quantizing
+from gpt_export.rotate import rotate
+from gpt_export.schemes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
+from gpt_export.timing import Timings
+from gpt_export.weights import load_gpt
+from gptx.artifact import GRAPH
+from gptx.errors import ParityError, UsageError
+from gptx.folders import check_new_file, write_file
+from gptx.limits import limits_for
+from gptx.progress import note, stage
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT
+
+MEASURED = 2048  # tokens of the proof text that each mix is measured on; the certificate takes all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    certificate: dict[str, Any]
+    table: str
+    picture: Path
+
+
+def quantize_within(
+    source: Path,
+    out: Path,
+    *,
+    budget: Budget,
+    picture_file: Path | None = None,
+    checkpoint: Path | None = None,
+    text: Path | None = None,
+    calibration: Path | None = None,
+    limits: Mapping[str, float] | None = None,
+    accept: bool = False,
+    force: bool = False,
+) -> Outcome:
+    """Quantize the fp32 artifact `source` to `out` inside a budget: of perplexity, the smallest artifact; of size, the one
+    nearest to the reference. picture_file: by default OUT-pareto.png. The other options as in quantize_artifact.
+
+    Raises UsageError where the size is too small for any mix, ParityError where none keeps the perplexity.
+    """
+    manifest = expect_fp32(source)
+    config = gpt_config(manifest)
+    if config is None:
+        raise UsageError(f"{source} was exported by optimum: --budget needs a model that gptx itself exported")
+    if config.n_class and budget.perplexity is not None:
+        raise UsageError(f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB")
+    limits_for("int4", limits)  # their names
+    need_matplotlib()
+    picture_file = picture_file or out.with_name(f"{out.name}-pareto.png")
+    check_new_file(picture_file, force=force)
+    needed = plan_quantize(manifest, "int8").disk_bytes
+    with quantizing(
+        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
+    ) as work:
+        search = Search(work, config, budget)
+        search.run()
+        chosen, certificate = search.write_best(limits, accept=accept)
+        title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
+        drawn = picture(search.points, chosen, title)
+    write_file(picture_file, drawn)
+    return Outcome(certificate, table(search.points, chosen), picture_file)
+
+
+class Search:
+    """The mixes of one model that were measured, and the best of them written."""
+
+    def __init__(self, work: Work, config: GPTConfig, budget: Budget) -> None:
+        self.work, self.config, self.budget = work, config, budget
+        self.timings = Timings()
+        self.points: list[Point] = []
+
+    def run(self) -> None:
+        """Round, measure single layers, then whole mixes. PyTorch's copy of the model goes when this ends."""
+        windows = self.work.calibration.windows
+        gpt = load_gpt(self.work.manifest.path, self.config)
+        self.expect_room(least_bytes(gpt))
+        if kept_offsets(gpt):
+            made = quantize_weights(gpt, SCHEMES["int4"], windows)
+            self.timings.time(made.weights.values())
+            self.measure(gpt, "the source's 4 bits", made)
+        mixes = make_mixes(gpt, windows)
+        top = len(mixes.order)
+        self.expect_room(self.size(gpt, mixes.weights(0)))
+        self.timings.time([*mixes.small.values(), *mixes.large.values(), *mixes.tables.values()])
+        found: dict[int, Point] = {}
+
+        def at(count: int) -> Point:
+            if count not in found:
+                made = Quantization(mixes.weights(count), mixes.rotated, mixes.costs)
+                found[count] = self.measure(gpt, f"{count} of {top} in 8 bits", made)
+            return found[count]
+
+        if self.budget.size is None:
+            smallest_inside(top, lambda count: self.inside(at(count)))
+        else:
+            sizes = [self.size(gpt, mixes.weights(count)) for count in range(top + 1)]
+            for count in {*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}:
+                at(count)
+        best = at(top).figures.kl_mean
+        for count, point in found.items():
+            point.predicted_kl = best + mixes.predicted_kl(count)
+
+    def measure(self, gpt: GPT, name: str, made: Quantization) -> Point:
+        figures = measure(gpt, made.weights, self.work.recording, MEASURED, f"Measuring {name}")
+        ms = self.timings.of(made.weights)
+        point = Point(name, made, self.size(gpt, made.weights), ms, figures)
+        self.points.append(point)
+        return point
+
+    def size(self, gpt: GPT, weights: Mapping[str, Quantized]) -> int:
+        return artifact_bytes(gpt, weights, self.work.manifest.graph.stat().st_size)
+
+    def expect_room(self, least: int) -> None:
+        """UsageError where the smallest mix, of `least` bytes, is above the budget."""
+        if self.budget.size is not None and least > self.budget.size:
+            raise UsageError(
+                f"the budget of {self.budget} is too small: all layers in 4 bits take {megabytes(least)} MB, "
+                "and nothing smaller is to be had"
+            )
+
+    def inside(self, point: Point) -> bool:
+        """By what was measured in PyTorch, and the estimated size."""
+        if self.budget.perplexity is not None:
+            return point.change <= self.budget.perplexity
+        assert self.budget.size is not None
+        return point.size <= self.budget.size
+
+    def candidates(self) -> list[Point]:
+        """What is worth writing, the best first."""
+        inside = [point for point in self.points if self.inside(point)]
+        if self.budget.size is not None:
+            return sorted(inside, key=lambda point: point.figures.kl_mean)
+        # part of the proof text may say no where the whole says yes
+        return by_size(inside) or [min(self.points, key=lambda point: point.change)]
+
+    def write_best(self, limits: Mapping[str, float] | None, *, accept: bool) -> tuple[Point, dict[str, Any]]:
+        """Write mixes, the best first, until one is inside the budget by its certificate."""
+        last = ""
+        for point in self.candidates():
+            if last:
+                note(f"{last}: {point.name} is tried")
+            self.write(point)
+            if self.budget.size is not None and point.size > self.budget.size:
+                last = f"{point.name} takes {megabytes(point.size)} MB"
+                continue
+            try:
+                certificate = self.prove(point, limits, accept=accept)
+            except ParityError as error:
+                if self.budget.size is not None:
+                    raise
+                last = str(error).partition(":")[0]
+                continue
+            if self.budget.perplexity is None:
+                return point, certificate
+            figures = certificate["figures"]
+            change = figures["perplexity"] / figures["perplexity_reference"] - 1
+            if change <= self.budget.perplexity:
+                return point, certificate
+            last = f"{point.name} changes the perplexity by {change:+.2%} on the whole proof text"
+        raise ParityError(f"no mix was inside the budget of {self.budget} ({last}): nothing was written")
+
+    def write(self, point: Point) -> None:
+        """The graph, in place of one that was tried before; the point takes its size."""
+        form: CacheForm = self.work.manifest.cache  # type: ignore[assignment]
+        folder = self.work.staging / Path(GRAPH).parent
+        shutil.rmtree(folder, ignore_errors=True)
+        gpt = load_gpt(self.work.manifest.path, self.config)
+        if point.made.rotated:
+            rotate(gpt)
+        with stage("Tracing the graph"):
+            save_graph(build_graph(graph_layers(gpt, form, point.made.weights), form), folder)
+        off = sum(file.stat().st_size for file in folder.iterdir()) - point.size
+        for one in self.points:  # the graph's own size, which was estimated, is nearly the same for all
+            one.size += off
+
+    def prove(self, point: Point, limits: Mapping[str, float] | None, *, accept: bool) -> dict[str, Any]:
+        layers = [weight for name, weight in point.made.weights.items() if name.startswith("blocks.")]
+        precision = "int4" if mean_bits(layers) < 6 else "int8"
+        facts = {
+            **describe("mix", point.made),
+            "mix": point.name,
+            "budget": str(self.budget),
+            "pareto": to_json(self.points, point),
+            "calibration": self.work.calibration.description,
+        }
+        what = f"the mix of {self.work.manifest.path} with {point.name}"
+        return prove_quantized(self.work, precision, facts, limits_for(precision, limits), accept=accept, what=what)
