@@ -12,12 +12,13 @@ from typing import Any
 import gptx
 from gpt_export.caches import CacheForm
 from gpt_export.certify import Recording, record_artifact, record_pytorch
+from gpt_export.decode import write_decode_graph
 from gpt_export.export import Plan, prove, tool_versions
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
 from gpt_export.rewrite import quantize_graph
-from gpt_export.schemes import SCHEMES, describe, quantize_weights
+from gpt_export.schemes import SCHEMES, describe, precision_of, quantize_weights
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
@@ -26,7 +27,7 @@ from gpt_export.side_files import (
 )
 from gpt_export.weights import load_gpt
 from gptx import artifact
-from gptx.artifact import GRAPH, Manifest
+from gptx.artifact import DECODE, GRAPH, Manifest
 from gptx.errors import UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
@@ -58,14 +59,18 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out` in the precision `to` (int8, int4 or fp16); returns its certificate.
+    """Quantize the fp32 artifact `source` to `out` to `to` (int8, int8-fast, int4 or fp16); returns its certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    bounds = limits_for(to, limits)
+    if has_decode(to) and (manifest.cache != "shared" or gpt_config(manifest) is None):
+        raise UsageError(
+            f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
+        )
+    bounds = limits_for(precision_of(to), limits)
     needed = plan_quantize(manifest, to).disk_bytes
     for read in (source, checkpoint or source):
         check_apart(read, out)
@@ -86,6 +91,10 @@ def quantize_artifact(
             certificate = prove(staging, facts, recording, bounds, accept=accept, what=what, earlier=earlier)
         write_card(staging, out.name, _own_card(source))
     return certificate
+
+
+def has_decode(to: str) -> bool:
+    return to in SCHEMES and SCHEMES[to].decode
 
 
 def expect_fp32(source: Path) -> Manifest:
@@ -134,6 +143,8 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, text: Path | None) 
     made = quantize_weights(gpt, SCHEMES[to], calibration.windows)
     with stage("Tracing the graph"):
         save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
+        if has_decode(to):
+            write_decode_graph(gpt, form, staging)
     return {**describe(to, made), "calibration": calibration.description}
 
 
@@ -143,9 +154,10 @@ def _facts(manifest: Manifest, to: str, quantization: dict[str, Any]) -> dict[st
     kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,
-        "precision": to,
+        "precision": precision_of(to),
         "cache_dtype": quantization.get("cache_dtype", "float32"),
         "quantization": quantization,
+        **({"decode": DECODE} if has_decode(to) else {}),
         "versions": tool_versions(),
     }
 
