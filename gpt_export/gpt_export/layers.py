@@ -72,7 +72,7 @@ class BlockProduct(nn.Module):
 
     def __init__(self, weight: BlockWeights, bias: nn.Parameter | None):
         super().__init__()
-        self.bits, self.block, (self.n_out, self.n_in) = weight.bits, weight.block, weight.shape
+        self.bits, self.block, self.n_in = weight.bits, weight.block, weight.shape[1]
         self.terms = weight.terms
         self.weight = nn.Parameter(torch.from_numpy(weight.packed), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales), requires_grad=False)
@@ -90,19 +90,27 @@ class BlockProduct(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        inputs = [x, self.weight, self.scales, self.zeros, None, bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::MatMulNBits",
-            inputs,
-            # accuracy_level 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a
-            # batch or piece of a prompt sees another's scale
-            {"K": self.n_in, "N": self.n_out, "bits": self.bits, "block_size": self.block, "accuracy_level": 4},
-            dtype=x.dtype,
-            shape=(*x.shape[:-1], self.n_out),
-            version=1,
-        )
+        return block_product(x, self.weight, self.scales, self.zeros, bias, bits=self.bits, n_in=self.n_in)
+
+
+def block_product(
+    x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, *, bits: int, n_in: int
+) -> Tensor:
+    """MatMulNBits of a weight packed as BlockWeights says."""
+    n_out, _, packed = weight.shape
+    inputs = [x, weight, scales, zeros, None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MatMulNBits",
+        inputs,
+        # accuracy_level 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a
+        # batch or piece of a prompt sees another's scale
+        {"K": n_in, "N": n_out, "bits": bits, "block_size": packed * 8 // bits, "accuracy_level": 4},
+        dtype=x.dtype,
+        shape=(*x.shape[:-1], n_out),
+        version=1,
+    )
 
 
 class OffsetProduct(nn.Module):

@@ -14,12 +14,13 @@ from typing import Any
 import gptx
 from gpt_export.caches import CacheForm
 from gpt_export.certify import Recording, record_artifact, record_pytorch
+from gpt_export.decode import write_decode_graph
 from gpt_export.export import Plan, prove, tool_versions
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
 from gpt_export.rewrite import quantize_graph
-from gpt_export.schemes import SCHEMES, describe, quantize_weights, scheme_name
+from gpt_export.schemes import SCHEMES, describe, precision_of, quantize_weights, scheme_name
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
@@ -28,7 +29,7 @@ from gpt_export.side_files import (
 )
 from gpt_export.weights import load_gpt
 from gptx import artifact
-from gptx.artifact import GRAPH, Manifest
+from gptx.artifact import DECODE, GRAPH, Manifest
 from gptx.cpu import cpu_features, cpu_name
 from gptx.errors import UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
@@ -69,7 +70,11 @@ def quantize_artifact(
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    precision = to.partition("-")[0]
+    if has_decode(to) and (manifest.cache != "shared" or gpt_config(manifest) is None):
+        raise UsageError(
+            f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
+        )
+    precision = precision_of(to)
     bounds = limits_for(precision, limits)
     needed = plan_quantize(manifest, to).disk_bytes
     with quantizing(
@@ -136,6 +141,10 @@ def prove_quantized(
     return prove(work.staging, facts, work.recording, bounds, accept=accept, what=what, earlier=work.earlier)
 
 
+def has_decode(to: str) -> bool:
+    return to in SCHEMES and SCHEMES[to].decode
+
+
 def expect_fp32(source: Path) -> Manifest:
     """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
@@ -179,6 +188,8 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
     with stage("Tracing the graph"):
         save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
+        if has_decode(to):
+            write_decode_graph(gpt, form, staging)
     chosen = {"cpu": {"name": cpu_name(), "features": cpu_features()}} if name != to else {}
     return {**describe(name, made), **chosen, "calibration": calibration.description}
 
@@ -192,6 +203,7 @@ def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> 
         "precision": precision,
         "cache_dtype": quantization.get("cache_dtype", "float32"),
         "quantization": quantization,
+        **({"decode": DECODE} if has_decode(quantization["scheme"]) else {}),
         "versions": tool_versions(),
     }
 

@@ -27,13 +27,14 @@ class Scheme:
 
     parts: layer part -> grid, "*" for those not named. activation_kl: what 8-bit activations may cost in all, in nats; the
     layers that matter most take two terms (see layers.py) until the rest costs no more. None: all take one.
+    decode: a second graph computes with the same weights where a single row runs (see decode.py).
     """
 
-    summary: str  # for --help: what it is, and what it costs
     bytes_per_weight: float
     parts: Mapping[str, Grid]
     head: Grid
     activation_kl: float | None
+    decode: bool = False
 
     def grid_of(self, name: str) -> Grid:
         """name: blocks.3.mlp.down"""
@@ -48,27 +49,29 @@ KEPT_ACTIVATION_KL = 0.002  # where weights are exact, activations are all that 
 TABLE = Grid(8, block=64)
 SCHEMES = {
     "int8-blocks": Scheme(
-        summary="8 bits in blocks of 64; about 1.1 bytes a parameter, and next to no loss",
         bytes_per_weight=1.08,
         parts={"*": Grid(8, block=64)},
         head=TABLE,
         activation_kl=0.002,
     ),
     "int8-channels": Scheme(
-        summary="8 bits with a scale a channel, for fast prefill: activations in 8 bits a token, 16 where they matter",
         bytes_per_weight=1.04,
         parts={"*": Grid(8)},
         head=TABLE,
         activation_kl=0.0025,
     ),
     "int4": Scheme(
-        summary="4 bits in blocks of 32, embedding and head in 8; about 0.7 bytes a parameter, and a visible loss",
         bytes_per_weight=0.72,
         parts={"*": Grid(4, block=32, symmetric=False)},
         head=TABLE,
         activation_kl=None,  # the weights lose more
     ),
 }
+
+SCHEMES["int8-fast"] = replace(
+    SCHEMES["int8-channels"],
+    decode=True,
+)
 
 
 def scheme_name(to: str, features: Sequence[str]) -> str:
@@ -187,6 +190,11 @@ def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
         table = gpt.get_parameter(f"{embedding}.weight")
         made[embedding] = made["head"] if gpt.config.head_is_embedding else pack_blocks(round_nearest(table, grid))
     return made
+
+
+def precision_of(scheme: str) -> str:
+    """What gptx.json calls the precision, which decides the limits: a scheme's name up to its first hyphen."""
+    return scheme.partition("-")[0]
 
 
 def describe(name: str, made: Quantization) -> dict[str, Any]:

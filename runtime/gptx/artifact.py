@@ -16,6 +16,7 @@ from gptx.folders import MANIFEST, kind_of
 
 FORMAT_VERSION = 1
 GRAPH = "onnx/model.onnx"
+DECODE = "onnx/decode.onnx"  # of recipes that have a second graph, for runs of a single row
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
@@ -74,6 +75,11 @@ class Manifest:
         return self.path / GRAPH
 
     @property
+    def decode(self) -> Path | None:
+        """The second graph, of recipes that have one."""
+        return self.path / DECODE if self.raw.get("decode") else None
+
+    @property
     def certificate(self) -> dict[str, Any]:
         """The parity certificate; empty where the artifact carries none."""
         return self.raw.get("certificate") or {}
@@ -88,8 +94,8 @@ def read(path: str | Path) -> Manifest:
         raise ArtifactError(f"{path / MANIFEST}: {'; '.join(problems)}: export the artifact again")
     files = {name: FileFacts(sha256=facts["sha256"], size=facts["size"]) for name, facts in raw["files"].items()}
     problems = [problem for name, facts in files.items() if (problem := _file_problem(path, name, facts.size))]
-    if GRAPH not in files:
-        problems.append(f"{MANIFEST} does not list {GRAPH}")
+    needed = [GRAPH, DECODE] if raw.get("decode") else [GRAPH]
+    problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
         raise ArtifactError(f"{path} is not a whole artifact: {'; '.join(problems)}")
     tokens = raw["tokens"]
@@ -184,6 +190,8 @@ def _field_problems(raw: dict[str, Any]):
             return
     if not isinstance(raw.get("compiled") or {}, dict):
         yield f"compiled is {raw['compiled']!r}, expected an object"
+    if raw.get("decode") not in (None, DECODE):
+        yield f"decode is {raw['decode']!r}, expected {DECODE!r} or nothing"
     for name in Shape.__dataclass_fields__:
         if name == "n_class" and raw["model"].get(name, 0) == 0:
             continue

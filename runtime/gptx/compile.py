@@ -14,7 +14,7 @@ from typing import Any
 
 from gptx import artifact, compiled
 from gptx.artifact import Manifest
-from gptx.errors import ArtifactError, ParityError, ProviderError
+from gptx.errors import ArtifactError, ParityError, ProviderError, UsageError
 from gptx.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.progress import stage
 from gptx.providers import first_line, save_optimized
@@ -30,6 +30,10 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     ArtifactError, ProviderError, OutputError, and ParityError when the proof fails.
     """
     manifest = artifact.read(source)
+    if manifest.decode:
+        raise UsageError(
+            f"{source} has a second graph, {artifact.DECODE}, and gptx compile takes one: compile its int8"
+        )
     checked_certificate(manifest)
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in (compiled.GRAPH, compiled.WEIGHTS)}

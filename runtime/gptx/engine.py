@@ -28,6 +28,7 @@ DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.
 @dataclass(frozen=True)
 class Engine:
     session: Any  # onnxruntime.InferenceSession
+    decode: Any | None  # another that runs single rows on the same cache, where the artifact has a graph for them
     manifest: Manifest
     provider: str  # what runs the graph, as ORT calls it
     graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
@@ -61,7 +62,8 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     """Raises ProviderError for the device, ArtifactError for the graph."""
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
         session, provider, graph = _open(manifest, device=device, threads=threads)
-        _sessions.add(session)
+        decode = _open_decode(manifest, session, provider, threads)
+        _sessions.update(opened for opened in (session, decode) if opened is not None)
         open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
         release(manifest.path, library_folder())
         del open_ones
@@ -72,6 +74,7 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         raise ArtifactError(f"{graph} does not fit gptx.json: {'; '.join(problems)}")
     return Engine(
         session=session,
+        decode=decode,
         manifest=manifest,
         provider=provider,
         graph=graph,
@@ -103,6 +106,27 @@ def _open(manifest: Manifest, *, device: str, threads: int | None) -> tuple[Any,
     except Exception as error:  # ORT has one exception class per status code and no base of its own
         version = onnxruntime().__version__
         raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
+
+
+def _open_decode(manifest: Manifest, session: Any, provider: str, threads: int | None) -> Any | None:
+    """The session of the artifact's decode graph; None, with a note where it has one that cannot be used."""
+    if manifest.decode is None:
+        return None
+    try:
+        if provider == CUDA:
+            raise ValueError("it is for the CPU")
+        decode, _ = open_session(manifest.decode, device="cpu", threads=threads)
+        if _signature(decode) != _signature(session):
+            raise ValueError("it has other inputs or outputs than onnx/model.onnx")
+        return decode
+    except Exception as error:  # as above
+        note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")
+        return None
+
+
+def _signature(session: Any) -> list[tuple[str, str, list[Any]]]:
+    nodes = [*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs()]
+    return [(node.name, node.type, node.shape) for node in nodes]
 
 
 def _cache_names(start: str, n_layer: int) -> list[str]:

@@ -29,13 +29,13 @@ class InPlace:
 
     def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
         model = engine.manifest.model
-        self._engine, self._session, self._limit = engine, engine.session, limit
-        self._binding = engine.session.io_binding()
-        self._bound: tuple[int, int] | None = None  # the rows that the next step finds bound
+        self._engine, self._limit = engine, limit
+        self._main = Binding(engine, engine.session)
+        self._single = Binding(engine, engine.decode) if engine.decode else self._main  # for steps of a single row
+        self._bound: tuple[int, int] | None = None  # the rows that the next step finds bound, a single one in _single
         self._mask = np.zeros((1, 0), np.int64)  # theirs
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
-        self._keep = np.zeros((), np.int64)
         self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
         self.capacity = 0
         self._buffers: list[Buffer] = []
@@ -48,6 +48,7 @@ class InPlace:
         hold, where the next real one overwrites it. Idle rows at either end are left out.
         """
         first, last = busy(tokens)
+        binding = self._binding(first, last)
         if last - first == 1:
             position = held[first]
             if (first, last) != self._bound or position >= self._mask.shape[1]:
@@ -65,9 +66,9 @@ class InPlace:
             self._positions[first:last, 0] = positions
             self._mask[np.arange(last - first), positions] = 1
         if self._engine.device != "cpu":  # the CPU reads these in place; other devices got a copy when they were bound
-            self._bind_small(self._ids[first:last], self._positions[first:last], 1)
-            self._binding.bind_cpu_input("attention_mask", self._mask)
-        self._run()
+            binding.small(self._ids[first:last], self._positions[first:last], 1)
+            binding.mask(self._mask)
+        binding.run()
 
     def fill(
         self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
@@ -77,20 +78,20 @@ class InPlace:
         self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
         self._bound = None
         for row, ids in new.items():
-            self._bind_rows(row, row + 1)
+            self._main.rows(self._buffers, row, row + 1)
             out = outs[row] if outs else None
             for start, piece in self._engine.pieces(ids):
                 self._fill_piece(row, piece, held[row] + start, None if out is None else out[start:])
 
     def _fill_piece(self, row: int, piece: np.ndarray, held: int, out: np.ndarray | None) -> None:
         total, size = held + len(piece), len(piece)
-        self._bind_small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
-        self._binding.bind_cpu_input("attention_mask", self._ones[:, :total])
+        self._main.small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
+        self._main.mask(self._ones[:, :total])
         logits = self.logits[row : row + 1]
         if out is not None or not self._engine.keeps_logits:
             logits = np.empty((1, size, logits.shape[2]), logits.dtype)
-        self._bind_output("logits", logits)
-        self._run()
+        self._main.logits(logits)
+        self._main.run()
         if out is not None:
             out[:size] = logits[0]
         else:
@@ -125,26 +126,39 @@ class InPlace:
         """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
         self._reserve(length, max(held))
         self._mask = self._mask_of(held[first:last], min(length + MASK_AHEAD, self.capacity))
-        self._binding.bind_cpu_input("attention_mask", self._mask)
+        binding = self._binding(first, last)
+        binding.mask(self._mask)
         if self._bound == (first, last):
             return
-        self._bind_rows(first, last)
-        self._bind_small(self._ids[first:last], self._positions[first:last], 1)
-        self._bind_output("logits", self.logits[first:last])
+        binding.rows(self._buffers, first, last)
+        binding.small(self._ids[first:last], self._positions[first:last], 1)
+        binding.logits(self.logits[first:last])
         self._bound = (first, last)
+
+    def _binding(self, first: int, last: int) -> Binding:
+        """What steps of rows first..last run in."""
+        return self._single if last - first == 1 else self._main
 
     def _mask_of(self, held: Sequence[int], width: int) -> np.ndarray:
         return (np.arange(width) < np.array(held)[:, None]).astype(np.int64)
 
-    def _bind_rows(self, first: int, last: int) -> None:
-        """Bind rows first..last of every buffer, as what is read and as what is written."""
+
+class Binding:
+    """A session of the graph, and what its next run finds bound."""
+
+    def __init__(self, engine: Engine, session: Any) -> None:
+        self._engine, self._session, self._binding = engine, session, session.io_binding()
+        self._keep = np.zeros((), np.int64)
+
+    def rows(self, buffers: Sequence[Buffer], first: int, last: int) -> None:
+        """Rows first..last of every buffer, as what is read and as what is written."""
         engine, device = self._engine, self._engine.device
-        for past, present, buffer in zip(engine.past_names, engine.present_names, self._buffers):
+        for past, present, buffer in zip(engine.past_names, engine.present_names, buffers):
             pointer, shape = buffer.rows(first, last)
             self._binding.bind_input(past, device, 0, engine.cache_dtype.type, shape, pointer)
             self._binding.bind_output(present, device, 0, engine.cache_dtype.type, shape, pointer)
 
-    def _bind_small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
+    def small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
         self._binding.bind_cpu_input("input_ids", ids)
         if self._engine.takes_positions:
             self._binding.bind_cpu_input("position_ids", positions)
@@ -153,10 +167,13 @@ class InPlace:
             # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
             self._binding.bind_input("num_logits_to_keep", "cpu", 0, np.int64, (), self._keep.ctypes.data)
 
-    def _bind_output(self, name: str, array: np.ndarray) -> None:
-        self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    def mask(self, mask: np.ndarray) -> None:
+        self._binding.bind_cpu_input("attention_mask", mask)
 
-    def _run(self) -> None:
+    def logits(self, array: np.ndarray) -> None:
+        self._binding.bind_output("logits", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:

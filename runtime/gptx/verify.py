@@ -84,7 +84,8 @@ def verify(
             report.rows.append(_greedy_row(model, reference, certificate))
         told(1.0)
         report.graph = model.graph.relative_to(model.path).as_posix()
-        report.notes.append(f"ran {report.graph} on {model.provider}")
+        single = f", single rows in {model.decode.relative_to(model.path).as_posix()}" if model.decode else ""
+        report.notes.append(f"ran {report.graph} on {model.provider}{single}")
         if certificate.get("accepted"):
             report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
     return report
