@@ -67,7 +67,7 @@ def kind_of_weight(weight: Quantized) -> Kind:
 
 
 def milliseconds(weights: list[Quantized]) -> float:
-    """The median of one product."""
+    """Of one product, by the fastest run: other processes only add to it."""
     n_in = weights[0].shape[1]
     x = torch.ones(1, 1, n_in)
     with quiet(), torch.no_grad():
@@ -93,4 +93,4 @@ def milliseconds(weights: list[Quantized]) -> float:
             session.run(None, values)
             times.append(time.perf_counter() - began)
         del session
-    return 1e3 * float(np.median(times)) / len(weights)
+    return 1e3 * min(times) / len(weights)

@@ -112,7 +112,7 @@ class Search:
             smallest_inside(top, lambda count: self.inside(at(count)))
         else:
             sizes = [self.size(gpt, mixes.weights(count)) for count in range(top + 1)]
-            for count in {*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}:
+            for count in sorted({*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}):
                 at(count)
         best = at(top).figures.kl_mean
         for count, point in found.items():
