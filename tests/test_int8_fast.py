@@ -144,8 +144,8 @@ def test_both_graphs_see_one_cache(fast: Path) -> None:
 
 
 def test_growth_across_powers_of_two(tmp_path: Path) -> None:
-    """Of widths that no block divides, too, and in pieces."""
-    config = GPTConfig(vocab_size=97, n_ctx=600, n_layer=2, n_head=5, n_embd=40, n_inner=100, position="rope")
+    """And in pieces, of widths of which no block divides one."""
+    config = GPTConfig(vocab_size=97, n_ctx=600, n_layer=2, n_head=6, n_embd=48, n_inner=100, position="rope")
     torch.manual_seed(2)
     checkpoint = tmp_path / "checkpoint"
     save_checkpoint(GPT(config).eval(), checkpoint, tokenizer_files=None, source={"format": "test"}, generation=None)
@@ -174,6 +174,17 @@ def test_rows_of_a_batch(fast: Path) -> None:
         logits = session.feed([[7], [8], [9]])
         for row, tokens in enumerate(session.tokens):
             assert near(logits[row], forced_logits(model, tokens)[-1])
+
+
+def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -> None:
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    options = {"attention_mask": torch.ones(1, len(TEXT), dtype=torch.int64), "max_new_tokens": 12, "do_sample": False}
+    texts = [
+        ORTModelForCausalLM.from_pretrained(path).generate(torch.tensor([TEXT]), **options).tolist()
+        for path in (fast, quantized["int8"])
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_a_decode_graph_that_is_not_there(folder: Path) -> None:

@@ -59,14 +59,14 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out` to `to` (int8, int8-fast, int4 or fp16); returns its certificate.
+    """Quantize the fp32 artifact `source` to `out`, by the recipe `to` (int8, int8-fast, int4 or fp16); returns its certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    if has_decode(to) and (manifest.cache != "shared" or gpt_config(manifest) is None):
+    if has_decode(to) and manifest.cache != "shared":
         raise UsageError(
             f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
         )

@@ -61,7 +61,7 @@ SCHEMES = {
 
 SCHEMES["int8-fast"] = replace(
     SCHEMES["int8"],
-    summary="int8 with a second graph for single rows: faster decoding, twice the memory, the same files but for that",
+    summary="int8 with a second graph for single rows: faster decoding, twice the memory, files as small",
     decode=True,
 )
 
