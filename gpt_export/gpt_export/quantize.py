@@ -59,7 +59,7 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out`, by the recipe `to` (int8, int8-fast, int4 or fp16); returns its certificate.
+    """Quantize the fp32 artifact `source` to `out`, by recipe (int8, int8-fast, int4, fp16); returns the certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
