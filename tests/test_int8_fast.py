@@ -77,7 +77,7 @@ def test_everything_of_int8_is_there_and_the_weights_once(fast: Path, quantized:
     graph = onnx.load(fast / "onnx" / "decode.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}
     assert "MatMulNBits" in kinds and "MatMulIntegerToFloat" not in kinds
-    # the scales of few channels may be folded; anything as large as a weight lies in model.onnx_data
+    # of few channels the scales may be folded; anything as large as a weight lies in model.onnx_data
     assert max(len(tensor.raw_data) for tensor in graph.initializer) <= 4096
 
 
@@ -87,6 +87,7 @@ def test_the_manifest_and_the_certificate_know_it(fast: Path) -> None:
     assert (manifest.precision, manifest.decode) == ("int8", fast / "onnx/decode.onnx")
     assert manifest.raw["quantization"]["scheme"] == "int8-fast"
     assert 0 < manifest.certificate["consistency"]["cached_kl"] < 1e-3
+    assert ("decode graph", "proved by cached, batch, greedy: single rows run in it") in describe(fast).certificate
     report = verify(fast, threads=1)
     assert {row.name for row in report.rows if not row.ok} <= {"kl_mean"}  # random weights have no room for error
     assert any("single rows in onnx/decode.onnx" in note for note in report.notes)
@@ -143,8 +144,8 @@ def test_both_graphs_see_one_cache(fast: Path) -> None:
 
 
 def test_growth_across_powers_of_two(tmp_path: Path) -> None:
-    """Of widths that no block divides, too, and in pieces."""
-    config = GPTConfig(vocab_size=97, n_ctx=600, n_layer=2, n_head=5, n_embd=40, n_inner=100, position="rope")
+    """And in pieces, of widths of which no block divides one."""
+    config = GPTConfig(vocab_size=97, n_ctx=600, n_layer=2, n_head=6, n_embd=48, n_inner=100, position="rope")
     torch.manual_seed(2)
     checkpoint = tmp_path / "checkpoint"
     save_checkpoint(GPT(config).eval(), checkpoint, tokenizer_files=None, source={"format": "test"}, generation=None)
@@ -175,6 +176,17 @@ def test_rows_of_a_batch(fast: Path) -> None:
             assert near(logits[row], forced_logits(model, tokens)[-1])
 
 
+def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -> None:
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    options = {"attention_mask": torch.ones(1, len(TEXT), dtype=torch.int64), "max_new_tokens": 12, "do_sample": False}
+    texts = [
+        ORTModelForCausalLM.from_pretrained(path).generate(torch.tensor([TEXT]), **options).tolist()
+        for path in (fast, quantized["int8"])
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_a_decode_graph_that_is_not_there(folder: Path) -> None:
     (folder / "onnx/decode.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"onnx/decode\.onnx is missing"):
@@ -188,16 +200,9 @@ def test_damage_is_caught_by_its_hash(folder: Path) -> None:
         verify(folder, threads=1)
 
 
-@pytest.mark.parametrize("other", ["nothing", "another model"])
-def test_what_does_not_fit_is_left_alone(
-    folder: Path, artifacts: dict[str, Path], other: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_opened_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph = folder / "onnx/decode.onnx"
-    if other == "nothing":
-        graph.write_bytes(b"\0" * graph.stat().st_size)
-    else:
-        shutil.copyfile(artifacts["shared"] / "onnx/model.onnx", graph)
-        refresh(folder)
+    graph.write_bytes(b"\0" * graph.stat().st_size)
     with gptx.load(folder, threads=1) as model:
         assert model.decode is None
         (line,) = capsys.readouterr().err.splitlines()
@@ -205,6 +210,13 @@ def test_what_does_not_fit_is_left_alone(
         expected = forced_logits(model, TEXT)
         with model.session() as session:
             assert near(np.stack([session.feed([[token]])[0] for token in TEXT]), expected)
+
+
+def test_the_graph_of_another_model(folder: Path, artifacts: dict[str, Path]) -> None:
+    shutil.copyfile(artifacts["shared"] / "onnx/model.onnx", folder / "onnx/decode.onnx")
+    refresh(folder)
+    with pytest.raises(ArtifactError, match=r"decode\.onnx has other inputs or outputs"):
+        gptx.load(folder)
 
 
 def test_a_manifest_that_names_another_file(folder: Path) -> None:

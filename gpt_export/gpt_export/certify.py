@@ -143,6 +143,8 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
         "passed": all(row.ok for row in rows),
         "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in rows if not row.ok],
         "accepted": False,
+        # which figures a graph of its own for single rows has a part in: those of the others stand for the main one
+        **({"decode": ["cached", "batch", "greedy"]} if model.decode else {}),
         "environment": environment(model.provider),
     }
 

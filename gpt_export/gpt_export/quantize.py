@@ -70,7 +70,7 @@ def quantize_artifact(
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest = expect_fp32(source)
-    if has_decode(to) and (manifest.cache != "shared" or gpt_config(manifest) is None):
+    if has_decode(to) and manifest.cache != "shared":
         raise UsageError(
             f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
         )

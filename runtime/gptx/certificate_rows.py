@@ -22,6 +22,8 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
     rows += [(name, _figure(value, limits.get(name))) for name, value in consistency.items()]
     if (greedy := certificate.get("greedy")) and greedy.get("compared") != 0:
         rows.append(("greedy text", f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"))
+    if decode := certificate.get("decode"):
+        rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):
         where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")
         rows.append(("measured on", ", ".join(filter(None, where))))

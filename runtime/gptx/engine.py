@@ -17,7 +17,7 @@ from gptx import compiled
 from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.progress import note
-from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session
+from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session, tries_cuda
 from gptx.residency import release
 
 _one_at_a_time = threading.Lock()
@@ -61,12 +61,11 @@ class Engine:
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
+        decode = _open_decode(manifest, device=device, threads=threads)
         session, provider, graph = _open(manifest, device=device, threads=threads)
-        decode = _open_decode(manifest, session, provider, threads)
-        _sessions.update(opened for opened in (session, decode) if opened is not None)
-        open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
-        release(manifest.path, library_folder())
-        del open_ones
+        _keep(manifest, session)
+    if decode and _signature(decode) != _signature(session):
+        raise ArtifactError(f"{manifest.decode} has other inputs or outputs than {graph}: quantize the artifact again")
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))
@@ -108,20 +107,32 @@ def _open(manifest: Manifest, *, device: str, threads: int | None) -> tuple[Any,
         raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
 
 
-def _open_decode(manifest: Manifest, session: Any, provider: str, threads: int | None) -> Any | None:
-    """The session of the artifact's decode graph; None, with a note where it has one that cannot be used."""
+def _open_decode(manifest: Manifest, *, device: str, threads: int | None) -> Any | None:
+    """The session of the artifact's decode graph; None where it has none, or (a note says why) one that cannot be used.
+
+    It is opened before the other: ONNX Runtime rearranges its weights, which takes memory that is free again then.
+    """
     if manifest.decode is None:
         return None
     try:
-        if provider == CUDA:
-            raise ValueError("it is for the CPU")
-        decode, _ = open_session(manifest.decode, device="cpu", threads=threads)
-        if _signature(decode) != _signature(session):
-            raise ValueError("it has other inputs or outputs than onnx/model.onnx")
-        return decode
+        if tries_cuda(device):
+            raise ValueError(f"it is for the CPU, and device is {device!r}")
+        session, _ = open_session(manifest.decode, device="cpu", threads=threads)
+    except (ProviderError, UsageError):
+        raise
     except Exception as error:  # as above
         note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")
         return None
+    _keep(manifest, session)
+    return session
+
+
+def _keep(manifest: Manifest, session: Any) -> None:
+    """Note an opened session, and let go what only opening it took. Under the lock."""
+    _sessions.add(session)
+    open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
+    release(manifest.path, library_folder())
+    del open_ones
 
 
 def _signature(session: Any) -> list[tuple[str, str, list[Any]]]:
