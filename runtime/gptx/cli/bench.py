@@ -195,7 +195,7 @@ def _kernels(one: Contender) -> str:
         return ""
     manifest = artifacts.read(one.path)
     quantization = manifest.raw.get("quantization") or {}
-    scheme, cpu = quantization.get("scheme", manifest.precision), quantization.get("cpu")
+    scheme, cpu = quantization.get("scheme", manifest.precision), (quantization.get("cpu") or {}).get("name")
     return f"weights in {scheme}" + (f", chosen for {cpu}" if cpu else "")
 
 
