@@ -181,7 +181,7 @@ def quantize(
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
 
     if (to is None) == (budget is None):
-        raise UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
+        raise click.UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
     if picture and not budget:
         raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
     options: dict[str, Any] = dict(

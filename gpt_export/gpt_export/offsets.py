@@ -32,7 +32,7 @@ class OffsetWeights:
         return self.blocks.shape
 
 
-def found_again(weight: Tensor, terms: int = 1) -> OffsetWeights | None:
+def found_again(weight: Tensor) -> OffsetWeights | None:
     """The 4-bit levels, scales and offsets that `weight` (n_out, n_in) was made of; None where it was not made so.
 
     A block's lowest value has level 0 and its highest 15: that is how such blocks are made.
@@ -55,4 +55,4 @@ def found_again(weight: Tensor, terms: int = 1) -> OffsetWeights | None:
         grid=Grid(4, BLOCK),
     )
     offsets = (lowest + middle * scale).squeeze(-1).float()
-    return OffsetWeights(pack_blocks(rounded, terms), offsets.T.contiguous().numpy())
+    return OffsetWeights(pack_blocks(rounded), offsets.T.contiguous().numpy())

@@ -41,8 +41,6 @@ class Scheme:
         return self.parts.get(name.split(".", 2)[2], self.parts["*"])
 
 
-KEPT_ACTIVATION_KL = 0.002  # where weights are exact, activations are all that is lost
-
 # The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
 # more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
 # GPT loop (onnxruntime issue 24384), so it keeps 8.
@@ -52,7 +50,7 @@ SCHEMES = {
         bytes_per_weight=1.08,
         parts={"*": Grid(8, block=64)},
         head=TABLE,
-        activation_kl=0.002,
+        activation_kl=0.0025,
     ),
     "int8-channels": Scheme(
         bytes_per_weight=1.04,
@@ -103,13 +101,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     """
     if scheme.parts["*"].bits == 4 and (kept := kept_offsets(gpt)):
         note("the weights were in 4 bits with offsets before, and are kept exactly")
-        blocks = {name: weight.blocks.block for name, weight in kept.items()}
-        work = {name: weight.blocks.packed.size for name, weight in kept.items()}
-        doubled, costs = two_terms(gpt, windows[0], blocks, work, KEPT_ACTIVATION_KL)
-        exact = {
-            name: replace(weight, blocks=replace(weight.blocks, terms=doubled[name])) for name, weight in kept.items()
-        }
-        return Quantization({**exact, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False, sensitivity=costs)
+        return Quantization({**kept, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False)
     rotated = rotate_where_possible(gpt)
     rounded = round_layers(gpt, windows, scheme.grid_of)
     # a block that is not whole is padded by the operator, and has no second term
