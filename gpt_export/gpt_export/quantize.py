@@ -40,7 +40,6 @@ from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
 CALIBRATION = 8192  # tokens of the calibration text that are used: more gain little
-RECIPES = ("int8", *SCHEMES, "fp16")
 
 
 def plan_quantize(manifest: Manifest, to: str) -> Plan:
@@ -63,7 +62,7 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out` by the recipe `to`, one of RECIPES; returns its certificate.
+    """Quantize the fp32 artifact `source` to `out` by recipe (a name in SCHEMES, int8, fp16); returns its certificate.
 
     checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
