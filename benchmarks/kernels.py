@@ -72,14 +72,16 @@ def channels(graph: Graph) -> str:
     return graph.node("MatMulIntegerToFloat", q, graph.constant(levels), row, scales, middle, domain="com.microsoft")
 
 
-def blocks(bits: int, block: int) -> Callable[[Graph], str]:
+def blocks(bits: int, block: int, accuracy_level: int = 4) -> Callable[[Graph], str]:
+    """MatMulNBits. accuracy_level 4: activations in 8 bits, 1: in fp32."""
+
     def add(graph: Graph) -> str:
         count = -(-graph.n_in // block)
         packed = RANDOM.integers(0, 256, (graph.n_out, count, block * bits // 8), np.uint8)
         scales = RANDOM.random((graph.n_out, count), np.float32)
-        attributes = {"K": graph.n_in, "N": graph.n_out, "bits": bits, "block_size": block, "accuracy_level": 4}
+        attributes = {"K": graph.n_in, "N": graph.n_out, "bits": bits, "block_size": block}
         inputs = ["x", graph.constant(packed), graph.constant(scales)]
-        return graph.node("MatMulNBits", *inputs, domain="com.microsoft", **attributes)
+        return graph.node("MatMulNBits", *inputs, domain="com.microsoft", accuracy_level=accuracy_level, **attributes)
 
     return add
 
@@ -91,6 +93,7 @@ FORMS: dict[str, Callable[[Graph], str]] = {
     "8 bits, blocks of 64": blocks(8, 64),
     "8 bits, blocks of 32": blocks(8, 32),
     "4 bits, blocks of 32": blocks(4, 32),
+    "the same, fp32 activations": blocks(4, 32, accuracy_level=1),
 }
 
 

@@ -108,7 +108,7 @@ def test_the_search_closes_in_on_the_smallest_mix(top: int, threshold: int) -> N
 )
 def test_bytes_are_known_before_rounding(shape: tuple[int, int], grid: Grid) -> None:
     fitted = grid.fitted(shape[1])
-    packed: Quantized = pack(round_nearest(torch.ones(shape), fitted), 1)
+    packed: Quantized = pack(round_nearest(torch.ones(shape), fitted))
     arrays = [getattr(packed, name, None) for name in ("packed", "levels", "scales", "zeros")]
     assert fitted.stored_bytes(*shape) == sum(array.nbytes for array in arrays if array is not None)
 
@@ -231,5 +231,5 @@ def test_a_picture_that_exists_is_not_replaced(fp32: Path, tmp_path: Path) -> No
 
 
 def test_products_are_timed() -> None:
-    layers = [pack(round_nearest(torch.randn(32, 64), Grid(bits, 32)), 1) for bits in (4, 8)]
+    layers = [pack(round_nearest(torch.randn(32, 64), Grid(bits, 32))) for bits in (4, 8)]
     assert all(REAL([layer]) > 0 for layer in layers)

@@ -16,7 +16,7 @@ class BlockWeights:
     packed: uint8 (n_out, blocks, block * bits / 8), two 4-bit values a byte, the lower half first
     scales: float32 (n_out, blocks)
     zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed likewise, or None
-    terms: 8-bit numbers that each activation is written as, 1 or 2
+    activation_bits: that the product computes with: 8; of weights in 8 bits also 16, in two terms; in 4 also 32, as floats
     """
 
     packed: np.ndarray
@@ -25,10 +25,11 @@ class BlockWeights:
     bits: int
     block: int
     shape: tuple[int, int]
-    terms: int = 1
+    activation_bits: int = 8
 
 
-def pack_blocks(rounded: Rounded, terms: int = 1) -> BlockWeights:
+def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
+    """exact: activations in as many bits as the operator has a fast kernel for beyond 8."""
     grid = rounded.grid
     n_out, n_in = rounded.levels.shape
     n_blocks = rounded.scales.shape[1]
@@ -45,7 +46,7 @@ def pack_blocks(rounded: Rounded, terms: int = 1) -> BlockWeights:
         bits=grid.bits,
         block=grid.block,
         shape=(n_out, n_in),
-        terms=terms,
+        activation_bits=8 if not exact else 16 if grid.bits == 8 else 32,
     )
 
 

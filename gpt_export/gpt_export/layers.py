@@ -66,37 +66,49 @@ class Head(nn.Module):
 class BlockProduct(nn.Module):
     """x W^T + b by com.microsoft MatMulNBits, with W in blocks of 8 or 4 bits, and the activations in 8, a scale a block.
 
-    With two terms x is first rounded as the operator would do it, which it then finds exact, and what that leaves is more
-    rows of the same product.
+    16 bits are two terms: x is first rounded as the operator would do it, which it then finds exact, and what that leaves
+    is more rows of the same product.
     """
 
     def __init__(self, weight: BlockWeights, bias: nn.Parameter | None):
         super().__init__()
         self.bits, self.block, self.n_in = weight.bits, weight.block, weight.shape[1]
-        self.terms = weight.terms
+        self.activation_bits = weight.activation_bits
         self.weight = nn.Parameter(torch.from_numpy(weight.packed), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales), requires_grad=False)
         self.zeros = None if weight.zeros is None else nn.Parameter(torch.from_numpy(weight.zeros), requires_grad=False)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.terms == 1:
+        if self.activation_bits != 16:
             return self.product(x, self.bias)
-        blocks = x.unflatten(-1, (-1, self.block))
+        blocks = _in_blocks(x, self.block)
         step = blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30  # a block of zeros must not divide by zero
         coarse = _whole(blocks / step) * step
-        terms = torch.stack((coarse, blocks - coarse)).flatten(-2)  # (2, B, S, n_in)
+        stacked = torch.stack((coarse, blocks - coarse))
+        terms = _reshape(stacked, [0, 0, 0, self.n_in], (*stacked.shape[:3], self.n_in))
         y = _sum_of_terms(self.product(terms, None))
         return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return block_product(x, self.weight, self.scales, self.zeros, bias, bits=self.bits, n_in=self.n_in)
+        floats = self.activation_bits == 32
+        return block_product(
+            x, self.weight, self.scales, self.zeros, bias, bits=self.bits, n_in=self.n_in, floats=floats
+        )
 
 
 def block_product(
-    x: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, *, bits: int, n_in: int
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    *,
+    bits: int,
+    n_in: int,
+    floats: bool = False,
 ) -> Tensor:
-    """MatMulNBits of a weight packed as BlockWeights says."""
+    """MatMulNBits of a weight packed as BlockWeights says; with `floats` activations stay as they are."""
     n_out, _, packed = weight.shape
     inputs = [x, weight, scales, zeros, None, bias]
     while inputs[-1] is None:
@@ -104,9 +116,15 @@ def block_product(
     return torch.onnx.ops.symbolic(
         "com.microsoft::MatMulNBits",
         inputs,
-        # accuracy_level 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a
-        # batch or piece of a prompt sees another's scale
-        {"K": n_in, "N": n_out, "bits": bits, "block_size": packed * 8 // bits, "accuracy_level": 4},
+        {
+            "K": n_in,
+            "N": n_out,
+            "bits": bits,
+            "block_size": packed * 8 // bits,
+            # 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a batch or piece
+            # of a prompt sees another's scale. 1: in fp32, which on a CPU only weights of 4 bits have a kernel for
+            "accuracy_level": 1 if floats else 4,
+        },
         dtype=x.dtype,
         shape=(*x.shape[:-1], n_out),
         version=1,
@@ -114,36 +132,35 @@ def block_product(
 
 
 class OffsetProduct(nn.Module):
-    """x W^T + b with W in blocks and an offset a block: a second, small product with the sums of x over each block."""
+    """x W^T + b with W in blocks and an offset a block, which meets the sum of the block's activations (see offsets.py)."""
 
     def __init__(self, weight: OffsetWeights, bias: nn.Parameter | None):
         super().__init__()
-        self.blocks = BlockProduct(weight.blocks, bias)
-        self.offsets = nn.Parameter(torch.from_numpy(weight.offsets), requires_grad=False)
+        self.blocks, self.copies = BlockProduct(weight.blocks, bias), weight.copies
 
     def forward(self, x: Tensor) -> Tensor:
-        sums = x.unflatten(-1, (-1, self.blocks.block)).sum(-1)  # (B, S, n_blocks)
-        return self.blocks(x) + torch.matmul(sums, self.offsets)
+        sums = _in_blocks(x, self.blocks.block).sum(-1)  # (B, S, n_blocks)
+        return self.blocks(torch.cat((x, *[sums] * self.copies), -1))
 
 
 class ChannelProduct(nn.Module):
     """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8
     bits with a scale a row, x = row * (q - 128) / 127.
 
-    With two terms x = row * (q1 - 128 + (q2 - 128) / 254) / 127, which is exact to 16 bits; the second terms are more rows
-    of the same product, so the weights are read once.
+    16 bits are two terms, x = row * (q1 - 128 + (q2 - 128) / 254) / 127; the second ones are more rows of the same product,
+    so the weights are read once.
     """
 
     def __init__(self, weight: ChannelWeights, bias: nn.Parameter | None):
         super().__init__()
-        self.n_out, self.terms = weight.shape[0], weight.terms
+        self.n_out, self.activation_bits = weight.shape[0], weight.activation_bits
         self.weight = nn.Parameter(torch.from_numpy(weight.levels), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales / 127), requires_grad=False)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         # a row of zeros is quantized from 0 / 0 to anything, and that times its scale of 0 is 0
-        if self.terms == 1:
+        if self.activation_bits == 8:
             row = x.abs().amax(-1, keepdim=True)  # (B, S, 1)
             y = self.product(_quantize(x / row, 1 / 127), row)
         else:
@@ -163,6 +180,17 @@ class ChannelProduct(nn.Module):
             shape=(*q.shape[:-1], self.n_out),
             version=1,
         )
+
+
+def _in_blocks(x: Tensor, block: int) -> Tensor:
+    """(B, S, n_in) -> (B, S, n_in / block, block)"""
+    count = x.shape[-1] // block
+    return _reshape(x, [0, 0, count, block], (*x.shape[:-1], count, block))
+
+
+def _reshape(x: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Tensor:
+    """ONNX's, whose 0 keeps an axis: torch's names its length, and of what the head reads that is another in every run."""
+    return torch.onnx.ops.symbolic("Reshape", [x, torch.tensor(sizes)], {}, dtype=x.dtype, shape=shape, version=21)
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from gpt_export.calibrate import linears, round_to_each
 from gpt_export.certify import Recording
 from gpt_export.channels import ChannelWeights
 from gpt_export.layers import Quantized
-from gpt_export.offsets import OffsetWeights
-from gpt_export.schemes import SCHEMES, pack, rotate_where_possible, scheme_name, tables, two_terms
+from gpt_export.offsets import OffsetWeights, dequantize_offsets
+from gpt_export.schemes import SCHEMES, pack, rotate_where_possible, scheme_name, tables, worth_exactness
 from gpt_export.sensitivity import in_8_bits, sensitivities, with_weight
 from gptx.compare import Figures, Tally
 from gptx.cpu import cpu_features
@@ -58,9 +58,9 @@ def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
     finest = {name: rounded[-1] for name, rounded in each.items()}
     blocks = {name: values.grid.block for name, values in finest.items() if values.whole}
     work = {name: values.levels.numel() for name, values in finest.items()}
-    terms, _ = two_terms(gpt, windows[0], blocks, work, eight.activation_kl)
-    large = {name: pack(values, terms.get(name, 1)) for name, values in finest.items()}
-    small = {name: pack(rounded[0], 1) for name, rounded in each.items()}
+    exact, _ = worth_exactness(gpt, windows[0], blocks, work, eight.activation_kl)
+    large = {name: pack(values, exact=name in exact) for name, values in finest.items()}
+    small = {name: pack(rounded[0]) for name, rounded in each.items()}
     del each, finest
     costs = sensitivities(
         gpt, windows[0], lambda name: lambda linear: with_weight(linear, values_of(small[name])), "Measuring layers"
@@ -78,8 +78,7 @@ def values_of(weight: Quantized) -> Tensor:
     """The float32 matrix (n_out, n_in) that a quantized weight stands for."""
     match weight:
         case OffsetWeights():
-            offsets = weight.offsets.T.repeat(weight.blocks.block, axis=1)
-            return torch.from_numpy(dequantize_blocks(weight.blocks) + offsets)
+            return torch.from_numpy(dequantize_offsets(weight))
         case BlockWeights():
             return torch.from_numpy(dequantize_blocks(weight))
         case ChannelWeights():
@@ -87,20 +86,20 @@ def values_of(weight: Quantized) -> Tensor:
 
 
 def form_of(weight: Quantized) -> tuple[int, int, int]:
-    """Bits, how many activations share a scale (0: a row), and the terms that each activation takes."""
+    """Bits, how many activations share a scale (0: a row), and the bits that each activation takes."""
     match weight:
         case OffsetWeights():
             return form_of(weight.blocks)
         case BlockWeights():
-            return weight.bits, weight.block, weight.terms
+            return weight.bits, weight.block, weight.activation_bits
         case ChannelWeights():
-            return 8, 0, weight.terms
+            return 8, 0, weight.activation_bits
 
 
 def n_bytes(weight: Quantized) -> int:
     match weight:
         case OffsetWeights():
-            return n_bytes(weight.blocks) + weight.offsets.nbytes
+            return n_bytes(weight.blocks)
         case BlockWeights():
             return weight.packed.nbytes + weight.scales.nbytes + (0 if weight.zeros is None else weight.zeros.nbytes)
         case ChannelWeights():
@@ -125,7 +124,7 @@ def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int
 def node_bytes(weight: Quantized) -> int:
     """What a product adds to a graph beside the node that takes the place of a MatMul."""
     offsets, channels = isinstance(weight, OffsetWeights), isinstance(weight, ChannelWeights)
-    return 4500 * (form_of(weight)[2] - 1) + 1500 * offsets + 2500 * channels
+    return 4500 * (form_of(weight)[2] == 16) + 1500 * offsets + 2500 * channels
 
 
 def least_bytes(gpt: GPT) -> int:
@@ -151,8 +150,8 @@ def measure(gpt: GPT, weights: Mapping[str, Quantized], recording: Recording, to
             layer = gpt.get_submodule(name)
             assert isinstance(layer, nn.Linear | nn.Embedding)
             changes.enter_context(with_weight(layer, values_of(weight)))
-            _, block, terms = form_of(weight)
-            if isinstance(layer, nn.Linear) and terms == 1:
+            _, block, activation_bits = form_of(weight)
+            if isinstance(layer, nn.Linear) and activation_bits == 8:
                 changes.enter_context(in_8_bits(block)(layer))
         for window, expected in zip(recording.proof.windows, recording.logits):
             if seen >= tokens:

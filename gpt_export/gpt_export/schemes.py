@@ -26,7 +26,8 @@ class Scheme:
     row), one with blocks MatMulNBits' (activations with one a block).
 
     parts: layer part -> grid, "*" for those not named. activation_kl: what 8-bit activations may cost in all, in nats; the
-    layers that matter most take two terms (see layers.py) until the rest costs no more. None: all take one.
+    layers that matter most take more bits (see layers.py) until the rest costs no more. None: all take 8.
+    kept_activation_kl: the same where the weights are what they were before, and lose nothing themselves.
     decode: a second graph computes with the same weights where a single row runs (see decode.py).
     """
 
@@ -34,6 +35,7 @@ class Scheme:
     parts: Mapping[str, Grid]
     head: Grid
     activation_kl: float | None
+    kept_activation_kl: float | None = None
     decode: bool = False
 
     def grid_of(self, name: str) -> Grid:
@@ -63,6 +65,7 @@ SCHEMES = {
         parts={"*": Grid(4, block=32, symmetric=False)},
         head=TABLE,
         activation_kl=None,  # the weights lose more
+        kept_activation_kl=0.0005,
     ),
 }
 
@@ -100,15 +103,21 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     Weights that were in 4 bits with offsets before stay what they are in a scheme of 4 bits: nothing is rotated or rounded.
     """
     if scheme.parts["*"].bits == 4 and (kept := kept_offsets(gpt)):
-        note("the weights were in 4 bits with offsets before, and are kept exactly")
-        return Quantization({**kept, **tables(gpt, kept_table(gpt, scheme.head))}, rotated=False)
+        note("the weights were in 4 bits with offsets before, and are kept")
+        blocks = {name: weight.blocks.block for name, weight in kept.items()}
+        work = {name: weight.blocks.packed.size for name, weight in kept.items()}
+        exact, costs = worth_exactness(gpt, windows[0], blocks, work, scheme.kept_activation_kl)
+        kept = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
+        # what the head reads is not rotated, and 8 bits of it cost a third of all
+        head_and_embedding = tables(gpt, kept_table(gpt, scheme.head), exact=True)
+        return Quantization({**kept, **head_and_embedding}, rotated=False, sensitivity=costs)
     rotated = rotate_where_possible(gpt)
     rounded = round_layers(gpt, windows, scheme.grid_of)
     # a block that is not whole is padded by the operator, and has no second term
     blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
     work = {name: values.levels.numel() for name, values in rounded.items()}
-    doubled, costs = two_terms(gpt, windows[0], blocks, work, scheme.activation_kl)
-    weights = {name: pack(values, doubled.get(name, 1)) for name, values in rounded.items()}
+    exact, costs = worth_exactness(gpt, windows[0], blocks, work, scheme.activation_kl)
+    weights = {name: pack(values, exact=name in exact) for name, values in rounded.items()}
     return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=rotated, sensitivity=costs)
 
 
@@ -141,22 +150,21 @@ def kept_table(gpt: GPT, grid: Grid) -> Grid:
     return own if off < 1e-4 else grid
 
 
-def two_terms(
+def worth_exactness(
     gpt: GPT, window: list[int], blocks: Mapping[str, int], work: Mapping[str, int], allowed: float | None
-) -> tuple[dict[str, int], dict[str, float]]:
-    """How many terms the activations of each layer take, and what one costs in mean KL. blocks: layer -> how many of a
+) -> tuple[set[str], dict[str, float]]:
+    """The layers whose activations take more than 8 bits, and what 8 cost each in mean KL. blocks: layer -> how many of a
     row's activations share a scale, 0: all."""
     if allowed is None:
-        return dict.fromkeys(blocks, 1), {}
+        return set(), {}
     changes = {name: in_8_bits(block) for name, block in blocks.items()}
     costs = sensitivities(gpt, window, changes.get, "Measuring activations")
-    doubled = worth_two_terms(costs, work, allowed)
-    return {name: 2 if name in doubled else 1 for name in blocks}, costs
+    return set(most_worth(costs, work, allowed)), costs
 
 
-def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
-    """The layers that take a second term, those first that save the most KL for their work, until the others cost no more
-    than `allowed` together."""
+def most_worth(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
+    """The layers to compute exactly, those first that save the most KL for their work, until the others cost no more than
+    `allowed` together."""
     chosen, left = [], sum(costs.values())
     for name in sorted(costs, key=lambda name: costs[name] / work[name], reverse=True):
         if left <= allowed:
@@ -166,15 +174,16 @@ def worth_two_terms(costs: Mapping[str, float], work: Mapping[str, int], allowed
     return chosen
 
 
-def pack(rounded: Rounded, terms: int) -> Quantized:
-    return pack_blocks(rounded, terms) if rounded.grid.block else pack_channels(rounded, terms)
+def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
+    return pack_blocks(rounded, exact=exact) if rounded.grid.block else pack_channels(rounded, exact=exact)
 
 
-def tables(gpt: GPT, grid: Grid) -> dict[str, Quantized]:
+def tables(gpt: GPT, grid: Grid, *, exact: bool = False) -> dict[str, Quantized]:
     """Head and embedding to the nearest level; one entry for both where they are tied. A width that the block does not
-    divide takes the next smaller power of two that does, and an embedding for which none does stays as it is."""
+    divide takes the next smaller power of two that does, and an embedding for which none does stays as it is. exact: the
+    head's activations take more than 8 bits."""
     grid = grid.fitted(gpt.config.n_embd)
-    made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid))}
+    made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid), exact=exact)}
     embedding = next(
         name for name, module in gpt.named_modules() if isinstance(module, nn.Embedding)
     )  # "wte", or in it
@@ -198,7 +207,8 @@ def describe(name: str, made: Quantization) -> dict[str, Any]:
         "rounding": "none: the source's own levels"
         if kept
         else "GPTQ on calibration text, head and embedding to nearest",
-        "activations": "8 bits, a scale a row where weights have one a channel, else a scale a block",
+        "activations": "8 bits, a scale a row where weights have one a channel, else a scale a block; "
+        "16 are two terms of 8, 32 are floats",
         "sensitivity": {key: float(f"{value:.3g}") for key, value in made.sensitivity.items()},
         "tensors": {key: _tensor(value) for key, value in made.weights.items()},
     }
@@ -207,14 +217,14 @@ def describe(name: str, made: Quantization) -> dict[str, Any]:
 def _tensor(weight: Quantized) -> dict[str, Any]:
     match weight:
         case OffsetWeights():
-            return {**_tensor(weight.blocks), "offsets": "float32"}
+            return {**_tensor(weight.blocks), "offsets": True}
         case BlockWeights():
             symmetric = weight.zeros is None
             return {
                 "bits": weight.bits,
                 "block": weight.block,
                 "symmetric": symmetric,
-                "activation_terms": weight.terms,
+                "activation_bits": weight.activation_bits,
             }
         case ChannelWeights():
-            return {"bits": 8, "block": 0, "activation_terms": weight.terms}
+            return {"bits": 8, "block": 0, "activation_bits": weight.activation_bits}
