@@ -91,16 +91,18 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid, *, damping: float = 
     """Round column after column, and let the columns that are still to come make good each one's error on the inputs whose
     second moments x^T x are `moments` (n_in, n_in) (Frantar et al. 2022, arXiv 2210.17323, with their damping).
 
-    Rows of one scale take the columns with the most energy first, which leaves their errors the most others to go to.
+    Rows of one scale take the columns with the most energy first, which leaves their errors the most others to go to. When
+    all levels are known, the scales are fitted once more.
     """
     moments = moments.double().clone()
     silent = moments.diagonal() == 0
     moments[silent, silent] = 1.0  # no input ever: nothing to make good
     if grid.block:
-        return _round(weight.float(), grid, _influence(moments, damping))
+        return refit(weight.float(), _round(weight.float(), grid, _influence(moments, damping)), moments, damping)
     order = moments.diagonal().argsort(descending=True)
     done = _round(weight.float()[:, order], grid, _influence(moments[order][:, order], damping))
-    return Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
+    in_place = Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
+    return refit(weight.float(), in_place, moments, damping)
 
 
 def _influence(moments: Tensor, damping: float) -> Tensor:
@@ -124,7 +126,9 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
     levels = torch.empty(n_out, n_in, dtype=torch.int16)
     scales, zeros = [], []
     for first, last in grid.spans(n_in):
-        scale, zero = fit(weight[:, first:last], grid)
+        # what an error of a column costs when those to its right have made good what they can
+        weights = None if influence is None else influence.diagonal()[first:last] ** -2
+        scale, zero = fit(weight[:, first:last], grid, weights)
         scales.append(scale)
         zeros.append(zero)
         if influence is None:
@@ -147,8 +151,29 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
     return Rounded(levels, torch.stack(scales, 1), stacked, grid)
 
 
-def fit(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error.
+def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> Rounded:
+    """The same levels, with the scales that keep the outputs on inputs of these second moments best: least squares, over
+    all the scales of a row at once."""
+    if not rounded.whole:
+        return rounded
+    n_out, n_in = weight.shape
+    size = rounded.grid.block or n_in
+    moments = (moments + torch.eye(n_in, dtype=moments.dtype) * damping * moments.diagonal().mean()).float()
+    levels = rounded.levels.float()
+    wanted = (weight @ moments * levels).unflatten(1, (-1, size)).sum(-1)  # (n_out, blocks)
+    products = torch.empty(n_out, n_in // size, n_in // size)
+    for index, (first, last) in enumerate(rounded.grid.spans(n_in)):
+        reach = levels[:, first:last] @ moments[first:last]
+        products[:, index] = (reach * levels).unflatten(1, (-1, size)).sum(-1)
+    # a little of the scale that was, for blocks whose levels are all 0
+    ridge = 1e-4 * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
+    scales = torch.linalg.solve(products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales)
+    return replace(rounded, scales=scales)
+
+
+def fit(values: Tensor, grid: Grid, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error,
+    each column's counted `weights` (n,) times.
 
     8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1),
     take the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
@@ -167,12 +192,13 @@ def fit(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         zero = torch.where(widest > 0, -least / widest, 0.0)
         shifts = [zero.floor(), zero.ceil()]
     widest = torch.where(widest != 0, widest, 1.0)
+    counted = torch.ones(values.shape[1]) if weights is None else weights
     best = torch.full((len(values),), torch.inf)
     scale, zero = widest.clone(), shifts[0].clone()
     for clip in torch.linspace(1.0, 0.7, 16).tolist() if grid.bits < 8 else [1.0]:
         for shift in shifts:
             q = (values / (clip * widest)[:, None] + shift[:, None]).round().clamp(low, high) - shift[:, None]
-            error = (q * (clip * widest)[:, None] - values).square().sum(1)
+            error = (q * (clip * widest)[:, None] - values).square() @ counted
             better = error < best
             best = torch.where(better, error, best)
             scale = torch.where(better, clip * widest, scale)
