@@ -52,6 +52,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "gptx.json").read_text())
 
 
+def layer_bits(artifact: Path) -> list[int]:
+    tensors = manifest_of(artifact)["quantization"]["tensors"]
+    return [tensor["bits"] for name, tensor in tensors.items() if name.startswith("blocks.")]
+
+
 def graph_size(folder: Path) -> int:
     return sum(file.stat().st_size for file in (folder / "onnx").iterdir())
 
@@ -124,7 +129,7 @@ def test_more_bits_are_larger_and_nearer(kept: Path) -> None:
     assert len(points) >= 5
     sizes, predicted = [p["bytes"] for p in points], [p["predicted_kl"] for p in points]
     assert sizes == sorted(sizes) and predicted == sorted(predicted, reverse=True)
-    assert [p["mix"] for p in points][:: len(points) - 1] == ["0 of 8 in 8 bits", "8 of 8 in 8 bits"]
+    assert [p["mix"] for p in points][:: len(points) - 1] == ["8 layers in 4/64", "8 layers in 8 bits"]
     for point in points:  # single layers, added up, foretell the whole
         assert point["predicted_kl"] == pytest.approx(point["kl_mean"], rel=0.3)
 
@@ -135,9 +140,8 @@ def test_the_manifest_says_what_was_done(kept: Path, fp32: Path) -> None:
     (chosen,) = [point for point in quantization["pareto"]["points"] if point["chosen"]]
     assert quantization["scheme"] == "mix" and quantization["budget"] == "perplexity +0.7%"
     assert quantization["mix"] == chosen["mix"] and chosen["bytes"] == graph_size(kept) < graph_size(fp32)
-    bits = [tensor["bits"] for name, tensor in quantization["tensors"].items() if name.startswith("blocks.")]
-    assert set(bits) == {4, 8} and f"{bits.count(8)} of {len(bits)} in 8 bits" == chosen["mix"]
-    assert manifest["precision"] == ("int4" if bits.count(8) < 4 else "int8")
+    bits = layer_bits(kept)
+    assert len(bits) == 8 and manifest["precision"] == ("int4" if bits.count(8) < 4 else "int8")
     assert set(quantization["sensitivity"]) == set(quantization["tensors"]) - {"head", "wte.inner"}
     assert f"{chosen['mix']}, the best inside perplexity +0.7%" in (kept / "README.md").read_text()
 
@@ -162,6 +166,9 @@ def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
     size = (points[0]["bytes"] + points[-1]["bytes"]) // 2
     quantize_within(fp32, tmp_path / "out", budget=Budget(size=size), picture_file=tmp_path / "mixes.png")
     assert graph_size(tmp_path / "out") <= size
+    bits = layer_bits(tmp_path / "out")
+    assert set(bits) == {4, 8}
+    assert manifest_of(tmp_path / "out")["quantization"]["mix"].startswith(f"{bits.count(8)} layers in 8 bits, ")
     pareto = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
     fitting = [
         point for point in pareto if point["bytes"] <= size - 2000
@@ -170,9 +177,11 @@ def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mixes.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize(("budget", "words"), [("size=10kB", "is too small"), ("ppl=0.0001%", "nothing was written")])
-def test_a_budget_that_cannot_be_kept(fp32: Path, tmp_path: Path, budget: str, words: str) -> None:
-    outcome = command("quantize", fp32, tmp_path / "out", "--budget", budget)
+@pytest.mark.parametrize(
+    ("options", "words"), [(["size=10kB"], "is too small"), (["1%", "--limit", "kl_mean=1e-12"], "nothing was written")]
+)
+def test_a_budget_that_cannot_be_kept(fp32: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    outcome = command("quantize", fp32, tmp_path / "out", "--budget", *options)
     assert outcome.status == 1 and words in outcome.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,7 @@
 """What a quantization may cost, read from the command line, and which mixes are tried to find the best one inside it.
 
-A mix is known by a number here: how many layers, of an order that is settled before, have 8 bits. What a mix is made of
-and how it is measured is not known.
+A mix is known by a number here: of steps, in an order that is settled before, that each give a layer more bits. What a mix
+is made of and how it is measured is not known.
 """
 
 from __future__ import annotations

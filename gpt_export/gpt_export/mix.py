@@ -1,11 +1,13 @@
-"""A GPT whose layers differ in bits: each is rounded to 4 and to 8, what 4 cost it is measured, and mixes lie between.
+"""A GPT whose layers differ in bits: each is rounded to several forms, what the smaller ones cost it is measured, and the
+mixes lie between all in the smallest and all in the largest.
 
-In: the fp32 module and a calibration text. Out: for a number of layers in 8 bits, the weights of all. Which number is
-wanted is not known here.
+In: the fp32 module and a calibration text. Out: for a number of steps from one to the other, the weights of all. Which
+number is wanted is not known here.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,58 +22,87 @@ from gpt_export.certify import Recording
 from gpt_export.channels import ChannelWeights
 from gpt_export.layers import Quantized
 from gpt_export.offsets import OffsetWeights, dequantize_offsets
-from gpt_export.schemes import SCHEMES, pack, rotate_where_possible, scheme_name, tables, worth_exactness
+from gpt_export.rounding import Grid
+from gpt_export.schemes import SCHEMES, TABLE, pack, rotate_where_possible, scheme_name, tables, worth_exactness
 from gpt_export.sensitivity import in_8_bits, sensitivities, with_weight
 from gptx.compare import Figures, Tally
 from gptx.cpu import cpu_features
 from gptx.progress import stage
 from gptx_models.model import GPT
 
+# The forms in 4 bits, smallest first: twice the block is half the scales, and a fifth more error. The last form is int8's.
+SMALL = (Grid(4, block=64, symmetric=False), Grid(4, block=32, symmetric=False))
+
 
 @dataclass(frozen=True)
 class Mixes:
-    """small, large: each layer in 4 and in 8 bits; tables: head and embedding. costs: mean KL of 4 bits instead of 8 in
-    one layer. order: the layers, those first that lose the most KL for each byte that 8 bits take more."""
+    """forms: the layers in each form, smallest first; tables: head and embedding. costs: for each form, the mean KL of it
+    instead of the largest in one layer. steps: (layer, form that it takes next), those first that save most KL for a byte.
+    """
 
-    small: dict[str, Quantized]
-    large: dict[str, Quantized]
+    forms: list[dict[str, Quantized]]
     tables: dict[str, Quantized]
-    costs: dict[str, float]
-    order: list[str]
+    costs: list[dict[str, float]]
+    steps: list[tuple[str, int]]
     rotated: bool
 
+    def taken(self, count: int) -> dict[str, int]:
+        """The form of each layer after the first `count` steps."""
+        return {**dict.fromkeys(self.forms[0], 0), **dict(self.steps[:count])}
+
     def weights(self, count: int) -> dict[str, Quantized]:
-        """Of the mix whose first `count` layers of the order have 8 bits."""
-        large = set(self.order[:count])
-        return {**{n: (self.large if n in large else self.small)[n] for n in self.small}, **self.tables}
+        return {**{name: self.forms[form][name] for name, form in self.taken(count).items()}, **self.tables}
 
     def predicted_kl(self, count: int) -> float:
-        """What the layers in 4 bits add to a mix that has none."""
-        return sum(self.costs[name] for name in self.order[count:])
+        """What the smaller forms add to a mix that has none."""
+        return sum(self.costs[form][name] for name, form in self.taken(count).items())
+
+    def name(self, count: int) -> str:
+        """28 layers in 8 bits, 35 in 4/32, 57 in 4/64"""
+        labels = Counter(self.taken(count).values())
+        kinds = ["8 bits", *(f"{grid.bits}/{grid.block}" for grid in reversed(SMALL))]
+        parts = [(labels[len(SMALL) - i], kind) for i, kind in enumerate(kinds)]
+        words = [f"{n} in {kind}" for n, kind in parts if n]
+        return ", ".join([words[0].replace(" in", " layers in", 1), *words[1:]])
 
 
 def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
-    """Round `gpt` to both numbers of bits; it is rewritten in place, its layers to 8 bits."""
+    """Round `gpt` to each form; it is rewritten in place, its layers to the largest."""
     rotated = rotate_where_possible(gpt)
-    four, eight = SCHEMES["int4"], SCHEMES[scheme_name("int8", cpu_features())]
-    each = round_to_each(gpt, windows, lambda name: (four.grid_of(name), eight.grid_of(name)))
+    eight = SCHEMES[scheme_name("int8", cpu_features())]
+    each = round_to_each(gpt, windows, lambda name: (*SMALL, eight.grid_of(name)))
     finest = {name: rounded[-1] for name, rounded in each.items()}
     blocks = {name: values.grid.block for name, values in finest.items() if values.whole}
     work = {name: values.levels.numel() for name, values in finest.items()}
     exact, _ = worth_exactness(gpt, windows[0], blocks, work, eight.activation_kl)
-    large = {name: pack(values, exact=name in exact) for name, values in finest.items()}
-    small = {name: pack(rounded[0]) for name, rounded in each.items()}
+    forms = [{name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))]
+    forms.append({name: pack(values, exact=name in exact) for name, values in finest.items()})
     del each, finest
-    costs = sensitivities(
-        gpt, windows[0], lambda name: lambda linear: with_weight(linear, values_of(small[name])), "Measuring layers"
-    )
-    return Mixes(small, large, tables(gpt, four.head), costs, by_worth(costs, small, large), rotated)
+
+    def cost(form: dict[str, Quantized], grid: Grid) -> dict[str, float]:
+        what = f"Measuring layers in {grid.bits} bits, blocks of {grid.block}"
+        return sensitivities(
+            gpt, windows[0], lambda name: lambda linear: with_weight(linear, values_of(form[name])), what
+        )
+
+    costs = [*(cost(form, grid) for form, grid in zip(forms, SMALL)), dict.fromkeys(forms[0], 0.0)]
+    return Mixes(forms, tables(gpt, TABLE), costs, by_worth(costs, forms), rotated)
 
 
-def by_worth(costs: Mapping[str, float], small: Mapping[str, Quantized], large: Mapping[str, Quantized]) -> list[str]:
-    """The layers by the KL that a byte of 8 bits instead of 4 saves, the most first."""
-    more = {name: max(n_bytes(large[name]) - n_bytes(small[name]), 1) for name in costs}
-    return sorted(costs, key=lambda name: costs[name] / more[name], reverse=True)
+def by_worth(costs: Sequence[Mapping[str, float]], forms: Sequence[Mapping[str, Quantized]]) -> list[tuple[str, int]]:
+    """The steps from the smallest form of every layer on, by the KL that one saves for a byte, the most first."""
+    steps: list[tuple[float, str, int]] = []
+    for name in forms[0]:
+        sizes, kls = [n_bytes(form[name]) for form in forms], [cost[name] for cost in costs]
+        at = 0
+        while worth := [
+            ((kls[at] - kl) / (size - sizes[at]), name, form)
+            for form, (size, kl) in enumerate(zip(sizes, kls))
+            if size > sizes[at] and kl < kls[at]
+        ]:
+            steps.append(max(worth))  # the steepest, and so what follows it is less steep
+            at = steps[-1][2]
+    return [(name, form) for _, name, form in sorted(steps, reverse=True)]
 
 
 def values_of(weight: Quantized) -> Tensor:
@@ -128,16 +159,10 @@ def node_bytes(weight: Quantized) -> int:
 
 
 def least_bytes(gpt: GPT) -> int:
-    """What the quantized weights take at least, all layers in 4 bits."""
-    scheme = SCHEMES["int4"]
-    layers = {
-        f"blocks.{i}.{part}": linear for i, block in enumerate(gpt.layers) for part, linear in linears(block).items()
-    }
-    total = scheme.head.fitted(gpt.config.n_embd).stored_bytes(*gpt.head.weight.shape)
-    return total + sum(
-        scheme.grid_of(name).fitted(linear.in_features).stored_bytes(*linear.weight.shape)
-        for name, linear in layers.items()
-    )
+    """What the quantized weights take at least, all layers in the smallest form."""
+    layers = [linear for block in gpt.layers for linear in linears(block).values()]
+    total = TABLE.fitted(gpt.config.n_embd).stored_bytes(*gpt.head.weight.shape)
+    return total + sum(SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape) for linear in layers)
 
 
 @torch.no_grad()

@@ -97,15 +97,15 @@ class Search:
             self.timings.time(made.weights.values())
             self.measure(gpt, "the source's 4 bits", made)
         mixes = make_mixes(gpt, windows)
-        top = len(mixes.order)
+        top = len(mixes.steps)
         self.expect_room(self.size(gpt, mixes.weights(0)))
-        self.timings.time([*mixes.small.values(), *mixes.large.values(), *mixes.tables.values()])
+        self.timings.time([weight for form in [*mixes.forms, mixes.tables] for weight in form.values()])
         found: dict[int, Point] = {}
 
         def at(count: int) -> Point:
             if count not in found:
-                made = Quantization(mixes.weights(count), mixes.rotated, mixes.costs)
-                found[count] = self.measure(gpt, f"{count} of {top} in 8 bits", made)
+                made = Quantization(mixes.weights(count), mixes.rotated, mixes.costs[0])
+                found[count] = self.measure(gpt, mixes.name(count), made)
             return found[count]
 
         if self.budget.size is None:
