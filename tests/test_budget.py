@@ -129,7 +129,7 @@ def test_more_bits_are_larger_and_nearer(kept: Path) -> None:
     assert len(points) >= 5
     sizes, predicted = [p["bytes"] for p in points], [p["predicted_kl"] for p in points]
     assert sizes == sorted(sizes) and predicted == sorted(predicted, reverse=True)
-    assert [p["mix"] for p in points][:: len(points) - 1] == ["8 layers in 4/64", "8 layers in 8 bits"]
+    assert [p["mix"] for p in points][:: len(points) - 1] == ["8 in 4/64", "8 in 8 bits"]
     for point in points:  # single layers, added up, foretell the whole
         assert point["predicted_kl"] == pytest.approx(point["kl_mean"], rel=0.3)
 
@@ -168,7 +168,7 @@ def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
     assert graph_size(tmp_path / "out") <= size
     bits = layer_bits(tmp_path / "out")
     assert set(bits) == {4, 8}
-    assert manifest_of(tmp_path / "out")["quantization"]["mix"].startswith(f"{bits.count(8)} layers in 8 bits, ")
+    assert manifest_of(tmp_path / "out")["quantization"]["mix"].startswith(f"{bits.count(8)} in 8 bits, ")
     pareto = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
     fitting = [
         point for point in pareto if point["bytes"] <= size - 2000

@@ -168,15 +168,16 @@ def quantize(
                    both speeds for twice the memory; the files are no larger
     int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
                    parameter, and a visible loss. Weights that were 4-bit before
-                   (GGUF's Q4_1) are kept exactly
+                   (GGUF's Q4_1) are kept: next to none
     fp16           half precision for CUDA; on a CPU it halves the file, not the time
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
 
-    With --budget each layer takes 4 or 8 bits, as is worth it: of perplexity, the smallest artifact that keeps it;
-    of size, the best that fits. The mixes that were measured are printed, drawn, and stored in gptx.json.
+    With --budget each layer takes 4 bits in blocks of 64 or of 32, or 8 bits, as is worth it: of perplexity, the
+    smallest artifact that keeps it; of size, the best that fits. The mixes that were measured are printed, drawn, and
+    stored in gptx.json.
     """
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
 

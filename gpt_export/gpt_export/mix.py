@@ -58,12 +58,10 @@ class Mixes:
         return sum(self.costs[form][name] for name, form in self.taken(count).items())
 
     def name(self, count: int) -> str:
-        """28 layers in 8 bits, 35 in 4/32, 57 in 4/64"""
-        labels = Counter(self.taken(count).values())
-        kinds = ["8 bits", *(f"{grid.bits}/{grid.block}" for grid in reversed(SMALL))]
-        parts = [(labels[len(SMALL) - i], kind) for i, kind in enumerate(kinds)]
-        words = [f"{n} in {kind}" for n, kind in parts if n]
-        return ", ".join([words[0].replace(" in", " layers in", 1), *words[1:]])
+        """28 in 8 bits, 35 in 4/32, 57 in 4/64: layers"""
+        layers = Counter(self.taken(count).values())
+        kinds = [*(f"{grid.bits}/{grid.block}" for grid in SMALL), "8 bits"]
+        return ", ".join(f"{layers[form]} in {kind}" for form, kind in reversed([*enumerate(kinds)]) if layers[form])
 
 
 def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 COLUMNS = 128  # rounded before what is right of them is corrected in one product
+# Of the mean moment, added to each column's own. GPTQ's authors take 0.01; 5 times that keeps 4 bits nearer on texts of
+# other kinds than the calibration's.
+DAMPING = {8: 0.01, 4: 0.05}
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,14 @@ def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
 
 
 @torch.no_grad()
-def round_gptq(weight: Tensor, moments: Tensor, grid: Grid, *, damping: float = 0.01) -> Rounded:
+def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
     """Round column after column, and let the columns that are still to come make good each one's error on the inputs whose
-    second moments x^T x are `moments` (n_in, n_in) (Frantar et al. 2022, arXiv 2210.17323, with their damping).
+    second moments x^T x are `moments` (n_in, n_in) (Frantar et al. 2022, arXiv 2210.17323).
 
     Rows of one scale take the columns with the most energy first, which leaves their errors the most others to go to. When
     all levels are known, the scales are fitted once more.
     """
-    moments = moments.double().clone()
+    moments, damping = moments.double().clone(), DAMPING[grid.bits]
     silent = moments.diagonal() == 0
     moments[silent, silent] = 1.0  # no input ever: nothing to make good
     if grid.block:

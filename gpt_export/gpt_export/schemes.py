@@ -94,7 +94,7 @@ class Quantization:
 
     weights: dict[str, Quantized]
     rotated: bool
-    sensitivity: dict[str, float] = field(default_factory=dict)  # mean KL of one term, by layer
+    sensitivity: dict[str, float] = field(default_factory=dict)  # KL by layer, of 8-bit activations; of a mix, of 4/64
 
 
 def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
