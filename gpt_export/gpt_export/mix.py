@@ -100,7 +100,8 @@ def by_worth(costs: Sequence[Mapping[str, float]], forms: Sequence[Mapping[str, 
         ]:
             steps.append(max(worth))  # the steepest, and so what follows it is less steep
             at = steps[-1][2]
-    return [(name, form) for _, name, form in sorted(steps, reverse=True)]
+    steps.sort(key=lambda step: -step[0])  # those of a layer that are alike stay in their order
+    return [(name, form) for _, name, form in steps]
 
 
 def values_of(weight: Quantized) -> Tensor:

@@ -19,9 +19,8 @@ from gpt_export.rounding import Grid, Rounded, round_nearest
 
 GRID = Grid(4, block=32)
 HIGHEST = 15
-OFF_GRID = (
-    1e-3  # of a step: what the float32 arithmetic of an importer leaves. Fine-tuning must not be rounded off again
-)
+# Of a step: what the float32 arithmetic of an importer leaves. Fine-tuning moves weights more, and must not be undone.
+OFF_GRID = 1e-3
 DIGITS = 2
 
 
