@@ -167,8 +167,8 @@ def quantize(
     int8-fast      channels, and a second graph of blocks that a single row decodes with:
                    both speeds for twice the memory; the files are no larger
     int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
-                   parameter, and a visible loss. Weights that were 4-bit before
-                   (GGUF's Q4_1) are kept: next to none
+                   parameter, and a visible loss; next to none where the weights
+                   were 4-bit before (GGUF's Q4_1), and are kept
     fp16           half precision for CUDA; on a CPU it halves the file, not the time
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and

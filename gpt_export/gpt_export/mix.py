@@ -23,7 +23,7 @@ from gpt_export.channels import ChannelWeights
 from gpt_export.layers import Quantized
 from gpt_export.offsets import OffsetWeights, dequantize_offsets
 from gpt_export.rounding import Grid
-from gpt_export.schemes import SCHEMES, TABLE, pack, rotate_where_possible, scheme_name, tables, worth_exactness
+from gpt_export.schemes import SCHEMES, TABLE, pack, pack_layers, rotate_where_possible, scheme_name, tables
 from gpt_export.sensitivity import in_8_bits, sensitivities, with_weight
 from gptx.compare import Figures, Tally
 from gptx.cpu import cpu_features
@@ -70,11 +70,9 @@ def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
     eight = SCHEMES[scheme_name("int8", cpu_features())]
     each = round_to_each(gpt, windows, lambda name: (*SMALL, eight.grid_of(name)))
     finest = {name: rounded[-1] for name, rounded in each.items()}
-    blocks = {name: values.grid.block for name, values in finest.items() if values.whole}
-    work = {name: values.levels.numel() for name, values in finest.items()}
-    exact, _ = worth_exactness(gpt, windows[0], blocks, work, eight.activation_kl)
+    largest, _ = pack_layers(gpt, finest, windows[0], eight.activation_kl)
     forms = [{name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))]
-    forms.append({name: pack(values, exact=name in exact) for name, values in finest.items()})
+    forms.append(largest)
     del each, finest
 
     def cost(form: dict[str, Quantized], grid: Grid) -> dict[str, float]:

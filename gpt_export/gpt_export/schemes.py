@@ -113,11 +113,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
         return Quantization({**kept, **head_and_embedding}, rotated=False, sensitivity=costs)
     rotated = rotate_where_possible(gpt)
     rounded = round_layers(gpt, windows, scheme.grid_of)
-    # a block that is not whole is padded by the operator, and has no second term
-    blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
-    work = {name: values.levels.numel() for name, values in rounded.items()}
-    exact, costs = worth_exactness(gpt, windows[0], blocks, work, scheme.activation_kl)
-    weights = {name: pack(values, exact=name in exact) for name, values in rounded.items()}
+    weights, costs = pack_layers(gpt, rounded, windows[0], scheme.activation_kl)
     return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=rotated, sensitivity=costs)
 
 
@@ -148,6 +144,18 @@ def kept_table(gpt: GPT, grid: Grid) -> Grid:
     table = gpt.head.weight
     off = (round_nearest(table, own).values() - table).abs().max() / table.abs().max()
     return own if off < 1e-4 else grid
+
+
+def pack_layers(
+    gpt: GPT, rounded: Mapping[str, Rounded], window: list[int], allowed: float | None
+) -> tuple[dict[str, Quantized], dict[str, float]]:
+    """The weights of a module whose layers have these values, those packed for exact activations that are worth it; and
+    what 8 bits cost each."""
+    # a block that is not whole is padded by the operator, and has no second term
+    blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
+    work = {name: values.levels.numel() for name, values in rounded.items()}
+    exact, costs = worth_exactness(gpt, window, blocks, work, allowed)
+    return {name: pack(values, exact=name in exact) for name, values in rounded.items()}, costs
 
 
 def worth_exactness(
