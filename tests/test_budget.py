@@ -109,12 +109,12 @@ def test_the_search_closes_in_on_the_smallest_mix(top: int, threshold: int) -> N
 
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 90)),
-    grid=st.sampled_from([Grid(8), Grid(8, 64), Grid(4, 32), Grid(4, 32, symmetric=False)]),
+    grid=st.sampled_from([Grid(8), Grid(8, 64), Grid(4, 32), Grid(4, 32, symmetric=False), Grid(4, 64, False, 8)]),
 )
 def test_bytes_are_known_before_rounding(shape: tuple[int, int], grid: Grid) -> None:
     fitted = grid.fitted(shape[1])
     packed: Quantized = pack(round_nearest(torch.ones(shape), fitted))
-    arrays = [getattr(packed, name, None) for name in ("packed", "levels", "scales", "zeros")]
+    arrays = [getattr(packed, name, None) for name in ("packed", "levels", "scales", "zeros", "scale_steps")]
     assert fitted.stored_bytes(*shape) == sum(array.nbytes for array in arrays if array is not None)
 
 

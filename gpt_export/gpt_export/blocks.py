@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_export.rounding import Rounded
+from gpt_export.rounding import Rounded, scale_levels
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class BlockWeights:
     """A matrix (n_out, n_in) in blocks along n_in; w = scale * (q - zero), zero being 2^(bits - 1) where `zeros` is None.
 
     packed: uint8 (n_out, blocks, block * bits / 8), two 4-bit values a byte, the lower half first
-    scales: float32 (n_out, blocks)
+    scales: float32 (n_out, blocks); or int8, and scale_steps float32 (n_out, 1) what those are multiplied by
     zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed likewise, or None
     activation_bits: that the product computes with: 8; of weights in 8 bits also 16, in two terms; in 4 also 32, as floats
     """
@@ -26,6 +26,12 @@ class BlockWeights:
     block: int
     shape: tuple[int, int]
     activation_bits: int = 8
+    scale_steps: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.packed, self.scales, self.zeros, self.scale_steps)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
@@ -39,14 +45,19 @@ def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
     levels[:, :n_in] = rounded.levels.numpy()
     q = (levels.reshape(n_out, n_blocks, grid.block) + zeros[..., None]).astype(np.uint8)
     packed_zeros = None if rounded.zeros is None else _nibbles(zeros, grid.bits)
+    scales, steps = rounded.scales.numpy().astype(np.float32), None
+    if grid.scale_bits == 8:
+        whole, step = scale_levels(rounded.scales)
+        scales, steps = whole.numpy().astype(np.int8), step.numpy().astype(np.float32)
     return BlockWeights(
         packed=np.ascontiguousarray(_nibbles(q, grid.bits)),
-        scales=rounded.scales.numpy().astype(np.float32),
+        scales=scales,
         zeros=packed_zeros,
         bits=grid.bits,
         block=grid.block,
         shape=(n_out, n_in),
         activation_bits=8 if not exact else 16 if grid.bits == 8 else 32,
+        scale_steps=steps,
     )
 
 
@@ -57,7 +68,8 @@ def dequantize_blocks(weights: BlockWeights) -> np.ndarray:
         zeros = np.float32(1 << (weights.bits - 1))
     else:
         zeros = _bytes(weights.zeros, weights.bits)[:, : q.shape[1], None].astype(np.float32)
-    values = (q - zeros) * weights.scales[..., None]
+    scales = weights.scales if weights.scale_steps is None else weights.scales * weights.scale_steps
+    values = (q - zeros) * scales[..., None]
     return values.reshape(values.shape[0], -1)[:, : weights.shape[1]]
 
 

@@ -31,7 +31,7 @@ from gptx.progress import stage
 from gptx_models.model import GPT
 
 # The forms in 4 bits, smallest first: twice the block is half the scales, and a fifth more error. The last form is int8's.
-SMALL = (Grid(4, block=64, symmetric=False), Grid(4, block=32, symmetric=False))
+SMALL = (Grid(4, 64, symmetric=False, scale_bits=8), Grid(4, 32, symmetric=False, scale_bits=8))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def n_bytes(weight: Quantized) -> int:
         case OffsetWeights():
             return n_bytes(weight.blocks)
         case BlockWeights():
-            return weight.packed.nbytes + weight.scales.nbytes + (0 if weight.zeros is None else weight.zeros.nbytes)
+            return weight.nbytes
         case ChannelWeights():
             return weight.levels.nbytes + weight.scales.nbytes
 
@@ -152,7 +152,8 @@ def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int
 def node_bytes(weight: Quantized) -> int:
     """What a product adds to a graph beside the node that takes the place of a MatMul."""
     offsets, channels = isinstance(weight, OffsetWeights), isinstance(weight, ChannelWeights)
-    return 4500 * (form_of(weight)[2] == 16) + 1500 * offsets + 2500 * channels
+    steps = isinstance(weight, BlockWeights) and weight.scale_steps is not None
+    return 4500 * (form_of(weight)[2] == 16) + 1500 * offsets + 2500 * channels + 400 * steps
 
 
 def least_bytes(gpt: GPT) -> int:

@@ -22,11 +22,14 @@ class Grid:
     """The levels of a weight: `block` of them along n_in share a scale (0: a whole row does).
 
     symmetric: levels -(2^(bits-1) - 1) .. 2^(bits-1) - 1 at 8 bits, -8..7 at 4. Else 0..2^bits - 1 less a zero point.
+    scale_bits: of a block's scale: 32, a float; 8, one of 255 even steps, which a row shares (for few levels: of many, the
+    highest would be off by a step).
     """
 
     bits: int
     block: int = 0
     symmetric: bool = True
+    scale_bits: int = 32
 
     def fitted(self, n_in: int) -> Grid:
         """The same with blocks that divide n_in, where some power of two from 16 on does."""
@@ -38,10 +41,11 @@ class Grid:
         return [(start, min(start + size, n_in)) for start in range(0, n_in, size)]
 
     def stored_bytes(self, n_out: int, n_in: int) -> int:
-        """Of a matrix: levels, float32 scales, zero points."""
+        """Of a matrix: levels, scales, zero points."""
         blocks = len(self.spans(n_in))
         levels = blocks * (self.block or n_in) * self.bits // 8
-        return n_out * (levels + 4 * blocks + (0 if self.symmetric else -(-blocks * self.bits // 8)))
+        scales = 4 * blocks if self.scale_bits == 32 else blocks + 4
+        return n_out * (levels + scales + (0 if self.symmetric else -(-blocks * self.bits // 8)))
 
     @property
     def range(self) -> tuple[int, int]:
@@ -86,7 +90,7 @@ class Rounded:
 
 @torch.no_grad()
 def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
-    return _round(weight.float(), grid, None)
+    return _with_stored_scales(_round(weight.float(), grid, None))
 
 
 @torch.no_grad()
@@ -101,7 +105,8 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
     silent = moments.diagonal() == 0
     moments[silent, silent] = 1.0  # no input ever: nothing to make good
     if grid.block:
-        return refit(weight.float(), _round(weight.float(), grid, _influence(moments, damping)), moments, damping)
+        done = _round(weight.float(), grid, _influence(moments, damping))
+        return _with_stored_scales(refit(weight.float(), done, moments, damping))
     order = moments.diagonal().argsort(descending=True)
     done = _round(weight.float()[:, order], grid, _influence(moments[order][:, order], damping))
     in_place = Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
@@ -172,6 +177,21 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
     ridge = 1e-4 * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
     scales = torch.linalg.solve(products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales)
     return replace(rounded, scales=scales)
+
+
+def _with_stored_scales(rounded: Rounded) -> Rounded:
+    """The same levels, each scale the nearest that the grid's scale_bits can hold."""
+    if rounded.grid.scale_bits == 32:
+        return rounded
+    levels, step = scale_levels(rounded.scales)
+    return replace(rounded, scales=levels * step)
+
+
+def scale_levels(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales (n_out, blocks) as whole numbers from -127 to 127, and the step (n_out, 1) that each row multiplies its own
+    by."""
+    step = scales.abs().amax(1, keepdim=True) / 127
+    return (scales / torch.where(step > 0, step, 1.0)).round(), step
 
 
 def fit(values: Tensor, grid: Grid, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ SCHEMES = {
     ),
     "int4": Scheme(
         bytes_per_weight=0.72,
-        parts={"*": Grid(4, block=32, symmetric=False)},
+        parts={"*": Grid(4, block=32, symmetric=False, scale_bits=8)},
         head=TABLE,
         activation_kl=None,  # the weights lose more
         kept_activation_kl=0.0005,
@@ -232,6 +232,7 @@ def _tensor(weight: Quantized) -> dict[str, Any]:
                 "bits": weight.bits,
                 "block": weight.block,
                 "symmetric": symmetric,
+                "scale_bits": 32 if weight.scale_steps is None else 8,
                 "activation_bits": weight.activation_bits,
             }
         case ChannelWeights():
