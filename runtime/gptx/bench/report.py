@@ -54,14 +54,29 @@ def print_verdicts(results: Sequence[Result]) -> None:
     first = results[0]
     after = ", ".join(map(str, first.prompts))
     for peer in results[1:]:
-        pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
-        decode = ", ".join(_times(ours, theirs, "decode_tokens_per_s") for ours, theirs in pairs)
-        prefill = ", ".join(_times(theirs, ours, "prefill_s") for ours, theirs in pairs)
+        decode, prefill = _faster(first, peer, _median)
+        best_decode, best_prefill = _faster(first, peer, _best)
         memory = f", in {_times(first.memory, peer.memory, 'used')} times the memory" if first.memory else ""
         write_out(
             f"{first.contender.label} after {after} tokens decodes {decode} times as fast as {peer.contender.label} and "
-            f"prefills {prefill} times as fast{memory}\n"
+            f"prefills {prefill} times as fast{memory}; each in its best run: {best_decode} and {best_prefill}\n"
         )
+
+
+def _faster(first: Result, peer: Result, value: Callable[[Spreads, str], float]) -> tuple[str, str]:
+    """How many times as fast as the peer the first is, after each prompt: in decode, and in prefill."""
+    pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
+    decode = [value(ours, "decode_tokens_per_s") / value(theirs, "decode_tokens_per_s") for ours, theirs in pairs]
+    prefill = [value(theirs, "prefill_s") / value(ours, "prefill_s") for ours, theirs in pairs]
+    return ", ".join(f"{ratio:.2f}" for ratio in decode), ", ".join(f"{ratio:.2f}" for ratio in prefill)
+
+
+def _median(values: Spreads, name: str) -> float:
+    return values[name].median
+
+
+def _best(values: Spreads, name: str) -> float:
+    return values[name].lowest if name == "prefill_s" else values[name].highest
 
 
 def _times(values: Spreads, others: Spreads, name: str) -> str:
