@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 import gptx
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
-from gptx import artifact
+from gptx import artifact, compiled, providers
+from gptx.compile import compile_artifact
 from gptx.describe import describe
 from gptx.engine import open_engine
 from gptx.errors import ArtifactError, UsageError
@@ -28,6 +30,7 @@ from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
 from tiny_artifact import refresh
 
+ORT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 TEXT = [5, 6, 7, 8, 9, 10, 11, 40, 100, 3, 80, 220, 17, 31]
 
 
@@ -187,6 +190,28 @@ def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -
     assert texts[0] == texts[1]
 
 
+@pytest.mark.skipif(ORT < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing")
+def test_both_graphs_are_compiled(fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compile_artifact(fast, tmp_path / "out", accept=True)
+    manifest = artifact.read(tmp_path / "out")
+    artifact.check_hashes(manifest)
+    assert set(compiled.FILES) <= set(manifest.files)
+    portable = manifest.path / "onnx/decode.onnx"
+    graph = portable.read_bytes()
+    portable.write_bytes(b"\0" * len(graph))  # not read where the compiled one fits
+    capsys.readouterr()
+    with gptx.load(fast, threads=1) as model, gptx.load(manifest.path, threads=1) as other:
+        assert other.decode and capsys.readouterr().err == ""
+        options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0}
+        assert model.generate(TEXT, **options).token_ids == other.generate(TEXT, **options).token_ids
+    portable.write_bytes(graph)
+    (manifest.path / compiled.DECODE).write_bytes(b"\0")
+    with gptx.load(manifest.path, threads=1) as other:
+        assert other.decode and other.graph == manifest.path / compiled.GRAPH
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "decode.pb is not used" in line
+
+
 def test_a_decode_graph_that_is_not_there(folder: Path) -> None:
     (folder / "onnx/decode.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"onnx/decode\.onnx is missing"):
@@ -234,8 +259,6 @@ def test_what_it_refuses(fast: Path, artifacts: dict[str, Path], tmp_path: Path)
     for form in ("growing", "scatter"):
         outcome = command("quantize", artifacts[form], tmp_path / "out", "--to", "int8-fast")
         assert outcome.status == 1 and f"has {form}" in outcome.err
-    outcome = command("compile", fast, tmp_path / "out")
-    assert outcome.status == 1 and "second graph" in outcome.err
     with pytest.raises(UsageError, match="int8 already"):
         quantize_artifact(fast, tmp_path / "out", to="int4")
     assert list(tmp_path.iterdir()) == []

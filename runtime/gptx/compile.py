@@ -14,7 +14,7 @@ from typing import Any
 
 from gptx import artifact, compiled
 from gptx.artifact import Manifest
-from gptx.errors import ArtifactError, ParityError, ProviderError, UsageError
+from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.progress import stage
 from gptx.providers import first_line, save_optimized
@@ -30,15 +30,12 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     ArtifactError, ProviderError, OutputError, and ParityError when the proof fails.
     """
     manifest = artifact.read(source)
-    if manifest.decode:
-        raise UsageError(
-            f"{source} has a second graph, {artifact.DECODE}, and gptx compile takes one: compile its int8"
-        )
     checked_certificate(manifest)
     check_apart(source, out)
-    portable = {name: facts for name, facts in manifest.files.items() if name not in (compiled.GRAPH, compiled.WEIGHTS)}
-    # the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
-    needed = sum(f.size + (2.2 * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
+    portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}
+    # for each graph the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
+    copies = 4.4 if manifest.decode else 2.2
+    needed = sum(f.size + (copies * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
     check_output(out, force=force, needed=int(needed))
     artifact.check_hashes(manifest)
     with new_folder(out, force=force, needed=int(needed)) as staging:
@@ -59,20 +56,25 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
 
 
 def _compile(manifest: Manifest, staging: Path) -> None:
-    graph = staging / compiled.GRAPH
-    graph.parent.mkdir()
+    (staging / compiled.GRAPH).parent.mkdir()
+    _compile_graph(manifest.graph, staging / compiled.GRAPH, compiled.WEIGHTS)
+    if manifest.decode:
+        _compile_graph(manifest.decode, staging / compiled.DECODE, compiled.DECODE_WEIGHTS)
+
+
+def _compile_graph(graph: Path, out: Path, weights: str) -> None:
     try:
-        save_optimized(manifest.graph, graph, Path(compiled.WEIGHTS).name)
+        save_optimized(graph, out, Path(weights).name)
     except ProviderError:
         raise
     except Exception as error:  # ORT has one exception class per status code and no base of its own
-        raise ArtifactError(f"{manifest.graph}: ONNX Runtime cannot compile it: {first_line(error)}") from error
+        raise ArtifactError(f"{graph}: ONNX Runtime cannot compile it: {first_line(error)}") from error
 
 
 def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, Any]:
     """What gptx.json says of the files: the portable ones' hashes were checked before they were copied."""
     files = {name: manifest.raw["files"][name] for name in portable}
-    for name in (compiled.GRAPH, compiled.WEIGHTS):
+    for name in compiled.FILES:
         if (file := staging / name).exists():  # a graph whose weights are all small keeps them inside
             with file.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()

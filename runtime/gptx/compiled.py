@@ -1,20 +1,21 @@
-"""The compiled graph that may lie beside an artifact's portable one: for which machine it is, and whether this is one.
+"""The compiled graphs that may lie beside an artifact's portable ones: for which machine they are, and whether this is one.
 
-In: a manifest. Out: the graph's path and a sentence when it does not fit. Knows nothing of how it is made (compile.py)
+In: a manifest. Out: the graphs' paths and a sentence when they do not fit. Knows nothing of how it is made (compile.py)
 and imports ONNX Runtime only for an artifact that has one.
 """
 
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 from gptx import providers
 from gptx.artifact import Manifest
 
-# Neither name ends in .onnx: other loaders take every such file in the folder for a graph of theirs
+# No name ends in .onnx: other loaders take every such file in the folder for a graph of theirs
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
+DECODE, DECODE_WEIGHTS = "compiled/decode.pb", "compiled/decode.bin"  # of onnx/decode.onnx, where there is one
+FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS)
 
 
 def facts() -> dict[str, Any]:
@@ -32,17 +33,17 @@ def facts() -> dict[str, Any]:
     }
 
 
-def path_of(manifest: Manifest) -> Path | None:
-    """None for an artifact that is not compiled."""
-    return manifest.path / GRAPH if manifest.raw.get("compiled") else None
+def is_compiled(manifest: Manifest) -> bool:
+    return bool(manifest.raw.get("compiled"))
 
 
 def misfit(manifest: Manifest, *, device: str) -> str | None:
-    """Why the compiled graph of a manifest that has one is not for this machine and device; None where it is."""
+    """Why the compiled graphs of a manifest that has some are not for this machine and device; None where they are."""
     made, here = manifest.raw["compiled"], facts()
     if providers.tries_cuda(device):
         return f"it is for the CPU, and device is {device!r}"
-    if made.get("graph") != GRAPH or GRAPH not in manifest.files:
+    graphs = {GRAPH, DECODE} if manifest.decode else {GRAPH}
+    if made.get("graph") != GRAPH or not graphs <= manifest.files.keys():
         return "gptx.json describes it in a way that this gptx does not read"
     for field, what in (("onnxruntime", "ONNX Runtime"), ("architecture", "a processor of architecture")):
         if made.get(field) != here[field]:

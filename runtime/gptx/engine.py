@@ -17,7 +17,7 @@ from gptx import compiled
 from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.progress import note
-from gptx.providers import CUDA, first_line, library_folder, onnxruntime, open_session, tries_cuda
+from gptx.providers import CPU, CUDA, first_line, library_folder, onnxruntime, open_session, tries_cuda
 from gptx.residency import release
 
 _one_at_a_time = threading.Lock()
@@ -61,8 +61,9 @@ class Engine:
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Raises ProviderError for the device, ArtifactError for the graph."""
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
-        decode = _open_decode(manifest, device=device, threads=threads)
-        session, provider, graph = _open(manifest, device=device, threads=threads)
+        fits = _compiled_fits(manifest, device=device)
+        decode = _open_decode(manifest, fits, device=device, threads=threads)
+        session, provider, graph = _open(manifest, fits, device=device, threads=threads)
         _keep(manifest, session)
     if decode and _signature(decode) != _signature(session):
         raise ArtifactError(f"{manifest.decode} has other inputs or outputs than {graph}: quantize the artifact again")
@@ -84,20 +85,21 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     )
 
 
-def _open(manifest: Manifest, *, device: str, threads: int | None) -> tuple[Any, str, Path]:
-    """ORT's session, its provider and the graph: the compiled one where there is one for this machine, else the portable
-    one."""
-    fast = compiled.path_of(manifest)
-    if fast is not None:
-        reason = compiled.misfit(manifest, device=device)
-        try:
-            if reason is None:
-                return *open_session(fast, device="cpu", threads=threads), fast
-        except (ProviderError, UsageError):
-            raise
-        except Exception as error:  # as below
-            reason = f"ONNX Runtime cannot open it: {first_line(error)}"
-        note(f"{fast} is not used: {reason}; the portable graph is loaded")
+def _compiled_fits(manifest: Manifest, *, device: str) -> bool:
+    """Whether there are compiled graphs for this machine; a note says why some that are there are not."""
+    if not compiled.is_compiled(manifest):
+        return False
+    reason = compiled.misfit(manifest, device=device)
+    if reason is not None:
+        note(f"{manifest.path / compiled.GRAPH} is not used: {reason}; the portable graph is loaded")
+    return reason is None
+
+
+def _open(manifest: Manifest, fits: bool, *, device: str, threads: int | None) -> tuple[Any, str, Path]:
+    """ORT's session, its provider and the graph: the compiled one where it fits, else the portable one."""
+    session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
+    if session is not None:
+        return session, CPU, manifest.path / compiled.GRAPH
     try:
         return *open_session(manifest.graph, device=device, threads=threads), manifest.graph
     except (ProviderError, UsageError):
@@ -107,17 +109,30 @@ def _open(manifest: Manifest, *, device: str, threads: int | None) -> tuple[Any,
         raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
 
 
-def _open_decode(manifest: Manifest, *, device: str, threads: int | None) -> Any | None:
+def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | None:
+    """The session of a compiled graph; None (a note says why) where it does not open."""
+    try:
+        return open_session(manifest.path / name, device="cpu", threads=threads)[0]
+    except (ProviderError, UsageError):
+        raise
+    except Exception as error:  # as above
+        reason = f"ONNX Runtime cannot open it: {first_line(error)}"
+        note(f"{manifest.path / name} is not used: {reason}; the portable graph is loaded")
+        return None
+
+
+def _open_decode(manifest: Manifest, fits: bool, *, device: str, threads: int | None) -> Any | None:
     """The session of the artifact's decode graph; None where it has none, or (a note says why) one that cannot be used.
 
     It is opened before the other: ONNX Runtime rearranges its weights, which takes memory that is free again then.
     """
     if manifest.decode is None:
         return None
+    session = _open_compiled(manifest, compiled.DECODE, threads) if fits else None
     try:
         if tries_cuda(device):
             raise ValueError(f"it is for the CPU, and device is {device!r}")
-        session, _ = open_session(manifest.decode, device="cpu", threads=threads)
+        session = session or open_session(manifest.decode, device="cpu", threads=threads)[0]
     except (ProviderError, UsageError):
         raise
     except Exception as error:  # as above

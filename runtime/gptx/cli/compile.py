@@ -29,7 +29,7 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     report = compile_artifact(artifact, out, accept=accept, force=force)
     manifest = read(out)
     made = manifest.raw["compiled"]
-    size = sum(manifest.files[name].size for name in (compiled.GRAPH, compiled.WEIGHTS) if name in manifest.files)
+    size = sum(manifest.files[name].size for name in compiled.FILES if name in manifest.files)
     figures = ", ".join(f"{row.name} {row.here}" for row in report.rows if row.limit)
     write_out(
         f"{out}: compiled for {made['cpu']} and ONNX Runtime {made['onnxruntime']}, {size / 1e6:,.1f} MB beside the "
