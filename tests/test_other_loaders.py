@@ -13,6 +13,7 @@ import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.caches import CacheForm
 from gpt_export.export import export_checkpoint
+from gpt_export.quantize import quantize_artifact
 from gptx_command import gptx as command
 
 # no empty ids at the end of the vocabulary: gptx never picks them, the others do
@@ -23,14 +24,20 @@ LLAMA = dataclasses.replace(
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41], [100, 3, 80, 220, 17]]
 
 
-@pytest.fixture(scope="module", params=["gpt2-shared", "gpt2-growing", "llama-shared", "llama-growing"])
+FORMS = ["gpt2-shared", "gpt2-growing", "llama-shared", "llama-growing", "gpt2-int4", "llama-int8", "llama-int4"]
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind, form = request.param.split("-")
     folder = tmp_path_factory.mktemp("loaders")
     write_checkpoint(folder / "checkpoint", GPT2 if kind == "gpt2" else LLAMA)
-    cache: CacheForm = "shared" if form == "shared" else "growing"
+    cache: CacheForm = "growing" if form == "growing" else "shared"
     export_checkpoint(folder / "checkpoint", folder / "artifact", cache=cache)
-    return folder / "artifact"
+    if not form.startswith("int"):
+        return folder / "artifact"
+    quantize_artifact(folder / "artifact", folder / form, to=form, accept=True)
+    return folder / form
 
 
 def greedy(artifact: Path) -> list[list[int]]:
