@@ -93,13 +93,10 @@ class BlockProduct(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        scales, floats = _as_floats(self.scales, self.scale_steps), self.activation_bits == 32
+        # scales that are stored in 8 bits become floats once, when ONNX Runtime opens the graph
+        scales = self.scales if self.scale_steps is None else self.scales.float() * self.scale_steps
+        floats = self.activation_bits == 32
         return block_product(x, self.weight, scales, self.zeros, bias, bits=self.bits, n_in=self.n_in, floats=floats)
-
-
-def _as_floats(scales: Tensor, steps: Tensor | None) -> Tensor:
-    """float32 (n_out, blocks). Scales that are stored in 8 bits become floats once, when ONNX Runtime opens the graph."""
-    return scales if steps is None else scales.float() * steps
 
 
 def block_product(
@@ -222,18 +219,17 @@ def _quantize(x: Tensor, scale: float) -> Tensor:
 class BlockEmbedding(nn.Module):
     """Rows of a table in blocks of 8 bits, unpacked by com.microsoft GatherBlockQuantized.
 
-    weight uint8 (vocab_size, blocks, block), scales as in BlockWeights: a tied head's own initializers.
+    weight uint8 (vocab_size, blocks, block), scales float32 (vocab_size, blocks): a tied head's own initializers.
     """
 
     def __init__(self, product: BlockProduct, dtype: torch.dtype):
         super().__init__()
-        self.weight, self.scales, self.scale_steps = product.weight, product.scales, product.scale_steps
-        self.dtype = dtype
+        self.weight, self.scales, self.dtype = product.weight, product.scales, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = torch.onnx.ops.symbolic(
             "com.microsoft::GatherBlockQuantized",
-            [self.weight, ids, _as_floats(self.scales, self.scale_steps).unsqueeze(2)],
+            [self.weight, ids, self.scales.unsqueeze(2)],
             {"gather_axis": 0, "quantize_axis": 2, "block_size": self.weight.shape[2], "bits": 8},
             dtype=self.dtype,
             shape=(*ids.shape, *self.weight.shape[1:]),
