@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_export.rounding import Rounded, scale_levels
+from gpt_export.rounding import Rounded
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
     q = (levels.reshape(n_out, n_blocks, grid.block) + zeros[..., None]).astype(np.uint8)
     packed_zeros = None if rounded.zeros is None else _nibbles(zeros, grid.bits)
     scales, steps = rounded.scales.numpy().astype(np.float32), None
-    if grid.scale_bits == 8:
-        whole, step = scale_levels(rounded.scales)
-        scales, steps = whole.numpy().astype(np.int8), step.numpy().astype(np.float32)
+    if rounded.scale_steps is not None:
+        steps = rounded.scale_steps.numpy()
+        scales = (scales / steps).round().astype(np.int8)
     return BlockWeights(
         packed=np.ascontiguousarray(_nibbles(q, grid.bits)),
         scales=scales,

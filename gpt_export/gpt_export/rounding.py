@@ -69,12 +69,13 @@ def fitting_block(n_in: int, wanted: int) -> int:
 @dataclass(frozen=True)
 class Rounded:
     """levels int16 (n_out, n_in), the zero point taken off; scales float32 (n_out, blocks); zeros uint8 (n_out, blocks),
-    of an asymmetric grid."""
+    of an asymmetric grid; scale_steps float32 (n_out, 1), of a grid whose scales are whole multiples of them."""
 
     levels: Tensor
     scales: Tensor
     zeros: Tensor | None
     grid: Grid
+    scale_steps: Tensor | None = None
 
     @property
     def whole(self) -> bool:
@@ -180,18 +181,11 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
 
 
 def _with_stored_scales(rounded: Rounded) -> Rounded:
-    """The same levels, each scale the nearest that the grid's scale_bits can hold."""
+    """The same levels, each scale the nearest that the grid's scale_bits can hold: -127 to 127 of its row's steps."""
     if rounded.grid.scale_bits == 32:
         return rounded
-    levels, step = scale_levels(rounded.scales)
-    return replace(rounded, scales=levels * step)
-
-
-def scale_levels(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales (n_out, blocks) as whole numbers from -127 to 127, and the step (n_out, 1) that each row multiplies its own
-    by."""
-    step = scales.abs().amax(1, keepdim=True) / 127
-    return (scales / torch.where(step > 0, step, 1.0)).round(), step
+    steps = (rounded.scales.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30)  # a row of zeros has a step too
+    return replace(rounded, scales=(rounded.scales / steps).round() * steps, scale_steps=steps)
 
 
 def fit(values: Tensor, grid: Grid, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Which = Literal["median", "lowest", "highest"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Spread:
     def times(self, factor: float) -> Spread:
         return Spread(self.median * factor, self.lowest * factor, self.highest * factor, self.samples)
 
-    def ratio(self, first: Spread) -> float | None:
-        return round(self.median / first.median, 4) if first.median else None
+    def ratio(self, first: Spread, of: Which = "median") -> float | None:
+        ours, theirs = getattr(self, of), getattr(first, of)
+        return round(ours / theirs, 4) if theirs else None
 
 
 Spreads = Mapping[str, Spread]

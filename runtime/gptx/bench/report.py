@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gptx.bench.bandwidth import last_level_cache
-from gptx.bench.figures import Spread, Spreads
+from gptx.bench.figures import Spread, Spreads, Which
 from gptx.bench.quality import Quality
 from gptx.bench.speed import Bandwidth, Plan, Result
 from gptx.cli.output import write_out
@@ -54,8 +54,9 @@ def print_verdicts(results: Sequence[Result]) -> None:
     first = results[0]
     after = ", ".join(map(str, first.prompts))
     for peer in results[1:]:
-        decode, prefill = _faster(first, peer, _median)
-        best_decode, best_prefill = _faster(first, peer, _best)
+        pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
+        decode, prefill = _all_times(pairs, "median", "median")
+        best_decode, best_prefill = _all_times(pairs, "highest", "lowest")
         memory = f", in {_times(first.memory, peer.memory, 'used')} times the memory" if first.memory else ""
         write_out(
             f"{first.contender.label} after {after} tokens decodes {decode} times as fast as {peer.contender.label} and "
@@ -63,24 +64,16 @@ def print_verdicts(results: Sequence[Result]) -> None:
         )
 
 
-def _faster(first: Result, peer: Result, value: Callable[[Spreads, str], float]) -> tuple[str, str]:
-    """How many times as fast as the peer the first is, after each prompt: in decode, and in prefill."""
-    pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
-    decode = [value(ours, "decode_tokens_per_s") / value(theirs, "decode_tokens_per_s") for ours, theirs in pairs]
-    prefill = [value(theirs, "prefill_s") / value(ours, "prefill_s") for ours, theirs in pairs]
-    return ", ".join(f"{ratio:.2f}" for ratio in decode), ", ".join(f"{ratio:.2f}" for ratio in prefill)
+def _all_times(pairs: Sequence[tuple[Spreads, Spreads]], decode: Which, prefill: Which) -> tuple[str, str]:
+    """How many times as fast the first of each pair is, in decode and in prefill, by these of either's runs."""
+    return (
+        ", ".join(_times(ours, theirs, "decode_tokens_per_s", decode) for ours, theirs in pairs),
+        ", ".join(_times(theirs, ours, "prefill_s", prefill) for ours, theirs in pairs),
+    )
 
 
-def _median(values: Spreads, name: str) -> float:
-    return values[name].median
-
-
-def _best(values: Spreads, name: str) -> float:
-    return values[name].lowest if name == "prefill_s" else values[name].highest
-
-
-def _times(values: Spreads, others: Spreads, name: str) -> str:
-    ratio = values[name].ratio(others[name])
+def _times(values: Spreads, others: Spreads, name: str, of: Which = "median") -> str:
+    ratio = values[name].ratio(others[name], of)
     return "?" if ratio is None else f"{ratio:.2f}"
 
 
