@@ -162,5 +162,5 @@ def _advice() -> list[str]:
         return []
     return [
         "Linux gives large memory pages here only to programs that ask: with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the "
-        "environment when a program starts, models load and decode some percent faster"
+        "environment when a program starts, models decode some percent faster, and may load more slowly"
     ]
