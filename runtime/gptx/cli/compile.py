@@ -16,11 +16,11 @@ from gptx.cli.output import write_out
 @click.option("--accept", is_flag=True, help="Write it even outside the certificate's limits.")
 @click.option("--force", is_flag=True, help="Replace OUT if it is there.")
 def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
-    """Copy ARTIFACT to OUT with a second graph, optimized for this processor and this ONNX Runtime.
+    """Copy ARTIFACT to OUT with its graph once more, optimized for this processor and this ONNX Runtime.
 
     Its weights are packed in a file that processes share. Other machines, and other versions of ONNX Runtime, load the
     portable graph that is there too. The compiled graph is proved by the artifact's certificate before anything is
-    written.
+    written. Of int8-fast both graphs are compiled.
     """
     from gptx import compiled
     from gptx.artifact import read
