@@ -64,6 +64,14 @@ def test_a_weight_is_off_by_at_most_its_step(shape: tuple[int, int], grid: Grid,
         assert np.allclose(packed.levels.T * packed.scales[:, None], rounded.values().numpy())
 
 
+def test_the_zero_point_of_negative_blocks_is_one_of_16() -> None:
+    weight = -torch.rand(400, 16, generator=torch.Generator().manual_seed(1)) - 0.5
+    rounded = round_nearest(weight, Grid(4, 16, symmetric=False))
+    assert rounded.zeros is not None and rounded.zeros.max() <= 15  # -least / widest is a bit more than 15 in some
+    packed = pack(rounded)
+    assert isinstance(packed, BlockWeights) and np.array_equal(dequantize_blocks(packed), rounded.values().numpy())
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_gptq_keeps_the_output_better_than_the_nearest_levels(grid: Grid) -> None:
     random = torch.Generator().manual_seed(3)

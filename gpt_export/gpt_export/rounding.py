@@ -22,8 +22,7 @@ class Grid:
     """The levels of a weight: `block` of them along n_in share a scale (0: a whole row does).
 
     symmetric: levels -(2^(bits-1) - 1) .. 2^(bits-1) - 1 at 8 bits, -8..7 at 4. Else 0..2^bits - 1 less a zero point.
-    scale_bits: of a block's scale: 32, a float; 8, one of 255 even steps, which a row shares (for few levels: of many, the
-    highest would be off by a step).
+    scale_bits: of a block's scale: 32, a float; 8, a whole multiple of a step that the row shares.
     """
 
     bits: int
@@ -91,7 +90,7 @@ class Rounded:
 
 @torch.no_grad()
 def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
-    return _with_stored_scales(_round(weight.float(), grid, None))
+    return _round(weight.float(), grid, None)
 
 
 @torch.no_grad()
@@ -106,8 +105,7 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
     silent = moments.diagonal() == 0
     moments[silent, silent] = 1.0  # no input ever: nothing to make good
     if grid.block:
-        done = _round(weight.float(), grid, _influence(moments, damping))
-        return _with_stored_scales(refit(weight.float(), done, moments, damping))
+        return refit(weight.float(), _round(weight.float(), grid, _influence(moments, damping)), moments, damping)
     order = moments.diagonal().argsort(descending=True)
     done = _round(weight.float()[:, order], grid, _influence(moments[order][:, order], damping))
     in_place = Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
@@ -134,10 +132,11 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
     weight = weight.clone()
     levels = torch.empty(n_out, n_in, dtype=torch.int16)
     scales, zeros = [], []
+    steps = _scale_steps(weight, grid) if grid.scale_bits == 8 else None
     for first, last in grid.spans(n_in):
         # what an error of a column costs when those to its right have made good what they can
         weights = None if influence is None else influence.diagonal()[first:last] ** -2
-        scale, zero = fit(weight[:, first:last], grid, weights)
+        scale, zero = fit(weight[:, first:last], grid, weights, steps)
         scales.append(scale)
         zeros.append(zero)
         if influence is None:
@@ -157,7 +156,7 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
                 piece[column + 1 :] -= influence[at, at + 1 : end, None] * errors[column]
             weight[:, end:] -= errors.T @ influence[start:end, end:]
     stacked = torch.stack(zeros, 1).to(torch.uint8) if not grid.symmetric else None
-    return Rounded(levels, torch.stack(scales, 1), stacked, grid)
+    return Rounded(levels, torch.stack(scales, 1), stacked, grid, steps)
 
 
 def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> Rounded:
@@ -177,20 +176,25 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
     # a little of the scale that was, for blocks whose levels are all 0
     ridge = 1e-4 * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
     scales = torch.linalg.solve(products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales)
-    return replace(rounded, scales=scales)
+    return replace(rounded, scales=_in_steps(scales, rounded.scale_steps))
 
 
-def _with_stored_scales(rounded: Rounded) -> Rounded:
-    """The same levels, each scale the nearest that the grid's scale_bits can hold: -127 to 127 of its row's steps."""
-    if rounded.grid.scale_bits == 32:
-        return rounded
-    steps = (rounded.scales.abs().amax(1, keepdim=True) / 127).clamp_min(1e-30)  # a row of zeros has a step too
-    return replace(rounded, scales=(rounded.scales / steps).round() * steps, scale_steps=steps)
+def _scale_steps(weight: Tensor, grid: Grid) -> Tensor:
+    """(n_out, 1): of which every block's scale is at most 127, also when the blocks before it have added their errors."""
+    low, high = grid.range
+    return (2.5 / (high - low) / 127) * weight.abs().amax(1, keepdim=True).clamp_min(1e-30)
 
 
-def fit(values: Tensor, grid: Grid, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _in_steps(scales: Tensor, steps: Tensor | None) -> Tensor:
+    """The nearest that int8 can say of them, and never 0; with no steps, themselves."""
+    return scales if steps is None else torch.copysign((scales.abs() / steps).round().clamp(1, 127) * steps, scales)
+
+
+def fit(
+    values: Tensor, grid: Grid, weights: Tensor | None = None, scale_steps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error,
-    each column's counted `weights` (n,) times.
+    each column's counted `weights` (n,) times. Scales are whole multiples of `scale_steps` (n_out, 1) where there are any.
 
     8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1),
     take the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
@@ -207,17 +211,18 @@ def fit(values: Tensor, grid: Grid, weights: Tensor | None = None) -> tuple[Tens
         least, most = values.amin(1).clamp(max=0.0), values.amax(1).clamp(min=0.0)
         widest = (most - least) / high
         zero = torch.where(widest > 0, -least / widest, 0.0)
-        shifts = [zero.floor(), zero.ceil()]
+        shifts = [zero.floor(), zero.ceil().clamp(max=high)]  # -least / widest can be a bit more than `high`
     widest = torch.where(widest != 0, widest, 1.0)
     counted = torch.ones(values.shape[1]) if weights is None else weights
     best = torch.full((len(values),), torch.inf)
-    scale, zero = widest.clone(), shifts[0].clone()
+    scale, zero = widest, shifts[0]
     for clip in torch.linspace(1.0, 0.7, 16).tolist() if grid.bits < 8 else [1.0]:
+        tried = _in_steps(clip * widest[:, None], scale_steps)
         for shift in shifts:
-            q = (values / (clip * widest)[:, None] + shift[:, None]).round().clamp(low, high) - shift[:, None]
-            error = (q * (clip * widest)[:, None] - values).square() @ counted
+            q = (values / tried + shift[:, None]).round().clamp(low, high) - shift[:, None]
+            error = (q * tried - values).square() @ counted
             better = error < best
             best = torch.where(better, error, best)
-            scale = torch.where(better, clip * widest, scale)
+            scale = torch.where(better, tried[:, 0], scale)
             zero = torch.where(better, shift, zero)
     return scale, zero
