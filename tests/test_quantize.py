@@ -119,6 +119,12 @@ def save(config: GPTConfig, folder: Path) -> Path:
     return folder
 
 
+def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
+    """The calibration text as quantize_artifact takes it."""
+    own = proof(exported, vocab_size=config.vocab_size, n_ctx=config.n_ctx, own="calibration", most=CALIBRATION)
+    return own.windows
+
+
 def refresh_sizes(folder: Path) -> None:
     """Let gptx.json know the sizes of files that a test has replaced."""
     manifest = json.loads((folder / "gptx.json").read_text())
@@ -138,11 +144,10 @@ def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> Non
 def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path], fp32: Path, to: str) -> None:
     """Against PyTorch with the same rounded weights: what is left is the rounding of activations."""
     manifest = artifact.read(fp32)
-    calibration = proof(fp32, vocab_size=304, n_ctx=128, own="calibration", most=CALIBRATION)
-    gpt = load_gpt(fp32, GPTConfig.from_dict(manifest.raw["gpt_config"]))
-    made = quantize_weights(
-        gpt, SCHEMES[scheme_name(to, cpu_features())], calibration.windows
-    )  # leaves the rounded values in the layers
+    config = GPTConfig.from_dict(manifest.raw["gpt_config"])
+    gpt = load_gpt(fp32, config)
+    # leaves the rounded values in the layers
+    made = quantize_weights(gpt, SCHEMES[scheme_name(to, cpu_features())], own_windows(fp32, config))
     head = made.weights["head"]
     assert isinstance(head, BlockWeights)
     gpt.head.weight.copy_(torch.from_numpy(dequantize_blocks(head)))
@@ -164,7 +169,7 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
     gpt.blocks[0].mlp.up.weight[:] = 0.0
-    rounded = round_layers(gpt, [list(range(20))], SCHEMES[scheme].grid_of)
+    rounded = round_layers(gpt, [list(range(20))], SCHEMES[scheme].grid_for)
     head = tables(gpt, TABLE, exact=True)["head"]
     gpt.head.weight[:] = values_of(head)
     with torch.no_grad():
@@ -174,6 +179,32 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     refresh_sizes(exported)
     with gptx.load(exported) as model:
         assert np.abs(forced_logits(model, list(range(12))) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_int4_fast_takes_blocks_of_128_where_they_divide(position: str, tmp_path: Path) -> None:
+    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=128, n_inner=192, position=position)  # type: ignore[arg-type]
+    export_checkpoint(save(config, tmp_path / "checkpoint"), tmp_path / "fp32")
+    quantize_artifact(tmp_path / "fp32", tmp_path / "fast", to="int4-fast", accept=True)
+    manifest = artifact.read(tmp_path / "fast")
+    quantization = manifest.raw["quantization"]
+    assert (manifest.precision, quantization["scheme"]) == ("int4", "int4-fast")
+    blocks = {name: tensor["block"] for name, tensor in quantization["tensors"].items() if name.startswith("blocks.1.")}
+    assert blocks == {
+        f"blocks.1.{p}": b for p, b in (("attn.qkv", 128), ("attn.out", 128), ("mlp.up", 128), ("mlp.down", 32))
+    }
+    assert ("wpe" in quantization["tensors"]) == (position == "learned")
+
+    gpt = load_gpt(tmp_path / "fp32", config)
+    made = quantize_weights(gpt, SCHEMES["int4-fast"], own_windows(tmp_path / "fp32", config))
+    for name, weight in made.weights.items():
+        gpt.get_parameter(f"{name}.weight").copy_(values_of(weight))
+    text = list(range(60))
+    with torch.no_grad():
+        expected = gpt(torch.tensor([text]))[0].numpy()
+    with gptx.load(tmp_path / "fast") as model:
+        assert np.abs(forced_logits(model, text) - expected).mean() < 0.02 * np.abs(expected).mean()
+    assert verify(tmp_path / "fast").passed
 
 
 @pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])

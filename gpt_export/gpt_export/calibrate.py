@@ -16,16 +16,16 @@ def linears(block: Block) -> dict[str, nn.Linear]:
     return {"attn.qkv": block.attn.qkv, "attn.out": block.attn.out, "mlp.up": block.mlp.up, "mlp.down": block.mlp.down}
 
 
-def round_layers(gpt: GPT, windows: list[list[int]], grid_of: Callable[[str], Grid]) -> dict[str, Rounded]:
-    """GPTQ of every linear layer but the head, by grid_of("blocks.3.mlp.down"); the module's own weights become what they
-    are rounded to."""
-    each = round_to_each(gpt, windows, lambda name: [grid_of(name)])
+def round_layers(gpt: GPT, windows: list[list[int]], grid_for: Callable[[int], Grid]) -> dict[str, Rounded]:
+    """GPTQ of every linear layer but the head, to the grid for its n_in; the module's own weights become what they are
+    rounded to."""
+    each = round_to_each(gpt, windows, lambda n_in: [grid_for(n_in)])
     return {name: rounded for name, (rounded,) in each.items()}
 
 
 @torch.no_grad()
 def round_to_each(
-    gpt: GPT, windows: list[list[int]], grids_of: Callable[[str], Sequence[Grid]]
+    gpt: GPT, windows: list[list[int]], grids_for: Callable[[int], Sequence[Grid]]
 ) -> dict[str, list[Rounded]]:
     """The same to several grids a layer; the module's own weights, and so what later layers read, become the last one's."""
     rounded: dict[str, list[Rounded]] = {}
@@ -37,8 +37,7 @@ def round_to_each(
                 name = f"blocks.{index}.{part}"
                 read = torch.cat(inputs.pop(part))
                 moments = read.T @ read
-                grids = [grid.fitted(linear.in_features) for grid in grids_of(name)]
-                rounded[name] = [round_gptq(linear.weight, moments, grid) for grid in grids]
+                rounded[name] = [round_gptq(linear.weight, moments, grid) for grid in grids_for(linear.in_features)]
                 linear.weight.copy_(rounded[name][-1].values())
             streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
             advance(1)

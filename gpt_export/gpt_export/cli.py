@@ -121,7 +121,7 @@ def export(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "fp16"]),
+    type=click.Choice(["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"]),
     help="The recipe; see below. Either this or --budget.",
 )
 @click.option(
@@ -169,13 +169,15 @@ def quantize(
     int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
                    parameter, and a visible loss; next to none where the weights
                    were 4-bit before (GGUF's Q4_1), and are kept
+    int4-fast      4-bit blocks of 128 in layers whose width they divide: up to a fifth
+                   faster, 4% smaller, and half as much again lost
     fp16           half precision for CUDA; on a CPU it halves the file, not the time
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
 
-    With --budget each layer takes 4 bits in blocks of 64 or of 32, or 8 bits, as is worth it: of perplexity, the
+    With --budget each layer takes 4 bits in blocks of 128 (or 64) or of 32, or 8 bits, as is worth it: of perplexity, the
     smallest artifact that keeps it; of size, the best that fits. The mixes that were measured are printed, drawn, and
     stored in gptx.json.
     """

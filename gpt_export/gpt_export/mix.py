@@ -30,8 +30,9 @@ from gptx.cpu import cpu_features
 from gptx.progress import stage
 from gptx_models.model import GPT
 
-# The forms in 4 bits, smallest first: twice the block is half the scales, and a fifth more error. The last form is int8's.
-SMALL = (Grid(4, 64, symmetric=False, scale_bits=8), Grid(4, 32, symmetric=False, scale_bits=8))
+# The forms in 4 bits, smallest first: twice the block is half the scales, and a fifth more error. Where 128 do not divide
+# a width, 64 do. The last form is int8's.
+SMALL = (Grid(4, 128, symmetric=False, scale_bits=8), Grid(4, 32, symmetric=False, scale_bits=8))
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,20 @@ class Mixes:
         return sum(self.costs[form][name] for name, form in self.taken(count).items())
 
     def name(self, count: int) -> str:
-        """28 in 8 bits, 35 in 4/32, 57 in 4/64: layers"""
-        layers = Counter(self.taken(count).values())
-        kinds = [*(f"{grid.bits}/{grid.block}" for grid in SMALL), "8 bits"]
-        return ", ".join(f"{layers[form]} in {kind}" for form, kind in reversed([*enumerate(kinds)]) if layers[form])
+        """28 in 8 bits, 35 in 4/32, 57 in 4/128: layers"""
+        forms = [form_of(self.forms[form][name]) for name, form in self.taken(count).items()]
+        layers = Counter((bits, 0 if bits == 8 else block) for bits, block, _ in forms)
+        finest_first = sorted(layers, key=lambda form: (-form[0], form[1]))
+        return ", ".join(
+            f"{layers[bits, block]} in {f'{bits}/{block}' if block else f'{bits} bits'}" for bits, block in finest_first
+        )
 
 
 def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
     """Round `gpt` to each form; it is rewritten in place, its layers to the largest."""
     rotated = rotate_where_possible(gpt)
     eight = SCHEMES[scheme_name("int8", cpu_features())]
-    each = round_to_each(gpt, windows, lambda name: (*SMALL, eight.grid_of(name)))
+    each = round_to_each(gpt, windows, lambda n_in: (*(grid.fitted(n_in) for grid in SMALL), eight.grid_for(n_in)))
     finest = {name: rounded[-1] for name, rounded in each.items()}
     largest, _ = pack_layers(gpt, finest, windows[0], eight.activation_kl)
     forms = [{name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))]
@@ -76,7 +80,7 @@ def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
     del each, finest
 
     def cost(form: dict[str, Quantized], grid: Grid) -> dict[str, float]:
-        what = f"Measuring layers in {grid.bits} bits, blocks of {grid.block}"
+        what = f"Measuring layers in {grid.bits} bits, blocks of {grid.block} at most"
         return sensitivities(
             gpt, windows[0], lambda name: lambda linear: with_weight(linear, values_of(form[name])), what
         )

@@ -79,7 +79,7 @@ def notes(tokens: int) -> list[str]:
         "ms a token: the products of one token's layers and head, each form timed here in ONNX Runtime; no attention.",
         f"KL, perplexity: measured in PyTorch with rounded weights and activations, on {tokens} tokens of the proof text.",
         "Predicted KL: of the smallest loss, all in 8 bits, and of each layer in 4 bits alone, added up.",
-        "A mix says how many layers have which form; 4/64: 4 bits, a scale and a zero point for 64 weights.",
+        "A mix says how many layers have which form; 4/32: 4 bits, a scale and a zero point for 32 weights.",
     ]
 
 

@@ -177,7 +177,7 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     """Write the quantized graph; returns what gptx.json says of it."""
     config = gpt_config(manifest)
     if config is None:
-        return quantize_graph(manifest.graph, staging / GRAPH, to.partition("-")[0])
+        return quantize_graph(manifest.graph, staging / GRAPH, to)
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":

@@ -11,13 +11,13 @@ from typing import Any
 import onnx
 
 BITS = {"int8": 8, "int4": 4}
-BLOCK = {"int8": 64, "int4": 32}
+BLOCK = {"int8": 64, "int4": 32, "int4-fast": 128}
 
 
 def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
-    """Rewrite `source` to `out` (a .onnx file beside which its weights lie); returns what gptx.json says of it.
+    """Rewrite `source` to `out` (a .onnx file beside which its weights lie) by a recipe; returns what gptx.json says of it.
 
-    int8 and int4: every MatMul with a constant becomes MatMulNBits, embeddings stay as they are. fp16: weights and
+    8 and 4 bits: every MatMul with a constant becomes MatMulNBits, embeddings stay as they are. fp16: weights and
     arithmetic; inputs and outputs, the cache among them, stay float32.
     """
     model = onnx.load(source)
@@ -30,16 +30,16 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
     else:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+        precision = to.partition("-")[0]
+        bits, block = BITS[precision], BLOCK.get(to, BLOCK[precision])
         with _silent():
-            quantizer = MatMulNBitsQuantizer(
-                model, bits=BITS[to], block_size=BLOCK[to], is_symmetric=True, accuracy_level=4
-            )
+            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True, accuracy_level=4)
             quantizer.process()
         model = quantizer.model.model  # type: ignore[attr-defined]  # its own ONNXModel by now
         facts = {
-            "scheme": to,
-            "bits": BITS[to],
-            "block": BLOCK[to],
+            "scheme": to if to in BLOCK else precision,
+            "bits": bits,
+            "block": block,
             "by": "onnxruntime.quantization.MatMulNBitsQuantizer",
         }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,22 +25,25 @@ class Scheme:
     """What the weights become. A grid without blocks is MatMulIntegerToFloat's (one scale a channel, activations with one a
     row), one with blocks MatMulNBits' (activations with one a block).
 
-    parts: layer part -> grid, "*" for those not named. activation_kl: what 8-bit activations may cost in all, in nats; the
-    layers that matter most take more bits (see layers.py) until the rest costs no more. None: all take 8.
+    grids: of the layers, each in the first whose blocks divide its width.
+    activation_kl: what 8-bit activations may cost in all, in nats; the layers that matter most take more bits (see
+    layers.py) until the rest costs no more. None: all take 8.
     kept_activation_kl: the same where the weights are what they were before, and lose nothing themselves.
     decode: a second graph computes with the same weights where a single row runs (see decode.py).
     """
 
     bytes_per_weight: float
-    parts: Mapping[str, Grid]
+    grids: tuple[Grid, ...]
     head: Grid
     activation_kl: float | None
     kept_activation_kl: float | None = None
     decode: bool = False
 
-    def grid_of(self, name: str) -> Grid:
-        """name: blocks.3.mlp.down"""
-        return self.parts.get(name.split(".", 2)[2], self.parts["*"])
+    def grid_for(self, n_in: int) -> Grid:
+        """Of a layer that reads `n_in` values; where no grid's blocks divide them, the last one with smaller blocks."""
+        return next(
+            (grid for grid in self.grids if not grid.block or n_in % grid.block == 0), self.grids[-1].fitted(n_in)
+        )
 
 
 # The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
@@ -50,19 +53,19 @@ TABLE = Grid(8, block=64)
 SCHEMES = {
     "int8-blocks": Scheme(
         bytes_per_weight=1.08,
-        parts={"*": Grid(8, block=64)},
+        grids=(Grid(8, block=64),),
         head=TABLE,
         activation_kl=0.0025,
     ),
     "int8-channels": Scheme(
         bytes_per_weight=1.04,
-        parts={"*": Grid(8)},
+        grids=(Grid(8),),
         head=TABLE,
         activation_kl=0.0025,
     ),
     "int4": Scheme(
         bytes_per_weight=0.72,
-        parts={"*": Grid(4, block=32, symmetric=False, scale_bits=8)},
+        grids=(Grid(4, block=32, symmetric=False, scale_bits=8),),
         head=TABLE,
         activation_kl=None,  # the weights lose more
         kept_activation_kl=0.0005,
@@ -72,6 +75,12 @@ SCHEMES = {
 SCHEMES["int8-fast"] = replace(
     SCHEMES["int8-channels"],
     decode=True,
+)
+# Blocks of 128 have a faster kernel; of 64 not, so a width that takes no more keeps the accuracy of 32.
+SCHEMES["int4-fast"] = replace(
+    SCHEMES["int4"],
+    bytes_per_weight=0.69,
+    grids=(Grid(4, block=128, symmetric=False, scale_bits=8), *SCHEMES["int4"].grids),
 )
 
 
@@ -94,7 +103,9 @@ class Quantization:
 
     weights: dict[str, Quantized]
     rotated: bool
-    sensitivity: dict[str, float] = field(default_factory=dict)  # KL by layer, of 8-bit activations; of a mix, of 4/64
+    sensitivity: dict[str, float] = field(
+        default_factory=dict
+    )  # KL by layer, of 8-bit activations; of a mix, of its smallest form
 
 
 def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
@@ -102,7 +113,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
 
     Weights that were in 4 bits with offsets before stay what they are in a scheme of 4 bits: nothing is rotated or rounded.
     """
-    if scheme.parts["*"].bits == 4 and (kept := kept_offsets(gpt)):
+    if scheme.grids[0].bits == 4 and (kept := kept_offsets(gpt)):
         note("the weights were in 4 bits with offsets before, and are kept")
         blocks = {name: weight.blocks.block for name, weight in kept.items()}
         work = {name: weight.blocks.packed.size for name, weight in kept.items()}
@@ -112,7 +123,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
         head_and_embedding = tables(gpt, kept_table(gpt, scheme.head), exact=True)
         return Quantization({**kept, **head_and_embedding}, rotated=False, sensitivity=costs)
     rotated = rotate_where_possible(gpt)
-    rounded = round_layers(gpt, windows, scheme.grid_of)
+    rounded = round_layers(gpt, windows, scheme.grid_for)
     weights, costs = pack_layers(gpt, rounded, windows[0], scheme.activation_kl)
     return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=rotated, sensitivity=costs)
 
@@ -187,17 +198,16 @@ def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
 
 
 def tables(gpt: GPT, grid: Grid, *, exact: bool = False) -> dict[str, Quantized]:
-    """Head and embedding to the nearest level; one entry for both where they are tied. A width that the block does not
-    divide takes the next smaller power of two that does, and an embedding for which none does stays as it is. exact: the
-    head's activations take more than 8 bits."""
+    """Head, embedding and learned positions to the nearest level; one entry for head and embedding where they are tied. A
+    width that the block does not divide takes the next smaller power of two that does, and tables for which none does stay
+    as they are, but for the head. exact: the head's activations take more than 8 bits."""
     grid = grid.fitted(gpt.config.n_embd)
     made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid), exact=exact)}
-    embedding = next(
-        name for name, module in gpt.named_modules() if isinstance(module, nn.Embedding)
-    )  # "wte", or in it
     if gpt.config.n_embd % grid.block == 0:
-        table = gpt.get_parameter(f"{embedding}.weight")
-        made[embedding] = made["head"] if gpt.config.head_is_embedding else pack_blocks(round_nearest(table, grid))
+        for name, table in gpt.named_modules():  # wte, or wte.inner, and wpe
+            if isinstance(table, nn.Embedding):
+                is_head = name != "wpe" and gpt.config.head_is_embedding
+                made[name] = made["head"] if is_head else pack_blocks(round_nearest(table.weight, grid))
     return made
 
 
