@@ -29,8 +29,8 @@ def test_a_graphs_weights(fp32: Path, quantized: dict[str, Path], precision: str
     if precision == "int4":  # two to a byte in the file, a byte each in numpy
         assert found.read < every
         return
-    positions = [numpy_helper.to_array(one) for one in graph.initializer if CONFIG.n_ctx in one.dims]  # and scales: read by the row
-    unread = sum(one.nbytes for one in positions) * (1 - 1 / CONFIG.n_ctx)
+    by_row = [one for one in graph.initializer if CONFIG.n_ctx in one.dims]  # positions and their scales
+    unread = sum(numpy_helper.to_array(one).nbytes for one in by_row) * (1 - 1 / CONFIG.n_ctx)
     assert math.isclose(found.read, every - unread, rel_tol=0.01)
 
 

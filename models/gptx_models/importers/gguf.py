@@ -36,7 +36,7 @@ _BLOCK = {
     "norm": ("output_norm",),
     "head": ("output",),
 }
-_LAYOUTS = {
+GGUF_LAYOUTS = {
     "llama": Layout(
         {
             **_BLOCK,
@@ -57,14 +57,14 @@ def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet
     """Read one GGUF file whole, but for the tokenizer where it is not wanted. Raises CheckpointError."""
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
-    if architecture not in _LAYOUTS:
+    if architecture not in GGUF_LAYOUTS:
         raise CheckpointError(
-            f"{path} is of architecture {architecture!r}, and of GGUF files gptx covers {' and '.join(_LAYOUTS)}: "
+            f"{path} is of architecture {architecture!r}, and of GGUF files gptx covers {' and '.join(GGUF_LAYOUTS)}: "
             "export the original Hugging Face model with `gptx export --via optimum`"
         )
     config = _config(metadata, tensors, str(path))
     tokenizer = read_tokenizer(metadata, str(path), tell=tell) if tokenizer_wanted else TokenizerFiles()
-    layout = _LAYOUTS[architecture]
+    layout = GGUF_LAYOUTS[architecture]
     source = _source(path, tensors, config, permuted=architecture == "llama", tied=config.tied)
     with shown(source) as read:
         model = build(config, layout, read)

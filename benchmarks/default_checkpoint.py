@@ -1,0 +1,42 @@
+"""The model that ships with gptx as a checkpoint folder in fp32: weights for comparing 4-bit formats that never were 4-bit.
+
+    python benchmarks/default_checkpoint.py default/
+
+They are what its int8 artifact computes with: of the weights that training gave only these are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from gptx.model import DEFAULT_MODEL
+from gptx_models.checkpoint import save_checkpoint
+from gptx_models.config import GPTConfig
+from gptx_models.model import GPT
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    manifest = json.loads((DEFAULT_MODEL / "gptx.json").read_text(encoding="utf-8"))
+    graph = onnx.load(DEFAULT_MODEL / "onnx" / "model.onnx").graph
+    stored = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    gpt = GPT(GPTConfig.from_dict(manifest["gpt_config"]))
+    with torch.no_grad():
+        for name, parameter in gpt.named_parameters():
+            value = stored[name]
+            if value.dtype == torch.uint8:  # (rows, blocks, block) about 128, and a scale a block
+                value = (value.float() - 128) * stored[name.removesuffix("weight") + "scales"].unsqueeze(-1)
+            parameter.copy_(value.reshape(parameter.shape))
+    generation = json.loads((DEFAULT_MODEL / "generation_config.json").read_text(encoding="utf-8"))
+    source = {"format": "gptx", "name": "the default model, from int8"}
+    save_checkpoint(gpt, out, tokenizer_files=DEFAULT_MODEL, source=source, generation=generation)
+
+
+if __name__ == "__main__":
+    main()
