@@ -1,4 +1,5 @@
-"""Progress of long work on standard error: a moving bar on a terminal, a plain line a stage when piped."""
+"""Progress of long work on standard error: a moving bar on a terminal; when piped a plain line at the end of each stage,
+and one a minute on the way."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+LINE_EVERY = 60.0  # seconds between the lines of a stage when piped
+
 
 class Advance(Protocol):
     def __call__(self, amount: float, text: str | None = None, /) -> None:
-        """Add to what is done; `text`, where given, replaces the stage's own on a terminal."""
+        """Add to what is done; `text`, where given, says where it is: beside the bar, or in the minute's line."""
 
 
 @contextmanager
@@ -32,8 +35,22 @@ def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iter
             task = bar.add_task(text, total=total)
             yield lambda amount, text=None: bar.update(task, advance=amount, description=text)
     else:
-        yield lambda amount, text=None: None
+        yield _lines(text, total, began)
     print(f"{text}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
+
+
+def _lines(stage_text: str, total: float | None, began: float) -> Advance:
+    done, said, latest = 0.0, began, ""
+
+    def advance(amount: float, text: str | None = None, /) -> None:
+        nonlocal done, said, latest
+        done, latest, now = done + amount, text or latest, time.perf_counter()
+        if now - said >= LINE_EVERY:
+            said = now
+            share = f"{done / total:.0%} after " if total else ""
+            note(f"{stage_text}: {share}{now - began:.0f} s{f', {latest}' if latest else ''}")
+
+    return advance
 
 
 def note(text: str) -> None:
