@@ -46,9 +46,9 @@ class Scheme:
         )
 
 
-# The head and embedding share one table. MatMulNBits in blocks of 128 adds up a single row in another order than two or
-# more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number. A 4-bit head makes a
-# GPT loop (onnxruntime issue 24384), so it keeps 8.
+# The head and embedding share one table. MatMulNBits of 8 bits in blocks of 128 adds up a single row in another order than
+# two or more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number (of 4 bits up to
+# 32). A 4-bit head makes a GPT loop (onnxruntime issue 24384), so it keeps 8.
 TABLE = Grid(8, block=64)
 SCHEMES = {
     "int8-blocks": Scheme(
@@ -103,9 +103,8 @@ class Quantization:
 
     weights: dict[str, Quantized]
     rotated: bool
-    sensitivity: dict[str, float] = field(
-        default_factory=dict
-    )  # KL by layer, of 8-bit activations; of a mix, of its smallest form
+    # KL by layer, of 8-bit activations; of a mix, of its smallest form
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
 
 def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
