@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptx
-from gpt_export.blocks import BlockWeights, dequantize_blocks
+from gpt_export.blocks import BlockWeights, StackedWeights, dequantize_blocks
 from gpt_export.calibrate import linears, round_layers
 from gpt_export.export import export_checkpoint
 from gpt_export.graph import build_graph, save_graph
@@ -23,7 +23,8 @@ from gpt_export.offsets import dequantize_offsets, found_again
 from gpt_export.proof import proof
 from gpt_export.quantize import CALIBRATION, quantize_artifact
 from gpt_export.rounding import Grid, fitting_block, round_gptq, round_nearest
-from gpt_export.schemes import SCHEMES, TABLE, most_worth, pack, quantize_weights, scheme_name, tables
+from gpt_export.schemes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
+from gpt_export.tables import Form, common_tokens, tables
 from gpt_export.weights import load_gpt
 from gptx import artifact
 from gptx.cpu import cpu_features
@@ -169,8 +170,8 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
     gpt.blocks[0].mlp.up.weight[:] = 0.0
-    rounded = round_layers(gpt, [list(range(20))], SCHEMES[scheme].grid_for)
-    head = tables(gpt, TABLE, exact=True)["head"]
+    rounded, moments = round_layers(gpt, [list(range(20))], SCHEMES[scheme].grid_for)
+    head = tables(gpt, Form(exact=True, moments=moments))["head"]
     gpt.head.weight[:] = values_of(head)
     with torch.no_grad():
         expected = gpt(torch.arange(12)[None])[0].numpy()
@@ -179,6 +180,37 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     refresh_sizes(exported)
     with gptx.load(exported) as model:
         assert np.abs(forced_logits(model, list(range(12))) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
+    """Head and embedding with 64 common tokens of 160: against PyTorch with the values that are stored."""
+    config = GPTConfig(vocab_size=160, n_ctx=64, n_layer=1, n_head=2, n_embd=64, position="rope", tied=tied)
+    exported = tmp_path / "fp32"
+    export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
+    gpt = load_gpt(exported, config)
+    made = tables(gpt, Form(common=64, moments=torch.eye(64)))
+    assert isinstance(made["head"], StackedWeights) and (made["head"] is made["wte"]) == tied
+    assert [(part.shape[0], part.bits) for part in made["head"].parts] == [(64, 8), (96, 4)]
+    before = {name: gpt.get_parameter(f"{name}.weight").clone() for name in made}
+    for name, table in before.items():
+        weight = made[name]
+        off = (values_of(weight) - table).abs() / table.abs().max()
+        assert off[:64].max() < 0.01 < off[64:].max() < 0.1
+        gpt.get_parameter(f"{name}.weight").copy_(values_of(weight))
+    ids = [0, 63, 64, 159, 5, 100]
+    with torch.no_grad():
+        expected = gpt(torch.tensor([ids]))[0].numpy()
+    save_graph(build_graph(graph_layers(gpt, "shared", made), "shared"), exported / "onnx")
+    refresh_sizes(exported)
+    with gptx.load(exported) as model:  # what the head reads is rounded to 8 bits, too
+        assert np.abs(forced_logits(model, ids) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_which_tokens_are_common() -> None:
+    text = [0] * 60 + [130] * 24 + [300] + [700] * 15
+    assert common_tokens([text[:50], text[50:]], 1000) == 320  # 85 of 100 are below 301
+    assert common_tokens([text], 400) is None  # that would leave 80 others
 
 
 @pytest.mark.parametrize("position", ["learned", "rope"])

@@ -34,6 +34,21 @@ class BlockWeights:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
+@dataclass(frozen=True)
+class StackedWeights:
+    """A matrix whose rows are those of `parts`, one after the other, each with bits and blocks of its own."""
+
+    parts: tuple[BlockWeights, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
 def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
     """exact: activations in as many bits as the operator has a fast kernel for beyond 8."""
     grid = rounded.grid

@@ -16,17 +16,19 @@ def linears(block: Block) -> dict[str, nn.Linear]:
     return {"attn.qkv": block.attn.qkv, "attn.out": block.attn.out, "mlp.up": block.mlp.up, "mlp.down": block.mlp.down}
 
 
-def round_layers(gpt: GPT, windows: list[list[int]], grid_for: Callable[[int], Grid]) -> dict[str, Rounded]:
+def round_layers(
+    gpt: GPT, windows: list[list[int]], grid_for: Callable[[int], Grid]
+) -> tuple[dict[str, Rounded], Tensor]:
     """GPTQ of every linear layer but the head, to the grid for its n_in; the module's own weights become what they are
-    rounded to."""
-    each = round_to_each(gpt, windows, lambda n_in: [grid_for(n_in)])
-    return {name: rounded for name, (rounded,) in each.items()}
+    rounded to. And the second moments of what the head reads then, (n_embd, n_embd)."""
+    each, moments = round_to_each(gpt, windows, lambda n_in: [grid_for(n_in)])
+    return {name: rounded for name, (rounded,) in each.items()}, moments
 
 
 @torch.no_grad()
 def round_to_each(
     gpt: GPT, windows: list[list[int]], grids_for: Callable[[int], Sequence[Grid]]
-) -> dict[str, list[Rounded]]:
+) -> tuple[dict[str, list[Rounded]], Tensor]:
     """The same to several grids a layer; the module's own weights, and so what later layers read, become the last one's."""
     rounded: dict[str, list[Rounded]] = {}
     streams = [embedded(gpt, window) for window in windows]
@@ -41,7 +43,8 @@ def round_to_each(
                 linear.weight.copy_(rounded[name][-1].values())
             streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
             advance(1)
-    return rounded
+    read = torch.cat([gpt.norm(x)[0] for x, _ in streams])
+    return rounded, read.T @ read
 
 
 def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:

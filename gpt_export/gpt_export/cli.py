@@ -169,17 +169,17 @@ def quantize(
     int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
                    parameter, and a visible loss; next to none where the weights
                    were 4-bit before (GGUF's Q4_1), and are kept
-    int4-fast      4-bit blocks of 128 in layers whose width they divide: up to a fifth
-                   faster, 4% smaller, and half as much again lost
+    int4-fast      4-bit blocks of 128 in layers whose width they divide, and rows of rare
+                   tokens in 4 bits: faster, smaller, and half as much again lost
     fp16           half precision for CUDA; on a CPU it halves the file, not the time
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
 
-    With --budget each layer takes 4 bits in blocks of 128 (or 64) or of 32, or 8 bits, as is worth it: of perplexity, the
-    smallest artifact that keeps it; of size, the best that fits. The mixes that were measured are printed, drawn, and
-    stored in gptx.json.
+    With --budget each layer takes 4 bits in blocks of 128 (or 64) or of 32, or 8 bits, as is worth it, and the rows of
+    rare tokens 4 or 8: of perplexity, the smallest artifact that keeps it; of size, the best that fits. The mixes that
+    were measured are printed, drawn, and stored in gptx.json.
     """
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
 

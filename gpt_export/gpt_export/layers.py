@@ -11,13 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gpt_export.blocks import BlockWeights
+from gpt_export.blocks import BlockWeights, StackedWeights
 from gpt_export.caches import CacheForm
 from gpt_export.channels import ChannelWeights
 from gpt_export.offsets import OffsetWeights
 from gptx_models.model import GPT
 
-Quantized = ChannelWeights | BlockWeights | OffsetWeights
+Quantized = ChannelWeights | BlockWeights | StackedWeights | OffsetWeights
 
 # Added to a float32 of up to 2^22 and taken off again, it leaves the nearest whole number, ties to even: two additions that
 # ONNX Runtime vectorizes and spreads over threads, where DequantizeLinear takes one thread ten times as long
@@ -93,10 +93,13 @@ class BlockProduct(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        # scales that are stored in 8 bits become floats once, when ONNX Runtime opens the graph
-        scales = self.scales if self.scale_steps is None else self.scales.float() * self.scale_steps
-        floats = self.activation_bits == 32
+        scales, floats = _float_scales(self.scales, self.scale_steps), self.activation_bits == 32
         return block_product(x, self.weight, scales, self.zeros, bias, bits=self.bits, n_in=self.n_in, floats=floats)
+
+
+def _float_scales(scales: Tensor, steps: Tensor | None) -> Tensor:
+    """Those that are stored in 8 bits become floats once, when ONNX Runtime opens the graph."""
+    return scales if steps is None else scales.float() * steps
 
 
 def block_product(
@@ -131,6 +134,19 @@ def block_product(
         shape=(*x.shape[:-1], n_out),
         version=1,
     )
+
+
+class StackedProduct(nn.Module):
+    """x W^T + b with W's rows in parts: a product each, put beside each other."""
+
+    def __init__(self, weight: StackedWeights, bias: nn.Parameter | None):
+        super().__init__()
+        self.parts = nn.ModuleList(BlockProduct(part, None) for part in weight.parts)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([part(x) for part in self.parts], -1)
+        return y if self.bias is None else y + self.bias
 
 
 class OffsetProduct(nn.Module):
@@ -217,25 +233,37 @@ def _quantize(x: Tensor, scale: float) -> Tensor:
 
 
 class BlockEmbedding(nn.Module):
-    """Rows of a table in blocks of 8 bits, unpacked by com.microsoft GatherBlockQuantized.
-
-    weight uint8 (vocab_size, blocks, block), scales float32 (vocab_size, blocks): a tied head's own initializers.
-    """
+    """Rows of a symmetric table in blocks, unpacked by com.microsoft GatherBlockQuantized: a tied head's own initializers,
+    or those of a product that is not computed."""
 
     def __init__(self, product: BlockProduct, dtype: torch.dtype):
         super().__init__()
-        self.weight, self.scales, self.dtype = product.weight, product.scales, dtype
+        self.weight, self.scales, self.scale_steps = product.weight, product.scales, product.scale_steps
+        self.bits, self.block, self.dtype = product.bits, product.block, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = torch.onnx.ops.symbolic(
             "com.microsoft::GatherBlockQuantized",
-            [self.weight, ids, self.scales.unsqueeze(2)],
-            {"gather_axis": 0, "quantize_axis": 2, "block_size": self.weight.shape[2], "bits": 8},
+            [self.weight, ids, _float_scales(self.scales, self.scale_steps).unsqueeze(2)],
+            {"gather_axis": 0, "quantize_axis": 2, "block_size": self.block, "bits": self.bits},
             dtype=self.dtype,
-            shape=(*ids.shape, *self.weight.shape[1:]),
+            shape=(*ids.shape, self.weight.shape[1], self.block),
             version=1,
         )
         return rows.flatten(2)
+
+
+class StackedEmbedding(nn.Module):
+    """The same of a table whose rows are in two parts: of an id both are looked up, and one taken."""
+
+    def __init__(self, product: StackedProduct, dtype: torch.dtype):
+        super().__init__()
+        self.common, self.rare = (BlockEmbedding(part, dtype) for part in product.parts)  # type: ignore[arg-type]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        first_rare = self.common.weight.shape[0]
+        common = self.common(ids.clamp(max=first_rare - 1))
+        return torch.where((ids < first_rare).unsqueeze(-1), common, self.rare((ids - first_rare).clamp(min=0)))
 
 
 def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module:
@@ -244,6 +272,8 @@ def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module
             return ChannelProduct(weight, bias)
         case BlockWeights():
             return BlockProduct(weight, bias)
+        case StackedWeights():
+            return StackedProduct(weight, bias)
         case OffsetWeights():
             return OffsetProduct(weight, bias)
 
@@ -259,9 +289,12 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] |
             layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)
     for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
-        table = quantized.get(name)
-        if isinstance(table, BlockWeights):
-            shared = table is quantized.get("head") and isinstance(gpt.head, BlockProduct)
-            product = gpt.head if shared else BlockProduct(table, None)
-            gpt.set_submodule(name, BlockEmbedding(product, gpt.dtype))  # type: ignore[arg-type]
+        if name not in quantized:
+            continue
+        tied = quantized[name] is quantized.get("head")
+        product = gpt.head if tied else quantized_product(quantized[name], None)
+        if isinstance(product, BlockProduct):
+            gpt.set_submodule(name, BlockEmbedding(product, gpt.dtype))
+        elif isinstance(product, StackedProduct):
+            gpt.set_submodule(name, StackedEmbedding(product, gpt.dtype))
     return gpt

@@ -88,6 +88,18 @@ class Rounded:
         return self.levels * self.scales.repeat_interleave(widths, dim=1)
 
 
+def stacked(parts: list[Rounded]) -> Rounded:
+    """One matrix of the rows of several, which were rounded to one grid."""
+
+    def joined(name: str) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    levels, scales = joined("levels"), joined("scales")
+    assert levels is not None and scales is not None
+    return Rounded(levels, scales, joined("zeros"), parts[0].grid, joined("scale_steps"))
+
+
 @torch.no_grad()
 def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
     return _round(weight.float(), grid, None)

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
-
-from gpt_export.blocks import BlockWeights, pack_blocks
+from gpt_export.blocks import BlockWeights, StackedWeights, pack_blocks
 from gpt_export.calibrate import linears, round_layers
 from gpt_export.channels import ChannelWeights, pack_channels
 from gpt_export.layers import Quantized
 from gpt_export.offsets import OffsetWeights, found_again
 from gpt_export.rotate import rotate, why_not_rotated
-from gpt_export.rounding import Grid, Rounded, round_nearest
+from gpt_export.rounding import Grid, Rounded
 from gpt_export.sensitivity import in_8_bits, sensitivities
+from gpt_export.tables import Form, common_tokens, kept_table, tables
 from gptx.progress import note
 from gptx_models.model import GPT
 
@@ -29,14 +28,15 @@ class Scheme:
     activation_kl: what 8-bit activations may cost in all, in nats; the layers that matter most take more bits (see
     layers.py) until the rest costs no more. None: all take 8.
     kept_activation_kl: the same where the weights are what they were before, and lose nothing themselves.
+    rare_in_4_bits: of head and embedding, the rows of tokens that are rare (see tables.py).
     decode: a second graph computes with the same weights where a single row runs (see decode.py).
     """
 
     bytes_per_weight: float
     grids: tuple[Grid, ...]
-    head: Grid
     activation_kl: float | None
     kept_activation_kl: float | None = None
+    rare_in_4_bits: bool = False
     decode: bool = False
 
     def grid_for(self, n_in: int) -> Grid:
@@ -46,27 +46,22 @@ class Scheme:
         )
 
 
-# The head and embedding share one table. MatMulNBits of 8 bits in blocks of 128 adds up a single row in another order than
-# two or more (by 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number (of 4 bits up to
-# 32). A 4-bit head makes a GPT loop (onnxruntime issue 24384), so it keeps 8.
-TABLE = Grid(8, block=64)
+# MatMulNBits of 8 bits in blocks of 128 adds up a single row in another order than two or more (by 2e-6 on AVX-512, ORT
+# 1.32); up to 64 the rows are equal to the bit, whatever their number (of 4 bits up to 32).
 SCHEMES = {
     "int8-blocks": Scheme(
         bytes_per_weight=1.08,
         grids=(Grid(8, block=64),),
-        head=TABLE,
         activation_kl=0.0025,
     ),
     "int8-channels": Scheme(
         bytes_per_weight=1.04,
         grids=(Grid(8),),
-        head=TABLE,
         activation_kl=0.0025,
     ),
     "int4": Scheme(
         bytes_per_weight=0.72,
         grids=(Grid(4, block=32, symmetric=False, scale_bits=8),),
-        head=TABLE,
         activation_kl=None,  # the weights lose more
         kept_activation_kl=0.0005,
     ),
@@ -79,8 +74,9 @@ SCHEMES["int8-fast"] = replace(
 # Blocks of 128 have a faster kernel; of 64 not, so a width that takes no more keeps the accuracy of 32.
 SCHEMES["int4-fast"] = replace(
     SCHEMES["int4"],
-    bytes_per_weight=0.69,
+    bytes_per_weight=0.65,
     grids=(Grid(4, block=128, symmetric=False, scale_bits=8), *SCHEMES["int4"].grids),
+    rare_in_4_bits=True,
 )
 
 
@@ -119,12 +115,15 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
         exact, costs = worth_exactness(gpt, windows[0], blocks, work, scheme.kept_activation_kl)
         kept = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
         # what the head reads is not rotated, and 8 bits of it cost a third of all
-        head_and_embedding = tables(gpt, kept_table(gpt, scheme.head), exact=True)
+        head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
         return Quantization({**kept, **head_and_embedding}, rotated=False, sensitivity=costs)
     rotated = rotate_where_possible(gpt)
-    rounded = round_layers(gpt, windows, scheme.grid_for)
+    rounded, moments = round_layers(gpt, windows, scheme.grid_for)
     weights, costs = pack_layers(gpt, rounded, windows[0], scheme.activation_kl)
-    return Quantization({**weights, **tables(gpt, scheme.head)}, rotated=rotated, sensitivity=costs)
+    common = common_tokens(windows, gpt.config.vocab_size) if scheme.rare_in_4_bits else None
+    return Quantization(
+        {**weights, **tables(gpt, Form(common=common, moments=moments))}, rotated=rotated, sensitivity=costs
+    )
 
 
 def rotate_where_possible(gpt: GPT) -> bool:
@@ -146,14 +145,6 @@ def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:
                 return None
             kept[f"blocks.{index}.{part}"] = found
     return kept
-
-
-def kept_table(gpt: GPT, grid: Grid) -> Grid:
-    """GGUF's own grid of 8 bits (Q8_0, blocks of 32) where the table lies on it."""
-    own = Grid(8, block=32).fitted(gpt.config.n_embd)
-    table = gpt.head.weight
-    off = (round_nearest(table, own).values() - table).abs().max() / table.abs().max()
-    return own if off < 1e-4 else grid
 
 
 def pack_layers(
@@ -196,20 +187,6 @@ def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
     return pack_blocks(rounded, exact=exact) if rounded.grid.block else pack_channels(rounded, exact=exact)
 
 
-def tables(gpt: GPT, grid: Grid, *, exact: bool = False) -> dict[str, Quantized]:
-    """Head, embedding and learned positions to the nearest level; one entry for head and embedding where they are tied. A
-    width that the block does not divide takes the next smaller power of two that does, and tables for which none does stay
-    as they are, but for the head. exact: the head's activations take more than 8 bits."""
-    grid = grid.fitted(gpt.config.n_embd)
-    made: dict[str, Quantized] = {"head": pack_blocks(round_nearest(gpt.head.weight, grid), exact=exact)}
-    if gpt.config.n_embd % grid.block == 0:
-        for name, table in gpt.named_modules():  # wte, or wte.inner, and wpe
-            if isinstance(table, nn.Embedding):
-                is_head = name != "wpe" and gpt.config.head_is_embedding
-                made[name] = made["head"] if is_head else pack_blocks(round_nearest(table.weight, grid))
-    return made
-
-
 def precision_of(scheme: str) -> str:
     """What gptx.json calls the precision, which decides the limits: a scheme's name up to its first hyphen."""
     return scheme.partition("-")[0]
@@ -223,7 +200,7 @@ def describe(name: str, made: Quantization) -> dict[str, Any]:
         "rotated": made.rotated,
         "rounding": "none: the source's own levels"
         if kept
-        else "GPTQ on calibration text, head and embedding to nearest",
+        else "GPTQ on calibration text; positions, and an embedding that is not the head too, to nearest",
         "activations": "8 bits, a scale a row where weights have one a channel, else a scale a block; "
         "16 are two terms of 8, 32 are floats",
         "sensitivity": {key: float(f"{value:.3g}") for key, value in made.sensitivity.items()},
@@ -235,6 +212,8 @@ def _tensor(weight: Quantized) -> dict[str, Any]:
     match weight:
         case OffsetWeights():
             return {**_tensor(weight.blocks), "offsets": True}
+        case StackedWeights():
+            return {"parts": [{"rows": part.shape[0], **_tensor(part)} for part in weight.parts]}
         case BlockWeights():
             symmetric = weight.zeros is None
             return {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,24 @@ def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | 
                 found[name] = max(float(kl), 0.0)
             advance(1)
     return found
+
+
+@torch.no_grad()
+def cost_of(gpt: GPT, window: list[int], weights: Mapping[str, Tensor]) -> float:
+    """The mean KL of layers or tables having other weights, all at once, as `sensitivities` gives it of one."""
+    ids = torch.tensor([window[:TOKENS]])
+
+    def log_probabilities() -> Tensor:
+        return torch.log_softmax(gpt.head(gpt.hidden(ids)[0, ::EVERY]).double(), -1)
+
+    expected = log_probabilities()
+    with ExitStack() as changes:
+        for name, weight in weights.items():
+            layer = gpt.get_submodule(name)
+            assert isinstance(layer, nn.Linear | nn.Embedding)
+            changes.enter_context(with_weight(layer, weight))
+        got = log_probabilities()
+    return max(float((expected.exp() * (expected - got)).sum(-1).mean()), 0.0)
 
 
 def in_8_bits(block: int) -> Change:

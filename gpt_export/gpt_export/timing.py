@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gpt_export.caches import OPSET
 from gpt_export.graph import quiet
 from gpt_export.layers import Quantized, quantized_product
-from gpt_export.mix import form_of
+from gpt_export.mix import forms_of
 from gptx.progress import stage
 from gptx.providers import onnxruntime
 
@@ -27,7 +27,7 @@ TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer
 RUNS = 9  # of a graph
 CACHES = 100_000_000  # bytes that are read before each run, so that weights come from memory as they do in a model
 
-Kind = tuple[tuple[int, int], tuple[int, int, int]]  # shape, form
+Kind = tuple[tuple[int, int], tuple[tuple[int, int, int], ...]]  # shape, forms
 
 
 class Several(nn.Module):
@@ -63,7 +63,7 @@ class Timings:
 
 
 def kind_of_weight(weight: Quantized) -> Kind:
-    return weight.shape, form_of(weight)
+    return weight.shape, forms_of(weight)
 
 
 def milliseconds(weights: list[Quantized]) -> float:

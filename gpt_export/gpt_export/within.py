@@ -99,7 +99,7 @@ class Search:
         mixes = make_mixes(gpt, windows)
         top = len(mixes.steps)
         self.expect_room(self.size(gpt, mixes.weights(0)))
-        self.timings.time([weight for form in [*mixes.forms, mixes.tables] for weight in form.values()])
+        self.timings.time([weight for form in mixes.forms for piece in form.values() for weight in piece.values()])
         found: dict[int, Point] = {}
 
         def at(count: int) -> Point:
