@@ -50,11 +50,12 @@ def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | 
 
 @torch.no_grad()
 def cost_of(gpt: GPT, window: list[int], weights: Mapping[str, Tensor]) -> float:
-    """The mean KL of layers or tables having other weights, all at once, as `sensitivities` gives it of one."""
-    ids = torch.tensor([window[:TOKENS]])
+    """The mean KL of layers or tables having other weights, all at once; on every position, as rows of a table matter only
+    where they are read."""
+    ids = torch.tensor([window])
 
     def log_probabilities() -> Tensor:
-        return torch.log_softmax(gpt.head(gpt.hidden(ids)[0, ::EVERY]).double(), -1)
+        return torch.log_softmax(gpt(ids)[0], -1)
 
     expected = log_probabilities()
     with ExitStack() as changes:
