@@ -16,6 +16,7 @@ from configurations import config_of, full_product, name_of, pairwise, small_pre
 from gpt_export.caches import CacheForm, default_form
 from gpt_export.certify import pytorch_greedy
 from gpt_export.export import export_checkpoint
+from gpt_export.weights import load_gpt
 from gptx_models.checkpoint import load_model, save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
@@ -69,6 +70,13 @@ def test_every_way_of_running_it_gives_pytorchs_logits(case: Exported) -> None:
 
 def test_greedy_text_is_pytorchs(case: Exported) -> None:
     check_greedy(case)
+
+
+def test_the_artifact_gives_the_weights_back(case: Exported) -> None:
+    """What gptx quantize begins with."""
+    found = load_gpt(case.folder, case.gpt.config).state_dict()
+    for name, value in case.gpt.state_dict().items():
+        assert torch.equal(found[name], value), name
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def build_graph(gpt: GPT, form: CacheForm) -> ir.Model:
     step = Step(gpt, form).eval()
     model = _export(step, config, form, gpt.dtype)
     _name(model, config, step)
-    _optimize(model)
+    _optimize(model, {name for name, _ in gpt.named_parameters()})
     if form != "growing":
         fuse_skip_norms(model)
     _bare(model)
@@ -133,10 +133,21 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
     graph.initializers[KEEP] = keep
 
 
-def _optimize(model: ir.Model) -> None:
-    """onnxscript's default optimizations, without merging initializers that are equal: each keeps its parameter's name."""
+def _optimize(model: ir.Model, parameters: set[str]) -> None:
+    """onnxscript's default optimizations, without merging initializers that are equal and without folding parameters: each
+    keeps its name, by which `load_gpt` finds it."""
     passes.InlinePass()(model)
-    optimizer.fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=1024, output_size_limit=1024)
+
+    def reads_a_parameter(node: ir.Node) -> bool:
+        return any(value is not None and value.name in parameters for value in node.inputs)
+
+    optimizer.fold_constants_ir(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=1024,
+        output_size_limit=1024,
+        should_fold=lambda node: False if reads_a_parameter(node) else None,
+    )
     tidy = [
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

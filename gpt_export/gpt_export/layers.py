@@ -40,12 +40,14 @@ class Product(nn.Module):
 class Head(nn.Module):
     """Logits, always float32, from the weight (vocab_size, n_embd) as it lies: a tied embedding is stored once.
 
-    FusedMatMul reads it transposed; a plain Transpose, for other loaders, is folded into a second copy when they load.
+    FusedMatMul reads it transposed; a plain Transpose, for other loaders, is folded into a second copy when they load, and
+    so is only for a tied weight: the head's own is stored (n_embd, vocab_size).
     """
 
-    def __init__(self, linear: nn.Linear, *, fused: bool):
+    def __init__(self, linear: nn.Linear, *, fused: bool, tied: bool):
         super().__init__()
-        self.weight, self.bias, self.fused = linear.weight, linear.bias, fused
+        self.bias, self.fused, self.turned = linear.bias, fused, not fused and not tied
+        self.weight = nn.Parameter(linear.weight.detach().t(), requires_grad=False) if self.turned else linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -58,7 +60,7 @@ class Head(nn.Module):
                 version=1,
             )
         else:
-            y = torch.matmul(x, self.weight.t())
+            y = torch.matmul(x, self.weight if self.turned else self.weight.t())
         y = y if self.bias is None else y + self.bias
         return y.float()
 
@@ -286,7 +288,8 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] |
         if name in quantized:
             layer: nn.Module = quantized_product(quantized[name], linear.bias)
         else:
-            layer = Head(linear, fused=form != "growing") if name == "head" else Product(linear)
+            tied = gpt.config.head_is_embedding
+            layer = Head(linear, fused=form != "growing", tied=tied) if name == "head" else Product(linear)
         gpt.set_submodule(name, layer)
     for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
         if name not in quantized:

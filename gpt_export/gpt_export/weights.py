@@ -17,13 +17,14 @@ from gptx_models.model import GPT
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     """The module that `export` traced, in fp32 and eval mode. ArtifactError names every weight that is not there."""
-    stored = ir.load(artifact / GRAPH).graph.initializers
+    graph = ir.load(artifact / GRAPH).graph
+    stored = graph.initializers
+    transposed = {value.name for node in graph if node.op_type == "MatMul" and (value := node.inputs[1]) is not None}
     with torch.device("meta"):  # shapes only: the initial values would be thrown away
         shape = GPT(config)
     tables = (
         {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()} if config.position != "learned" else {}
     )
-    transposed = {f"{n}.weight" for n, m in shape.named_modules() if isinstance(m, nn.Linear) and n != "head"}
     missing = [name for name, _ in shape.named_parameters() if name not in stored]
     if missing:
         raise ArtifactError(
