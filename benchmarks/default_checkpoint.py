@@ -22,6 +22,8 @@ from gptx_models.model import GPT
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     out = Path(sys.argv[1])
     manifest = json.loads((DEFAULT_MODEL / "gptx.json").read_text(encoding="utf-8"))
     graph = onnx.load(DEFAULT_MODEL / "onnx" / "model.onnx").graph

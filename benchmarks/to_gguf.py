@@ -11,21 +11,28 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import gguf
 from torch import Tensor
 
 from gptx_models.checkpoint import load_model
+from gptx_models.config import GPTConfig
 from gptx_models.hf_layout import place_of
 from gptx_models.importers.gguf import GGUF_LAYOUTS
 from gptx_models.model import GPT
+
+LLAMA: dict[str, Any] = dict(
+    position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False, norm_bias=False
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default="F32", help="F32, or a file type of llama.cpp: Q8_0, Q4_1, Q4_K_M ...")
+    kinds = ("F32", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
+    parser.add_argument("--type", default="F32", choices=kinds, help="how llama.cpp quantizes it")
     args = parser.parse_args()
     if args.type == "F32":
         write_gguf(args.checkpoint, args.out)
@@ -40,6 +47,8 @@ def write_gguf(checkpoint: Path, out: Path) -> None:
     gpt = load_model(checkpoint)
     config = gpt.config
     architecture = "gpt2" if config.position == "learned" else "llama"
+    if not written(config, architecture):
+        raise SystemExit(f"{checkpoint} is no plain gpt2 or llama, and this program writes no other: {config}")
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_context_length(config.n_ctx)
     writer.add_embedding_length(config.n_embd)
@@ -61,6 +70,25 @@ def write_gguf(checkpoint: Path, out: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def written(config: GPTConfig, architecture: str) -> bool:
+    """Whether the metadata that is written says all that the model computes."""
+    plain = GPTConfig(
+        vocab_size=config.vocab_size,
+        n_ctx=config.n_ctx,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        n_kv_head=config.n_head if architecture == "gpt2" else config.n_kv_head,
+        n_inner=config.n_inner,
+        rope_theta=config.rope_theta,
+        norm_eps=config.norm_eps,
+        tied=config.tied,
+        dropout=config.dropout,
+        **(LLAMA if architecture == "llama" else {}),
+    )
+    return config == plain
 
 
 def tensors(gpt: GPT, architecture: str):

@@ -55,6 +55,12 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
         check_hashes(manifest)
 
 
+def test_a_graph_or_weights_that_nobody_vouches_for(folder: Path) -> None:
+    (folder / "onnx" / "other.onnx_data").write_bytes(b"weights")
+    with pytest.raises(ArtifactError, match=r"onnx/other.onnx_data is not among gptx.json's files"):
+        check_hashes(read(folder))
+
+
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere does not exist"):
         gptx.load(tmp_path / "nowhere")

@@ -72,8 +72,8 @@ def test_names_of_peers(artifacts: dict[str, Path], tmp_path: Path) -> None:
     found = contenders(model, [f"gptx:{artifacts['scatter']}", f"gptx:{twin}"])
     assert [one.path for one in found] == [model, artifacts["scatter"], twin]  # a colon in a path is none of ours
     assert found[1].label == "gptx:scatter" and found[2].label == f"gptx:{twin}"  # where the short name is not clear
-    one = contender(f"gptx:{model}:variant", model)
-    assert (one.path, one.variant) == (model, "variant")
+    one = contender(f"transformers:{model}:bfloat16", model)
+    assert (one.path, one.variant) == (model, "bfloat16")
 
 
 def test_no_two_prompts_begin_alike() -> None:

@@ -139,6 +139,11 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
     assert "needs a path" in refused(model, "--against", "llamacpp")
     if peers.installed("onnxruntime-genai"):
         assert "genai_config.json" in refused(model, "--against", "genai")
+    assert "takes a path and nothing behind it" in refused(model, "--against", f"gptx:{model}:int8")
+    assert "--quality only" in refused(model, "--against", f"torch:{model}")
+    assert "give --quality too" in refused(model, "--window", "64")
+    assert "end with .png" in refused(model, "--picture", tmp_path / "picture.pdf")
+    assert "name two files" in refused(model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png")
     assert "measured twice" in refused(model, "--against", f"gptx:{model}")
     assert "do not fit into the context" in refused(model, "--prompt-tokens", "60")
     assert "give one with --text" in refused(model, "--quality")

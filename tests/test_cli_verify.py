@@ -35,7 +35,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> list[dict[str, objec
 def test_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pretend(monkeypatch, GOOD, TOLD)
     outcome = gptx("verify", "some/where", "--threads", "2")
-    assert outcome.status == 0 and outcome.err == ""
+    assert outcome.status == 0 and outcome.err.startswith("Verifying: ")
     lines = outcome.text.splitlines()
     assert lines[0].split() == ["figure", "certified", "here", "limit"]
     assert lines[1].split() == ["max_abs", "4.2e-05", "4.3e-05", "0.001", "ok"]

@@ -212,10 +212,11 @@ def test_the_source_is_never_replaced(checkpoint: Path, tmp_path: Path, out: str
     assert (folder / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("value", ["-1", "nan"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
 def test_a_limit_is_a_number_from_0_on(checkpoint: Path, tmp_path: Path, value: str) -> None:
     outcome = gptx("export", checkpoint, tmp_path / "out", "--limit", f"max_abs={value}")
-    assert (outcome.status, outcome.err) == (1, f"gptx: the limit max_abs is {float(value)}, expected 0 or more\n")
+    says = f"gptx: the limit max_abs is {float(value)}, expected a number of 0 or more\n"
+    assert (outcome.status, outcome.err) == (1, says)
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--tokenizer", "x"], ["--allow-pickle"]])
@@ -230,6 +231,23 @@ def test_the_next_command_can_be_pasted(checkpoint: Path, tmp_path: Path) -> Non
     (folder / "tokenizer.json").unlink()
     outcome = gptx("export", folder, tmp_path / "an artifact")
     assert outcome.text.endswith(f"run it: gptx run -m '{tmp_path}/an artifact' --tokens 1,2,3\n")
+
+
+def test_the_current_folder_is_not_replaced(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for out in (".", "..", tmp_path):
+        with pytest.raises(OutputError, match="current folder"):
+            export_checkpoint(checkpoint, Path(out), force=True)
+
+
+def test_behind_a_link_the_folder_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for text in ("old", "new"):
+        with new_folder(tmp_path / "link", force=True) as staging:
+            (staging / "config.json").write_text(text)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
 
 
 def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -432,3 +432,13 @@ def test_verify_of_a_certificate_in_another_form(fp32: Path, tmp_path: Path) -> 
         (source / "gptx.json").write_text(json.dumps({**manifest, "certificate": certificate}))
         with pytest.raises(ArtifactError, match="certificate"):
             verify(source)
+
+
+def test_a_certificate_without_its_limits_proves_nothing(quantized: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(quantized["int8"], tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "gptx.json").read_text())
+    for limits in ({}, {"kl_mean": "small", "consistency_kl": 1}):
+        manifest["certificate"]["limits"] = limits
+        (tmp_path / "out" / "gptx.json").write_text(json.dumps(manifest))
+        with pytest.raises(ArtifactError, match="no number as the limit of kl_mean"):
+            verify(tmp_path / "out")

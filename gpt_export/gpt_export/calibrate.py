@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_export.rounding import Grid, Rounded, round_gptq
+from gptx.errors import UsageError
 from gptx.progress import stage
 from gptx_models.model import GPT, Block, Cached
 
@@ -38,6 +39,10 @@ def round_to_each(
             for part, linear in linears(block).items():
                 name = f"blocks.{index}.{part}"
                 read = torch.cat(inputs.pop(part))
+                if not read.isfinite().all():
+                    raise UsageError(
+                        f"{name} reads values that are not finite on the calibration text: such weights cannot be rounded"
+                    )
                 moments = read.T @ read
                 rounded[name] = [round_gptq(linear.weight, moments, grid) for grid in grids_for(linear.in_features)]
                 linear.weight.copy_(rounded[name][-1].values())

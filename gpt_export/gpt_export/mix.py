@@ -25,7 +25,7 @@ from gpt_export.offsets import OffsetWeights, dequantize_offsets
 from gpt_export.rounding import Grid
 from gpt_export.schemes import SCHEMES, pack, pack_layers, rotate_where_possible, scheme_name
 from gpt_export.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
-from gpt_export.tables import RARE, Form, common_tokens, tables
+from gpt_export.tables import RARE, TABLE, Form, common_tokens, tables
 from gptx.compare import Figures, Tally
 from gptx.cpu import cpu_features
 from gptx.progress import stage
@@ -193,10 +193,12 @@ def node_bytes(weight: Quantized) -> int:
     return 4500 * (forms_of(weight)[0][2] == 16) + 1500 * offsets + 2500 * channels + 400 * steps
 
 
-def least_bytes(gpt: GPT) -> int:
-    """What the quantized weights take at least, all layers in the smallest form."""
+def least_bytes(gpt: GPT, windows: list[list[int]]) -> int:
+    """What the quantized weights take at least, all in their smallest forms; known before anything is rounded."""
     layers = [linear for block in gpt.layers for linear in linears(block).values()]
-    total = RARE.fitted(gpt.config.n_embd).stored_bytes(*gpt.head.weight.shape)
+    rows, width = gpt.head.weight.shape
+    common = common_tokens(windows, gpt.config.vocab_size) or rows
+    total = TABLE.fitted(width).stored_bytes(common, width) + RARE.fitted(width).stored_bytes(rows - common, width)
     return total + sum(SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape) for linear in layers)
 
 

@@ -87,7 +87,7 @@ def proof(
 
 def _check_own_text(own: str, text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:
     if not has_tokenizer:
-        raise UsageError(f"there is no tokenizer to read the {own} text {text} with: leave --text out")
+        raise UsageError(f"there is no tokenizer to read the {own} text {text} with: leave it out")
     if tokens is None:
         raise UsageError(f"the tokenizer cannot write the {own} text {text}: give a text in its alphabet")
     if len(tokens) < 2:

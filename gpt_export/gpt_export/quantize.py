@@ -19,7 +19,7 @@ from gpt_export.export import Plan, prove, tool_versions
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
-from gpt_export.rewrite import quantize_graph
+from gpt_export.rewrite import RECIPES, quantize_graph
 from gpt_export.schemes import SCHEMES, describe, precision_of, quantize_weights, scheme_name
 from gpt_export.side_files import (
     CARD,
@@ -73,6 +73,8 @@ def quantize_artifact(
         raise UsageError(
             f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
         )
+    if gpt_config(manifest) is None and to not in RECIPES:
+        raise UsageError(f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}")
     precision = precision_of(to)
     bounds = limits_for(precision, limits)
     needed = plan_quantize(manifest, to).disk_bytes

@@ -12,6 +12,7 @@ import onnx
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK = {"int8": 64, "int4": 32, "int4-fast": 128}
+RECIPES = (*BLOCK, "fp16")
 
 
 def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
@@ -30,14 +31,13 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
     else:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        precision = to.partition("-")[0]
-        bits, block = BITS[precision], BLOCK.get(to, BLOCK[precision])
+        bits, block = BITS[to.partition("-")[0]], BLOCK[to]
         with _silent():
             quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True, accuracy_level=4)
             quantizer.process()
         model = quantizer.model.model  # type: ignore[attr-defined]  # its own ONNXModel by now
         facts = {
-            "scheme": to if to in BLOCK else precision,
+            "scheme": to,
             "bits": bits,
             "block": block,
             "by": "onnxruntime.quantization.MatMulNBitsQuantizer",

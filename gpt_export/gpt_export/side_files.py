@@ -141,8 +141,8 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
     source = manifest["source"]
     language = (
         [
-            f"| perplexity | {figures['perplexity']:.4f} ± {figures['perplexity_error']:.4f} |",
-            f"| the reference's | {figures['perplexity_reference']:.4f} |",
+            f"| perplexity | {_number(figures['perplexity'])} ± {_number(figures['perplexity_error'])} |",
+            f"| the reference's | {_number(figures['perplexity_reference'])} |",
             f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |",
         ]
         if greedy["compared"]
@@ -187,6 +187,10 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
     (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _mix(quantization: dict[str, Any]) -> list[str]:

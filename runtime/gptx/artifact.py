@@ -121,11 +121,13 @@ def read(path: str | Path) -> Manifest:
 def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:
     """Compare the sha256 of every listed file. `progress` is called with a name and the bytes read since the last call.
 
-    Raises ArtifactError, naming every file that differs.
+    Raises ArtifactError, naming every file that differs, and every graph or weight file that is not listed.
     """
     import hashlib
 
-    changed = []
+    folders = (manifest.path / "onnx", manifest.path / "compiled")
+    there = [file.relative_to(manifest.path).as_posix() for folder in folders for file in folder.glob("*")]
+    changed = [f"{name} is not among gptx.json's files" for name in sorted(set(there) - set(manifest.files))]
     for name, facts in manifest.files.items():
         digest = hashlib.sha256()
         with (manifest.path / name).open("rb") as file:

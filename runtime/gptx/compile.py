@@ -34,7 +34,8 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}
     # for each graph the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
-    copies = 4.4 if manifest.decode else 2.2
+    # (fp16 is computed in floats here)
+    copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
     needed = sum(f.size + (copies * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
     check_output(out, force=force, needed=int(needed))
     artifact.check_hashes(manifest)
@@ -48,7 +49,8 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
         _write_manifest(staging, raw)
         with stage("Proving"):
             report = verify(staging)
-        _check(report, accept=accept, what=f"the compiled graph of {source}")
+        expected = (compiled.GRAPH, compiled.DECODE if manifest.decode else "")
+        _check(report, expected, accept=accept, what=f"the compiled graph of {source}")
         if not report.passed:
             raw["compiled"]["accepted"] = True
             _write_manifest(staging, raw)
@@ -86,8 +88,8 @@ def _write_manifest(staging: Path, raw: dict[str, Any]) -> None:
     (staging / MANIFEST).write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _check(report: Report, *, accept: bool, what: str) -> None:
-    if report.graph != compiled.GRAPH:  # a note has said why
+def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str) -> None:
+    if (report.graph, report.decode) != expected:  # a note has said why
         raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
     failed = [f"{row.name} is {row.here}, limit {row.limit or 'a finite number'}" for row in report.rows if not row.ok]
     if failed and not accept:

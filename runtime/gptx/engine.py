@@ -32,6 +32,7 @@ class Engine:
     manifest: Manifest
     provider: str  # what runs the graph, as ORT calls it
     graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
+    decode_graph: Path | None  # of `decode`, likewise
     keeps_logits: bool  # takes num_logits_to_keep: the head is computed for as many positions as asked
     takes_positions: bool
     logits_dtype: np.dtype
@@ -62,11 +63,11 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     """Raises ProviderError for the device, ArtifactError for the graph."""
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
         fits = _compiled_fits(manifest, device=device)
-        decode = _open_decode(manifest, fits, device=device, threads=threads)
+        decode, decode_graph = _open_decode(manifest, fits, device=device, threads=threads)
         session, provider, graph = _open(manifest, fits, device=device, threads=threads)
         _keep(manifest, session)
     if decode and _signature(decode) != _signature(session):
-        raise ArtifactError(f"{manifest.decode} has other inputs or outputs than {graph}: quantize the artifact again")
+        raise ArtifactError(f"{decode_graph} has other inputs or outputs than {graph}: quantize the artifact again")
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))
@@ -78,6 +79,7 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         manifest=manifest,
         provider=provider,
         graph=graph,
+        decode_graph=decode_graph,
         keeps_logits="num_logits_to_keep" in {node.name for node in session.get_overridable_initializers()},
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],
@@ -121,14 +123,18 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
         return None
 
 
-def _open_decode(manifest: Manifest, fits: bool, *, device: str, threads: int | None) -> Any | None:
-    """The session of the artifact's decode graph; None where it has none, or (a note says why) one that cannot be used.
+def _open_decode(
+    manifest: Manifest, fits: bool, *, device: str, threads: int | None
+) -> tuple[Any, Path] | tuple[None, None]:
+    """The session of the artifact's decode graph, and the graph; None where it has none, or (a note says why) one that
+    cannot be used.
 
     It is opened before the other: ONNX Runtime rearranges its weights, which takes memory that is free again then.
     """
     if manifest.decode is None:
-        return None
+        return None, None
     session = _open_compiled(manifest, compiled.DECODE, threads) if fits else None
+    graph = manifest.path / compiled.DECODE if session else manifest.decode
     try:
         if tries_cuda(device):
             raise ValueError(f"it is for the CPU, and device is {device!r}")
@@ -137,9 +143,9 @@ def _open_decode(manifest: Manifest, fits: bool, *, device: str, threads: int | 
         raise
     except Exception as error:  # as above
         note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")
-        return None
+        return None, None
     _keep(manifest, session)
-    return session
+    return session, graph
 
 
 def _keep(manifest: Manifest, session: Any) -> None:

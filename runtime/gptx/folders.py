@@ -38,7 +38,7 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
     `needed` bytes must be free there. An existing `path` is refused without `force`; with it, only an empty folder or
     one that gptx, Hugging Face or PEFT wrote (it has a manifest or a config) is replaced. Raises OutputError.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
     check_output(path, force=force, needed=needed)
     # named before it is made: Ctrl-C between the two must not leave it behind
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
@@ -56,11 +56,16 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_DISK_ERRORS |= {errno.ENAMETOOLONG}
 
 
 def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
     """Raise OutputError now for what would stop new_folder later, so that long work does not end in it."""
     kind = kind_of(path)
+    if kind != "missing" and Path(os.path.realpath(path)) in (Path.cwd(), *Path.cwd().parents):
+        raise OutputError(
+            f"{path} is or holds the current folder, and the output would replace it: choose another path"
+        )
     if kind == "file":
         raise OutputError(f"{path} is a file, and a folder is to be written there: choose another path")
     empty = kind == "folder" and not any(path.iterdir())

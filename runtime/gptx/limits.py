@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> 
     if unknown:
         raise UsageError(f"no limit is called {', '.join(unknown)}: there are {', '.join(sorted(known))}")
     for name, value in (overrides or {}).items():
-        if not value >= 0:  # NaN neither
-            raise UsageError(f"the limit {name} is {value}, expected 0 or more")
+        if not 0 <= value < math.inf:  # NaN neither
+            raise UsageError(f"the limit {name} is {value}, expected a number of 0 or more")
     return {**LIMITS[precision], **(overrides or {})}
 
 

@@ -68,8 +68,7 @@ class Model:
         self.manifest: Manifest = engine.manifest
         self.provider = engine.provider  # what really runs the graph, as ONNX Runtime calls it
         self.graph = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
-        # the second one, where single rows have their own
-        self.decode = engine.manifest.decode if engine.decode else None
+        self.decode = engine.decode_graph  # where single rows have one of their own
         self.tokenizer, self.template = tokenizer, template
         self.generation = dict(generation or {})  # generation_config.json
         self.task = task  # what it was fine-tuned for: gptx_task.json

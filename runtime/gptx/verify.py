@@ -17,7 +17,7 @@ from gptx.chat import common_length
 from gptx.compare import Figures, mean_kl
 from gptx.errors import ArtifactError
 from gptx.folders import MANIFEST
-from gptx.limits import judge
+from gptx.limits import LIMITS, judge
 from gptx.reference import Reference, compare
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Row:
 @dataclass
 class Report:
     graph: str = ""  # the file that was proved, within the artifact
+    decode: str = ""  # that of single rows, where they have their own
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -84,7 +85,8 @@ def verify(
             report.rows.append(_greedy_row(model, reference, certificate))
         told(1.0)
         report.graph = model.graph.relative_to(model.path).as_posix()
-        single = f", single rows in {model.decode.relative_to(model.path).as_posix()}" if model.decode else ""
+        report.decode = model.decode.relative_to(model.path).as_posix() if model.decode else ""
+        single = f", single rows in {report.decode}" if report.decode else ""
         report.notes.append(f"ran {report.graph} on {model.provider}{single}")
         if certificate.get("accepted"):
             report.notes.append("this artifact was outside its limits when it was made, and was accepted as it is")
@@ -100,6 +102,14 @@ def checked_certificate(manifest: Manifest) -> dict[str, Any]:
     if not isinstance(certificate, dict) or not all(isinstance(certificate.get(part), dict) for part in parts):
         raise ArtifactError(
             f"{manifest.path / MANIFEST}: certificate lacks one of {', '.join(parts)}: export the artifact again"
+        )
+    needed = {name: certificate["limits"].get(name) for name in LIMITS[manifest.precision]}
+    values = {**certificate["limits"], **needed}
+    wrong = [name for name, value in values.items() if isinstance(value, bool) or not isinstance(value, int | float)]
+    if wrong:
+        raise ArtifactError(
+            f"{manifest.path / MANIFEST}: certificate has no number as the limit of {', '.join(wrong)}: "
+            "export the artifact again"
         )
     return certificate
 

@@ -59,6 +59,7 @@ class Engine:
     load: Callable[[Job], Loaded] | None  # None: quality only
     logits: Callable[[Job], Logits] | None  # None: speed only
     takes_artifact: bool = False  # an artifact; without a path the one that is measured
+    takes_variant: bool = False  # what may stand behind the path
     prepare: Callable[[Path, str | None, Path], Path] | None = None  # (path, variant, empty folder) -> path to load
     notes: Callable[[], str] = lambda: ""
 

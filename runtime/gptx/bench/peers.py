@@ -62,6 +62,8 @@ def check(text: str, one: Contender) -> None:
         artifact.read(one.path)
     elif installed(one.does.packages[0]) is None:
         raise UsageError(f"{text}: {one.does.packages[0]} is not installed: {one.does.install}")
+    if one.variant and not one.does.takes_variant:
+        raise UsageError(f"{text}: {one.engine} takes a path and nothing behind it, not {one.variant!r}")
     if one.engine == "genai" and not (one.path / "genai_config.json").exists():
         raise UsageError(f"{text}: {one.path} has no genai_config.json, so onnxruntime-genai cannot load it")
 

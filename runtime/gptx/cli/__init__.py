@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -105,11 +106,19 @@ def group() -> None:
     """Train, export, quantize and run GPT models on this machine."""
 
 
+def _ended(number: int, _: object) -> None:
+    """What is half written is removed on the way out."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the verb; a GptxError becomes one line and exit status 1, a wrong option one line and 2, Ctrl-C 130, and a
     closed pipe nothing at all."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before we started)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, _ended)
     try:
         # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)

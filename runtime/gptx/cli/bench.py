@@ -31,6 +31,7 @@ LENGTHS = (128, 512)
 NEW = 64
 COLD = 128  # tokens of the first prompt after loading
 SCORED = 8192  # tokens of --text, where --tokens does not say
+WINDOW = 1024  # of them at once, where --window does not
 
 
 class Greedy(click.Command):
@@ -66,7 +67,7 @@ class Greedy(click.Command):
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Prompts and scored text are cut from it."
 )
 @click.option("--tokens", type=click.IntRange(min=3), metavar="N", help="Score at most so many of the text (8192).")
-@click.option("--window", type=click.IntRange(min=3), default=1024, show_default=True, help="Tokens scored at once.")
+@click.option("--window", type=click.IntRange(min=3), metavar="N", help="Tokens of the text scored at once (1024).")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
 @click.option("--picture", "png_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw them.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -84,7 +85,7 @@ def bench(
     reference: Path | None,
     text: Path | None,
     tokens: int | None,
-    window: int,
+    window: int | None,
     json_file: Path | None,
     png_file: Path | None,
     force: bool,
@@ -113,13 +114,20 @@ def bench(
     from gptx.folders import check_new_file, write_file
     from gptx.model import DEFAULT_MODEL
 
-    _check_combination(rounds=rounds, quality=quality, reference=reference, picture=png_file)
+    _check_combination(
+        rounds=rounds, quality=quality, reference=reference, scored=tokens or window, picture=png_file, json=json_file
+    )
     for file in filter(None, (json_file, png_file)):
         check_new_file(file, force=force)
     manifest = artifacts.read(artifact or DEFAULT_MODEL)
     if manifest.model.n_class:
         raise UsageError(f"{manifest.path} has a classification head and generates no text: give a language model")
     engines = contenders(manifest.path, against)
+    unmeasured = next((one for one in engines if one.does.load is None and not quality), None)
+    if unmeasured is not None:
+        raise UsageError(
+            f"{unmeasured.label} is for --quality only, which was not asked for: add it, or leave the peer out"
+        )
     source = prompts.source(manifest, text)
     new = new_tokens or min(NEW, manifest.model.n_ctx // 2)
     room = manifest.model.n_ctx - new - 1
@@ -130,7 +138,7 @@ def bench(
     compared = None
     if quality:
         scored = tokens or (SCORED if text else None)
-        compared = qualities.compared(manifest, engines, source, reference, window=window, tokens=scored)
+        compared = qualities.compared(manifest, engines, source, reference, window=window or WINDOW, tokens=scored)
 
     facts = machine(program="gptx")
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
@@ -163,12 +171,20 @@ def bench(
         write_file(json_file, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def _check_combination(*, rounds: int, quality: bool, reference: Path | None, picture: Path | None) -> None:
+def _check_combination(
+    *, rounds: int, quality: bool, reference: Path | None, scored: int | None, picture: Path | None, json: Path | None
+) -> None:
     if not rounds and not quality:
         raise UsageError("--rounds 0 measures no speed: give --quality, or at least one round")
     if reference and not quality:
         raise UsageError("--reference is what --quality compares with: give both")
+    if scored and not quality:
+        raise UsageError("--tokens and --window say how --quality scores a text: give --quality too")
     if picture:
+        if picture.suffix.lower() != ".png":
+            raise UsageError(f"--picture {picture}: it is a PNG file, so let its name end with .png")
+        if json and json.resolve() == picture.resolve():
+            raise UsageError(f"--json and --picture are both {picture}: name two files")
         if not rounds:
             raise UsageError("--picture draws speed, and --rounds 0 measures none")
         from gptx.bench.picture import need_matplotlib

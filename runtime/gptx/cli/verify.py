@@ -15,6 +15,7 @@ import click
 from gptx.cli.options import device_option, threads_option
 from gptx.cli.output import write_out
 from gptx.cli.table import print_table
+from gptx.progress import stage
 
 if TYPE_CHECKING:
     from gptx.verify import Report, Row
@@ -37,7 +38,7 @@ def verify(artifact: Path | None, device: str, threads: int | None, as_json: boo
     from gptx.model import DEFAULT_MODEL
 
     path = artifact or DEFAULT_MODEL
-    with _progress(shown=sys.stderr.isatty() and not quiet) as told:
+    with _progress(quiet=quiet) as told:
         report = proving.verify(path, device=device, threads=threads, progress=told)
     if as_json:
         facts = {"artifact": str(path), "passed": report.passed, **dataclasses.asdict(report)}
@@ -63,14 +64,13 @@ def _judged(row: Row) -> str:
 
 
 @contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[float], None] | None]:
-    """A bar on standard error that goes when the work is done."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def _progress(*, quiet: bool) -> Iterator[Callable[[float], None]]:
+    with stage("Verifying", total=1.0, quiet=quiet) as advance:
+        done = 0.0
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Verifying", total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+        def told(share: float) -> None:
+            nonlocal done
+            advance(share - done)
+            done = share
+
+        yield told

@@ -70,4 +70,12 @@ def logits(job: Job) -> Logits:
     return after_each
 
 
-ENGINE = Engine(("ctranslate2",), "pip install ctranslate2 transformers torch", start, load, logits, prepare=prepare)
+ENGINE = Engine(
+    ("ctranslate2",),
+    "pip install ctranslate2 transformers torch",
+    start,
+    load,
+    logits,
+    prepare=prepare,
+    takes_variant=True,
+)

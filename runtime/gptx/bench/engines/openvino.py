@@ -91,4 +91,4 @@ def logits(job: Job) -> Logits:
     return after_each
 
 
-ENGINE = Engine(("openvino",), "pip install openvino", start, load, logits)
+ENGINE = Engine(("openvino",), "pip install openvino", start, load, logits, takes_variant=True)

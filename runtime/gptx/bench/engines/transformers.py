@@ -60,4 +60,4 @@ def logits(job: Job) -> Logits:
     return after_each
 
 
-ENGINE = Engine(("transformers", "torch"), "pip install transformers torch", start, load, logits)
+ENGINE = Engine(("transformers", "torch"), "pip install transformers torch", start, load, logits, takes_variant=True)
