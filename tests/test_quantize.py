@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -442,3 +446,14 @@ def test_a_certificate_without_its_limits_proves_nothing(quantized: dict[str, Pa
         (tmp_path / "out" / "gptx.json").write_text(json.dumps(manifest))
         with pytest.raises(ArtifactError, match="no number as the limit of kl_mean"):
             verify(tmp_path / "out")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_sigterm_leaves_nothing_half_written(fp32: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gptx", "quantize", str(fp32), str(tmp_path / "out"), "--to", "int8"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob(".out.*")) and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
