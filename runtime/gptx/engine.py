@@ -22,6 +22,7 @@ from gptx.residency import release
 
 _one_at_a_time = threading.Lock()
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
+LARGE = 100_000_000  # bytes of an artifact whose peak of memory is worth 10 ms
 DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
@@ -63,6 +64,10 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     """Raises ProviderError for the device, ArtifactError for the graph."""
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
         fits = _compiled_fits(manifest, device=device)
+        if sum(facts.size for facts in manifest.files.values()) > LARGE:
+            release(
+                library_folder()
+            )  # what importing the library and reading the tokenizer took is not added to the peak
         decode, decode_graph = _open_decode(manifest, fits, device=device, threads=threads)
         session, provider, graph = _open(manifest, fits, device=device, threads=threads)
         _keep(manifest, session)
