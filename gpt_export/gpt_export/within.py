@@ -195,9 +195,10 @@ class Search:
 
     def prove(self, point: Point, limits: Mapping[str, float] | None, *, accept: bool) -> dict[str, Any]:
         layers = [weight for name, weight in point.made.weights.items() if name.startswith("blocks.")]
-        precision = "int4" if mean_bits(layers) < 6 else "int8"
+        bits = mean_bits(layers)
+        precision = "int4" if bits < 6 else "int8"
         # what is called int8 may have layers of 4 bits, and its loss lies between the two recipes'
-        allowed = limits_for("int8" if mean_bits(layers) == 8 else "int4", limits)
+        allowed = limits_for("int8" if bits == 8 else "int4", limits)
         facts = {
             **describe("mix", point.made),
             "mix": point.name,
