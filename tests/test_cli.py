@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,26 @@ def test_a_package_that_is_missing_while_a_verb_runs(
     assert (
         outcome.status == 1 and f"gptx run needs the package {package}" in outcome.err and f"[{extra}]" in outcome.err
     )
+
+
+_LOADING = """
+import os, signal
+from gptx.cli import VERBS, group, main
+
+@group.command()
+def load():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except SystemExit as error:  # what pybind11 does with it
+        raise ImportError("initialization failed") from error
+
+VERBS["load"] = ("__main__:load", "")
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_sigterm_while_an_extension_module_is_loaded_is_no_error() -> None:
+    ended = subprocess.run([sys.executable, "-c", _LOADING, "load"], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")

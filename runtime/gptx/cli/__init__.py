@@ -64,10 +64,23 @@ class Verbs(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a closed pipe is still ours to handle
             return result
-        except ModuleNotFoundError as error:  # imported while the verb ran
-            raise GptxError(_missing(ctx.invoked_subcommand or "", error)) from error
-        except BrokenPipeError as error:
-            raise _ClosedPipe from error  # click would make an exit status of 1 of it
+        except Exception as error:
+            if _received:  # an extension module that was being loaded has made an ImportError of our exit
+                sys.exit(128 + _received[0])
+            if isinstance(error, ModuleNotFoundError):  # imported while the verb ran
+                raise GptxError(_missing(ctx.invoked_subcommand or "", error)) from error
+            if isinstance(error, BrokenPipeError):
+                raise _ClosedPipe from error  # click would make an exit status of 1 of it
+            raise
+
+
+_received: list[int] = []  # the signals that asked us to end
+
+
+def _end(number: int, _: object) -> None:
+    """What is half written is removed on the way out."""
+    _received.append(number)
+    sys.exit(128 + number)
 
 
 class _ClosedPipe(Exception):
@@ -106,11 +119,6 @@ def group() -> None:
     """Train, export, quantize and run GPT models on this machine."""
 
 
-def _ended(number: int, _: object) -> None:
-    """What is half written is removed on the way out."""
-    sys.exit(128 + number)
-
-
 def main() -> None:
     """Run the verb; a GptxError becomes one line and exit status 1, a wrong option one line and 2, Ctrl-C 130, and a
     closed pipe nothing at all."""
@@ -118,7 +126,7 @@ def main() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
-            signal.signal(number, _ended)
+            signal.signal(number, _end)
     try:
         # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)
