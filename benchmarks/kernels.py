@@ -129,7 +129,7 @@ def session(add: Callable[[Graph], str], n_in: int, n_out: int, count: int, thre
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -118,9 +118,9 @@ def save_optimized(graph: Path, out: Path, weights: str) -> None:
 def _options(ort: Any, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # ORT's threads spin after a run and take the cores from the rest of the app: four sessions that take turns run
-    # 3 times slower without this, one alone no faster
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # ORT's threads spin after a run, for milliseconds, and take the cores from the rest of the app. 50 us bridge the gap
+    # between two steps of a decode, and sessions that take turns do not feel them
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     # a pattern is kept for every shape seen, and each step of a decode has another one
     options.enable_mem_pattern = False
     if int8_saturates(cpu_features()):
