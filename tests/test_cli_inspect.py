@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from gptx import describe as describing
 from gptx.certificate_rows import certificate_rows
 from gptx.compare import Figures
 from gptx.describe import generation_in_words
+from gptx.model import DEFAULT_MODEL
 from gptx_command import gptx
 from tiny_artifact import save_manifest, write_artifact
 
@@ -114,6 +117,29 @@ def checkpoint(folder: Path, model_type: str = "llama") -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"a": np.zeros((4, 8), np.float32), "b": np.zeros(3, np.float16)}, folder / "model.safetensors")
     return folder
+
+
+def _places(value: object, place: tuple = ()) -> Iterator[tuple]:
+    """Where anything stands in a JSON value: keys and indices from the top."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*place, key)
+        yield from _places(inner, (*place, key))
+
+
+@pytest.mark.parametrize("odd", [None, -1, "x", [1], {"x": 1}, 10**9])
+def test_an_odd_value_anywhere_in_the_manifest_is_shown_or_refused(tmp_path: Path, odd: object) -> None:
+    folder = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
+    text = (folder / "gptx.json").read_text()
+    for *above, last in _places(json.loads(text)):
+        manifest = json.loads(text)
+        inner = manifest
+        for key in above:
+            inner = inner[key]
+        inner[last] = odd
+        (folder / "gptx.json").write_text(json.dumps(manifest))
+        outcome = gptx("inspect", folder)  # a traceback would come through
+        assert outcome.status == 0 or (outcome.status == 1 and outcome.err.startswith("gptx: "))
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ DECODE = "onnx/decode.onnx"  # of recipes that have a second graph, for runs of 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
+MOST_LAYERS = 10_000  # a damaged number must not make names for a billion
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -190,8 +191,17 @@ def _field_problems(raw: dict[str, Any]):
         if not isinstance(raw.get(name), kind):
             yield f"{name} is {raw.get(name)!r}, expected an object"
             return
-    if not isinstance(raw.get("compiled") or {}, dict):
-        yield f"compiled is {raw['compiled']!r}, expected an object"
+    for name in ("compiled", "quantization", "source", "certificate"):
+        if not isinstance(raw.get(name) or {}, dict):
+            yield f"{name} is {raw[name]!r}, expected an object"
+            return
+    certificate = raw.get("certificate") or {}
+    for name in ("figures", "consistency", "limits", "greedy", "environment"):
+        if not isinstance(certificate.get(name, {}), dict):
+            yield f"certificate.{name} is {certificate[name]!r}, expected an object"
+    links = certificate.get("chain") or []
+    if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
+        yield f"certificate.chain is {links!r}, expected a list of objects"
     if raw.get("decode") not in (None, DECODE):
         yield f"decode is {raw['decode']!r}, expected {DECODE!r} or nothing"
     for name in Shape.__dataclass_fields__:
@@ -199,6 +209,8 @@ def _field_problems(raw: dict[str, Any]):
             continue
         if not _positive(raw["model"].get(name)):
             yield f"model.{name} is {raw['model'].get(name)!r}, expected a positive number"
+        elif name == "n_layer" and raw["model"][name] > MOST_LAYERS:
+            yield f"model.n_layer is {raw['model'][name]}, expected at most {MOST_LAYERS}"
     tokens = raw["tokens"]
     for name in ("vocab_size", "bos", "pad"):
         if tokens.get(name) is not None and not isinstance(tokens[name], int):

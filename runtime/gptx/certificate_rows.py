@@ -26,7 +26,7 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
         rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):
         where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")
-        rows.append(("measured on", ", ".join(filter(None, where))))
+        rows.append(("measured on", ", ".join(str(part) for part in where if part)))
     links = certificate.get("chain") or []
     if len(links) > 1:
         rows += [(f"link {n}", _link(link)) for n, link in enumerate(links, 1)]
