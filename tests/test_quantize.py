@@ -457,3 +457,10 @@ def test_sigterm_leaves_nothing_half_written(fp32: Path, tmp_path: Path) -> None
         process.terminate()
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_refuses_what_could_not_be_written(fp32: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = command("quantize", fp32, tmp_path / "file", "--to", "int8", "--dry-run")
+    assert (outcome.status, list(tmp_path.iterdir())) == (1, [tmp_path / "file"])
+    assert "is a file" in outcome.err

@@ -190,22 +190,21 @@ def quantize(
     options: dict[str, Any] = dict(
         checkpoint=checkpoint, text=text, calibration=calibration, limits=_limits(limit), accept=accept, force=force
     )
-    if budget is not None:
-        from gpt_export.budget import parse_budget
+    from gpt_export.budget import parse_budget
+
+    allowed = parse_budget(budget) if budget is not None else None
+    if dry_run:
+        check_output(out, force=True)
+        _print_plan(plan_quantize(expect_fp32(source), to or "int8"))
+        return
+    if allowed is not None:
         from gpt_export.within import quantize_within
 
-        allowed = parse_budget(budget)
-        if dry_run:
-            _print_plan(plan_quantize(expect_fp32(source), "int8"))
-            return
         outcome = quantize_within(source, out, budget=allowed, picture_file=picture, **options)
         write_out(f"{outcome.table}\ndrawn in {outcome.picture}\n\n")
         _report(out, outcome.certificate)
         return
     assert to is not None
-    if dry_run:
-        _print_plan(plan_quantize(expect_fp32(source), to))
-        return
     _report(out, quantize_artifact(source, out, to=to, **options))
 
 
