@@ -92,25 +92,3 @@ def test_the_other_gptx(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = NAME
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"gptx": [ours, "other"]})
     assert any("pip uninstall other" in problem for problem in doctor.examine().problems)
-
-
-@pytest.mark.parametrize(
-    ("modes", "tunables", "advised"),
-    [
-        ("always [madvise] never", "", True),
-        ("always [madvise] never", "glibc.malloc.hugetlb=1", False),
-        ("[always] madvise never", "", False),
-        (None, "", False),
-    ],
-)
-def test_large_pages(
-    modes: str | None, tunables: str, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "enabled"
-    if modes:
-        file.write_text(modes + "\n")
-    monkeypatch.setattr(doctor, "LARGE_PAGES", file)
-    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    outcome = gptx("doctor")
-    assert outcome.status == 0 and ("GLIBC_TUNABLES=" in outcome.text.replace("\n", "")) == advised

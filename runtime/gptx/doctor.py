@@ -7,7 +7,6 @@ metadata; of the optional ones nothing is imported, so a broken torch does not b
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 import tempfile
@@ -33,8 +32,6 @@ IDENTITY_MODEL = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # all modes, the one that holds in brackets
-
 
 @dataclass(frozen=True)
 class Provider:
@@ -55,7 +52,6 @@ class Health:
     memory_free: int | None
     providers: list[Provider]
     problems: list[str]  # what keeps gptx from working, or makes it work by luck, with what to do
-    advice: list[str]  # what would make it faster
 
 
 def examine() -> Health:
@@ -77,7 +73,6 @@ def examine() -> Health:
         memory_free=free,
         providers=tried,
         problems=_problems(onnxruntime, needed, failure),
-        advice=_advice(),
     )
 
 
@@ -149,18 +144,3 @@ def _problems(onnxruntime: dict[str, str], needed: dict[str, str | None], failur
     if others:
         found.append(f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}")
     return found
-
-
-def _advice() -> list[str]:
-    try:
-        modes = LARGE_PAGES.read_text()
-    except OSError:  # not Linux, or a kernel without them
-        return []
-    name, number = platform.libc_ver()
-    asks = name == "glibc" and tuple(map(int, number.split(".")[:2])) >= (2, 35)
-    if "[madvise]" not in modes or not asks or "malloc.hugetlb" in os.environ.get("GLIBC_TUNABLES", ""):
-        return []
-    return [
-        "Linux gives large memory pages here only to programs that ask: with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the "
-        "environment when a program starts, models decode some percent faster, and may load more slowly"
-    ]

@@ -16,6 +16,7 @@ import numpy as np
 from gptx import compiled
 from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
+from gptx.large_pages import LargePages
 from gptx.progress import note
 from gptx.providers import CPU, CUDA, first_line, library_folder, onnxruntime, open_session, tries_cuda
 from gptx.residency import release
@@ -38,6 +39,7 @@ class Engine:
     takes_positions: bool
     logits_dtype: np.dtype
     cache_dtype: np.dtype
+    large_pages: LargePages  # for the weights, once sessions have made enough calls
 
     @property
     def device(self) -> str:
@@ -68,9 +70,12 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
             release(
                 library_folder()
             )  # what importing the library and reading the tokenizer took is not added to the peak
+        large_pages = LargePages()
         decode, decode_graph = _open_decode(manifest, fits, device=device, threads=threads)
         session, provider, graph = _open(manifest, fits, device=device, threads=threads)
         _keep(manifest, session)
+        if provider == CPU:
+            large_pages.end()
     if decode and _signature(decode) != _signature(session):
         raise ArtifactError(f"{decode_graph} has other inputs or outputs than {graph}: quantize the artifact again")
     inputs = {node.name: node for node in session.get_inputs()}
@@ -89,6 +94,7 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
+        large_pages=large_pages,
     )
 
 

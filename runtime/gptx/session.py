@@ -14,6 +14,7 @@ import numpy as np
 from gptx.cache import Cache, open_cache
 from gptx.engine import Engine
 from gptx.errors import PromptError, UsageError
+from gptx.large_pages import WORTH
 
 
 class Session:
@@ -36,6 +37,7 @@ class Session:
         self._lengths = [0] * batch_size
         self._cache: Cache | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
+        self._large_pages = engine.large_pages
 
     @property
     def batch_size(self) -> int:
@@ -77,6 +79,9 @@ class Session:
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
         nothing hold anything. The caller may write into it."""
+        self._large_pages.calls += 1
+        if self._large_pages.calls == WORTH:
+            self._large_pages.move()
         if len(rows) == 1 == len(self._tokens) and self._advance_one(rows[0]):
             return self._logits
         counts = self._check(rows)

@@ -51,8 +51,6 @@ def _print(health: Health) -> None:
     print_table([(problem,) for problem in health.problems], title="Problems", bad=[True] * len(health.problems))
     if not health.problems:
         write_out("no problems\n")
-    for advice in health.advice:
-        write_out(f"{advice}\n")
 
 
 def _gigabytes(size: int | None) -> str:

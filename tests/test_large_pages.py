@@ -1,0 +1,93 @@
+"""Weights in large memory pages: they get there where the kernel can do it, and elsewhere nothing happens."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptx import large_pages
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's large pages")
+SIZE = 2 << 20
+
+RUN = """
+import re, sys, threading
+from pathlib import Path
+import gptx
+from gptx import large_pages
+if len(sys.argv) > 1:
+    large_pages._SETTING = Path(sys.argv[1])
+moving = lambda: [thread for thread in threading.enumerate() if thread.name == "gptx-large-pages"]
+started = threading.Thread.start
+names = []
+threading.Thread.start = lambda thread: (names.append(thread.name), started(thread))
+model = gptx.load()
+with model.session() as session:
+    for _ in range(large_pages.WORTH - 1):
+        session.feed([[1]])
+    assert not names
+    before = session.feed([[1]])
+    for thread in moving():
+        thread.join()
+    session.rewind([large_pages.WORTH - 1])
+    assert (session.feed([[1]]) == before).all()
+print(len(names), re.search(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
+"""
+
+
+def run(*args: str | Path) -> tuple[int, int]:
+    """Threads that were started, and kB in large pages, after the default model has made enough calls."""
+    command = [sys.executable, "-c", RUN, *map(str, args)]
+    threads, kilobytes = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    return int(threads), int(kilobytes)
+
+
+def setting(folder: Path, modes: str) -> Path:
+    (folder / "enabled").write_text(modes + "\n")
+    (folder / "hpage_pmd_size").write_text(f"{SIZE}\n")
+    return folder
+
+
+def kernel_moves() -> bool:
+    """Whether it moves a page of ours, and gives none unasked. WSL, gVisor and kernels before 6.1 do not."""
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not modes.exists() or "[madvise]" not in modes.read_text():
+        return False
+    memory = mmap.mmap(-1, 4 * SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * (4 * SIZE))
+    page = -(-ctypes.addressof(ctypes.c_char.from_buffer(memory)) // SIZE) * SIZE
+    return ctypes.CDLL(None).madvise(ctypes.c_void_p(page), ctypes.c_size_t(SIZE), 25) == 0
+
+
+@pytest.mark.skipif(not kernel_moves(), reason="this kernel moves nothing into large pages")
+def test_weights_move_once_a_model_is_used() -> None:
+    threads, kilobytes = run()
+    assert threads == 1 and kilobytes >= SIZE // 1024
+
+
+@pytest.mark.parametrize("modes", ["always madvise [never]", None])
+def test_where_there_are_none_nothing_happens(modes: str | None, tmp_path: Path) -> None:
+    assert run(setting(tmp_path, modes) if modes else tmp_path)[0] == 0
+
+
+def test_only_what_is_new_and_whole_is_moved() -> None:
+    now, before = [(0x1FF000, 0xA00000), (0xC00000, 0xD00000)], [(0x400000, 0x401000)]
+    pages = list(large_pages._whole_pages(now, before, SIZE))
+    assert pages == [(0x200000, 0x400000), (0x600000, 0x800000), (0x800000, 0xA00000)]
+    assert list(large_pages._runs(iter(pages))) == [(0x200000, 0x400000), (0x600000, 0xA00000)]
+    many = [(n * SIZE, (n + 1) * SIZE) for n in range(large_pages._AT_ONCE + 1)]
+    assert list(large_pages._runs(iter(many))) == [(0, many[-2][1]), many[-1]]
+
+
+def test_memory_that_is_not_there_is_not_asked_for() -> None:
+    memory = mmap.mmap(-1, 6 * SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    page = -(-start // SIZE) * SIZE
+    pages = [(page + n * SIZE, page + (n + 1) * SIZE) for n in range(4)]
+    memory[page - start + SIZE : page - start + 2 * SIZE] = b"x" * SIZE
+    assert list(large_pages._full(pages)) == pages[1:2]
