@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines.measure import peak_rss, pss, reset_peak
-from machine import lines, machine
-
+from gptx.bench.machine import lines, machine
+from gptx.bench.measure import peak_rss, pss, reset_peak
 from table import table
 
 COLUMNS = {  # figure: head, how to print it, how many of its units

@@ -61,7 +61,7 @@ def measure(artifact: str, examples: list[Example], shots: list[tuple[str, str]]
         said, expected = [r.label for r in results], [e.answers[0] for e in examples]
         figures = {"accuracy": accuracy(said, expected), "macro_f1": macro_f1(said, expected)}
     else:
-        said = [model.summarize(e.text, examples=shots, template=template).text.strip() for e in examples]
+        said = [(model.summarize(e.text, examples=shots, template=template).text or "").strip() for e in examples]
         figures = rouge(said, [e.answers for e in examples])
     seconds = time.perf_counter() - began
     figures = {name: round(value, 4) for name, value in figures.items()}

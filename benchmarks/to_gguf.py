@@ -8,6 +8,7 @@ The tokenizer must be byte-level BPE. llama.cpp does the quantizing (llama-cpp-p
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -132,8 +133,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, 
 
 
 def quantize(floats: Path, out: Path, kind: str) -> None:
-    import llama_cpp
-
+    llama_cpp: Any = importlib.import_module("llama_cpp")  # by name: type checkers need not have it
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     if llama_cpp.llama_model_quantize(str(floats).encode(), str(out).encode(), params) != 0:

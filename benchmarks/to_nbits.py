@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import ModelProto, numpy_helper
@@ -32,7 +33,7 @@ def main() -> None:
     model = onnx.load(source / "onnx" / "model.onnx")
     untie(model)
     config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
+    quantizer: Any = MatMulNBitsQuantizer(model, algo_config=config)  # it makes an ONNXModel of its ModelProto
     quantizer.process()
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("onnx", "gptx.json", "gptx_reference.safetensors"))
     (out / "onnx").mkdir()

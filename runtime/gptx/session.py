@@ -11,10 +11,10 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from gptx import large_pages
 from gptx.cache import Cache, open_cache
 from gptx.engine import Engine
 from gptx.errors import PromptError, UsageError
-from gptx.large_pages import WORTH
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
         nothing hold anything. The caller may write into it."""
         self._large_pages.calls += 1
-        if self._large_pages.calls == WORTH:
+        if self._large_pages.calls == large_pages.WORTH:
             self._large_pages.move()
         if len(rows) == 1 == len(self._tokens) and self._advance_one(rows[0]):
             return self._logits
