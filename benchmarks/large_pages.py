@@ -69,8 +69,7 @@ def main() -> None:
 
 
 def child(path: Path, new_tokens: int, pages: str) -> None:
-    if pages == "small":
-        large_pages.WORTH = 0
+    large_pages.WORTH = 32 if pages == "large" else 0
     sessions = []
     with gptx.load(path) as model:
         for _ in range(SESSIONS):

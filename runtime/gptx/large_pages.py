@@ -1,9 +1,9 @@
 """The memory that opening a graph took, in large pages (2 MB, where others have 4 KB).
 
 A step reads all weights once, and in small pages it misses the TLB all the way. malloc asks for no large ones, so what was
-packed is moved there: MADV_COLLAPSE, Linux 6.1 and newer; elsewhere nothing happens. A step is then 5% shorter where the
-machine is idle and 15% where others use its caches (docs/design-notes.md). Moving takes 0.2 ms a MB, several times that
-where free memory is scattered: what 50 to 200 steps gain. So it waits for so many calls that more are to be expected.
+packed is moved there: MADV_COLLAPSE, Linux 6.1 and newer; elsewhere nothing happens. Steps are 4 to 10% shorter then.
+Moving takes 0.2 ms a MB, several times that where free memory is scattered or a virtual machine must ask its host for it,
+which 60 to 400 steps gain (benchmarks/large_pages.py). So it waits until a model has been used for a while.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 Range = tuple[int, int]  # addresses: first, and first behind
 
-WORTH = 32  # calls
+WORTH = 128  # calls after which more are to be expected
 _COLLAPSE = 25  # Linux's MADV_COLLAPSE, the same on every processor that ONNX Runtime runs on
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage")
 _AT_ONCE = 16  # large pages a call: each call waits for all cores once, 3 ms

@@ -23,7 +23,10 @@ def load(job: Job) -> Loaded:
     import numpy as np
 
     import gptx
+    from gptx import large_pages
 
+    # what a process decodes with that has run for a while: the weights move during the runs that do not count
+    large_pages.WORTH = 8
     model = gptx.load(job.path, threads=job.threads)
 
     def picked(logits: np.ndarray) -> list[int]:  # (B, V)
