@@ -22,7 +22,7 @@ from gptx_models.model import GPT
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     out = Path(sys.argv[1])
     manifest = json.loads((DEFAULT_MODEL / "gptx.json").read_text(encoding="utf-8"))

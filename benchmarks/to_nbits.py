@@ -27,7 +27,7 @@ def untie(model: ModelProto) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     source, out = map(Path, sys.argv[1:])
     model = onnx.load(source / "onnx" / "model.onnx")
