@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx.bench.machine import lines, machine
-from gptx.bench.measure import peak_rss, pss, reset_peak
+from gptx.bench.measure import peak_rss, proc_bytes, pss, reset_peak, rss
 from table import table
 
 COLUMNS = {  # figure: head, how to print it, how many of its units
@@ -113,7 +112,7 @@ def child(path: Path, threads: int, new_tokens: int) -> None:
     """Load, run, print what it took; then print what is resident when asked."""
     import gptx
 
-    imported, before = pss() or 0, rss()
+    imported, before = pss() or 0, rss() or 0
     reset_peak()
     began = time.perf_counter()
     model = gptx.load(path, threads=threads)
@@ -128,15 +127,9 @@ def child(path: Path, threads: int, new_tokens: int) -> None:
     )
     print(json.dumps({**figures, "used": (pss() or 0) - imported}), flush=True)
     sys.stdin.readline()
-    sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE))
-    private = 1024 * (int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"]))
-    print(json.dumps({"private": private, "pss": 1024 * int(sizes["Pss"])}), flush=True)
+    private = sum(proc_bytes("/proc/self/smaps_rollup", field) or 0 for field in ("Private_Clean", "Private_Dirty"))
+    print(json.dumps({"private": private, "pss": pss()}), flush=True)
     sys.stdin.readline()  # stay: the other one is still to be asked
-
-
-def rss() -> int:
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import gptx
 from gptx import large_pages
 from gptx.bench.machine import lines, machine
+from gptx.bench.measure import proc_bytes
 from table import table
 
 PROMPT, SESSIONS = 128, 6
@@ -80,12 +80,10 @@ def child(path: Path, new_tokens: int, pages: str) -> None:
                     new = [int(session.feed([new])[0].argmax())]
                     seconds.append(time.perf_counter() - began)
             sessions.append(seconds)
-        rollup = Path("/proc/self/smaps_rollup").read_text()
+        memory = {name: proc_bytes("/proc/self/smaps_rollup", name) or 0 for name in ("AnonHugePages", "Pss")}
     steps = [statistics.mean(seconds[1:]) for seconds in sessions[1:]]
     figures = {"first_ms": 1e3 * sum(sessions[0]), "step_ms": 1e3 * statistics.median(steps)}
-    for name, field in (("large_mb", "AnonHugePages"), ("pss_mb", "Pss")):
-        match = re.search(rf"^{field}: +(\d+)", rollup, re.MULTILINE)
-        figures[name] = int(match[1]) * 1024 / 1e6 if match else 0.0
+    figures |= {"large_mb": memory["AnonHugePages"] / 1e6, "pss_mb": memory["Pss"] / 1e6}
     print(json.dumps(figures))
 
 

@@ -181,6 +181,7 @@ def quantize(
     rare tokens 4 or 8: of perplexity, the smallest artifact that keeps it; of size, the best that fits. The mixes that
     were measured are printed, drawn, and stored in gptx.json.
     """
+    from gpt_export.budget import parse_budget
     from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
 
     if (to is None) == (budget is None):
@@ -190,8 +191,6 @@ def quantize(
     options: dict[str, Any] = dict(
         checkpoint=checkpoint, text=text, calibration=calibration, limits=_limits(limit), accept=accept, force=force
     )
-    from gpt_export.budget import parse_budget
-
     allowed = parse_budget(budget) if budget is not None else None
     if dry_run:
         check_output(out, force=True)

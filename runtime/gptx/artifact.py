@@ -187,13 +187,12 @@ def _field_problems(raw: dict[str, Any]):
         yield f"gptx_version is {raw.get('gptx_version')!r}, expected a string"
     if not _positive(raw.get("prefill_chunk")):
         yield f"prefill_chunk is {raw.get('prefill_chunk')!r}, expected a positive number"
-    for name, kind in (("model", dict), ("tokens", dict), ("files", dict)):
-        if not isinstance(raw.get(name), kind):
+    optional = ("compiled", "quantization", "source", "certificate")
+    for name in ("model", "tokens", "files", *optional):
+        if name in optional and not raw.get(name):
+            continue
+        if not isinstance(raw.get(name), dict):
             yield f"{name} is {raw.get(name)!r}, expected an object"
-            return
-    for name in ("compiled", "quantization", "source", "certificate"):
-        if not isinstance(raw.get(name) or {}, dict):
-            yield f"{name} is {raw[name]!r}, expected an object"
             return
     certificate = raw.get("certificate") or {}
     for name in ("figures", "consistency", "limits", "greedy", "environment"):

@@ -67,9 +67,8 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
         fits = _compiled_fits(manifest, device=device)
         if sum(facts.size for facts in manifest.files.values()) > LARGE:
-            release(
-                library_folder()
-            )  # what importing the library and reading the tokenizer took is not added to the peak
+            # what importing the library and reading the tokenizer took is not added to the peak
+            release(library_folder())
         large_pages = LargePages()
         decode, decode_graph = _open_decode(manifest, fits, device=device, threads=threads)
         session, provider, graph = _open(manifest, fits, device=device, threads=threads)

@@ -13,7 +13,6 @@ import errno
 import mmap
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,23 +29,23 @@ _FULL = 15 / 16  # how much of a large page must be there already: the rest woul
 
 
 class LargePages:
-    """What was mapped between the moment that this was made and `end`. The caller counts the `calls` of what runs there."""
+    """What was mapped between the moment that this was made and `end`."""
 
     def __init__(self) -> None:
-        self.calls = 0
-        self._before = _anonymous()
+        self._size = _size()
+        self._before = _anonymous() if self._size else []
         self._ranges: list[Range] = []
+        self._calls = 0
 
     def end(self) -> None:
-        size = _size()
-        if size:
-            self._ranges = list(_whole_pages(_anonymous(), self._before, size))
+        if self._size:
+            self._ranges = list(_whole_pages(_anonymous(), self._before, self._size))
 
-    def move(self) -> None:
-        """Move it, in a thread of its own; again, nothing happens."""
-        ranges, self._ranges = self._ranges, []
-        if ranges:
-            threading.Thread(target=_collapse, args=(ranges,), name="gptx-large-pages", daemon=True).start()
+    def called(self) -> None:
+        """Count a call of what runs there; the last that was waited for moves it, in a thread of its own."""
+        self._calls += 1
+        if self._calls == WORTH and self._ranges:
+            threading.Thread(target=_collapse, args=(self._ranges,), name="gptx-large-pages", daemon=True).start()
 
 
 def _size() -> int:
@@ -61,8 +60,6 @@ def _size() -> int:
 
 def _anonymous() -> list[Range]:
     """This process's own memory that no file lies behind."""
-    if sys.platform != "linux":
-        return []
     try:
         maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:  # a container without /proc

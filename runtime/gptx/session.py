@@ -11,7 +11,6 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from gptx import large_pages
 from gptx.cache import Cache, open_cache
 from gptx.engine import Engine
 from gptx.errors import PromptError, UsageError
@@ -79,9 +78,7 @@ class Session:
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
         nothing hold anything. The caller may write into it."""
-        self._large_pages.calls += 1
-        if self._large_pages.calls == large_pages.WORTH:
-            self._large_pages.move()
+        self._large_pages.called()
         if len(rows) == 1 == len(self._tokens) and self._advance_one(rows[0]):
             return self._logits
         counts = self._check(rows)

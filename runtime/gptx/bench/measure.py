@@ -104,16 +104,16 @@ def _batch(model: Loaded, speed: Speed) -> dict[str, Any] | None:
 
 def pss() -> int | None:
     """Bytes of memory that are this process's, a page shared by n processes counted as 1/n."""
-    return _bytes("/proc/self/smaps_rollup", "Pss")
+    return proc_bytes("/proc/self/smaps_rollup", "Pss")
 
 
 def rss() -> int | None:
-    return _bytes("/proc/self/status", "VmRSS")
+    return proc_bytes("/proc/self/status", "VmRSS")
 
 
 def peak_rss() -> int | None:
     """The most memory resident at once since the last reset_peak."""
-    return _bytes("/proc/self/status", "VmHWM")
+    return proc_bytes("/proc/self/status", "VmHWM")
 
 
 def reset_peak() -> None:
@@ -121,7 +121,8 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _bytes(file: str, field: str) -> int | None:
+def proc_bytes(file: str, field: str) -> int | None:
+    """A field of one of /proc's files that are in kB; None off Linux, and where there is no such field."""
     if sys.platform != "linux":
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)
