@@ -232,14 +232,6 @@ def test_cuda_without_onnxruntime_gpu(folder: Path) -> None:
     assert gptx.load(folder, device="auto", threads=1).provider == "CPUExecutionProvider"
 
 
-@pytest.mark.gpu
-def test_cuda(artifacts: dict[str, Path]) -> None:
-    expected = gptx.load(artifacts["growing"], threads=1).generate("the cat", max_new_tokens=20).token_ids
-    model = gptx.load(artifacts["growing"], device="cuda")
-    assert model.provider == "CUDAExecutionProvider"
-    assert model.generate("the cat", max_new_tokens=20).token_ids == expected
-
-
 def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "installed_packages", dict)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -56,9 +56,9 @@ class Counted:
     def io_binding(self) -> Any:
         return self.session.io_binding()
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         self.runs += 1
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, options)
 
 
 def counted(path: Path, rows: int = 1) -> tuple[Session, Counted, Counted]:

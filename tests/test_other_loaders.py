@@ -25,6 +25,7 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41], [100, 3, 80, 220, 17]]
 
 
 FORMS = ["gpt2-shared", "gpt2-growing", "llama-shared", "llama-growing", "gpt2-int4", "llama-int8", "llama-int4"]
+FORMS += ["llama-fp16"]
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -34,7 +35,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     write_checkpoint(folder / "checkpoint", GPT2 if kind == "gpt2" else LLAMA)
     cache: CacheForm = "growing" if form == "growing" else "shared"
     export_checkpoint(folder / "checkpoint", folder / "artifact", cache=cache)
-    if not form.startswith("int"):
+    if not form.startswith(("int", "fp")):
         return folder / "artifact"
     quantize_artifact(folder / "artifact", folder / form, to=form, accept=True)
     return folder / form

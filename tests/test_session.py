@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,21 @@ from gptx.engine import Engine, open_engine
 from gptx.errors import GptxError, PromptError, UsageError
 from gptx.in_place import capacity_for
 from gptx.session import Session
+from pretend_cuda import pretend_cuda
 from tiny_artifact import write_artifact
 
-FORMS = ("shared", "growing", "scatter")
+FORMS = ("shared", "growing", "scatter", "shared on CUDA", "scatter on CUDA")
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 250, 60)]
 
 
 @pytest.fixture(scope="module", params=FORMS)
-def engine(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Engine:
-    return open_engine(read(artifacts[request.param]), threads=1)
+def engine(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Engine]:
+    form, _, cuda = request.param.partition(" on ")
+    if not cuda:
+        yield open_engine(read(artifacts[form]), threads=1)
+        return
+    with pretend_cuda():
+        yield open_engine(read(artifacts[form]), device="cuda", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +154,7 @@ def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) 
     engine = open_engine(
         read(write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)), threads=1
     )
-    assert not engine.keeps_logits
+    assert engine.logits_input is None
     session = Session(engine)
     close(session.feed([IDS[:20]])[0], expected[19])
     close(session.feed([[IDS[20]]])[0], expected[20])

@@ -20,7 +20,8 @@ from gptx_models.config import GPTConfig
 from gptx_models.model import GPT, Attention, Past
 
 CacheForm = Literal["shared", "growing", "scatter"]
-OPSET: dict[CacheForm, int] = {"shared": 23, "growing": 23, "scatter": 24}
+GraphForm = CacheForm | Literal["cuda"]  # cuda: a second graph on the cache of `shared`
+OPSET: dict[GraphForm, int] = {"shared": 23, "growing": 23, "scatter": 24, "cuda": 23}
 
 
 def why_not(config: GPTConfig, form: CacheForm) -> str | None:
@@ -51,22 +52,27 @@ class Shared:
     """GroupQueryAttention; the rotary embedding inside it where its kernel allows (a head_dim that 16 divides)."""
 
     def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
-        self.gpt, self.past = gpt, past
+        self.gpt, self.past, self.width = gpt, past, attention_mask.shape[1]
         self.present: Past = []
-        total = attention_mask.shape[1]
-        here = attention_mask != 0
-        # the last 1 of each row, not the sum of the mask: the sum is wrong for rows padded on the left
-        self.last = (here * torch.arange(total)).amax(1).to(torch.int32)
-        self.total = torch.full((), total, dtype=torch.int32)
-        dtype = past[0][0].dtype
-        # far below any score and finite: a row that is all padding stays a number
-        hidden = -3e4 if dtype == torch.float16 else -1e30
-        bias = torch.where(here, 0.0, hidden).to(dtype)
-        self.bias = bias[:, None, None, :].expand(-1, 1, position_ids.shape[1], -1)
+        self.last = self.last_token(position_ids, attention_mask)
+        self.total = torch.full((), self.width, dtype=torch.int32)
+        self.bias = self.bias_of(position_ids, attention_mask, past[0][0].dtype)
         self.rope_inside = gpt.config.position == "rope" and gpt.config.head_dim % 16 == 0
         self.rope = None
         if gpt.config.position == "rope" and not self.rope_inside:
             self.rope = rope_at(gpt, position_ids)
+
+    def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """int32 (B,): where each row's last token is: the last 1, not the sum of the mask, which is wrong for rows padded
+        on the left."""
+        return ((attention_mask != 0) * torch.arange(self.width)).amax(1).to(torch.int32)
+
+    def bias_of(self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, S, width) that hides what is padding."""
+        # far below any score and finite: a row that is all padding stays a number
+        hidden = -3e4 if dtype == torch.float16 else -1e30
+        bias = torch.where(attention_mask != 0, 0.0, hidden).to(dtype)
+        return bias[:, None, None, :].expand(-1, 1, position_ids.shape[1], -1)
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
         config = layer.config
@@ -82,10 +88,11 @@ class Shared:
         attributes["do_rotary"] = int(self.rope_inside)
         tables = [self.gpt.rope_cos, self.gpt.rope_sin] if self.rope_inside else [None, None]
         rows, length = qkv.shape[:2]
-        cache_shape = (rows, config.n_kv_head, self.bias.shape[-1], config.head_dim)
+        cache_shape = (rows, config.n_kv_head, self.width, config.head_dim)
+        bias = [] if self.bias is None else [None, self.bias]
         y, *present = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            [query, key, value, past_k, past_v, self.last, self.total, *tables, None, self.bias],
+            [query, key, value, past_k, past_v, self.last, self.total, *tables, *bias],
             attributes,
             dtypes=[qkv.dtype] * 3,
             shapes=[(rows, length, config.n_head * config.head_dim), cache_shape, cache_shape],
@@ -93,6 +100,17 @@ class Shared:
         )
         self.present.append((present[0], present[1]))
         return y
+
+
+class SharedOnCuda(Shared):
+    """As Shared, for rows that are padded on the right alone: with a bias, CUDA's kernel leaves its flash attention for one
+    that writes all scores out. Of attention_mask only the length is read, so that it need not change with each step."""
+
+    def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return position_ids[:, -1].to(torch.int32)
+
+    def bias_of(self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> None:
+        return None
 
 
 class Scatter:

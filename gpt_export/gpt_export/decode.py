@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from gpt_export.caches import CacheForm
-from gpt_export.graph import build_graph
+from gpt_export.graph import build_graph, save_beside
 from gpt_export.layers import ChannelProduct, block_product
 from gpt_export.rounding import fitting_block
-from gptx.artifact import DECODE, GRAPH
+from gptx.artifact import DECODE
 from gptx_models.model import GPT
 
 BLOCK = 128  # of activations that share a scale, and of weights with their channel's
@@ -52,16 +51,4 @@ def write_decode_graph(gpt: GPT, form: CacheForm, out: Path) -> None:
         block = fitting_block(n_in, BLOCK)
         if n_in % block == 0:
             gpt.set_submodule(name, ChannelsAsBlocks(product, block))
-    model = build_graph(gpt, form)
-    share_weights(model, ir.load(out / GRAPH))
-    ir.save(model, out / DECODE)  # what is left inside is small
-
-
-def share_weights(model: ir.Model, stored: ir.Model) -> None:
-    """Let initializers of `model` be read where those of `stored` with the same name and the same bytes lie in a file."""
-    for name, value in model.graph.initializers.items():
-        there = stored.graph.initializers.get(name)
-        file, own = there.const_value if there else None, value.const_value
-        if isinstance(file, ir.ExternalTensor) and own is not None and file.tobytes() == own.tobytes():
-            place = (file.location, file.offset, file.length)
-            value.const_value = ir.ExternalTensor(*place, own.dtype, shape=own.shape, name=name, base_dir=file.base_dir)  # type: ignore[arg-type]
+    save_beside(build_graph(gpt, form), out / DECODE)

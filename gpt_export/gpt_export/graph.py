@@ -15,31 +15,35 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from gpt_export.caches import OPSET, CacheForm, Scatter, Shared
+from gpt_export.caches import OPSET, GraphForm, Scatter, Shared, SharedOnCuda
 from gpt_export.fusions import fuse_skip_norms
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT, Cached, Past
 
-KEEP = "num_logits_to_keep"
-ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter}
+KEEP, FIRST = "num_logits_to_keep", "first_logit"
+ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter, "cuda": SharedOnCuda}
 
 
 class Step(nn.Module):
     """One call of the model with its cache as inputs and outputs: this is the graph."""
 
-    def __init__(self, gpt: GPT, form: CacheForm):
+    def __init__(self, gpt: GPT, form: GraphForm):
         super().__init__()
-        self.gpt, self.form = gpt, form
+        self.gpt = gpt
+        self.form: GraphForm = form
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past, num_logits_to_keep: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past, logits: Tensor
     ) -> tuple[Tensor, Past]:
+        """logits: how many are wanted (KEEP; 0 is all), or of `cuda`, whose graph must compute no such number where ONNX
+        Runtime would copy it between the devices, from where on (FIRST)."""
         attend = ATTENDS[self.form](self.gpt, position_ids, attention_mask, past)
         hidden = self.gpt.hidden(input_ids, position_ids, attend)
         # ONNX's Slice from -0 is all positions and from -1 the last one: Hugging Face's meaning without a branch
+        first = logits if self.form == "cuda" else -logits.reshape(1)
         kept = torch.onnx.ops.symbolic(
             "Slice",
-            [hidden, -num_logits_to_keep.reshape(1), torch.tensor([2**62]), torch.tensor([1])],
+            [hidden, first, torch.tensor([2**62]), torch.tensor([1])],
             {},
             dtype=hidden.dtype,
             shape=hidden.shape,
@@ -48,7 +52,7 @@ class Step(nn.Module):
         return self.gpt.head(kept), attend.present
 
 
-def build_graph(gpt: GPT, form: CacheForm) -> ir.Model:
+def build_graph(gpt: GPT, form: GraphForm) -> ir.Model:
     """Trace a GPT whose layers were rewritten by `graph_layers`. The cache has the dtype of the embedding's output."""
     config = gpt.config
     step = Step(gpt, form).eval()
@@ -71,7 +75,20 @@ def cache_names(config: GPTConfig, what: str) -> list[str]:
     return [f"{what}.{i}.{half}" for i in range(config.n_layer) for half in ("key", "value")]
 
 
-def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) -> ir.Model:
+def save_beside(model: ir.Model, file: Path) -> None:
+    """Write a second graph beside `model.onnx`, whose weights it has: they are read from that one's file. What has not the
+    same name and bytes there, or is small, stays inside."""
+    stored = ir.load(file.with_name("model.onnx")).graph.initializers
+    for name, value in model.graph.initializers.items():
+        there, own = stored.get(name), value.const_value
+        weight = there.const_value if there else None
+        if isinstance(weight, ir.ExternalTensor) and own is not None and weight.tobytes() == own.tobytes():
+            place = (weight.location, weight.offset, weight.length, own.dtype)
+            value.const_value = ir.ExternalTensor(*place, shape=own.shape, name=name, base_dir=weight.base_dir)  # type: ignore[arg-type]
+    ir.save(model, file)
+
+
+def _export(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
     rows, new, old = 2, 3, 5  # all different and none of them 1, which the exporter would take for a constant
     buffer = old + new if form != "growing" else old
 
@@ -83,8 +100,9 @@ def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) 
         torch.ones(rows, old + new, dtype=torch.int64),
         torch.arange(old, old + new).repeat(rows, 1),
         [(past(), past()) for _ in range(config.n_layer)],
-        torch.tensor(0),
+        torch.tensor([0] if form == "cuda" else 0),
     )
+    names = ["input_ids", "attention_mask", "position_ids", *cache_names(config, "past_key_values"), _wanted(form)]
     any_size = torch.export.Dim.DYNAMIC
     matrix, cache = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
     with quiet(), torch.no_grad():
@@ -93,7 +111,7 @@ def _export(step: Step, config: GPTConfig, form: CacheForm, dtype: torch.dtype) 
             inputs,
             dynamo=True,
             dynamic_shapes=(matrix, matrix, matrix, [(cache, cache)] * config.n_layer, None),
-            input_names=["input_ids", "attention_mask", "position_ids", *cache_names(config, "past_key_values"), KEEP],
+            input_names=names,
             output_names=["logits", *cache_names(config, "present")],
             opset_version=OPSET[form],
             optimize=False,  # its deduplication renames weights that happen to be equal; _optimize leaves it out
@@ -128,9 +146,15 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
     for value in (*graph.inputs, *graph.outputs):
         if value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
-    keep = next(value for value in graph.inputs if value.name == KEEP)
-    keep.const_value = ir.tensor(np.array(0, np.int64), name=KEEP)
-    graph.initializers[KEEP] = keep
+    wanted = _wanted(step.form)
+    value = next(value for value in graph.inputs if value.name == wanted)
+    value.const_value = ir.tensor(np.array([0] if wanted == FIRST else 0, np.int64), name=wanted)
+    graph.initializers[wanted] = value
+
+
+def _wanted(form: GraphForm) -> str:
+    """The input, with a default, by which it is said which logits are wanted."""
+    return FIRST if form == "cuda" else KEEP
 
 
 def _optimize(model: ir.Model, parameters: set[str]) -> None:

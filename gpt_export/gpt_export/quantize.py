@@ -16,7 +16,7 @@ from gpt_export.caches import CacheForm
 from gpt_export.certify import Recording, record_artifact, record_pytorch
 from gpt_export.decode import write_decode_graph
 from gpt_export.export import Plan, prove, tool_versions
-from gpt_export.graph import build_graph, save_graph
+from gpt_export.graph import build_graph, save_beside, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, Proof, proof
 from gpt_export.rewrite import RECIPES, quantize_graph
@@ -29,7 +29,7 @@ from gpt_export.side_files import (
 )
 from gpt_export.weights import load_gpt
 from gptx import artifact
-from gptx.artifact import DECODE, GRAPH, Manifest
+from gptx.artifact import CUDA, DECODE, GRAPH, Manifest
 from gptx.cpu import cpu_features, cpu_name
 from gptx.errors import UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
@@ -183,7 +183,10 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":
-        save_graph(build_graph(graph_layers(gpt.half(), form), form), staging / "onnx")
+        half = graph_layers(gpt.half(), form)
+        save_graph(build_graph(half, form), staging / "onnx")
+        if form == "shared":
+            save_beside(build_graph(half, "cuda"), staging / CUDA)
         return {"scheme": "fp16", "cache_dtype": "float16"}
     name = scheme_name(to, cpu_features())
     made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
@@ -205,6 +208,7 @@ def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> 
         "cache_dtype": quantization.get("cache_dtype", "float32"),
         "quantization": quantization,
         **({"decode": DECODE} if has_decode(quantization["scheme"]) else {}),
+        **({"cuda": CUDA} if quantization["scheme"] == "fp16" and manifest.cache == "shared" else {}),
         "versions": tool_versions(),
     }
 

@@ -17,6 +17,8 @@ from gptx.folders import MANIFEST, kind_of
 FORMAT_VERSION = 1
 GRAPH = "onnx/model.onnx"
 DECODE = "onnx/decode.onnx"  # of recipes that have a second graph, for runs of a single row
+CUDA = "onnx/cuda.onnx"  # of fp16: the graph that CUDA opens in place of the other, on the same weights and cache
+SECOND = {"decode": DECODE, "cuda": CUDA}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
@@ -81,6 +83,11 @@ class Manifest:
         return self.path / DECODE if self.raw.get("decode") else None
 
     @property
+    def cuda(self) -> Path | None:
+        """The graph for CUDA, where there is one beside the one for every device."""
+        return self.path / CUDA if self.raw.get("cuda") else None
+
+    @property
     def certificate(self) -> dict[str, Any]:
         """The parity certificate; empty where the artifact carries none."""
         return self.raw.get("certificate") or {}
@@ -95,7 +102,7 @@ def read(path: str | Path) -> Manifest:
         raise ArtifactError(f"{path / MANIFEST}: {'; '.join(problems)}: export the artifact again")
     files = {name: FileFacts(sha256=facts["sha256"], size=facts["size"]) for name, facts in raw["files"].items()}
     problems = [problem for name, facts in files.items() if (problem := _file_problem(path, name, facts.size))]
-    needed = [GRAPH, DECODE] if raw.get("decode") else [GRAPH]
+    needed = [GRAPH, *(raw[name] for name in SECOND if raw.get(name))]
     problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
         raise ArtifactError(f"{path} is not a whole artifact: {'; '.join(problems)}")
@@ -201,8 +208,9 @@ def _field_problems(raw: dict[str, Any]):
     links = certificate.get("chain") or []
     if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
         yield f"certificate.chain is {links!r}, expected a list of objects"
-    if raw.get("decode") not in (None, DECODE):
-        yield f"decode is {raw['decode']!r}, expected {DECODE!r} or nothing"
+    for name, graph in SECOND.items():
+        if raw.get(name) not in (None, graph):
+            yield f"{name} is {raw[name]!r}, expected {graph!r} or nothing"
     for name in Shape.__dataclass_fields__:
         if name == "n_class" and raw["model"].get(name, 0) == 0:
             continue

@@ -1,6 +1,7 @@
 """The keys and values of a session's rows, and the runs of the graph that fill them: token ids in, logits out.
 
-    open_cache(...)         -> InPlace (graphs that write into a buffer) or Growing (graphs that return a longer copy)
+    open_cache(...)         -> InPlace or OnDevice (graphs that write into a buffer, on the CPU or on CUDA), or
+                               Growing (graphs that return a longer copy)
     .step(tokens, held)     at most one new token of every row; an idle row's is None
     .fill(new, held, outs)  several new tokens of some rows: row -> ids, and row -> where the logits of all of them go
     .rewind(lengths)        forget what comes after
@@ -14,12 +15,16 @@ from __future__ import annotations
 from gptx.engine import Engine
 from gptx.growing import Growing
 from gptx.in_place import InPlace
+from gptx.on_device import OnDevice
+from gptx.providers import CUDA
 
-Cache = InPlace | Growing
+Cache = InPlace | OnDevice | Growing
 
 
 def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
     """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come."""
     if engine.manifest.cache == "growing":
         return Growing(engine, batch_size)
+    if engine.provider == CUDA:
+        return OnDevice(engine, batch_size, limit=limit, size=size)
     return InPlace(engine, batch_size, limit=limit, size=size)

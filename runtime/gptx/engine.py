@@ -5,9 +5,11 @@ An Engine may be shared between threads. It knows the graph's facts (cache form,
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.large_pages import LargePages
 from gptx.progress import note
-from gptx.providers import CPU, CUDA, first_line, library_folder, onnxruntime, open_session, tries_cuda
+from gptx.providers import CPU, CUDA, captures, first_line, library_folder, onnxruntime, open_session, tries_cuda
 from gptx.residency import release
 
 _one_at_a_time = threading.Lock()
@@ -35,11 +37,14 @@ class Engine:
     provider: str  # what runs the graph, as ORT calls it
     graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
     decode_graph: Path | None  # of `decode`, likewise
-    keeps_logits: bool  # takes num_logits_to_keep: the head is computed for as many positions as asked
+    logits_input: str | None  # by which the head is computed for as many positions as asked
     takes_positions: bool
     logits_dtype: np.dtype
     cache_dtype: np.dtype
     large_pages: LargePages  # for the weights, once sessions have made enough calls
+    captures: bool  # steps become CUDA graphs, each with an id of its own
+    graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    turn: threading.RLock = field(default_factory=threading.RLock)  # of the device's runs
 
     @property
     def device(self) -> str:
@@ -57,6 +62,10 @@ class Engine:
         """A prompt as the artifact wants it fed (prefill_chunk): where each piece starts, and its ids."""
         size = self.manifest.prefill_chunk
         return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
+
+    def release_captured(self, graph_id: int) -> None:
+        with self.turn:
+            self.session.release_captured_graph(graph_id)
 
     def failed(self, error: Exception) -> ArtifactError:
         return ArtifactError(f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}")
@@ -89,12 +98,18 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         provider=provider,
         graph=graph,
         decode_graph=decode_graph,
-        keeps_logits="num_logits_to_keep" in {node.name for node in session.get_overridable_initializers()},
+        logits_input=_logits_input(session),
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
         large_pages=large_pages,
+        captures=captures(session),
     )
+
+
+def _logits_input(session: Any) -> str | None:
+    names = {node.name for node in session.get_overridable_initializers()}
+    return next((name for name in ("num_logits_to_keep", "first_logit") if name in names), None)
 
 
 def _compiled_fits(manifest: Manifest, *, device: str) -> bool:
@@ -113,12 +128,13 @@ def _open(manifest: Manifest, fits: bool, *, device: str, threads: int | None) -
     if session is not None:
         return session, CPU, manifest.path / compiled.GRAPH
     try:
-        return *open_session(manifest.graph, device=device, threads=threads), manifest.graph
+        session, provider = open_session(manifest.graph, device=device, threads=threads, cuda=manifest.cuda)
     except (ProviderError, UsageError):
         raise
     except Exception as error:  # ORT has one exception class per status code and no base of its own
         version = onnxruntime().__version__
         raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
+    return session, provider, (manifest.cuda if provider == CUDA else None) or manifest.graph
 
 
 def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | None:

@@ -115,8 +115,8 @@ class Growing:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if engine.takes_positions:
             feeds["position_ids"] = positions
-        if engine.keeps_logits:
-            feeds["num_logits_to_keep"] = np.array(keep, np.int64)
+        if name := engine.logits_input:
+            feeds[name] = np.array(keep, np.int64)
         feeds.update(zip(engine.past_names, pasts))
         try:
             run = _run_on_cpu if engine.device == "cpu" else _run_on_device
@@ -134,7 +134,9 @@ def _run_on_device(engine: Engine, feeds: dict[str, Any]) -> list[Any]:
     """The presents stay on the device; the logits come back."""
     binding = engine.session.io_binding()
     for name, value in feeds.items():
-        if isinstance(value, np.ndarray):
+        if name == engine.logits_input:  # by pointer: see binding.py
+            binding.bind_input(name, "cpu", 0, np.int64, (), value.ctypes.data)
+        elif isinstance(value, np.ndarray):
             binding.bind_cpu_input(name, value)
         else:
             binding.bind_ortvalue_input(name, value)

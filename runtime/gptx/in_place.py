@@ -1,16 +1,15 @@
-"""The cache of graphs that write into a buffer (forms shared and scatter), and their runs. Its verbs: see cache.py."""
+"""The cache of graphs that write into a buffer (forms shared and scatter), on the CPU. Its verbs: see cache.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from gptx.binding import Binding
 from gptx.engine import Engine
 from gptx.errors import GptxError
-from gptx.providers import onnxruntime
 
 SMALLEST = 128  # tokens that a buffer holds at first
 MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
@@ -65,9 +64,6 @@ class InPlace:
             self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
             self._positions[first:last, 0] = positions
             self._mask[np.arange(last - first), positions] = 1
-        if self._engine.device != "cpu":  # the CPU reads these in place; other devices got a copy when they were bound
-            binding.small(self._ids[first:last], self._positions[first:last], 1)
-            binding.mask(self._mask)
         binding.run()
 
     def fill(
@@ -78,7 +74,7 @@ class InPlace:
         self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
         self._bound = None
         for row, ids in new.items():
-            self._main.rows(self._buffers, row, row + 1)
+            self._main.rows([buffer.rows(row, row + 1) for buffer in self._buffers])
             out = outs[row] if outs else None
             for start, piece in self._engine.pieces(ids):
                 self._fill_piece(row, piece, held[row] + start, None if out is None else out[start:])
@@ -88,7 +84,7 @@ class InPlace:
         self._main.small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
         self._main.mask(self._ones[:, :total])
         logits = self.logits[row : row + 1]
-        if out is not None or not self._engine.keeps_logits:
+        if out is not None or not self._engine.logits_input:
             logits = np.empty((1, size, logits.shape[2]), logits.dtype)
         self._main.logits(logits)
         self._main.run()
@@ -106,12 +102,13 @@ class InPlace:
         """Make room for `length` tokens a row, keeping the first `used`."""
         if length <= self.capacity:
             return
+        self._bound = None  # also where growing fails: the arrays are others then
         capacity = capacity_for(length, self._limit)
         model, batch_size = self._engine.manifest.model, len(self._ids)
         shape = (batch_size, model.n_kv_head, capacity, model.head_dim)
         try:
             while len(self._buffers) < 2 * model.n_layer:
-                self._buffers.append(Buffer(shape, self._engine.cache_dtype, self._engine.device))
+                self._buffers.append(Buffer(shape, self._engine.cache_dtype))
             for buffer in self._buffers:
                 buffer.grow(shape, used)
         except MemoryError as error:
@@ -120,7 +117,6 @@ class InPlace:
             raise GptxError(f"no memory for the cache: {what} take {size:.1f} GB; run fewer rows at once") from error
         self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
-        self._bound = None
 
     def _bind_step(self, first: int, last: int, length: int, held: Sequence[int]) -> None:
         """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
@@ -130,7 +126,7 @@ class InPlace:
         binding.mask(self._mask)
         if self._bound == (first, last):
             return
-        binding.rows(self._buffers, first, last)
+        binding.rows([buffer.rows(first, last) for buffer in self._buffers])
         binding.small(self._ids[first:last], self._positions[first:last], 1)
         binding.logits(self.logits[first:last])
         self._bound = (first, last)
@@ -141,43 +137,6 @@ class InPlace:
 
     def _mask_of(self, held: Sequence[int], width: int) -> np.ndarray:
         return (np.arange(width) < np.array(held)[:, None]).astype(np.int64)
-
-
-class Binding:
-    """A session of the graph, and what its next run finds bound."""
-
-    def __init__(self, engine: Engine, session: Any) -> None:
-        self._engine, self._session, self._binding = engine, session, session.io_binding()
-        self._keep = np.zeros((), np.int64)
-
-    def rows(self, buffers: Sequence[Buffer], first: int, last: int) -> None:
-        """Rows first..last of every buffer, as what is read and as what is written."""
-        engine, device = self._engine, self._engine.device
-        for past, present, buffer in zip(engine.past_names, engine.present_names, buffers):
-            pointer, shape = buffer.rows(first, last)
-            self._binding.bind_input(past, device, 0, engine.cache_dtype.type, shape, pointer)
-            self._binding.bind_output(present, device, 0, engine.cache_dtype.type, shape, pointer)
-
-    def small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
-        self._binding.bind_cpu_input("input_ids", ids)
-        if self._engine.takes_positions:
-            self._binding.bind_cpu_input("position_ids", positions)
-        if self._engine.keeps_logits:
-            self._keep[...] = keep
-            # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
-            self._binding.bind_input("num_logits_to_keep", "cpu", 0, np.int64, (), self._keep.ctypes.data)
-
-    def mask(self, mask: np.ndarray) -> None:
-        self._binding.bind_cpu_input("attention_mask", mask)
-
-    def logits(self, array: np.ndarray) -> None:
-        self._binding.bind_output("logits", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-    def run(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise self._engine.failed(error) from error
 
 
 def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
@@ -191,29 +150,19 @@ def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
 
 
 class Buffer:
-    """Zeroed memory on the device, of which rows can be bound by pointer. Zeros: what is masked is still multiplied."""
+    """Zeroed memory of which rows can be bound by pointer. Zeros: what is masked is still multiplied."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: str) -> None:
-        self._device = device
-        self._hold(np.zeros(shape, dtype))
-
-    def _hold(self, array: np.ndarray) -> None:
-        self._shape, self._row_bytes = array.shape, array[0].nbytes
-        if self._device == "cpu":
-            self._memory: Any = array
-            self._pointer = array.ctypes.data
-        else:
-            self._memory = onnxruntime().OrtValue.ortvalue_from_numpy(array, self._device, 0)
-            self._pointer = self._memory.data_ptr()
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._array = np.zeros(shape, dtype)
 
     def rows(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
-        return self._pointer + first * self._row_bytes, (last - first, *self._shape[1:])
+        array = self._array[first:last]
+        return array.ctypes.data, array.shape
 
     def grow(self, shape: tuple[int, ...], used: int) -> None:
         """Take the new shape, keeping the first `used` tokens of every row."""
-        if shape == self._shape:
+        if shape == self._array.shape:
             return
-        old = self._memory if self._device == "cpu" else self._memory.numpy()
-        new = np.zeros(shape, old.dtype)
-        new[:, :, :used] = old[:, :, :used]
-        self._hold(new)
+        new = np.zeros(shape, self._array.dtype)
+        new[:, :, :used] = self._array[:, :, :used]
+        self._array = new

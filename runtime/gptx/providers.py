@@ -6,18 +6,28 @@ The one place that imports onnxruntime. Knows nothing of models: it opens whatev
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptx.cpu import cpu_features, int8_saturates
 from gptx.errors import ProviderError, UsageError
 from gptx.install import pip_command
+from gptx.progress import note
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
 OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# fp32 is not computed in TF32, as PyTorch has it; memory is taken as it is needed, not in powers of two
+CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+# ONNX Runtime leaves these to the CPU on purpose, beside CUDA: a few numbers, of which most become shapes
+OF_SHAPES = {
+    *("Shape", "Size", "Gather", "Slice", "Concat", "Split", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Range"),
+    *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "ReduceProd", "Equal", "Less", "Greater", "Where"),
+    *("Not", "And", "Or", "Expand", "ConstantOfShape", "Identity"),
+}
 
 
 def onnxruntime() -> Any:
@@ -77,8 +87,11 @@ def conflict() -> str | None:
     return f"{names} are both installed and overwrite each other: pip uninstall both, then install one"
 
 
-def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any, str]:
-    """ORT's InferenceSession and the provider that runs it. Errors of the graph itself come through as ORT's own."""
+def open_session(graph: Path, *, device: str, threads: int | None, cuda: Path | None = None) -> tuple[Any, str]:
+    """ORT's InferenceSession and the provider that runs it; on CUDA it is the one of the graph `cuda`, if there is that.
+
+    Errors of the graph itself come through as ORT's own.
+    """
     if device not in get_args(Device):
         raise UsageError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
@@ -86,10 +99,11 @@ def open_session(graph: Path, *, device: str, threads: int | None) -> tuple[Any,
     ort = onnxruntime()
     if tries_cuda(device):
         try:
-            return _open_cuda(ort, graph, threads), CUDA
-        except ProviderError:
+            return _open_cuda(ort, cuda or graph, threads, capture=cuda is not None), CUDA
+        except ProviderError as error:
             if device == "cuda":
                 raise
+            note(f"on the CPU: {error}")
     return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU]), CPU
 
 
@@ -131,7 +145,19 @@ def _options(ort: Any, threads: int | None) -> Any:
     return options
 
 
-def _open_cuda(ort: Any, graph: Path, threads: int | None) -> Any:
+def captures(session: Any) -> bool:
+    """Whether a session's runs are captured as CUDA graphs and replayed (but for those whose id is -1)."""
+    return session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1"
+
+
+def run_options(graph_id: int) -> Any:
+    """RunOptions for a session that captures: the CUDA graph that a run replays, captured by the first of that id."""
+    options = onnxruntime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    return options
+
+
+def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
             f"device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime {ort.__version__} installed here has only "
@@ -142,8 +168,10 @@ def _open_cuda(ort: Any, graph: Path, threads: int | None) -> Any:
     if missing:
         raise ProviderError(f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries")
     options = _options(ort, threads)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = ort.InferenceSession(str(graph), options, providers=[CUDA, CPU], enable_fallback=0)
+        cuda = CUDA_OPTIONS | {"enable_cuda_graph": "1" if capture else "0"}
+        session = ort.InferenceSession(str(graph), options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
     except Exception as error:  # ORT has one class per status code and no base that tells CUDA's from the graph's
         if "CUDA" not in str(error) and "cuda" not in str(error):
             raise
@@ -159,7 +187,24 @@ def _open_cuda(ort: Any, graph: Path, threads: int | None) -> Any:
         ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0).numpy()
     except Exception as error:
         raise ProviderError(f"device 'cuda' cannot be used: {first_line(error)}") from error
+    left = left_to_the_cpu(session.get_provider_graph_assignment_info())
+    if left:
+        names = ", ".join(f"{count} {kind}" for kind, count in left.items())
+        raise ProviderError(
+            f"device 'cuda' would compute {names} of {graph} on the CPU: ONNX Runtime {ort.__version__} has no CUDA kernel "
+            "for them in these types; it runs all of an fp16 artifact (gptx quantize FP32_ARTIFACT OUT --to fp16)"
+        )
     return session
+
+
+def left_to_the_cpu(assigned: Any) -> dict[str, int]:
+    """How often each operator that computes is among the nodes that ONNX Runtime gave to the CPU, the most frequent first.
+
+    `assigned`: what get_provider_graph_assignment_info returns. Beside CUDA nothing else says it: such a session is one
+    of CUDA by all its names, and copies its tensors to the CPU and back at each of these nodes.
+    """
+    kinds = (node.op_type for part in assigned if part.ep_name == CPU for node in part.get_nodes())
+    return dict(Counter(kind for kind in kinds if kind not in OF_SHAPES).most_common())
 
 
 def _preload(ort: Any) -> None:

@@ -1,0 +1,33 @@
+"""CUDA where there is none: what gptx would open there is opened on the CPU, which computes the same, and all of gptx's own
+part (the graph for CUDA, the cache, the steps that stay in place) runs as it would. ONNX Runtime's part needs `-m gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptx import engine, providers
+
+
+@contextmanager
+def pretend_cuda(*, capturing: bool = True) -> Iterator[list[Path]]:
+    """Yields the graphs that were opened. capturing: runs get the ids of CUDA graphs, which the CPU takes and ignores."""
+    opened: list[Path] = []
+
+    def open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
+        opened.append(graph)
+        session = ort.InferenceSession(str(graph), providers._options(ort, threads), providers=[providers.CPU])
+        if capture and capturing:
+            capturable.append(session)
+        return session
+
+    capturable: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(providers, "_open_cuda", open_cuda)
+        patch.setattr(engine, "captures", lambda session: session in capturable)
+        patch.setattr(engine.Engine, "device", "cpu")
+        yield opened
