@@ -14,6 +14,7 @@ import pytest
 
 import gptx as runtime
 from gptx.bench import children, peers
+from gptx.providers import installed_packages
 from gptx.verify import forced_logits
 from gptx_command import gptx
 
@@ -23,7 +24,7 @@ QUICK = ("--rounds", "1", "--repeats", "1", "--new-tokens", "4", "--threads", "1
 @pytest.fixture(autouse=True)
 def given_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring it takes a second, and has a test of its own."""
-    monkeypatch.setattr(children, "bandwidth", lambda threads: {"dot": 2e9, "sum": 1e9})
+    monkeypatch.setattr(children, "bandwidth", lambda threads, device: {"dot": 2e9, "sum": 1e9})
 
 
 def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) -> None:
@@ -107,6 +108,28 @@ def test_transformers_is_the_reference(fp32: Path, checkpoint: Path, tmp_path: P
     assert found["models"][1]["kl_mean"] < 1e-8 and found["models"][1]["max_abs"] < 1e-3
 
 
+def test_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Rows that are decoded together too: of one length, as all rows of gptx bench are."""
+    file = tmp_path / "bench.json"
+    peer = f"transformers:{checkpoint}"
+    outcome = gptx("bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file)
+    assert outcome.status == 0, outcome.err
+    ours, theirs = json.loads(file.read_text())["engines"]
+    assert theirs["prompts"]["8"]["same_tokens"]["median"] == 5
+    assert ours["batch"]["same_rows"]["lowest"] == theirs["batch"]["same_rows"]["lowest"] == 3
+
+
+@pytest.mark.slow
+def test_compiled_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """It takes a C++ compiler, and a minute."""
+    file = tmp_path / "bench.json"
+    peer = f"torchcompile:{checkpoint}"
+    outcome = gptx("bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file)
+    assert outcome.status == 0, outcome.err
+    theirs = json.loads(file.read_text())["engines"][1]
+    assert theirs["prompts"]["8"]["same_tokens"]["median"] == 5 and theirs["batch"]["same_rows"]["lowest"] == 3
+
+
 def test_genai_beside_gptx(fp32: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_genai", reason="pip install '.[interop]'")
     file = tmp_path / "bench.json"
@@ -141,6 +164,10 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
         assert "genai_config.json" in refused(model, "--against", "genai")
     assert "takes a path and nothing behind it" in refused(model, "--against", f"gptx:{model}:int8")
     assert "--quality only" in refused(model, "--against", f"torch:{model}")
+    (tmp_path / "x.gguf").write_bytes(b"")
+    if peers.installed("llama-cpp-python"):
+        elsewhere = refused(model, "--against", f"llamacpp:{tmp_path / 'x.gguf'}", "--device", "cuda")
+        assert "llamacpp:x.gguf is measured on the CPU only: leave it out, or --device cuda" in elsewhere
     assert "give --quality too" in refused(model, "--window", "64")
     assert "end with .png" in refused(model, "--picture", tmp_path / "picture.pdf")
     assert "name two files" in refused(model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png")
@@ -157,6 +184,11 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
     assert "gptx.json" in refused(model, "--against", f"gptx:{tmp_path / 'empty'}")
     (tmp_path / "text.txt").write_bytes(b"\xff\xff")
     assert "not UTF-8" in refused(model, "--text", tmp_path / "text.txt")
+
+
+@pytest.mark.skipif("onnxruntime-gpu" in installed_packages(), reason="for the CPU's ONNX Runtime")
+def test_cuda_is_asked_for_before_anything_is_measured(artifacts: dict[str, Path]) -> None:
+    assert "device 'cuda' needs onnxruntime-gpu" in refused(artifacts["shared"], "--device", "cuda")
 
 
 def test_quality_of_a_text_needs_fp32(quantized: dict[str, Path], tmp_path: Path) -> None:

@@ -157,7 +157,9 @@ def run_options(graph_id: int) -> Any:
     return options
 
 
-def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
+def need_cuda() -> None:
+    """Raises ProviderError where CUDA is not among what ONNX Runtime has here, or one of its libraries is missing."""
+    ort = onnxruntime()
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
             f"device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime {ort.__version__} installed here has only "
@@ -167,6 +169,10 @@ def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> 
     missing = missing_cuda_library(ort)
     if missing:
         raise ProviderError(f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries")
+
+
+def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
+    need_cuda()
     options = _options(ort, threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:

@@ -16,10 +16,12 @@ from gptx.errors import GptxError, UsageError
 Answer = dict[str, Any]
 
 
-def ask(one: Contender, *, threads: int, context: int = 0, ends: Sequence[int] = (), **asked: Any) -> Answer:
+def ask(
+    one: Contender, *, threads: int, device: str = "cpu", context: int = 0, ends: Sequence[int] = (), **asked: Any
+) -> Answer:
     """`asked`: one of prepare=, speed= and quality=, as gptx.bench.measure takes them. Raises GptxError."""
-    path = str(one.path.absolute())
-    job = {"path": path, "variant": one.variant, "threads": threads, "context": context, "ends": list(ends)}
+    job: dict[str, Any] = {"path": str(one.path.absolute()), "variant": one.variant, "threads": threads}
+    job |= {"context": context, "ends": list(ends), "device": device}
     done = run(["gptx.bench.measure", one.engine], json.dumps({"job": job, **asked}), threads=threads)
     if done.returncode:
         raise GptxError(f"{one.label} ended {_how(done.returncode)}{_last_words(done.stderr)}")
@@ -31,9 +33,10 @@ def ask(one: Contender, *, threads: int, context: int = 0, ends: Sequence[int] =
     return answer
 
 
-def bandwidth(threads: int) -> dict[str, float]:
-    """Bytes that memory gives a second, by the way of reading."""
-    done = run(["gptx.bench.bandwidth", str(threads)], "", threads=1)  # BLAS: one thread in each of ours
+def bandwidth(threads: int, device: str = "cpu") -> dict[str, float]:
+    """Bytes that the memory beside the processor, or on the device, gives a second, by the way of reading."""
+    module = ["gptx.bench.bandwidth", str(threads)] if device == "cpu" else ["gptx.bench.device"]
+    done = run(module, "", threads=1)  # BLAS: one thread in each of ours
     if done.returncode:
         raise GptxError(f"the memory's speed could not be measured{_last_words(done.stderr)}")
     return json.loads(done.stdout)

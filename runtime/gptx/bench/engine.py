@@ -23,6 +23,7 @@ class Job(NamedTuple):
     threads: int
     context: int  # tokens that the longest prompt and what follows it take
     ends: list[int]  # token ids that are never picked, so that no text ends early
+    device: str  # "cpu" | "cuda"
 
 
 class Run(NamedTuple):
@@ -60,6 +61,7 @@ class Engine:
     logits: Callable[[Job], Logits] | None  # None: speed only
     takes_artifact: bool = False  # an artifact; without a path the one that is measured
     takes_variant: bool = False  # what may stand behind the path
+    devices: tuple[str, ...] = ("cpu",)  # where it can be measured
     prepare: Callable[[Path, str | None, Path], Path] | None = None  # (path, variant, empty folder) -> path to load
     notes: Callable[[], str] = lambda: ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,7 @@ from gptx.doctor import installed
 from gptx.install import version
 
 
-def machine(*packages: str, program: str | None = None) -> dict[str, Any]:
+def machine(*packages: str, program: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """`packages`: distributions whose versions count beside gptx's; `program`: the command's name, of a script none."""
     return {
         "command": shlex.join([program, *sys.argv[1:]] if program else ["python", *sys.argv]),
@@ -22,6 +23,7 @@ def machine(*packages: str, program: str | None = None) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
         "cores": cpu_cores(),
+        "gpu": gpu() if device == "cuda" else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -29,11 +31,22 @@ def machine(*packages: str, program: str | None = None) -> dict[str, Any]:
     }
 
 
+def gpu() -> str:
+    """The first GPU's name and its driver, as NVIDIA's tool has them."""
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        found = []
+    return f"{found[0].replace(', ', ', driver ')}" if found else "a GPU that nvidia-smi does not name"
+
+
 def lines(facts: dict[str, Any]) -> list[str]:
     busy = facts["load_average"]
     return [
         facts["command"],
         f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, {' '.join(facts['cpu_features'])}",
+        *([facts["gpu"]] if facts["gpu"] else []),
         f"Python {facts['python']}, " + ", ".join(f"{name} {found}" for name, found in facts["versions"].items()),
         *(
             [f"the machine was busy before: load average {busy} on {facts['cores']} cores"]

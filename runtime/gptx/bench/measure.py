@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptx.bench.device import taken
 from gptx.bench.engine import Engine, Job, Loaded, Run
 from gptx.bench.engines import named
 from gptx.doctor import installed
@@ -56,12 +57,14 @@ def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
     engine.start()
     import_s = time.perf_counter() - began
     imported, rss_imported = pss(), rss()
+    on_device = taken if job.device == "cuda" else lambda: None
+    before = on_device()
     reset_peak()
     began = time.perf_counter()
     assert engine.load is not None
     model = engine.load(job)
     load_s = time.perf_counter() - began
-    loaded, load_peak = pss(), peak_rss()
+    loaded, load_peak, device_loaded = pss(), peak_rss(), on_device()
 
     reset_peak()
     cold = model.generate(speed.cold, 1).first
@@ -69,7 +72,7 @@ def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
     for length, (warm_up, *prompts) in speed.prompts.items():
         model.generate(warm_up, speed.new_tokens)
         runs[length] = [model.generate(prompt, speed.new_tokens) for prompt in prompts]
-    used, run_peak = pss(), peak_rss()
+    used, run_peak, device_used = pss(), peak_rss(), on_device()
     return {
         "versions": {name: version for name in engine.packages if (version := installed(name))},
         "notes": engine.notes(),
@@ -82,6 +85,8 @@ def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
         "rss_imported": rss_imported,
         "rss_load_peak": load_peak,
         "rss_run_peak": run_peak,
+        "device_loaded": None if before is None or device_loaded is None else device_loaded - before,
+        "device_used": None if before is None or device_used is None else device_used - before,
         "runs": {length: [run._asdict() for run in every] for length, every in runs.items()},
         "batch": _batch(model, speed),  # last, so that memory is that of batch 1
     }

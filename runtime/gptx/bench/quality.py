@@ -109,15 +109,20 @@ def _is_fp32(one: Contender) -> bool:
     return one.engine in ("transformers", "torch") and one.variant in (None, "float32")
 
 
-def measure(engines: Sequence[Contender], compared: Compared, threads: int, told: Callable[[str], None]) -> Quality:
-    """Every engine that gives logits; `told` is called with what is about to be measured. Raises GptxError."""
+def measure(
+    engines: Sequence[Contender], compared: Compared, threads: int, told: Callable[[str], None], *, device: str = "cpu"
+) -> Quality:
+    """Every engine that gives logits; `told` is called with what is about to be measured. A reference that is not one of
+    the engines computes on the CPU. Raises GptxError."""
     text, reference = compared.protocol, compared.reference
     able = [one for one in engines if one.does.logits is not None]
 
     def judged(one: Contender, **against: str) -> dict[str, Any]:
         told(f"quality: {one.label}")
         asked = {"windows": text.windows, **against}
-        return {"engine": one.label, **children.ask(one, threads=threads, context=text.window + 1, quality=asked)}
+        where = device if one in engines else "cpu"
+        answer = children.ask(one, threads=threads, device=where, context=text.window + 1, quality=asked)
+        return {"engine": one.label, **answer}
 
     if reference is None:
         folder = compared.artifact.path.absolute()

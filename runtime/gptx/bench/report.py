@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gptx.bench.bandwidth import last_level_cache
 from gptx.bench.figures import Spread, Spreads, Which
@@ -21,7 +21,18 @@ cache is read besides).
 Loading: files in the page cache, the library imported before; first token: of a prompt of {cold} tokens, from the load on.
 Memory: what is added to the process after importing the library, and times the weights: PSS after loading
 (mapped weights that were not read yet are missing there) and after all prompts; peaks: the most RSS in either phase.
+Device's memory: what is taken of it, less what was before loading.
 """
+
+MEMORY = {
+    "memory, MB": {
+        "loaded": "loaded",
+        "used": "after use",
+        "peak_loading": "peak loading",
+        "peak_running": "peak running",
+    },
+    "device's memory, MB": {"device_loaded": "loaded", "device_used": "after use"},
+}
 
 
 def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> None:
@@ -36,9 +47,9 @@ def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> 
     for length in plan.prompt_tokens:
         heads = ["prefill ms", "x1st", "decode tok/s", "x1st", "% of limit", "same tokens"]
         _section(f"prompt of {length} tokens", heads, results, lambda one, first, n=length: _prompt(one, first, n))
-    if results[0].memory:
-        heads = ["loaded", "after use", "peak loading", "peak running"]
-        _section("memory, MB", heads, results, lambda one, first: _memory(one))
+    for where, columns in MEMORY.items():
+        if columns.keys() <= results[0].memory.keys():
+            _section(where, list(columns.values()), results, lambda one, first, columns=columns: _memory(one, columns))
     _section("loading", ["import s", "load s", "x1st", "first token s", "x1st"], results, _loading)
     together = [one for one in results if one.batch]
     if together:
@@ -57,7 +68,8 @@ def print_verdicts(results: Sequence[Result]) -> None:
         pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
         decode, prefill = _all_times(pairs, "median", "median")
         best_decode, best_prefill = _all_times(pairs, "highest", "lowest")
-        memory = f", in {_times(first.memory, peer.memory, 'used')} times the memory" if first.memory else ""
+        kind = next((name for name in ("device_used", "used") if name in first.memory), None)
+        memory = f", in {_times(first.memory, peer.memory, kind)} times the memory" if kind else ""
         write_out(
             f"{first.contender.label} after {after} tokens decodes {decode} times as fast as {peer.contender.label} and "
             f"prefills {prefill} times as fast{memory}; each in its best run: {best_decode} and {best_prefill}\n"
@@ -131,8 +143,8 @@ def _prompt(one: Result, first: Result, length: int) -> list[str]:
     ]
 
 
-def _memory(one: Result) -> list[str]:
-    values = [one.memory[name] for name in ("loaded", "used", "peak_loading", "peak_running")]
+def _memory(one: Result, columns: Iterable[str]) -> list[str]:
+    values = [one.memory[name] for name in columns]
     return [f"{spread(value, 1e-6)} x{value.median / one.weights.stored:.2f}" for value in values]
 
 

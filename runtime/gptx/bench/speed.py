@@ -28,6 +28,7 @@ class Plan:
     batch: int
     threads: int
     ends: list[int]  # token ids that no engine picks
+    device: str = "cpu"
 
     @property
     def context(self) -> int:
@@ -84,11 +85,12 @@ def measure(
     for number in range(1, plan.rounds + 1):
         of = f"round {number} of {plan.rounds}"
         told(f"{of}: the memory's speed")
-        memory.append(children.bandwidth(plan.threads))
-        speed = asked(plan, cutter)
+        memory.append(children.bandwidth(plan.threads, plan.device))
+        common: dict[str, Any] = {"threads": plan.threads, "context": plan.context, "ends": plan.ends}
+        common |= {"device": plan.device, "speed": asked(plan, cutter)}
         for engine, found in zip(engines, answers):
             told(f"{of}: {engine.label}")
-            found.append(children.ask(engine, threads=plan.threads, context=plan.context, ends=plan.ends, speed=speed))
+            found.append(children.ask(engine, **common))
     fastest, kernel = max((value, name) for one in memory for name, value in one.items())
     results = [summary(engine, found, answers[0], plan, fastest) for engine, found in zip(engines, answers)]
     return results, Bandwidth(fastest, kernel, memory)
@@ -117,7 +119,7 @@ def summary(
             "prefill_s": Spread.of(run["first"] for run in runs),
             "decode_tokens_per_s": decode,
             "share_of_limit": decode.times(1 / limit),
-            "same_tokens": Spread.of(common(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)),
+            "same_tokens": Spread.of(alike(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)),
         }
     loading = {
         "import_s": Spread.of(one["import"] for one in rounds),
@@ -138,15 +140,20 @@ def summary(
 
 
 def _memory(rounds: list[children.Answer]) -> dict[str, Spread]:
-    """What loading and running added to the process; nothing where the system does not say."""
-    if rounds[0]["pss_imported"] is None:
-        return {}
-    return {
-        "loaded": Spread.of(one["pss_loaded"] - one["pss_imported"] for one in rounds),
-        "used": Spread.of(one["pss_used"] - one["pss_imported"] for one in rounds),
-        "peak_loading": Spread.of(one["rss_load_peak"] - one["rss_imported"] for one in rounds),
-        "peak_running": Spread.of(one["rss_run_peak"] - one["rss_imported"] for one in rounds),
-    }
+    """What loading and running added to the process, or to what is taken of the device's memory; nothing where the system
+    does not say."""
+    found = {}
+    if rounds[0]["pss_imported"] is not None:
+        found = {
+            "loaded": Spread.of(one["pss_loaded"] - one["pss_imported"] for one in rounds),
+            "used": Spread.of(one["pss_used"] - one["pss_imported"] for one in rounds),
+            "peak_loading": Spread.of(one["rss_load_peak"] - one["rss_imported"] for one in rounds),
+            "peak_running": Spread.of(one["rss_run_peak"] - one["rss_imported"] for one in rounds),
+        }
+    if rounds[0]["device_loaded"] is not None:
+        found["device_loaded"] = Spread.of(one["device_loaded"] for one in rounds)
+        found["device_used"] = Spread.of(one["device_used"] for one in rounds)
+    return found
 
 
 def _batch(rounds: list[children.Answer], limit: float, size: int) -> dict[str, Spread]:
@@ -163,6 +170,6 @@ def _batch(rounds: list[children.Answer], limit: float, size: int) -> dict[str, 
     }
 
 
-def common(one: list[int], other: list[int]) -> int:
+def alike(one: list[int], other: list[int]) -> int:
     """How many tokens are the same before the first that differs."""
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

@@ -60,6 +60,9 @@ class Greedy(click.Command):
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of a length in a round."
 )
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where all engines compute."
+)
 @threads_option
 @click.option("--quality", is_flag=True, help="Perplexity, KL and top-1 too.")
 @click.option("--reference", type=click.Path(path_type=Path), metavar="ARTIFACT", help="What is fp32, for --quality.")
@@ -80,6 +83,7 @@ def bench(
     batch: int,
     rounds: int,
     repeats: int,
+    device: str,
     threads: int | None,
     quality: bool,
     reference: Path | None,
@@ -91,7 +95,7 @@ def bench(
     force: bool,
 ) -> None:
     """Measure ARTIFACT (or the model that ships with gptx): prefill, decode, batch, memory, loading, how far decoding is
-    from what the memory's speed allows; on the CPU, beside PEERs, each in processes of its own.
+    from what the memory's speed allows; on the CPU or with CUDA, beside PEERs, each in processes of its own.
 
     \b
     gptx:ARTIFACT                 another artifact
@@ -102,6 +106,9 @@ def bench(
     llamacpp:FILE.gguf            llama-cpp-python
     openvino:FOLDER[:f32]         an IR folder, as optimum-intel writes it; else bf16 where the CPU has it
     torch:CHECKPOINT              gptx's own PyTorch module, for --quality only
+    torchcompile:CHECKPOINT[:DTYPE]  transformers with a static cache and torch.compile
+
+    With --device cuda: gptx, transformers and torchcompile.
 
     Example: gptx bench smollm2-int8 --against genai llamacpp:smollm2.gguf --prompt-tokens 128 512 --json speed.json
     """
@@ -113,6 +120,7 @@ def bench(
     from gptx.cpu import cpu_cores
     from gptx.folders import check_new_file, write_file
     from gptx.model import DEFAULT_MODEL
+    from gptx.providers import need_cuda
 
     _check_combination(
         rounds=rounds, quality=quality, reference=reference, scored=tokens or window, picture=png_file, json=json_file
@@ -128,19 +136,24 @@ def bench(
         raise UsageError(
             f"{unmeasured.label} is for --quality only, which was not asked for: add it, or leave the peer out"
         )
+    elsewhere = next((one for one in engines if device not in one.does.devices), None)
+    if elsewhere is not None:
+        raise UsageError(f"{elsewhere.label} is measured on the CPU only: leave it out, or --device {device}")
+    if device == "cuda":
+        need_cuda()
     source = prompts.source(manifest, text)
     new = new_tokens or min(NEW, manifest.model.n_ctx // 2)
     room = manifest.model.n_ctx - new - 1
     lengths = _lengths(prompt_tokens, room=room)
     plan = speed.Plan(
-        lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores(), list(manifest.tokens.eos)
+        lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores(), list(manifest.tokens.eos), device
     )
     compared = None
     if quality:
         scored = tokens or (SCORED if text else None)
         compared = qualities.compared(manifest, engines, source, reference, window=window or WINDOW, tokens=scored)
 
-    facts = machine(program="gptx")
+    facts = machine(program="gptx", device=device)
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
     said = [*lines(facts), *(f"{label}: {words}" for label, words in kernels.items())]
     said += [f"prompts are cut from {source.name}"] if rounds else []
@@ -157,7 +170,7 @@ def bench(
             found["engines"] = [one.to_dict(results[0]) for one in results]
         if compared:
             with _told("scoring", len(ready) + 1) as told:
-                judged = qualities.measure(ready, compared, plan.threads, told)
+                judged = qualities.measure(ready, compared, plan.threads, told, device=device)
             report.print_quality(judged)
             found["quality"] = judged.to_dict()
     if results:
@@ -165,7 +178,7 @@ def bench(
     if png_file:
         from gptx.bench.picture import picture
 
-        title = f"{facts['cpu']}, {plan.threads} threads, {facts['date'][:10]}"
+        title = f"{facts['gpu'] or facts['cpu']}, {plan.threads} threads, {facts['date'][:10]}"
         write_file(png_file, picture(results, title))
     if json_file:
         write_file(json_file, (json.dumps(found, indent=1) + "\n").encode())

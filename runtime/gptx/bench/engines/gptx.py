@@ -27,7 +27,7 @@ def load(job: Job) -> Loaded:
 
     # what a process decodes with that has run for a while: the weights move during the runs that do not count
     large_pages.WORTH = 8
-    model = gptx.load(job.path, threads=job.threads)
+    model = gptx.load(job.path, device=job.device, threads=job.threads)
 
     def picked(logits: np.ndarray) -> list[int]:  # (B, V)
         logits[:, job.ends] = -np.inf
@@ -58,10 +58,16 @@ def logits(job: Job) -> Logits:
     import gptx
     from gptx.verify import forced_logits
 
-    model = gptx.load(job.path, threads=job.threads)
+    model = gptx.load(job.path, device=job.device, threads=job.threads)
     return lambda window: forced_logits(model, window)
 
 
 ENGINE = Engine(
-    ("gptx-edge", "onnxruntime", "onnxruntime-gpu"), "pip install gptx-edge", start, load, logits, takes_artifact=True
+    ("gptx-edge", "onnxruntime", "onnxruntime-gpu"),
+    "pip install gptx-edge",
+    start,
+    load,
+    logits,
+    takes_artifact=True,
+    devices=("cpu", "cuda"),
 )

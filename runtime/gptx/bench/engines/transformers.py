@@ -5,13 +5,15 @@ A loop of our own around the model and its DynamicCache, which is faster than ge
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gptx.bench.engine import Engine, Job, Loaded, Logits, Run, timed
+from gptx.bench.engine import BatchRun, Engine, Job, Loaded, Logits, Run, timed
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 
 def start() -> None:
@@ -19,45 +21,76 @@ def start() -> None:
     from transformers import AutoModelForCausalLM, DynamicCache  # noqa: F401
 
 
-def _opened(job: Job) -> Any:
+def opened(job: Job) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(job.threads)
-    return AutoModelForCausalLM.from_pretrained(job.path, dtype=getattr(torch, job.variant or "float32")).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.path, dtype=getattr(torch, job.variant or "float32"))
+    return model.to(job.device).eval()
 
 
 def load(job: Job) -> Loaded:
     import torch
     from transformers import DynamicCache
 
-    model = _opened(job)
+    model = opened(job)
 
-    def tokens(prompt: list[int], n: int) -> Iterator[int]:
-        cache, new = DynamicCache(config=model.config), torch.tensor([prompt])
+    def steps(prompts: list[list[int]], n: int) -> Iterator[Tensor]:
+        """(B, 1), n + 1 times; the prompts are of one length."""
+        cache, new = DynamicCache(config=model.config), torch.tensor(prompts, device=job.device)
         for _ in range(n + 1):
-            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (1, 1, V)
-            logits[..., job.ends] = -torch.inf
-            new = logits[0].argmax(-1, keepdim=True)  # (1, 1)
-            yield int(new)
+            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (B, 1, V)
+            new = picked(logits, job.ends)
+            yield new
+
+    return in_turn(steps)
+
+
+def picked(logits: Tensor, ends: list[int]) -> Tensor:
+    """(B, 1, V) -> (B, 1): the likeliest of those that do not end the text."""
+    logits[..., ends] = -float("inf")
+    return logits.argmax(-1)
+
+
+def in_turn(steps: Any) -> Loaded:
+    """`steps`: (prompts, n) -> the new token of each row, n + 1 times."""
+    import torch
 
     def generate(prompt: list[int], n: int) -> Run:
         with torch.inference_mode():
-            return timed(tokens(prompt, n))
+            return timed(int(new) for new in steps([prompt], n))
 
-    return Loaded(generate)
+    def batch(prompts: list[list[int]], n: int) -> BatchRun:
+        with torch.inference_mode():
+            every = steps(prompts, n)
+            rows = [next(every).tolist()]
+            began = time.perf_counter()
+            rows += [new.tolist() for new in every]
+            return BatchRun(time.perf_counter() - began, [[token for (token,) in row] for row in zip(*rows)])
+
+    return Loaded(generate, batch)
 
 
 def logits(job: Job) -> Logits:
     import torch
 
-    model = _opened(job)
+    model = opened(job)
 
     def after_each(window: list[int]) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.tensor([window]), use_cache=False).logits[0].float().numpy()
+            ids = torch.tensor([window], device=job.device)
+            return model(ids, use_cache=False).logits[0].float().cpu().numpy()
 
     return after_each
 
 
-ENGINE = Engine(("transformers", "torch"), "pip install transformers torch", start, load, logits, takes_variant=True)
+ENGINE = Engine(
+    ("transformers", "torch"),
+    "pip install transformers torch",
+    start,
+    load,
+    logits,
+    takes_variant=True,
+    devices=("cpu", "cuda"),
+)

@@ -1,0 +1,67 @@
+"""A CUDA device's memory: how much of it is taken, and, as `python -m gptx.bench.device`, how fast it is.
+
+By CUDA's own runtime library, which every engine that computes there brings along: none of them is needed beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from functools import cache
+from typing import Any
+
+LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
+SIZE = 1 << 30  # bytes that are copied at once: many times what the device's caches hold
+COPIES, PASSES = 20, 5
+DEVICE_TO_DEVICE = 3  # cudaMemcpyKind
+
+
+@cache
+def cudart() -> Any:
+    """The library; one that is loaded already is found by its name. Raises OSError."""
+    for name in LIBRARIES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    from gptx.providers import onnxruntime
+
+    onnxruntime().preload_dlls()  # out of the nvidia wheels
+    return ctypes.CDLL(LIBRARIES[0])
+
+
+def call(name: str, *arguments: Any) -> None:
+    status = getattr(cudart(), name)(*arguments)
+    if status:
+        raise OSError(f"{name} of CUDA's runtime library failed with status {status}")
+
+
+def taken() -> int:
+    """Bytes of the device's memory that are not free, whoever has them. The first call makes CUDA's context."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    return total.value - free.value
+
+
+def copy_speed() -> float:
+    """Bytes a second that a copy within the device reads and writes, the fastest of some passes."""
+    source, target, begin, end = (ctypes.c_void_p() for _ in range(4))
+    for pointer in (source, target):
+        call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(SIZE))
+        call("cudaMemset", pointer, 1, ctypes.c_size_t(SIZE))
+    for event in (begin, end):
+        call("cudaEventCreate", ctypes.byref(event))
+    fastest, took = float("inf"), ctypes.c_float()
+    for _ in range(PASSES):
+        call("cudaEventRecord", begin, None)
+        for _ in range(COPIES):
+            call("cudaMemcpyAsync", target, source, ctypes.c_size_t(SIZE), DEVICE_TO_DEVICE, None)
+        call("cudaEventRecord", end, None)
+        call("cudaEventSynchronize", end)
+        call("cudaEventElapsedTime", ctypes.byref(took), begin, end)
+        fastest = min(fastest, took.value / 1e3)
+    return 2 * COPIES * SIZE / fastest
+
+
+if __name__ == "__main__":
+    print(json.dumps({"copy on the device": copy_speed()}))
