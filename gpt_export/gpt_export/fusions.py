@@ -1,17 +1,18 @@
-"""One fusion that the exporter does not make: x + y followed by a norm, as ONNX Runtime's one operator for both."""
+"""One fusion that the exporter does not make: x + y (+ bias) followed by a norm, as ONNX Runtime's one operator for all."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-# norm: (fused operator, does it take a bias of the norm)
 FUSED = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
+BIAS = {"LayerNormalization": 4, "RMSNormalization": 3}  # which input of the fused operator it is
 
 
 def fuse_skip_norms(model: ir.Model) -> None:
     """Add + LayerNormalization -> SkipLayerNormalization, Add + RMSNormalization -> SkipSimplifiedLayerNormalization.
 
-    The sum stays available as the fused operator's fourth output: it is the residual stream.
+    A bias of what is added goes along, so that a product is followed by one operator. The sum stays available as the
+    fused operator's fourth output: it is the residual stream.
     """
     graph = model.graph
     for norm in [node for node in graph if node.op_type in FUSED]:
@@ -19,7 +20,14 @@ def fuse_skip_norms(model: ir.Model) -> None:
         add = total.producer() if total is not None else None
         if total is None or add is None or add.op_type != "Add" or _has_constant(add):
             continue
-        inputs = [*add.inputs, *norm.inputs[1:]]
+        x, y = add.inputs
+        gone = [norm, add]
+        inputs = [x, y, *norm.inputs[1:]]
+        biased = y.producer() if y is not None and len(y.uses()) == 1 else None
+        if biased is not None and biased.op_type == "Add" and _is_bias(biased.inputs[1]):
+            inputs[1] = biased.inputs[0]
+            inputs += [None] * (BIAS[norm.op_type] - len(inputs)) + [biased.inputs[1]]
+            gone.append(biased)
         epsilon = norm.attributes.get("epsilon", ir.AttrFloat32("epsilon", 1e-5))
         fused = ir.node(
             FUSED[norm.op_type], inputs, {"epsilon": epsilon.as_float()}, domain="com.microsoft", num_outputs=4
@@ -30,10 +38,14 @@ def fuse_skip_norms(model: ir.Model) -> None:
         graph.insert_before(norm, fused)
         ir.convenience.replace_all_uses_with(norm.outputs[0], normed)
         ir.convenience.replace_all_uses_with(total, stream)
-        graph.remove([norm, add], safe=True)
+        graph.remove(gone, safe=True)
         if not stream.uses():
             fused.resize_outputs(1)
     model.opset_imports["com.microsoft"] = 1
+
+
+def _is_bias(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.shape is not None and len(value.shape) == 1
 
 
 def _has_constant(add: ir.Node) -> bool:
