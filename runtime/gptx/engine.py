@@ -9,6 +9,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.large_pages import LargePages
 from gptx.progress import note
-from gptx.providers import CPU, CUDA, captures, first_line, library_folder, onnxruntime, open_session, tries_cuda
+from gptx.providers import CPU, CUDA, captures, first_line, library_folder, onnxruntime, open_session, tries_cuda, turn
 from gptx.residency import release
 
 _one_at_a_time = threading.Lock()
@@ -42,9 +43,9 @@ class Engine:
     logits_dtype: np.dtype
     cache_dtype: np.dtype
     large_pages: LargePages  # for the weights, once sessions have made enough calls
+    turn: AbstractContextManager[Any]  # within which the device is used: see providers.turn
     captures: bool  # steps become CUDA graphs, each with an id of its own
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    turn: threading.RLock = field(default_factory=threading.RLock)  # of the device's runs
 
     @property
     def device(self) -> str:
@@ -103,6 +104,7 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
         large_pages=large_pages,
+        turn=turn(provider),
         captures=captures(session),
     )
 

@@ -35,7 +35,8 @@ class Growing:
         ids = np.array([[token or 0] for token in tokens])
         positions = np.array([[min(count, limit)] for count in held])
         mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
-        logits, self._pasts = self._run(ids, positions, mask, self._pasts, keep=1)
+        with self._engine.turn:
+            logits, self._pasts = self._run(ids, positions, mask, self._pasts, keep=1)
         for row, token in enumerate(tokens):
             if token is None:
                 mask[row, -1] = 0
@@ -46,11 +47,12 @@ class Growing:
         self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
     ) -> None:
         """As InPlace.fill: each row runs alone on its own tokens, then takes its place beside the others again."""
-        filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
-        if len(self._mask) == 1:
-            self._pasts, self._mask = filled[0], np.ones((1, held[0] + len(new[0])), np.int64)
-        else:
-            self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
+        with self._engine.turn:
+            filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
+            if len(self._mask) == 1:
+                self._pasts, self._mask = filled[0], np.ones((1, held[0] + len(new[0])), np.int64)
+            else:
+                self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
 
     def _fill_row(self, row: int, ids: np.ndarray, held: int, out: np.ndarray | None) -> list[Any]:
         alone = len(self._mask) == 1
@@ -73,7 +75,8 @@ class Growing:
         width = int(needed[-1]) + 1 if len(needed) else 0
         if width < self.capacity:
             self._mask = np.ascontiguousarray(self._mask[:, :width])
-            self._pasts = [self._place(self._host(past)[:, :, :width]) for past in self._pasts]
+            with self._engine.turn:
+                self._pasts = [self._place(self._host(past)[:, :, :width]) for past in self._pasts]
 
     def _row(self, past: Any, row: int) -> Any:
         """(B, G, P, D) -> (1, G, tokens held, D)"""

@@ -30,35 +30,38 @@ class OnDevice:
         self._buffers: list[Any] = []  # OrtValues
         self._filling = run_options(NEVER) if engine.captures else None
         self._stepping: Any = None
-        self._reserve(size or 1, 0)
+        with engine.turn:
+            self._reserve(size or 1, 0)
 
     def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
         """Run all rows; the logits are in `logits[row, 0]`. An idle row's token is written behind what it holds, where
         the next real one overwrites it, or in the last place of a full row, which can only be idle."""
         positions = np.minimum(held, self._limit - 1).astype(np.int64)[:, None]
-        self._reserve(int(positions.max()) + 1, max(held))
-        self._ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
-        self._positions.update_inplace(positions)
-        if not self._engine.captures:  # a graph that can be captured reads the mask's length alone
-            self._mask.update_inplace((np.arange(self.capacity) <= positions).astype(np.int64))
-        self._run(self._steps, self._stepping)
-        np.copyto(self.logits, self._out.numpy())
+        with self._engine.turn:
+            self._reserve(int(positions.max()) + 1, max(held))
+            self._ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
+            self._positions.update_inplace(positions)
+            if not self._engine.captures:  # a graph that can be captured reads the mask's length alone
+                self._mask.update_inplace((np.arange(self.capacity) <= positions).astype(np.int64))
+            self._steps.run(self._stepping)
+            np.copyto(self.logits, self._out.numpy())
 
     def fill(
         self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
     ) -> None:
         """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
         are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
-        self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
-        for row, ids in new.items():
-            binding = Binding(self._engine, self._engine.session)
-            binding.rows([_row(buffer, row, self._engine.cache_dtype) for buffer in self._buffers])
-            for start, piece in self._engine.pieces(ids):
-                logits = self._fill_piece(binding, piece, held[row] + start, every=outs is not None)
-                if outs is not None:
-                    outs[row][start : start + len(piece)] = logits
-                else:
-                    self.logits[row, 0] = logits[-1]
+        with self._engine.turn:
+            self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
+            for row, ids in new.items():
+                binding = Binding(self._engine, self._engine.session)
+                binding.rows([_row(buffer, row, self._engine.cache_dtype) for buffer in self._buffers])
+                for start, piece in self._engine.pieces(ids):
+                    logits = self._fill_piece(binding, piece, held[row] + start, every=outs is not None)
+                    if outs is not None:
+                        outs[row][start : start + len(piece)] = logits
+                    else:
+                        self.logits[row, 0] = logits[-1]
 
     def _fill_piece(self, binding: Binding, piece: np.ndarray, held: int, *, every: bool) -> np.ndarray:
         """(n, V): the logits of all of the piece, or at least the last."""
@@ -68,15 +71,11 @@ class OnDevice:
         kept = len(piece) if every or not self._engine.logits_input else 1
         logits = np.empty((1, kept, self.logits.shape[2]), self.logits.dtype)
         binding.logits(logits)
-        self._run(binding, self._filling)
+        binding.run(self._filling)
         return logits[0]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Nothing to do: what lies behind a row's length is never read."""
-
-    def _run(self, binding: Binding, options: Any) -> None:
-        with self._engine.turn:  # ONNX Runtime captures and replays one run at a time
-            binding.run(options)
 
     def _reserve(self, length: int, used: int) -> None:
         """Make room for `length` tokens a row, keeping the first `used`; what steps use is laid out anew then."""

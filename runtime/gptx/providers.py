@@ -6,7 +6,9 @@ The one place that imports onnxruntime. Knows nothing of models: it opens whatev
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +22,7 @@ OLDEST = (1, 31)
 OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_cuda_turn = threading.RLock()
 # fp32 is not computed in TF32, as PyTorch has it; memory is taken as it is needed, not in powers of two
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 # ONNX Runtime leaves these to the CPU on purpose, beside CUDA: a few numbers, of which most become shapes
@@ -99,7 +102,8 @@ def open_session(graph: Path, *, device: str, threads: int | None, cuda: Path | 
     ort = onnxruntime()
     if tries_cuda(device):
         try:
-            return _open_cuda(ort, cuda or graph, threads, capture=cuda is not None), CUDA
+            with turn(CUDA):
+                return _open_cuda(ort, cuda or graph, threads, capture=cuda is not None), CUDA
         except ProviderError as error:
             if device == "cuda":
                 raise
@@ -148,6 +152,12 @@ def _options(ort: Any, threads: int | None) -> Any:
 def captures(session: Any) -> bool:
     """Whether a session's runs are captured as CUDA graphs and replayed (but for those whose id is -1)."""
     return session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1"
+
+
+def turn(provider: str) -> AbstractContextManager[Any]:
+    """Within it a thread may use the device. While a CUDA graph is captured, every other call that waits for the device
+    fails, whichever thread or session it comes from: so one lock for the process. The CPU takes all at once."""
+    return _cuda_turn if provider == CUDA else nullcontext()
 
 
 def run_options(graph_id: int) -> Any:
