@@ -55,7 +55,7 @@ class Shared:
         self.gpt, self.past, self.width = gpt, past, attention_mask.shape[1]
         self.present: Past = []
         self.last = self.last_token(position_ids, attention_mask)
-        self.total = torch.full((), self.width, dtype=torch.int32)
+        self.total = _length(attention_mask).to(torch.int32)
         self.bias = self.bias_of(position_ids, attention_mask, past[0][0].dtype)
         self.rope_inside = gpt.config.position == "rope" and gpt.config.head_dim % 16 == 0
         self.rope = None
@@ -65,14 +65,18 @@ class Shared:
     def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int32 (B,): where each row's last token is: the last 1, not the sum of the mask, which is wrong for rows padded
         on the left."""
-        return ((attention_mask != 0) * torch.arange(self.width)).amax(1).to(torch.int32)
+        rows = (attention_mask.shape[0],)
+        return _op("ArgMax", [attention_mask], rows, axis=1, keepdims=0, select_last_index=1).to(torch.int32)
 
     def bias_of(self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor | None:
         """(B, 1, S, width) that hides what is padding."""
         # far below any score and finite: a row that is all padding stays a number
         hidden = -3e4 if dtype == torch.float16 else -1e30
-        bias = torch.where(attention_mask != 0, 0.0, hidden).to(dtype)
-        return bias[:, None, None, :].expand(-1, 1, position_ids.shape[1], -1)
+        bias = torch.where(attention_mask.bool(), torch.tensor(0, dtype=dtype), torch.tensor(hidden, dtype=dtype))
+        rows, width = bias.shape
+        bias = _op("Unsqueeze", [bias, torch.tensor([1, 2])], (rows, 1, 1, width), dtype)
+        shape = torch.cat([torch.tensor([1, 1]), _length(position_ids), torch.tensor([1])])
+        return _op("Expand", [bias, shape], (rows, 1, position_ids.shape[1], width), dtype)
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
         config = layer.config
@@ -102,12 +106,26 @@ class Shared:
         return y
 
 
+def _length(rows: Tensor) -> Tensor:
+    """int64 (1,): how long the rows (B, n) are."""
+    return _op("Shape", [rows], (1,), start=1, end=2)
+
+
+def _op(
+    kind: str, inputs: list[Tensor], shape: tuple[Any, ...], dtype: torch.dtype = torch.int64, **attributes: Any
+) -> Tensor:
+    """An ONNX operator where the exporter writes several for torch's. A small model's step is as fast as its nodes are few:
+    what comes before the first layer was a fifth of the default model's."""
+    return torch.onnx.ops.symbolic(kind, inputs, attributes, dtype=dtype, shape=shape, version=23)
+
+
 class SharedOnCuda(Shared):
     """As Shared, for rows that are padded on the right alone: with a bias, CUDA's kernel leaves its flash attention for one
     that writes all scores out. Of attention_mask only the length is read, so that it need not change with each step."""
 
     def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return position_ids[:, -1].to(torch.int32)
+        last = torch.tensor(-1)
+        return _op("Gather", [position_ids, last], (position_ids.shape[0],), axis=1).to(torch.int32)
 
     def bias_of(self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> None:
         return None

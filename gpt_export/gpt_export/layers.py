@@ -252,7 +252,7 @@ class BlockEmbedding(nn.Module):
             shape=(*ids.shape, self.weight.shape[1], self.block),
             version=1,
         )
-        return rows.flatten(2)
+        return _reshape(rows, [0, 0, -1], (*ids.shape, self.weight.shape[1] * self.block))
 
 
 class StackedEmbedding(nn.Module):
