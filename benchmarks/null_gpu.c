@@ -4,15 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef unsigned long long u64;
 typedef struct { unsigned x, y, z; } dim3;
 
-/* cudaErrorStreamCaptureUnsupported: while a graph is captured, calls that wait for the device fail, in every thread */
-enum { UNSUPPORTED = 900 };
+/* While a graph is captured, calls that wait for the device fail, in every thread, and the capture with them */
+enum { UNSUPPORTED = 900, INVALIDATED = 901 }; /* cudaErrorStreamCapture... */
 
 static long launched, copied, captured, replayed, destroyed;
-static int capturing;
+static int capturing, disturbed;
 
 __attribute__((destructor)) static void report(void) {
     const char *file = getenv("NULL_GPU_REPORT");
@@ -23,24 +24,29 @@ __attribute__((destructor)) static void report(void) {
     fclose(out);
 }
 
+static int disturbs(void) {
+    if (capturing) disturbed = 1;
+    return capturing ? UNSUPPORTED : 0;
+}
+
 static int give(void **pointer, size_t size) {
     return posix_memalign(pointer, 256, size ? size : 1) ? 2 : 0;
 }
 
 /* Memory */
-int cudaMalloc(void **p, size_t n) { return capturing ? UNSUPPORTED : give(p, n); }
+int cudaMalloc(void **p, size_t n) { return disturbs() ? UNSUPPORTED : give(p, n); }
 int cudaMallocHost(void **p, size_t n) { return give(p, n); }
 int cudaHostAlloc(void **p, size_t n, unsigned flags) { return give(p, n); }
 int cudaMallocFromPoolAsync(void **p, size_t n, void *pool, void *stream) { return give(p, n); }
-int cudaFree(void *p) { free(p); return 0; }
-int cudaFreeHost(void *p) { free(p); return 0; }
+int cudaFree(void *p) { if (disturbs()) return UNSUPPORTED; free(p); return 0; }
+int cudaFreeHost(void *p) { if (disturbs()) return UNSUPPORTED; free(p); return 0; }
 int cudaFreeAsync(void *p, void *stream) { free(p); return 0; }
 int cudaMemset(void *p, int value, size_t n) { memset(p, value, n); return 0; }
 int cudaMemsetAsync(void *p, int value, size_t n, void *stream) { memset(p, value, n); return 0; }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) { *free_bytes = 70ull << 30; *total = 80ull << 30; return 0; }
 
 int cudaMemcpy(void *to, const void *from, size_t n, int kind) {
-    if (capturing) return UNSUPPORTED;
+    if (disturbs()) return UNSUPPORTED;
     copied++;
     memmove(to, from, n);
     return 0;
@@ -94,10 +100,17 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
 /* Streams, events and graphs */
 int cudaStreamCreate(void **stream) { return give(stream, 8); }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return give(stream, 8); }
-int cudaStreamSynchronize(void *stream) { return capturing ? UNSUPPORTED : 0; }
+int cudaStreamDestroy(void *stream) { if (disturbs()) return UNSUPPORTED; free(stream); return 0; }
+int cudaDeviceSynchronize(void) { return disturbs(); }
+int cudaStreamSynchronize(void *stream) { return disturbs(); }
 int cudaStreamIsCapturing(void *stream, int *status) { *status = capturing; return 0; }
-int cudaStreamBeginCapture(void *stream, int mode) { capturing = 1; return 0; }
-int cudaStreamEndCapture(void *stream, void **graph) { capturing = 0; captured++; return give(graph, 8); }
+int cudaStreamBeginCapture(void *stream, int mode) { capturing = 1; disturbed = 0; usleep(1000); return 0; } /* time to be disturbed */
+int cudaStreamEndCapture(void *stream, void **graph) {
+    capturing = 0;
+    if (disturbed) return INVALIDATED;
+    captured++;
+    return give(graph, 8);
+}
 int cudaGraphInstantiate(void **ready, void *graph, u64 flags) { return give(ready, 8); }
 int cudaGraphLaunch(void *ready, void *stream) { replayed++; return 0; }
 int cudaGraphExecDestroy(void *ready) { destroyed++; return 0; }

@@ -18,16 +18,16 @@ def pretend_cuda(*, capturing: bool = True) -> Iterator[list[Path]]:
     """Yields the graphs that were opened. capturing: runs get the ids of CUDA graphs, which the CPU takes and ignores."""
     opened: list[Path] = []
 
-    def open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
+    def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
         opened.append(graph)
-        session = ort.InferenceSession(str(graph), providers._options(ort, threads), providers=[providers.CPU])
+        session = providers.open_on_cpu(graph, threads)
         if capture and capturing:
             capturable.append(session)
         return session
 
     capturable: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(providers, "_open_cuda", open_cuda)
+        patch.setattr(engine, "open_on_cuda", open_on_cuda)
         patch.setattr(engine, "captures", lambda session: session in capturable)
         patch.setattr(engine.Engine, "device", "cpu")
         yield opened

@@ -167,7 +167,7 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
     (tmp_path / "x.gguf").write_bytes(b"")
     if peers.installed("llama-cpp-python"):
         elsewhere = refused(model, "--against", f"llamacpp:{tmp_path / 'x.gguf'}", "--device", "cuda")
-        assert "llamacpp:x.gguf is measured on the CPU only: leave it out, or --device cuda" in elsewhere
+        assert "llamacpp:x.gguf is measured on the CPU only: leave it out, or take --device cpu" in elsewhere
     assert "give --quality too" in refused(model, "--window", "64")
     assert "end with .png" in refused(model, "--picture", tmp_path / "picture.pdf")
     assert "name two files" in refused(model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png")

@@ -17,13 +17,12 @@ import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
-from gptx import artifact, providers
+from gptx import artifact, engine, on_device, providers
 from gptx.describe import describe
-from gptx.engine import open_engine
-from gptx.errors import ArtifactError, ProviderError
-from gptx.session import Session
+from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.verify import forced_logits, verify
 from pretend_cuda import pretend_cuda
+from tiny_artifact import write_artifact
 
 LLAMA = dataclasses.replace(
     CONFIG, n_kv_head=2, position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False
@@ -57,7 +56,7 @@ def test_the_graph_for_cuda(fp16: Path) -> None:
     assert not {"Neg", "ReduceMax", "ReduceSum", "Range", "Where"} & {node.op_type for node in graph.node}
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     assert weights and all(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in weights)
-    assert ("cuda graph", "onnx/cuda.onnx, proved by gptx verify --device cuda") in describe(fp16).facts
+    assert ("cuda graph", "onnx/cuda.onnx, to be proved by gptx verify --device cuda") in describe(fp16).facts
 
 
 def test_other_recipes_have_none(quantized: dict[str, Path], fp32: Path) -> None:
@@ -87,7 +86,7 @@ def test_verify_says_which_graph_it_proved(fp16: Path) -> None:
     assert "ran onnx/cuda.onnx on CUDAExecutionProvider" in report.notes
 
 
-def test_sessions_capture_graphs_of_their_own_and_let_them_go(fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_that_are_captured_are_taken_over_or_let_go(fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[int] = []
     release = onnxruntime.InferenceSession.release_captured_graph
 
@@ -97,13 +96,53 @@ def test_sessions_capture_graphs_of_their_own_and_let_them_go(fp16: Path, monkey
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "release_captured_graph", noted)
     with pretend_cuda():
-        engine = open_engine(artifact.read(fp16), device="cuda", threads=1)
-        first, second = Session(engine), Session(engine, 2)
+        model = gptx.load(fp16, device="cuda", threads=1)
+        first, second = model.session(), model.session()
         assert released == []
-        first.close()
-        assert released == [1]
-        del second  # a session that nobody closes
-        assert released == [1, 2]
+        first.close()  # its room is kept ...
+        del second  # ... and a second one of its kind is not, of a session that nobody has closed either
+        assert released == [2]
+        with model.session() as again, model.session(2):
+            again.feed([TEXT[:4]])
+            assert released == [2]
+        model.close()
+        assert sorted(released) == [1, 2, 3]
+
+
+def test_a_room_that_is_taken_over_holds_nothing(fp16: Path) -> None:
+    with pretend_cuda(), gptx.load(fp16, device="cuda", threads=1) as model:
+        expected = forced_logits(model, TEXT[:6])
+        with model.session() as session:
+            session.feed([TEXT])
+        with model.session() as session:
+            got = np.concatenate([session.feed([[token]]) for token in TEXT[:6]])
+        np.testing.assert_allclose(got, expected, atol=3e-3)
+
+
+def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that cannot grow says so, whichever part of it finds no memory, and its session goes on in what it has."""
+    path = write_artifact(tmp_path / "a", "shared", n_ctx=600)
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, 250, 200)]
+    placed, left = on_device._placed, [0]
+
+    def full(array: np.ndarray, device: str) -> object:
+        if not left[0]:
+            raise RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 42")
+        left[0] -= 1
+        return placed(array, device)
+
+    with pretend_cuda(), gptx.load(path, device="cuda", threads=1) as model, model.session() as plain:
+        expected = plain.feed([ids[:120]], all_logits=True)[0]
+        for parts in range(8):
+            with model.session() as session, model.session():
+                session.feed([ids[:100]])
+                with monkeypatch.context() as patch:
+                    left[0] = parts
+                    patch.setattr(on_device, "_placed", full)
+                    with pytest.raises(GptxError, match="no memory for the cache: 1 rows of 256 tokens .* fewer rows"):
+                        session.feed([ids[100:200]])
+                for n in range(100, 120):
+                    np.testing.assert_allclose(session.feed([[ids[n]]])[0], expected[n], atol=1e-4)
 
 
 def test_what_onnxruntime_leaves_to_the_cpu_is_named(fp32: Path) -> None:
@@ -122,7 +161,7 @@ def test_auto_says_why_it_is_the_cpu(
     def refuse(*_: object, **__: object) -> None:
         raise ProviderError("device 'cuda' cannot be used: the driver is too old")
 
-    monkeypatch.setattr(providers, "_open_cuda", refuse)
+    monkeypatch.setattr(engine, "open_on_cuda", refuse)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.CUDA, providers.CPU])
     with gptx.load(fp32, device="auto", threads=1) as model:
         assert (model.provider, model.graph) == (providers.CPU, fp32 / "onnx/model.onnx")

@@ -146,6 +146,10 @@ def has_decode(to: str) -> bool:
     return to in SCHEMES and SCHEMES[to].decode
 
 
+def has_cuda(to: str, form: str) -> bool:
+    return to == "fp16" and form == "shared"
+
+
 def expect_fp32(source: Path) -> Manifest:
     """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
@@ -185,7 +189,7 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     if to == "fp16":
         half = graph_layers(gpt.half(), form)
         save_graph(build_graph(half, form), staging / "onnx")
-        if form == "shared":
+        if has_cuda(to, form):
             save_beside(build_graph(half, "cuda"), staging / CUDA)
         return {"scheme": "fp16", "cache_dtype": "float16"}
     name = scheme_name(to, cpu_features())
@@ -208,7 +212,7 @@ def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> 
         "cache_dtype": quantization.get("cache_dtype", "float32"),
         "quantization": quantization,
         **({"decode": DECODE} if has_decode(quantization["scheme"]) else {}),
-        **({"cuda": CUDA} if quantization["scheme"] == "fp16" and manifest.cache == "shared" else {}),
+        **({"cuda": CUDA} if has_cuda(quantization["scheme"], manifest.cache) else {}),
         "versions": tool_versions(),
     }
 

@@ -37,11 +37,9 @@ def is_compiled(manifest: Manifest) -> bool:
     return bool(manifest.raw.get("compiled"))
 
 
-def misfit(manifest: Manifest, *, device: str) -> str | None:
-    """Why the compiled graphs of a manifest that has some are not for this machine and device; None where they are."""
+def misfit(manifest: Manifest) -> str | None:
+    """Why the compiled graphs of a manifest that has some are not for this machine; None where they are."""
     made, here = manifest.raw["compiled"], facts()
-    if providers.tries_cuda(device):
-        return f"it is for the CPU, and device is {device!r}"
     graphs = {GRAPH, DECODE} if manifest.decode else {GRAPH}
     if made.get("graph") != GRAPH or not graphs <= manifest.files.keys():
         return "gptx.json describes it in a way that this gptx does not read"

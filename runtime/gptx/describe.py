@@ -79,7 +79,7 @@ def _artifact(path: Path) -> Description:
         ("context", f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}"),
         *_compiled(raw.get("compiled")),
         *([("decode graph", f"{artifact.DECODE}, for steps of a single row on a CPU")] if manifest.decode else []),
-        *([("cuda graph", f"{artifact.CUDA}, proved by gptx verify --device cuda")] if manifest.cuda else []),
+        *([("cuda graph", f"{artifact.CUDA}, to be proved by gptx verify --device cuda")] if manifest.cuda else []),
         ("cache", _CACHES[manifest.cache]),
         ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
         ("tokenizer", _tokenizer(manifest.tokens, model.vocab_size)),

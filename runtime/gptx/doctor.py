@@ -111,10 +111,11 @@ def try_provider(ort: Any, name: str, model: Path) -> Provider:
     """Run one value through the provider; gptx's own two the way gptx.load opens them. Raises nothing."""
     import numpy as np
 
-    devices = {providers.CPU: "cpu", providers.CUDA: "cuda"}
     try:
-        if name in devices:
-            session, _ = providers.open_session(model, device=devices[name], threads=1)
+        if name == providers.CPU:
+            session = providers.open_on_cpu(model, 1)
+        elif name == providers.CUDA:
+            session = providers.open_on_cuda(model, 1, capture=False)
         else:
             options = ort.SessionOptions()
             options.log_severity_level = 4

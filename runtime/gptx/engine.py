@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,21 @@ from gptx.artifact import Manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.large_pages import LargePages
 from gptx.progress import note
-from gptx.providers import CPU, CUDA, captures, first_line, library_folder, onnxruntime, open_session, tries_cuda, turn
+from gptx.providers import (
+    CPU,
+    CUDA,
+    captures,
+    check_options,
+    first_line,
+    library_folder,
+    onnxruntime,
+    open_on_cpu,
+    open_on_cuda,
+    tries_cuda,
+    turn,
+)
 from gptx.residency import release
+from gptx.spare import Spare
 
 _one_at_a_time = threading.Lock()
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -46,6 +59,7 @@ class Engine:
     turn: AbstractContextManager[Any]  # within which the device is used: see providers.turn
     captures: bool  # steps become CUDA graphs, each with an id of its own
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    spare: Spare = field(default_factory=Spare)  # rooms on the device
 
     @property
     def device(self) -> str:
@@ -64,29 +78,39 @@ class Engine:
         size = self.manifest.prefill_chunk
         return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
 
-    def release_captured(self, graph_id: int) -> None:
+    def close(self) -> None:
+        """Keep nothing on the device for sessions to come."""
         with self.turn:
-            self.session.release_captured_graph(graph_id)
+            self.spare.close()
 
     def failed(self, error: Exception) -> ArtifactError:
         return ArtifactError(f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}")
 
 
+class Opened(NamedTuple):
+    """ORT's sessions, and the graphs that they have opened."""
+
+    session: Any
+    provider: str
+    graph: Path
+    decode: Any | None = None
+    decode_graph: Path | None = None
+
+
 def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
-    """Raises ProviderError for the device, ArtifactError for the graph."""
+    """Raises UsageError, ProviderError for the device, ArtifactError for the graph."""
+    check_options(device, threads)
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
-        fits = _compiled_fits(manifest, device=device)
-        if sum(facts.size for facts in manifest.files.values()) > LARGE:
-            # what importing the library and reading the tokenizer took is not added to the peak
-            release(library_folder())
         large_pages = LargePages()
-        decode, decode_graph = _open_decode(manifest, fits, device=device, threads=threads)
-        session, provider, graph = _open(manifest, fits, device=device, threads=threads)
-        _keep(manifest, session)
-        if provider == CPU:
+        opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
+        if opened is None:
+            opened = _open_on_cpu(manifest, threads)
             large_pages.end()
-    if decode and _signature(decode) != _signature(session):
-        raise ArtifactError(f"{decode_graph} has other inputs or outputs than {graph}: quantize the artifact again")
+    session, graph = opened.session, opened.graph
+    if opened.decode and _signature(opened.decode) != _signature(session):
+        raise ArtifactError(
+            f"{opened.decode_graph} has other inputs or outputs than {graph}: quantize the artifact again"
+        )
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = list(_problems(manifest, inputs, outputs))
@@ -94,17 +118,17 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
         raise ArtifactError(f"{graph} does not fit gptx.json: {'; '.join(problems)}")
     return Engine(
         session=session,
-        decode=decode,
+        decode=opened.decode,
         manifest=manifest,
-        provider=provider,
+        provider=opened.provider,
         graph=graph,
-        decode_graph=decode_graph,
+        decode_graph=opened.decode_graph,
         logits_input=_logits_input(session),
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
         large_pages=large_pages,
-        turn=turn(provider),
+        turn=turn(opened.provider),
         captures=captures(session),
     )
 
@@ -114,35 +138,63 @@ def _logits_input(session: Any) -> str | None:
     return next((name for name in ("num_logits_to_keep", "first_logit") if name in names), None)
 
 
-def _compiled_fits(manifest: Manifest, *, device: str) -> bool:
+def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> Opened | None:
+    """None (a note says why) where CUDA cannot be used and need not be."""
+    graph = manifest.cuda or manifest.graph
+    try:
+        session = open_on_cuda(graph, threads, capture=manifest.cuda is not None)
+    except ProviderError as error:
+        if device == "cuda":
+            raise
+        note(f"on the CPU: {error}")
+        return None
+    except Exception as error:  # ORT has one exception class per status code and no base of its own
+        raise _cannot_open(graph, error) from error
+    if manifest.precision == "fp16" and manifest.cache == "shared" and manifest.cuda is None:
+        note(
+            f"{manifest.path} has no graph for CUDA, whose attention is faster: gptx quantize --to fp16 writes one now"
+        )
+    return Opened(session, CUDA, graph)
+
+
+def _open_on_cpu(manifest: Manifest, threads: int | None) -> Opened:
+    if sum(facts.size for facts in manifest.files.values()) > LARGE:
+        # what importing the library and reading the tokenizer took is not added to the peak
+        release(library_folder())
+    fits = _compiled_fits(manifest)
+    # the decode graph first: ONNX Runtime rearranges its weights, which takes memory that is free again then
+    decode, decode_graph = _open_decode(manifest, fits, threads)
+    session, graph = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None, manifest.path / compiled.GRAPH
+    if session is None:
+        graph = manifest.graph
+        try:
+            session = open_on_cpu(graph, threads)
+        except (ProviderError, UsageError):
+            raise
+        except Exception as error:  # as above
+            raise _cannot_open(graph, error) from error
+    _keep(manifest, session)
+    return Opened(session, CPU, graph, decode, decode_graph)
+
+
+def _cannot_open(graph: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{graph}: ONNX Runtime {onnxruntime().__version__} cannot open it: {first_line(error)}")
+
+
+def _compiled_fits(manifest: Manifest) -> bool:
     """Whether there are compiled graphs for this machine; a note says why some that are there are not."""
     if not compiled.is_compiled(manifest):
         return False
-    reason = compiled.misfit(manifest, device=device)
+    reason = compiled.misfit(manifest)
     if reason is not None:
         note(f"{manifest.path / compiled.GRAPH} is not used: {reason}; the portable graph is loaded")
     return reason is None
 
 
-def _open(manifest: Manifest, fits: bool, *, device: str, threads: int | None) -> tuple[Any, str, Path]:
-    """ORT's session, its provider and the graph: the compiled one where it fits, else the portable one."""
-    session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
-    if session is not None:
-        return session, CPU, manifest.path / compiled.GRAPH
-    try:
-        session, provider = open_session(manifest.graph, device=device, threads=threads, cuda=manifest.cuda)
-    except (ProviderError, UsageError):
-        raise
-    except Exception as error:  # ORT has one exception class per status code and no base of its own
-        version = onnxruntime().__version__
-        raise ArtifactError(f"{manifest.graph}: ONNX Runtime {version} cannot open it: {first_line(error)}") from error
-    return session, provider, (manifest.cuda if provider == CUDA else None) or manifest.graph
-
-
 def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | None:
     """The session of a compiled graph; None (a note says why) where it does not open."""
     try:
-        return open_session(manifest.path / name, device="cpu", threads=threads)[0]
+        return open_on_cpu(manifest.path / name, threads)
     except (ProviderError, UsageError):
         raise
     except Exception as error:  # as above
@@ -151,22 +203,15 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
         return None
 
 
-def _open_decode(
-    manifest: Manifest, fits: bool, *, device: str, threads: int | None
-) -> tuple[Any, Path] | tuple[None, None]:
+def _open_decode(manifest: Manifest, fits: bool, threads: int | None) -> tuple[Any, Path] | tuple[None, None]:
     """The session of the artifact's decode graph, and the graph; None where it has none, or (a note says why) one that
-    cannot be used.
-
-    It is opened before the other: ONNX Runtime rearranges its weights, which takes memory that is free again then.
-    """
+    cannot be used."""
     if manifest.decode is None:
         return None, None
     session = _open_compiled(manifest, compiled.DECODE, threads) if fits else None
     graph = manifest.path / compiled.DECODE if session else manifest.decode
     try:
-        if tries_cuda(device):
-            raise ValueError(f"it is for the CPU, and device is {device!r}")
-        session = session or open_session(manifest.decode, device="cpu", threads=threads)[0]
+        session = session or open_on_cpu(manifest.decode, threads)
     except (ProviderError, UsageError):
         raise
     except Exception as error:  # as above

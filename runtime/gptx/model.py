@@ -292,6 +292,8 @@ class Model:
 
     def close(self) -> None:
         """Give the weights' memory back (sessions that are still open keep it). The model cannot be used afterwards."""
+        if self._engine is not None:
+            self._engine.close()
         self._engine = None
 
     def __enter__(self) -> Self:

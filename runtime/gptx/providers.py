@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 from gptx.cpu import cpu_features, int8_saturates
 from gptx.errors import ProviderError, UsageError
 from gptx.install import pip_command
-from gptx.progress import note
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
@@ -90,30 +89,31 @@ def conflict() -> str | None:
     return f"{names} are both installed and overwrite each other: pip uninstall both, then install one"
 
 
-def open_session(graph: Path, *, device: str, threads: int | None, cuda: Path | None = None) -> tuple[Any, str]:
-    """ORT's InferenceSession and the provider that runs it; on CUDA it is the one of the graph `cuda`, if there is that.
-
-    Errors of the graph itself come through as ORT's own.
-    """
+def check_options(device: str, threads: int | None) -> None:
+    """Raises UsageError."""
     if device not in get_args(Device):
         raise UsageError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
         raise UsageError(f"threads is {threads!r}, expected 1 to {MOST_THREADS}, or None for one per core")
-    ort = onnxruntime()
-    if tries_cuda(device):
-        try:
-            with turn(CUDA):
-                return _open_cuda(ort, cuda or graph, threads, capture=cuda is not None), CUDA
-        except ProviderError as error:
-            if device == "cuda":
-                raise
-            note(f"on the CPU: {error}")
-    return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU]), CPU
 
 
 def tries_cuda(device: str) -> bool:
-    """Whether open_session tries CUDA first for this device."""
+    """Whether CUDA is to be tried for this device."""
     return device == "cuda" or (device == "auto" and CUDA in onnxruntime().get_available_providers())
+
+
+def open_on_cpu(graph: Path, threads: int | None) -> Any:
+    """ORT's InferenceSession. Errors of the graph come through as ORT's own, here and in open_on_cuda."""
+    ort = onnxruntime()
+    return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU])
+
+
+def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
+    """ORT's InferenceSession, all of whose nodes that compute run on CUDA. capture: its runs become CUDA graphs, but for
+    those that ask for none (run_options). Raises ProviderError."""
+    need_cuda()
+    with _cuda_turn:
+        return _open_cuda(onnxruntime(), graph, threads, capture=capture)
 
 
 def save_optimized(graph: Path, out: Path, weights: str) -> None:
@@ -182,13 +182,21 @@ def need_cuda() -> None:
 
 
 def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
-    need_cuda()
+    class Session(ort.InferenceSession):
+        """It goes within the turn, too: freeing the device's memory waits for the device."""
+
+        def __del__(self) -> None:
+            with _cuda_turn:
+                self.__dict__.clear()
+
     options = _options(ort, threads)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    cuda = CUDA_OPTIONS | {"enable_cuda_graph": "1" if capture else "0"}
     try:
-        cuda = CUDA_OPTIONS | {"enable_cuda_graph": "1" if capture else "0"}
-        session = ort.InferenceSession(str(graph), options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
+        session = Session(str(graph), options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
     except Exception as error:  # ORT has one class per status code and no base that tells CUDA's from the graph's
+        if is_full(error):
+            raise ProviderError(f"device 'cuda' has no room for the weights of {graph}: take device 'cpu'") from error
         if "CUDA" not in str(error) and "cuda" not in str(error):
             raise
         raise ProviderError(f"device 'cuda' cannot be used: {first_line(error)}") from error
@@ -208,9 +216,14 @@ def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> 
         names = ", ".join(f"{count} {kind}" for kind, count in left.items())
         raise ProviderError(
             f"device 'cuda' would compute {names} of {graph} on the CPU: ONNX Runtime {ort.__version__} has no CUDA kernel "
-            "for them in these types; it runs all of an fp16 artifact (gptx quantize FP32_ARTIFACT OUT --to fp16)"
+            "for them in these types; it runs all of what gptx quantize FP32_ARTIFACT OUT --to fp16 makes"
         )
     return session
+
+
+def is_full(error: Exception) -> bool:
+    """Whether ORT says that the device's memory is full, by its arena or by CUDA."""
+    return any(words in str(error) for words in ("Failed to allocate memory", "out of memory"))
 
 
 def left_to_the_cpu(assigned: Any) -> dict[str, int]:
@@ -250,9 +263,12 @@ def missing_cuda_library(ort: Any) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The part of an ORT error that a person can read: one line, without the status code in front."""
+    """The part of an ORT error that a person can read: one line, without the status code in front, and of an error of
+    CUDA's without the C++ function that it came from."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0]
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
+    if (at := text.find("CUDA failure")) >= 0:
+        text = text[at:].partition(" ; GPU=")[0]
     return text.strip()[:400]

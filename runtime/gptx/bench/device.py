@@ -36,6 +36,14 @@ def call(name: str, *arguments: Any) -> None:
         raise OSError(f"{name} of CUDA's runtime library failed with status {status}")
 
 
+def name() -> str:
+    """The device's, and the version of CUDA that its driver has."""
+    properties, version = ctypes.create_string_buffer(8192), ctypes.c_int()  # the structure is about a kilobyte
+    call("cudaGetDeviceProperties", properties, 0)
+    call("cudaDriverGetVersion", ctypes.byref(version))
+    return f"{properties.value.decode()}, driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def taken() -> int:
     """Bytes of the device's memory that are not free, whoever has them. The first call makes CUDA's context."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()

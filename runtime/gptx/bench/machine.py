@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from gptx.bench.device import name
 from gptx.cpu import cpu_cores, cpu_features, cpu_name
 from gptx.doctor import installed
 from gptx.install import version
@@ -23,22 +23,12 @@ def machine(*packages: str, program: str | None = None, device: str = "cpu") -> 
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
         "cores": cpu_cores(),
-        "gpu": gpu() if device == "cuda" else None,
+        "gpu": name() if device == "cuda" else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {"gptx": version()} | {name: installed(name) for name in packages},
     }
-
-
-def gpu() -> str:
-    """The first GPU's name and its driver, as NVIDIA's tool has them."""
-    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        found = []
-    return f"{found[0].replace(', ', ', driver ')}" if found else "a GPU that nvidia-smi does not name"
 
 
 def lines(facts: dict[str, Any]) -> list[str]:

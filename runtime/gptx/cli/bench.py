@@ -136,9 +136,12 @@ def bench(
         raise UsageError(
             f"{unmeasured.label} is for --quality only, which was not asked for: add it, or leave the peer out"
         )
+    unjudged = next((one for one in engines if one.does.logits is None and not rounds), None)
+    if unjudged is not None:
+        raise UsageError(f"{unjudged.label} is for speed only, and --rounds 0 measures none: leave it out")
     elsewhere = next((one for one in engines if device not in one.does.devices), None)
     if elsewhere is not None:
-        raise UsageError(f"{elsewhere.label} is measured on the CPU only: leave it out, or --device {device}")
+        raise UsageError(f"{elsewhere.label} is measured on the CPU only: leave it out, or take --device cpu")
     if device == "cuda":
         need_cuda()
     source = prompts.source(manifest, text)
