@@ -101,8 +101,8 @@ def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None 
     """Raises UsageError, ProviderError for the device, ArtifactError for the graph."""
     check_options(device, threads)
     with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
-        large_pages = LargePages()
         opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
+        large_pages = LargePages()
         if opened is None:
             opened = _open_on_cpu(manifest, threads)
             large_pages.end()
