@@ -84,7 +84,7 @@ def finetune(
     from gptx_models.lora import Lora
     from gptx_models.recipe import read_recipe
     from gptx_models.study import study, words_of
-    from gptx_models.world import open_world
+    from gptx_models.world import leave, open_world
 
     if head and task != "classify":
         raise UsageError(f"--head classifies: it does not go with --task {task}")
@@ -128,3 +128,4 @@ def finetune(
                 click.echo(f"{name}: {done.before[name]:.4f} before, {value:.4f} after")
             click.echo(f"{out}: {done.outcome.tokens / 1e6:.2f}M tokens in {done.outcome.seconds / 60:.1f} min")
             click.echo(f"next: gptx export {out} {out}-onnx")
+    leave(world)

@@ -77,7 +77,7 @@ def train(
     from gptx_models.recipe import read_recipe, recipe_names
     from gptx_models.run_folder import run_folder
     from gptx_models.state import STATE
-    from gptx_models.world import open_world
+    from gptx_models.world import leave, open_world
 
     if list_recipes:
         click.echo("\n".join(recipe_names()))
@@ -108,3 +108,4 @@ def train(
             prompt, text = training.example(out, chosen)
             click.echo(text)
             click.echo(f"next: gptx export {out} {out}-onnx && gptx run -m {out}-onnx {shlex.quote(prompt)}")
+    leave(world)
