@@ -18,7 +18,7 @@ import numpy as np
 
 from gptx import compiled
 from gptx.artifact import Manifest
-from gptx.errors import ArtifactError, ProviderError, UsageError
+from gptx.errors import ArtifactError, ProviderError
 from gptx.large_pages import LargePages
 from gptx.progress import note
 from gptx.providers import (
@@ -164,12 +164,12 @@ def _open_on_cpu(manifest: Manifest, threads: int | None) -> Opened:
     fits = _compiled_fits(manifest)
     # the decode graph first: ONNX Runtime rearranges its weights, which takes memory that is free again then
     decode, decode_graph = _open_decode(manifest, fits, threads)
-    session, graph = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None, manifest.path / compiled.GRAPH
+    session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
+    graph = manifest.path / compiled.GRAPH if session else manifest.graph
     if session is None:
-        graph = manifest.graph
         try:
             session = open_on_cpu(graph, threads)
-        except (ProviderError, UsageError):
+        except ProviderError:
             raise
         except Exception as error:  # as above
             raise _cannot_open(graph, error) from error
@@ -195,7 +195,7 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
     """The session of a compiled graph; None (a note says why) where it does not open."""
     try:
         return open_on_cpu(manifest.path / name, threads)
-    except (ProviderError, UsageError):
+    except ProviderError:
         raise
     except Exception as error:  # as above
         reason = f"ONNX Runtime cannot open it: {first_line(error)}"
@@ -212,7 +212,7 @@ def _open_decode(manifest: Manifest, fits: bool, threads: int | None) -> tuple[A
     graph = manifest.path / compiled.DECODE if session else manifest.decode
     try:
         session = session or open_on_cpu(manifest.decode, threads)
-    except (ProviderError, UsageError):
+    except ProviderError:
         raise
     except Exception as error:  # as above
         note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")

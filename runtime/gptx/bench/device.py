@@ -36,7 +36,7 @@ def call(name: str, *arguments: Any) -> None:
         raise OSError(f"{name} of CUDA's runtime library failed with status {status}")
 
 
-def name() -> str:
+def gpu_name() -> str:
     """The device's, and the version of CUDA that its driver has."""
     properties, version = ctypes.create_string_buffer(8192), ctypes.c_int()  # the structure is about a kilobyte
     call("cudaGetDeviceProperties", properties, 0)

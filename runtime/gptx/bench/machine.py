@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from gptx.bench.device import name
+from gptx.bench.device import gpu_name
 from gptx.cpu import cpu_cores, cpu_features, cpu_name
 from gptx.doctor import installed
 from gptx.install import version
@@ -23,7 +23,7 @@ def machine(*packages: str, program: str | None = None, device: str = "cpu") -> 
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
         "cores": cpu_cores(),
-        "gpu": name() if device == "cuda" else None,
+        "gpu": gpu_name() if device == "cuda" else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -58,7 +58,7 @@ def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
     import_s = time.perf_counter() - began
     imported, rss_imported = pss(), rss()
     on_device = taken if job.device == "cuda" else lambda: None
-    before = on_device()
+    device_imported = on_device()
     reset_peak()
     began = time.perf_counter()
     assert engine.load is not None
@@ -85,8 +85,9 @@ def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
         "rss_imported": rss_imported,
         "rss_load_peak": load_peak,
         "rss_run_peak": run_peak,
-        "device_loaded": None if before is None or device_loaded is None else device_loaded - before,
-        "device_used": None if before is None or device_used is None else device_used - before,
+        "device_imported": device_imported,
+        "device_loaded": device_loaded,
+        "device_used": device_used,
         "runs": {length: [run._asdict() for run in every] for length, every in runs.items()},
         "batch": _batch(model, speed),  # last, so that memory is that of batch 1
     }

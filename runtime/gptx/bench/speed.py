@@ -86,11 +86,16 @@ def measure(
         of = f"round {number} of {plan.rounds}"
         told(f"{of}: the memory's speed")
         memory.append(children.bandwidth(plan.threads, plan.device))
-        common: dict[str, Any] = {"threads": plan.threads, "context": plan.context, "ends": plan.ends}
-        common |= {"device": plan.device, "speed": asked(plan, cutter)}
+        job: dict[str, Any] = {
+            "threads": plan.threads,
+            "device": plan.device,
+            "context": plan.context,
+            "ends": plan.ends,
+        }
+        speed = asked(plan, cutter)
         for engine, found in zip(engines, answers):
             told(f"{of}: {engine.label}")
-            found.append(children.ask(engine, **common))
+            found.append(children.ask(engine, **job, speed=speed))
     fastest, kernel = max((value, name) for one in memory for name, value in one.items())
     results = [summary(engine, found, answers[0], plan, fastest) for engine, found in zip(engines, answers)]
     return results, Bandwidth(fastest, kernel, memory)
@@ -119,7 +124,7 @@ def summary(
             "prefill_s": Spread.of(run["first"] for run in runs),
             "decode_tokens_per_s": decode,
             "share_of_limit": decode.times(1 / limit),
-            "same_tokens": Spread.of(alike(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)),
+            "same_tokens": Spread.of(common(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)),
         }
     loading = {
         "import_s": Spread.of(one["import"] for one in rounds),
@@ -150,9 +155,9 @@ def _memory(rounds: list[children.Answer]) -> dict[str, Spread]:
             "peak_loading": Spread.of(one["rss_load_peak"] - one["rss_imported"] for one in rounds),
             "peak_running": Spread.of(one["rss_run_peak"] - one["rss_imported"] for one in rounds),
         }
-    if rounds[0]["device_loaded"] is not None:
-        found["device_loaded"] = Spread.of(one["device_loaded"] for one in rounds)
-        found["device_used"] = Spread.of(one["device_used"] for one in rounds)
+    if rounds[0]["device_imported"] is not None:
+        for name in ("device_loaded", "device_used"):
+            found[name] = Spread.of(one[name] - one["device_imported"] for one in rounds)
     return found
 
 
@@ -170,6 +175,6 @@ def _batch(rounds: list[children.Answer], limit: float, size: int) -> dict[str, 
     }
 
 
-def alike(one: list[int], other: list[int]) -> int:
+def common(one: list[int], other: list[int]) -> int:
     """How many tokens are the same before the first that differs."""
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))

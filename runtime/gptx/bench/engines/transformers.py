@@ -6,7 +6,7 @@ A loop of our own around the model and its DynamicCache, which is faster than ge
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gptx.bench.engine import BatchRun, Engine, Job, Loaded, Logits, Run, timed
@@ -53,7 +53,7 @@ def picked(logits: Tensor, ends: list[int]) -> Tensor:
     return logits.argmax(-1)
 
 
-def in_turn(steps: Any) -> Loaded:
+def in_turn(steps: Callable[[list[list[int]], int], Iterator[Tensor]]) -> Loaded:
     """`steps`: (prompts, n) -> the new token of each row, n + 1 times."""
     import torch
 
