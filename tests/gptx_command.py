@@ -37,9 +37,18 @@ class Stream(io.TextIOWrapper):
         return self.terminal
 
 
-def gptx(*args: str | Path, stdin: bytes | None = b"", terminal: bool = False) -> Outcome:
-    """main() in this process. `stdin` None: closed. `terminal`: standard input and output are one."""
-    out, err = Stream(io.BytesIO(), encoding="utf-8"), io.StringIO()
+def gptx(
+    *args: str | Path,
+    stdin: bytes | None = b"",
+    terminal: bool = False,
+    err_terminal: bool = False,
+    encoding: str = "utf-8",
+) -> Outcome:
+    """main() in this process. `stdin` None: closed. `terminal`: standard input and output are one; `err_terminal`:
+    standard error is. `encoding`: what the locale says of standard output."""
+    out = Stream(io.BytesIO(), encoding=encoding)
+    err = Stream(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    err.terminal = err_terminal
     given = None if stdin is None else Stream(io.BytesIO(stdin), encoding="utf-8")
     out.terminal = terminal
     if given is not None:
@@ -56,8 +65,12 @@ def gptx(*args: str | Path, stdin: bytes | None = b"", terminal: bool = False) -
             status: Any = 0
         except SystemExit as error:
             status = error.code or 0
-    out.flush()
-    return Outcome(int(status), out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
+    return Outcome(int(status), held(out), held(err).decode())
+
+
+def held(stream: Stream) -> bytes:
+    stream.flush()
+    return stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def process(
@@ -65,14 +78,16 @@ def process(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
+    **variables: str,
 ) -> subprocess.Popen[bytes]:
-    """The command as a process of its own, which Ctrl-C reaches even when the tests run in the background."""
+    """The command as a process of its own, which Ctrl-C reaches even when the tests run in the background. `variables`:
+    of its environment."""
     return subprocess.Popen(
         [*COMMAND, *map(str, args)],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env=environment(),
+        env=environment() | variables,
         preexec_fn=_default_signals,
     )
 

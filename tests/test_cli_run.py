@@ -78,10 +78,11 @@ def test_a_terminal_gets_no_control_characters(artifact: Path) -> None:
 def test_newlines_at_the_end_become_one(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from gptx.cli.output import Printer
+    from gptx.cli.output import Printer, set_up_streams
 
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
+    set_up_streams()
     with Printer() as printer:
         for piece in ("\n", "a\n", "\n", "\n é", "\n\n", "\n"):
             printer.write(piece)

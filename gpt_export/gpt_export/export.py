@@ -242,4 +242,4 @@ def link(certificate: dict[str, Any]) -> dict[str, Any]:
 def card_of(checkpoint: Path) -> str | None:
     """The checkpoint's own words about itself, to be kept below ours."""
     card = checkpoint / "MODEL_CARD.md"
-    return card.read_text() if card.exists() else None
+    return card.read_text("utf-8") if card.exists() else None

@@ -221,4 +221,4 @@ def _own_card(source: Path) -> str | None:
     """What the source artifact's card says below the part that is written anew."""
     card = source / CARD
     marker = "`gptx verify` with this folder.\n"
-    return card.read_text().partition(marker)[2].strip() or None if card.exists() else None
+    return card.read_text("utf-8").partition(marker)[2].strip() or None if card.exists() else None

@@ -21,7 +21,7 @@ from gpt_export.graph import quiet
 from gpt_export.layers import Quantized, quantized_product
 from gpt_export.mix import forms_of
 from gptx.progress import stage
-from gptx.providers import onnxruntime
+from gptx.providers import open_on_cpu
 
 TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer than they run
 RUNS = 9  # of a graph
@@ -83,7 +83,7 @@ def milliseconds(weights: list[Quantized]) -> float:
     with tempfile.TemporaryDirectory(prefix="gptx-timing-") as folder:
         path = Path(folder) / "products.onnx"
         ir.save(program.model, path, external_data="products.onnx_data")
-        session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = open_on_cpu(path, None)
         values = {"x": np.random.default_rng(0).standard_normal((1, 1, n_in), np.float32)}
         session.run(None, values)
         other, times = np.ones(CACHES // 4, np.float32), []

@@ -119,7 +119,7 @@ def try_provider(ort: Any, name: str, model: Path) -> Provider:
         else:
             options = ort.SessionOptions()
             options.log_severity_level = 4
-            session = ort.InferenceSession(str(model), options, providers=[name], enable_fallback=0)
+            session = providers.open_session(ort, model, options, [name])
         if session.get_providers()[0] != name:
             return Provider(name, False, f"ONNX Runtime fell back to {session.get_providers()[0]}")
         session.run(None, {"x": np.ones(1, np.float32)})

@@ -10,9 +10,13 @@
     `-- OutputError      an output that exists, cannot be written or does not fit on the disk
 
 The command line prints them on standard error and exits with status 1; anything else is a bug and keeps its traceback.
+What is obeyed, but probably not as it was meant, is a GptxWarning (`warn`): the command line prints it as one line.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class GptxError(Exception):
@@ -45,3 +49,15 @@ class ParityError(GptxError):
 
 class OutputError(GptxError, OSError):
     pass
+
+
+class GptxWarning(UserWarning):
+    """What gptx warns of, with Python's `warnings`."""
+
+
+def warn(text: str) -> None:
+    """Warn of something that the app's own line did which called gptx: that line is shown with the text."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "gptx":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, GptxWarning, stacklevel=level)

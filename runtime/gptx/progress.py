@@ -3,13 +3,29 @@ and one a minute on the way."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 LINE_EVERY = 60.0  # seconds between the lines of a stage when piped
+
+
+def has_bars() -> bool:
+    """Whether progress moves: on a terminal that obeys escape sequences."""
+    return sys.stderr.isatty() and not _is_dumb()
+
+
+def color_system() -> Literal["auto"] | None:
+    """What rich's Console takes. None: no colour, nothing bold or dim (https://no-color.org)."""
+    return None if _is_dumb() or os.environ.get("NO_COLOR") else "auto"
+
+
+def _is_dumb() -> bool:
+    """A terminal that shows escape sequences as they are."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 class Advance(Protocol):
@@ -24,14 +40,14 @@ def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iter
     if quiet:
         yield lambda amount, text=None: None
         return
-    if sys.stderr.isatty():
+    if has_bars():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
         if total is not None:
             columns[2:] = [BarColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=Console(stderr=True, color_system=color_system()), transient=True) as bar:
             task = bar.add_task(text, total=total)
             yield lambda amount, text=None: bar.update(task, advance=amount, description=text)
     else:

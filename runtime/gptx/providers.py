@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -105,7 +106,7 @@ def tries_cuda(device: str) -> bool:
 def open_on_cpu(graph: Path, threads: int | None) -> Any:
     """ORT's InferenceSession. Errors of the graph come through as ORT's own, here and in open_on_cuda."""
     ort = onnxruntime()
-    return ort.InferenceSession(str(graph), _options(ort, threads), providers=[CPU])
+    return open_session(ort, graph, _options(ort, threads))
 
 
 def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
@@ -130,7 +131,16 @@ def save_optimized(graph: Path, out: Path, weights: str) -> None:
     options.optimized_model_filepath = str(out)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    ort.InferenceSession(str(graph), options, providers=[CPU])
+    open_session(ort, graph, options)
+
+
+def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] = (CPU,)) -> Any:
+    """ORT's InferenceSession, which fails where it cannot be made.
+
+    By default ORT's Python class prints "EP Error ... Falling back" on standard output, which is for the model's text,
+    and tries once more on the CPU. It does so too when `run` fails.
+    """
+    return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
 
 
 def _options(ort: Any, threads: int | None) -> Any:
@@ -265,7 +275,9 @@ def missing_cuda_library(ort: Any) -> str | None:
 def first_line(error: BaseException) -> str:
     """The part of an ORT error that a person can read: one line, without the status code in front, and of an error of
     CUDA's without the C++ function that it came from."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # ORT quotes names of the graph; with bytes in them that are not UTF-8, its words cannot become a Python text
+    words = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    lines = words.strip().splitlines() or [type(error).__name__]
     text = lines[0]
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]

@@ -7,11 +7,14 @@ import importlib
 import os
 import signal
 import sys
+import warnings
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from gptx.errors import GptxError
+from gptx.cli.output import set_up_streams
+from gptx.errors import GptxError, GptxWarning
 
 VERBS = {
     # verb: (module, what --help says)
@@ -105,6 +108,17 @@ def _fail(message: str) -> None:
     raise GptxError(message)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """One line, like an error's; other packages' warnings as Python shows them."""
+    if issubclass(category, GptxWarning):
+        click.echo(f"gptx: {message}", err=True)
+    else:
+        _python_shows(message, category, *place)
+
+
+_python_shows = warnings.showwarning
+
+
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         from gptx.doctor import version_line
@@ -124,6 +138,8 @@ def main() -> None:
     closed pipe nothing at all."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before we started)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    set_up_streams()
+    warnings.showwarning = _show_warning
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
             signal.signal(number, _end)

@@ -6,7 +6,6 @@ What is measured and how stands in gptx.bench; here the options, the order of th
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -251,14 +250,14 @@ def _ready(engines: list[Contender], threads: int) -> Iterator[list[Contender]]:
 @contextmanager
 def _told(text: str, total: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal that names what is being measured; when piped a line each."""
-    from gptx.progress import note, stage
+    from gptx.progress import has_bars, note, stage
 
     with stage(text, total=total) as advance:
         done = 0
 
         def told(what: str) -> None:
             nonlocal done
-            if sys.stderr.isatty():
+            if has_bars():
                 advance(min(done, 1), what)  # what was named before is done now
             else:
                 note(what)

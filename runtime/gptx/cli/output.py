@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptx.errors import OutputError
+from gptx.progress import color_system
 
 if TYPE_CHECKING:
     from gptx.stream import Completion
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
 # On a terminal a control character is an order: a model could move the cursor or set the title. Tab and newline stay.
 _ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
+
+
+def set_up_streams() -> None:
+    """Let standard output take any text, whatever the locale says.
+
+    A pipe or a file gets UTF-8, byte for byte; half a character (of a file's name that is not UTF-8) is written as its
+    escape, which JSON reads back. A terminal that lacks a character shows a question mark.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is None:  # not a real file: a notebook's
+        return
+    if sys.stdout.isatty():
+        reconfigure(errors="replace")
+    else:
+        reconfigure(encoding="utf-8", errors="backslashreplace", newline="")
 
 
 class Printer:
@@ -33,9 +49,6 @@ class Printer:
         self._terminal = self._out.isatty()
         self._newlines = ""  # seen, and not written until something follows them
         self._wrote = False
-        reconfigure = getattr(self._out, "reconfigure", None)
-        if reconfigure is not None:  # a pipe gets the model's text byte for byte, in UTF-8, whatever the locale says
-            reconfigure(errors="replace") if self._terminal else reconfigure(encoding="utf-8", newline="")
 
     def write(self, piece: str) -> None:
         if self._terminal:
@@ -76,8 +89,8 @@ def write_json_line(facts: Mapping[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """A remark on standard error; dim on a terminal, so that it is not taken for the model's text."""
-    click.secho(text, err=True, dim=True)
+    """A remark on standard error; dim on a terminal with colours, so that it is not taken for the model's text."""
+    click.echo(click.style(text, dim=True) if color_system() else text, err=True)
 
 
 _ENDS = {"stop": "end of text", "length": "length reached", "context": "context full", "closed": "interrupted"}

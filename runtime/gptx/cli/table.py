@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from gptx.cli.output import write_out
+from gptx.progress import color_system
 
 Rows = Sequence[Sequence[str]]
 
@@ -41,7 +42,7 @@ def _rich(rows: Rows, title: str, header: Sequence[str], bad: Sequence[bool]) ->
     for number, row in enumerate(rows):
         style = "red" if number < len(bad) and bad[number] else ""
         table.add_row(*(Text(cell, style=style) for cell in row))  # Text: a [ in a name is no markup
-    console = Console()
+    console = Console(color_system=color_system())
     if title:
         console.print(Text(title, style="bold"))
     console.print(Padding(table, (0, 0, 0, 2)) if title else table)
