@@ -117,8 +117,8 @@ def test_a_newer_format(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is not JSON"), ("[]", "is not a gptx manifest"), ('{"format": "other"}', "is not a gptx manifest"),
-     ('{"format": "gptx"}', "format_version None, expected 1")],
+    [("{", "is not JSON"), ("[]", "holds a JSON list, expected an object"),
+     ('{"format": "other"}', "is not a gptx manifest"), ('{"format": "gptx"}', "format_version None, expected 1")],
 )  # fmt: skip
 def test_a_broken_manifest(folder: Path, text: str, says: str) -> None:
     (folder / "gptx.json").write_text(text)
@@ -152,7 +152,7 @@ def test_a_manifest_without_the_graph(folder: Path) -> None:
 def test_broken_side_files(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{")
     refresh(folder)
-    with pytest.raises(ArtifactError, match="generation_config.json cannot be read as JSON"):
+    with pytest.raises(ArtifactError, match="generation_config.json is not JSON"):
         gptx.load(folder)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import nn
 
+from gpt_export.stored import read_graph
 from gptx.artifact import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.config import GPTConfig
@@ -17,7 +17,7 @@ from gptx_models.model import GPT
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     """The module that `export` traced, in fp32 and eval mode. ArtifactError names every weight that is not there."""
-    graph = ir.load(artifact / GRAPH).graph
+    graph = read_graph(artifact / GRAPH).graph
     stored = graph.initializers
     transposed = {value.name for node in graph if node.op_type == "MatMul" and (value := node.inputs[1]) is not None}
     with torch.device("meta"):  # shapes only: the initial values would be thrown away

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -68,7 +67,7 @@ def _tokenizer(folder: Path, vocab_size: int) -> str:
     path = folder / "tokenizer.json"
     if not path.exists():
         return f"no tokenizer (vocabulary of {vocab_size:,})"
-    content = json.loads(path.read_text("utf-8"))
+    content = read_json(path)
     ids = {*content["model"].get("vocab", {}), *(token["content"] for token in content.get("added_tokens", []))}
     padded = f" in a vocabulary of {vocab_size:,}" if len(ids) < vocab_size else ""
     template = " with a chat template" if (folder / "chat_template.jinja").exists() else ""

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gptx.errors import UsageError
+from gptx.json_files import json_kind
 from gptx_models.packed_text import Read
-from gptx_models.records import RECORDS, Record, kind_of, records
+from gptx_models.records import RECORDS, Record, records
 from gptx_models.text_files import files_of
 
 Names = Mapping[str, Sequence[str]]  # a role -> the fields that may play it, the likeliest first
@@ -153,7 +154,7 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
         return " ".join(sentence.strip() for sentence in value)
     if not isinstance(value, str):
-        raise UsageError(f"{what} is a {kind_of(value)}, text is expected")
+        raise UsageError(f"{what} is a {json_kind(value)}, text is expected")
     return value
 
 
@@ -162,7 +163,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{what} is {'an empty' if value == [] else f'a {kind_of(value)}, not a'} list of messages")
+        raise UsageError(f"{what} is {'an empty' if value == [] else f'a {json_kind(value)}, not a'} list of messages")
     messages = []
     for number, message in enumerate(value, 1):
         if isinstance(message, dict) and "from" in message and "value" in message:

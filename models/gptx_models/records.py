@@ -6,18 +6,16 @@ What a record means, it does not know.
 from __future__ import annotations
 
 import csv
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gptx.errors import UsageError
+from gptx.json_files import json_kind, parse_json
 from gptx_models.packed_text import Read, divided, ending, lines, pieces
 
 Record = dict[str, Any]
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def records(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
@@ -42,7 +40,7 @@ def json_list(file: Path, read: Read | None = None) -> Iterator[tuple[str, Recor
         return
     value = _parsed(text, str(file))
     if not isinstance(value, list):
-        raise UsageError(f"{file} is a JSON {kind_of(value)}: a list of records is expected")
+        raise UsageError(f"{file} is a JSON {json_kind(value)}: a list of records is expected")
     for number, record in enumerate(value, 1):
         place = f"{file}, record {number}"
         yield place, _object(record, place)
@@ -73,31 +71,16 @@ def table(file: Path, delimiter: str, read: Read | None = None) -> Iterator[tupl
             yield place, dict(zip(header, row))
 
 
-def kind_of(value: Any) -> str:
-    """What JSON calls a value."""
-    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
-
-
 def _parsed(text: str, place: str) -> Any:
     try:
-        value = json.loads(text)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except json.JSONDecodeError as error:
-        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        hint = "; a file with a record a line is a .jsonl" if error.msg == "Extra data" and error.lineno > 1 else ""
-        raise UsageError(f"{place} is not JSON: {error.msg} ({at}){hint}") from error
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{place} holds half a surrogate pair ({error.object[error.start]!a}), which is no text"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise UsageError(f"{place} is not JSON that can be read: {error}") from error
+        return parse_json(text, place, UsageError)
+    except UsageError as error:
+        if "Extra data (line" in str(error):
+            raise UsageError(f"{error}; a file with a record a line is a .jsonl") from error
+        raise
 
 
 def _object(record: Any, place: str) -> Record:
     if not isinstance(record, dict):
-        raise UsageError(f"{place} is a JSON {kind_of(record)}: an object is expected, such as {{...}}")
+        raise UsageError(f"{place} is a JSON {json_kind(record)}: an object is expected, such as {{...}}")
     return record

@@ -17,12 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gptx import json_files
 from gptx.errors import CheckpointError
+from gptx.folders import LFS_POINTER
 from gptx_models.weights import TensorSource
 
 Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them
 STORED: dict[Stored, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_LFS = b"version https://git-lfs"
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -67,8 +68,8 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     with path.open("rb") as file:
-        start = file.read(len(_LFS))
-    if start == _LFS:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
     if not start:
         raise CheckpointError(f"{path} is empty: copy or download it again")
@@ -76,14 +77,7 @@ def check_file(path: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError."""
-    check_file(path)
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
+    return json_files.read_json(path, CheckpointError)
 
 
 def _open_safetensors(path: Path) -> TensorSource:

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from gptx.errors import CheckpointError
+from gptx.json_files import parse_json
 from gptx_models.tensor_files import read_json
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -83,7 +84,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFiles:
         return TokenizerFiles()
     if "tokenizer_config.json" not in files:
         files = {**companions(tokenizer, tokenizer_class=_class(tokenizer), special=_guess(tokenizer)), **files}
-    config = json.loads(files["tokenizer_config.json"])
+    config = parse_json(files["tokenizer_config.json"], str(folder / "tokenizer_config.json"), CheckpointError)
     template = _template(config)
     if template and "chat_template.jinja" not in files:
         files["chat_template.jinja"] = template

@@ -5,14 +5,14 @@ Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Know
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptx.errors import ArtifactError
-from gptx.folders import MANIFEST, kind_of
+from gptx.folders import LFS_POINTER, MANIFEST, kind_of
+from gptx.json_files import read_json
 
 FORMAT_VERSION = 1
 GRAPH = "onnx/model.onnx"
@@ -23,7 +23,6 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
 MOST_LAYERS = 10_000  # a damaged number must not make names for a billion
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -165,15 +164,8 @@ def _load(path: Path) -> dict[str, Any]:
         )
     if kind == "folder":
         raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
-    try:
-        raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
-    except ValueError as error:
-        if (path / MANIFEST).read_bytes().startswith(LFS_POINTER):
-            raise ArtifactError(f"{path / MANIFEST} is a Git LFS pointer: run git lfs pull in that clone") from None
-        raise ArtifactError(f"{path / MANIFEST} is not JSON ({error}): copy the artifact again") from error
-    if not isinstance(raw, dict) or raw.get("format") != "gptx":
+    raw = read_json(path / MANIFEST, ArtifactError, advice="copy the artifact again")
+    if raw.get("format") != "gptx":
         raise ArtifactError(f'{path / MANIFEST} is not a gptx manifest: it lacks "format": "gptx"')
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:

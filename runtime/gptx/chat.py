@@ -47,7 +47,7 @@ class ChatTemplate:
             )
         except _Refused as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, OverflowError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise ArtifactError(f"{self._path} failed: {error}") from error
 
     def _compile(self) -> Any:
@@ -57,6 +57,8 @@ class ChatTemplate:
             return _environment().from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
+        except (RecursionError, SyntaxError, MemoryError):  # from Python's own compiler, which has its limits too
+            raise ArtifactError(f"{self._path} is not a template that can be read: it nests too deep") from None
 
 
 class _Refused(Exception):

@@ -6,7 +6,6 @@ ONNX Runtime nor torch.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import struct
@@ -19,6 +18,7 @@ from gptx import artifact
 from gptx.certificate_rows import Rows, certificate_rows
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.folders import kind_of
+from gptx.json_files import parse_json, read_json
 
 # What gptx import reads when it stands alone, by the end of its name
 _IMPORTABLE = {".gguf": "a GGUF file", ".pt": "a PyTorch checkpoint", ".bin": "a llama2.c or PyTorch checkpoint"}
@@ -194,15 +194,7 @@ def _files(path: Path) -> list[tuple[str, int]]:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} holds {type(value).__name__}, expected a JSON object")
-    return value
+    return read_json(path, ArtifactError, optional=True)
 
 
 def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
@@ -218,10 +210,7 @@ def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
                 raise CheckpointError(
                     f"{file} is no safetensors file, or cut short: copy it again, or run git lfs pull"
                 )
-            try:
-                header: dict[str, Any] = json.loads(opened.read(length))
-            except ValueError as error:
-                raise CheckpointError(f"{file} has no header of safetensors ({error}): copy it again") from error
+            header = parse_json(opened.read(length), f"the header of {file}", CheckpointError)
         header.pop("__metadata__", None)
         tensors |= {name: (facts["shape"], facts["dtype"]) for name, facts in header.items()}
     return tensors

@@ -15,6 +15,7 @@ from typing import Literal
 from gptx.errors import OutputError, UsageError
 
 MANIFEST = "gptx.json"
+LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves where it has not fetched one
 
 
 def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
@@ -29,6 +30,25 @@ def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder"
     if (path / "config.json").exists():
         return "checkpoint"
     return "adapter" if (path / "adapter_config.json").exists() else "folder"
+
+
+def lies_inside(file: Path, folder: Path) -> bool:
+    """Whether a file that `folder` names really lies in it, links followed, or is a blob of the hub's cache."""
+    root = os.path.realpath(folder)
+    return os.path.realpath(file).startswith(os.path.join(root, "")) or is_hub_blob(file)
+
+
+def is_hub_blob(link: Path) -> bool:
+    """Whether this is a link as huggingface_hub's cache makes them, from REPO/snapshots/REVISION/... to REPO/blobs/HASH.
+
+    Links of links count by where they end, so a blob that is itself a link to somewhere else is none.
+    """
+    place = Path(os.path.realpath(link.parent))
+    snapshots = next((above for above in place.parents if above.name == "snapshots"), None)
+    if snapshots is None:
+        return False
+    end = os.path.realpath(link)
+    return os.path.dirname(end) == str(snapshots.parent / "blobs") and os.path.isfile(end)
 
 
 @contextmanager

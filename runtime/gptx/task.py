@@ -6,13 +6,13 @@ exactly as it was taught. Knows neither tokens nor models.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptx.errors import ArtifactError, UsageError
+from gptx.json_files import read_json
 
 Kind = Literal["text", "completion", "chat", "classify", "summarize"]
 Example = tuple[str, str]  # a text, and the label or the summary that is its answer
@@ -49,13 +49,10 @@ class Task:
 def read_task(folder: str | Path) -> Task | None:
     """The task of a checkpoint, adapter or artifact folder; None where it has none. Raises ArtifactError."""
     path = Path(folder) / FILE
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON ({error}): copy the folder again") from error
-    if not isinstance(values, dict) or "kind" not in values:
+    values = read_json(path, ArtifactError, advice="copy the folder again")
+    if "kind" not in values:
         raise ArtifactError(f'{path} is no task: expected an object such as {{"kind": "classify", "labels": [...]}}')
     unknown = sorted(set(values) - set(Task.__dataclass_fields__))
     if unknown:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gptx import json_files
 from gptx.errors import ArtifactError, PromptError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -111,12 +112,4 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file. Raises ArtifactError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read as JSON ({error}): copy the artifact again") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} holds {type(value).__name__}, expected a JSON object")
-    return value
+    return json_files.read_json(path, ArtifactError, optional=True, advice="copy the artifact again")

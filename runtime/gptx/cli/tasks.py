@@ -16,6 +16,7 @@ from gptx.cli.output import write_out
 from gptx.cli.prompt import checked, read_lines, read_prompt
 from gptx.cli.table import print_table
 from gptx.errors import UsageError
+from gptx.json_files import parse_json
 from gptx.progress import note
 
 Examples = list[tuple[str, str]]
@@ -58,11 +59,11 @@ def _read(file: Path) -> Examples:
     for number, line in enumerate(read_lines(str(file)), 1):
         if not line.strip():
             continue
+        record = parse_json(line, f"{file}, line {number}", UsageError)
         try:
-            record = json.loads(line)
             answer = record["label"] if "label" in record else record["summary"]
             pairs.append((str(record["text"]), str(answer)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             expected = '{"text": ..., "label" or "summary": ...}'
             raise UsageError(f"{file}, line {number} is no example: expected {expected}") from error
     return pairs
