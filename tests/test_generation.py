@@ -156,6 +156,7 @@ def test_empty_ids_of_a_padded_vocabulary_are_never_picked(tmp_path: Path) -> No
 def test_leaving_a_stream_early(endless: Model) -> None:
     with endless.stream("the cat", temperature=1.0, seed=4) as stream:
         pieces = [next(stream) for _ in range(3)]
+        assert stream.completion.finish_reason is None  # it goes on
     completion = stream.completion
     assert completion.text == "".join(pieces)
     assert completion.finish_reason == "closed"

@@ -66,6 +66,7 @@ def test_the_wheel_runs_the_default_model(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"gptx/default_model/gptx.json", "gptx/default_model/onnx/model.onnx_data"} <= set(names)
+    assert {f"{package}/py.typed" for package in SOURCES} <= set(names)
     assert not [name for name in names if name.startswith(("runtime/", "models/", "tests/"))]
     venv.create(tmp_path / "venv", system_site_packages=False, with_pip=False, symlinks=True)
     site = next((tmp_path / "venv").glob("lib/python*/site-packages"))

@@ -26,7 +26,8 @@ class ChatTemplate:
     """`special`: the special tokens' texts by name, which templates refer to (bos_token, eos_token)."""
 
     def __init__(self, source: str, special: Mapping[str, str], *, path: Path | None = None) -> None:
-        self.source, self._special = source, dict(special)
+        self.source: str = source
+        self._special = dict(special)
         self._path = path or "the chat template"
         self._template: Any = None
 

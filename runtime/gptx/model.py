@@ -66,12 +66,13 @@ class Model:
     ) -> None:
         self._engine: Engine | None = engine
         self.manifest: Manifest = engine.manifest
-        self.provider = engine.provider  # what really runs the graph, as ONNX Runtime calls it
-        self.graph = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
-        self.decode = engine.decode_graph  # where single rows have one of their own
-        self.tokenizer, self.template = tokenizer, template
-        self.generation = dict(generation or {})  # generation_config.json
-        self.task = task  # what it was fine-tuned for: gptx_task.json
+        self.provider: str = engine.provider  # what really runs the graph, as ONNX Runtime calls it
+        self.graph: Path = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
+        self.decode: Path | None = engine.decode_graph  # where single rows have one of their own
+        self.tokenizer: Tokenizer | None = tokenizer
+        self.template: ChatTemplate | None = template
+        self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
+        self.task: Task | None = task  # what it was fine-tuned for: gptx_task.json
 
     @property
     def path(self) -> Path:

@@ -29,9 +29,9 @@ class Session:
             raise UsageError(f"batch_size is {batch_size}, expected at least 1")
         if size is not None and not 1 <= size <= n_ctx:
             raise UsageError(f"size is {size}, expected 1 to {n_ctx}, the model's context")
-        self.limit = size or n_ctx
-        self.vocab_size = engine.manifest.model.vocab_size
-        self.n_logits = engine.manifest.model.n_logits  # vocab_size, or the classes of a head
+        self.limit: int = size or n_ctx
+        self.vocab_size: int = engine.manifest.model.vocab_size
+        self.n_logits: int = engine.manifest.model.n_logits  # vocab_size, or the classes of a head
         self._tokens: list[list[int]] = [[] for _ in range(batch_size)]
         self._lengths = [0] * batch_size
         self._cache: Cache | _Closed = open_cache(engine, batch_size, limit=self.limit, size=size)

@@ -15,11 +15,12 @@ from gptx.text import Detokenizer, StopStrings
 @dataclass(frozen=True)
 class Completion:
     """`token_ids` is all that was generated, the token that ended it and a stop string's included; `text` is without
-    them, and None where the artifact has no tokenizer. `finish_reason` "closed": whoever read the stream left early."""
+    them, and None where the artifact has no tokenizer. `finish_reason` "closed": whoever read the stream left early; None:
+    the stream has not ended."""
 
     text: str | None
     token_ids: list[int]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
     prompt_tokens: int
     seed: int | None  # None where nothing was drawn
     time_to_first_token: float  # seconds, from the call
@@ -68,7 +69,7 @@ class Transcript:
         return Completion(
             text=None if self.detokenizer is None else "".join(self._pieces),
             token_ids=list(self.token_ids),
-            finish_reason=self.finish or "closed",
+            finish_reason=self.finish,
             prompt_tokens=self.prompt_tokens,
             seed=self.seed,
             time_to_first_token=self.time_to_first_token,
@@ -136,6 +137,7 @@ class Stream:
         if self._ended:
             return
         self._ended = True
+        self._transcript.finish = self._transcript.finish or "closed"
         if self._owned is not None:
             self._owned.close()
         if self._on_end is not None:

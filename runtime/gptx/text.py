@@ -67,7 +67,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""  # the longest end of the text so far that may be the start of a stop string
-        self.found = False
+        self.found: bool = False
 
     def push(self, piece: str) -> str:
         """The text that certainly belongs to no stop string."""

@@ -20,7 +20,7 @@ class Tokenizer:
 
     def __init__(self, inner: Any, special: dict[str, str] | None = None) -> None:
         self._inner = inner
-        self.special = special or {}
+        self.special: dict[str, str] = special or {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """`add_special_tokens`: let tokenizer.json's own post-processor add what it adds, a bos token for instance."""

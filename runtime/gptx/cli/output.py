@@ -103,7 +103,7 @@ def figures(completion: Completion, *, interrupted: bool = False) -> str:
         f"{n} token{'s' * (n != 1)}" + (f" at {rate:.1f} tokens/s" if rate > 0 else ""),
         f"the first after {completion.time_to_first_token:.2f} s",
         f"prompt of {completion.prompt_tokens}",
-        "interrupted" if interrupted else _ENDS[completion.finish_reason],
+        "interrupted" if interrupted else _ENDS[completion.finish_reason or "closed"],
     ]
     if completion.seed is not None:
         parts.append(f"seed {completion.seed}")
