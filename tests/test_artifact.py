@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,8 +18,11 @@ from onnx import helper
 
 import gptx
 from gptx import providers
-from gptx.artifact import check_hashes, read
+from gptx.artifact import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read
+from gptx.describe import describe
 from gptx.errors import ArtifactError, ProviderError, UsageError
+from gptx.verify import verify
+from hub_cache import as_in_the_cache
 from tiny_artifact import refresh, write_artifact
 
 
@@ -55,10 +61,162 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
         check_hashes(manifest)
 
 
-def test_a_graph_or_weights_that_nobody_vouches_for(folder: Path) -> None:
-    (folder / "onnx" / "other.onnx_data").write_bytes(b"weights")
-    with pytest.raises(ArtifactError, match=r"onnx/other.onnx_data is not among gptx.json's files"):
-        check_hashes(read(folder))
+def test_a_file_that_grows_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check of sizes and that of hashes."""
+    manifest = read(folder)
+    with (folder / "tokenizer.json").open("ab") as file:
+        file.truncate(1 << 40)  # takes no place on the disk, and hours to read
+    with pytest.raises(ArtifactError, match="tokenizer.json has sha256 of other bytes"):
+        check_hashes(manifest)
+
+
+# What lies in the folder, and what gptx.json says of it
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["onnx/other.onnx_data", "onnx/deeper/weights.bin", "compiled/graph.pb", "chat_template.jinja", "gptx_task.json",
+     "added_tokens.json", "gptx_reference.safetensors", "genai_config.json"],
+)  # fmt: skip
+def test_a_file_that_would_be_read_must_be_listed(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"anything")
+    for opened in (gptx.load, verify, describe):
+        with pytest.raises(ArtifactError, match=f"{name} is not among gptx.json's files"):
+            opened(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
+def test_a_file_taken_out_of_the_list(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    del manifest["files"][name]
+    change(folder, files=manifest["files"])
+    with pytest.raises(ArtifactError, match=f"{name} is not among gptx.json's files"):
+        gptx.load(folder)
+
+
+def test_files_that_nothing_reads_may_lie_there(folder: Path) -> None:
+    for name in ("README.md", ".gitattributes", "notes.txt"):
+        (folder / name).write_text("anything")
+    read(folder)
+
+
+def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
+    """gptx.load, a chat, verify and inspect, watched: a file that they come to read must stand in artifact.SIDE_FILES."""
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    refresh(folder)
+    known = {"gptx.json", *SIDE_FILES}
+    for directory in GRAPH_FOLDERS:
+        known |= {path.relative_to(folder).as_posix() for path in (folder / directory).rglob("*")}
+    code = (
+        "import sys, gptx; from gptx.describe import describe\n"
+        "opened = set()\n"
+        "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
+        "model = gptx.load(sys.argv[1], threads=1); model.chat(); describe(model.path)\n"
+        "from gptx.verify import verify\n"
+        "try: verify(model.path, threads=1)\n"
+        "except gptx.GptxError: pass\n"
+        "print(*sorted(path for path in opened if path.startswith(sys.argv[1])), sep='\\n')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    found = {Path(line).relative_to(folder).as_posix() for line in ran.stdout.splitlines()}
+    assert {"gptx.json", "tokenizer_config.json", "chat_template.jinja"} <= found <= known
+
+
+ODD_NAMES = ["", ".", "/etc/passwd", "../secret", "a\0b", "a\ud800b", "onnx//model.onnx", "./config.json", "gptx.json"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_name_that_no_file_can_have(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    files = {**manifest["files"], name: {"sha256": "0" * 64, "size": 1}}
+    change(folder, files=files)
+    with pytest.raises(ArtifactError, match=r"gptx\.json"):
+        gptx.load(folder)
+
+
+@pytest.mark.parametrize("size", [-1, True, "1", 1.5, None])
+def test_a_size_that_is_none(folder: Path, size: object) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    change(folder, files={**manifest["files"], "config.json": {"sha256": "0" * 64, "size": size}})
+    with pytest.raises(ArtifactError, match="expected its sha256 and size"):
+        gptx.load(folder)
+
+
+def test_a_side_file_too_large_to_be_read(folder: Path) -> None:
+    with (folder / "generation_config.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    manifest = json.loads((folder / "gptx.json").read_text())
+    change(folder, files={**manifest["files"], "generation_config.json": {"sha256": "0" * 64, "size": 1 << 40}})
+    with pytest.raises(ArtifactError, match="generation_config.json has .* bytes, expected at most 16,000,000"):
+        gptx.load(folder)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    path = tmp_path / "outside.json"
+    path.write_text('{"secret": 1}')
+    return path
+
+
+def replace(path: Path, kind: str, outside: Path) -> None:
+    path.unlink()
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "relative link":
+        path.symlink_to(os.path.relpath(outside, path.parent))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["link", "relative link", "device", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["config.json", "onnx/model.onnx", "gptx.json"])
+def test_only_plain_files_of_the_folder_are_read(folder: Path, outside: Path, name: str, kind: str) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    replace(folder / name, kind, outside)
+    if name != "gptx.json":
+        secret = hashlib.sha256(outside.read_bytes()).hexdigest()
+        size = (folder / name).stat().st_size
+        change(folder, files={**manifest["files"], name: {"sha256": "0" * 64, "size": size}})
+    else:
+        secret = "secret"
+    for opened in (gptx.load, verify, describe):
+        with pytest.raises(ArtifactError, match=f"{name} is a (link that leads out|pipe|folder)") as error:
+            opened(folder)
+        assert secret[:6] not in str(error.value)
+
+
+def test_a_linked_folder_of_graphs(folder: Path, tmp_path: Path) -> None:
+    shutil.move(folder / "onnx", tmp_path / "elsewhere")
+    (folder / "onnx").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="onnx/model.onnx is a link that leads out of the folder"):
+        gptx.load(folder)
+
+
+def test_links_within_the_folder_and_to_it_are_good(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").rename(folder / "real.json")
+    (folder / "config.json").symlink_to("real.json")
+    (tmp_path / "link").symlink_to(folder)
+    check_hashes(read(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("inside", ["", "int8"])
+def test_the_hubs_own_cache(folder: Path, tmp_path: Path, inside: str) -> None:
+    (tmp_path / "repository").mkdir()
+    shutil.move(folder, tmp_path / "repository" / inside)
+    there = next((tmp_path / "repository").rglob("gptx.json")).parent.relative_to(tmp_path / "repository")
+    snapshot = as_in_the_cache(tmp_path / "repository", tmp_path / "cache") / there
+    check_hashes(read(snapshot))
+    gptx.load(snapshot, threads=1)
+    (tmp_path / "secret").write_bytes((snapshot / "config.json").read_bytes())
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match="config.json is a link that leads out"):
+        read(snapshot)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """The manifest of an artifact: a folder in, a Manifest out, or an ArtifactError that names everything wrong with it.
 
-Sizes are checked when it is read (cheap); `check_hashes` reads every byte. Knows nothing of ONNX Runtime.
+`read` checks that whatever gptx would open in the folder is listed in gptx.json, is a plain file inside the folder and has
+the listed size (cheap); `check_hashes` reads every byte. Knows nothing of ONNX Runtime.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gptx.errors import ArtifactError
-from gptx.folders import LFS_POINTER, MANIFEST, kind_of
+from gptx.folders import LFS_POINTER, MANIFEST, kind_of, not_plain
 from gptx.json_files import read_json
 
 FORMAT_VERSION = 1
@@ -23,6 +25,24 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
 MOST_LAYERS = 10_000  # a damaged number must not make names for a billion
+REFERENCE = "gptx_reference.safetensors"
+# Folders of which every file must be listed: a graph can name any file beside it as its weights.
+GRAPH_FOLDERS = ("onnx", "compiled")
+# All other files that gptx or another loader of the artifact opens, and the most bytes that each may have: they are read
+# into memory whole. Such a file must be listed, too. What is not named here (README.md, .gitattributes) is never opened.
+SIDE_FILES = {
+    "config.json": 16_000_000,
+    "generation_config.json": 16_000_000,
+    "genai_config.json": 16_000_000,
+    "tokenizer.json": 256_000_000,
+    "tokenizer_config.json": 64_000_000,
+    "special_tokens_map.json": 16_000_000,
+    "added_tokens.json": 16_000_000,
+    "chat_template.jinja": 4_000_000,
+    "gptx_task.json": 16_000_000,
+    REFERENCE: 16_000_000,
+}
+MANIFEST_MOST = 64_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,11 @@ def read(path: str | Path) -> Manifest:
     needed = [GRAPH, *(raw[name] for name in SECOND if raw.get(name))]
     problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
-        raise ArtifactError(f"{path} is not a whole artifact: {'; '.join(problems)}")
+        raise ArtifactError(f"{path} is not a whole artifact: {_some(problems)}")
+    unlisted = sorted(_readable(path) - files.keys())
+    if unlisted:
+        problems = [f"{name} is not among {MANIFEST}'s files" for name in unlisted]
+        raise ArtifactError(f"{path} holds files that nobody vouches for: {_some(problems)}: copy the artifact again")
     tokens = raw["tokens"]
     return Manifest(
         path=path,
@@ -128,24 +152,49 @@ def read(path: str | Path) -> Manifest:
 def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:
     """Compare the sha256 of every listed file. `progress` is called with a name and the bytes read since the last call.
 
-    Raises ArtifactError, naming every file that differs, and every graph or weight file that is not listed.
+    Raises ArtifactError, naming every file that differs.
     """
+    changed = []
+    for name, facts in manifest.files.items():
+        try:
+            found = _sha256(manifest.path / name, facts.size, lambda n, name=name: progress and progress(name, n))
+        except OSError as error:
+            changed.append(f"{name} cannot be read ({error.strerror})")
+            continue
+        if found != facts.sha256:
+            changed.append(f"{name} has sha256 {found[:12] or 'of other bytes'}..., expected {facts.sha256[:12]}...")
+    if changed:
+        raise ArtifactError(f"{manifest.path} was changed after it was made: {_some(changed)}: copy it again")
+
+
+def _sha256(file: Path, size: int, progress: Callable[[int], object]) -> str:
+    """Of exactly `size` bytes; "" for a file that has fewer or more by now. Never waits for a pipe, and never reads on."""
     import hashlib
 
-    folders = (manifest.path / "onnx", manifest.path / "compiled")
-    there = [file.relative_to(manifest.path).as_posix() for folder in folders for file in folder.glob("*")]
-    changed = [f"{name} is not among gptx.json's files" for name in sorted(set(there) - set(manifest.files))]
-    for name, facts in manifest.files.items():
-        digest = hashlib.sha256()
-        with (manifest.path / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                if progress:
-                    progress(name, len(block))
-        if digest.hexdigest() != facts.sha256:
-            changed.append(f"{name} has sha256 {digest.hexdigest()[:12]}..., expected {facts.sha256[:12]}...")
-    if changed:
-        raise ArtifactError(f"{manifest.path} was changed after it was made: {'; '.join(changed)}: copy it again")
+    digest, left = hashlib.sha256(), size
+    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as opened:
+        if os.fstat(opened.fileno()).st_size != size:
+            return ""
+        while left and (block := opened.read(min(1 << 20, left))):
+            digest.update(block)
+            left -= len(block)
+            progress(len(block))
+    return "" if left else digest.hexdigest()
+
+
+def _readable(path: Path) -> set[str]:
+    """The files in the folder that a loader would open, whether they are listed or not (links and odd files too)."""
+    found = {name for name in SIDE_FILES if os.path.lexists(path / name)}
+    for folder in GRAPH_FOLDERS:
+        for where, folders, names in os.walk(path / folder):
+            links = [name for name in folders if os.path.islink(os.path.join(where, name))]  # not walked into
+            found |= {Path(where, name).relative_to(path).as_posix() for name in (*names, *links)}
+    return found
+
+
+def _some(words: list[str]) -> str:
+    """At most twenty: a damaged manifest can list a million."""
+    return "; ".join(words[:20]) + (f"; and {len(words) - 20} more" if len(words) > 20 else "")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -164,6 +213,13 @@ def _load(path: Path) -> dict[str, Any]:
         )
     if kind == "folder":
         raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
+    try:
+        if problem := not_plain(path, MANIFEST):
+            raise ArtifactError(f"{path}: {problem}")
+        if (path / MANIFEST).stat().st_size > MANIFEST_MOST:
+            raise ArtifactError(f"{path / MANIFEST} has more than {MANIFEST_MOST:,} bytes: copy the artifact again")
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     raw = read_json(path / MANIFEST, ArtifactError, advice="copy the artifact again")
     if raw.get("format") != "gptx":
         raise ArtifactError(f'{path / MANIFEST} is not a gptx manifest: it lacks "format": "gptx"')
@@ -218,23 +274,30 @@ def _field_problems(raw: dict[str, Any]):
     if not isinstance(eos, list) or not all(isinstance(item, int) for item in eos):
         yield f"tokens.eos is {eos!r}, expected a list of token ids"
     for name, facts in raw["files"].items():
-        if (
-            not isinstance(facts, dict)
-            or not isinstance(facts.get("sha256"), str)
-            or not isinstance(facts.get("size"), int)
-        ):
-            yield f"files[{name!r}] is {facts!r}, expected its sha256 and size"
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            yield f"files names {name!r}, which lies outside the folder"
+        whole = isinstance(facts, dict) and isinstance(facts.get("sha256"), str) and _natural(facts.get("size"))
+        if not whole:
+            yield f"files[{name!a:.80}] is {facts!a:.80}, expected its sha256 and size"
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            yield f"files names {name!a:.80}, which lies outside the folder"
+        elif not name.isprintable() or PurePosixPath(name).as_posix() != name or name in (".", MANIFEST):
+            yield f"files names {name!a:.80}, which is no name of a file in the folder"
+        elif whole and facts["size"] > SIDE_FILES.get(name, facts["size"]):
+            yield f"{name} has {facts['size']:,} bytes, expected at most {SIDE_FILES[name]:,}"
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _natural(value) and value > 0
+
+
+def _natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _file_problem(path: Path, name: str, size: int) -> str | None:
     file = path / name
     try:
+        if problem := not_plain(path, name):
+            return problem
         found = file.stat().st_size
         if found == size:
             return None

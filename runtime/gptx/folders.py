@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,18 @@ from gptx.errors import OutputError, UsageError
 
 MANIFEST = "gptx.json"
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves where it has not fetched one
+
+
+def not_plain(folder: Path, name: str) -> str | None:
+    """Why `name` in `folder` must not be read: a link leads out of the folder (but for the hub's cache), or it is no plain
+    file. None where it is good. Raises OSError for a file that is missing or cannot be looked at."""
+    path = folder / name
+    mode = path.stat().st_mode
+    if not lies_inside(path, folder):
+        return f"{name} is a link that leads out of the folder"
+    if stat.S_ISREG(mode):
+        return None
+    return f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a device or a socket'}, not a file"
 
 
 def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
