@@ -15,6 +15,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from gptx.head import Head
 from gptx_models.checkpoint import load_config, load_model, save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
@@ -59,7 +60,7 @@ def test_ours_is_read(config: GPTConfig, tmp_path: Path):
     torch.manual_seed(0)
     gpt = GPT(config).eval()
     tokens = {"pad_token_id": 0}
-    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=tokens, labels=LABELS)
+    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=tokens, head=Head(LABELS, pad=0))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert model.config.id2label == dict(enumerate(LABELS)) and load_config(tmp_path) == config
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_ours_is_read(config: GPTConfig, tmp_path: Path):
 def test_a_model_of_our_own_kind_keeps_its_head(tmp_path: Path):
     config = GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive", n_class=3)
     gpt = GPT(config).eval()
-    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=None, labels=LABELS)
+    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=None, head=Head(LABELS, pad=0))
     assert json.loads((tmp_path / "config.json").read_text())["id2label"]["2"] == "good"
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path)(IDS), gpt(IDS))

@@ -81,17 +81,28 @@ def test_a_list_is_each_alone(model: gptx.Model):
         assert together.scores == pytest.approx(alone.scores, abs=1e-4)
 
 
-def test_calibration_takes_away_what_the_prompt_prefers(model: gptx.Model):
-    free = [model.classify(text, LABELS).probabilities for text in ("N/A", "[MASK]")]
-    assert free[0] != free[1]
-    plain = model.classify(TEXT, LABELS)
-    fair = model.classify(TEXT, LABELS, calibrate=True)
-    prior = {label: plain.scores[label] - math.log(fair.probabilities[label]) for label in LABELS}
-    again = model.classify("the log", LABELS, calibrate=True)
-    base = model.classify("the log", LABELS)
-    shift = {label: base.scores[label] - math.log(again.probabilities[label]) for label in LABELS}
-    difference = [prior[label] - shift[label] for label in LABELS]
-    assert difference[0] == pytest.approx(difference[1], abs=1e-3)  # the same prior for each text, up to the sum
+def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Model, gpt: GPT):
+    """Zhao et al. 2021, section 5: the mean of the probabilities after "N/A", "[MASK]" and none."""
+
+    def scores(text: str) -> np.ndarray:
+        asked = prompt(CLASSIFY_TEMPLATE, text)
+        ids = model.encode(asked)
+        return np.array([sum(logprobs(gpt, model.encode(f"{asked} {label}"))[len(ids) - 1 :]) for label in LABELS])
+
+    def softmax(values: np.ndarray) -> np.ndarray:
+        return np.exp(values) / np.exp(values).sum()
+
+    prior = np.mean([softmax(scores(text)) for text in ("N/A", "[MASK]", "")], axis=0)
+    assert abs(prior[0] - prior[1]) > 0.1  # the prompt does prefer a label
+    changed = 0
+    for text in (TEXT, "the log", "the dog sat on the log", "a"):
+        plain, fair = model.classify(text, LABELS), model.classify(text, LABELS, calibrate=True)
+        expected = softmax(scores(text)) / prior
+        assert [fair.probabilities[label] for label in LABELS] == pytest.approx(expected / expected.sum(), abs=1e-3)
+        assert [fair.scores[label] for label in LABELS] == pytest.approx(scores(text) - np.log(prior), abs=1e-3)
+        assert fair.label == max(fair.scores, key=lambda label: fair.scores[label]) == next(iter(fair.probabilities))
+        changed += fair.label != plain.label
+    assert changed
 
 
 def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptx.errors import CheckpointError
 from gptx.folders import kind_of
+from gptx.head import Head
 from gptx_models.config import GPTConfig
-from gptx_models.hf_config import Family, family_of, read_config, write_config
+from gptx_models.hf_config import Family, family_of, head_of, read_config, write_config
 from gptx_models.hf_layout import LAYOUTS, Layout
 from gptx_models.model import GPT
 from gptx_models.tensor_files import STORED, Stored, open_folder, read_json, write_safetensors
@@ -32,6 +32,12 @@ def load_config(folder: Path) -> GPTConfig:
     """The configuration of the model in a checkpoint folder. Raises CheckpointError."""
     folder = Path(folder)
     return read_config(_raw_config(folder), str(folder / "config.json"))
+
+
+def load_head(folder: Path) -> Head | None:
+    """What config.json says of the model's classification head; None of a language model. Raises CheckpointError."""
+    load_config(folder)
+    return head_of(_raw_config(folder))
 
 
 def load_model(folder: Path) -> GPT:
@@ -65,21 +71,21 @@ def save_checkpoint(
     tokenizer_files: Path | None,
     source: dict[str, Any],
     generation: dict[str, Any] | None,
-    labels: Sequence[str] = (),
+    head: Head | None = None,
     stored: Stored = "F32",
 ) -> Family:
     """Write a checkpoint folder, and return which family config.json names.
 
     `tokenizer_files` is a folder whose tokenizer files are copied, or a tokenizer.json; `source` becomes
     gptx_source.json; `generation` (bos_token_id, eos_token_id, do_sample, ...) becomes generation_config.json.
-    `labels` are the classes of a head; `stored` is the type that the weights are written in.
+    `head` describes a classification head; `stored` is the type that the weights are written in.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     generation = generation or {}
     family = family_of(model.config)
     tokens = {name: generation.get(name) for name in _TOKENS}
-    config = write_config(model.config, family, tokens, labels)
+    config = write_config(model.config, family, tokens, head)
     if "torch_dtype" in config:
         config["torch_dtype"] = str(STORED[stored]).removeprefix("torch.")
     write_json(folder / "config.json", config)

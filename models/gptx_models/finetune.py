@@ -17,6 +17,7 @@ import torch
 from gptx.cpu import cpu_name
 from gptx.errors import UsageError
 from gptx.folders import new_folder
+from gptx.head import Head
 from gptx.progress import note
 from gptx.task import FILE as TASK_FILE
 from gptx.task import Task, task_json
@@ -159,8 +160,8 @@ def _save(
         if lora:
             save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
         else:
-            labels = study.task.labels if study.task.head else ()
-            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation, labels=labels)
+            head = Head(study.task.labels, pad=generation.get("pad_token_id")) if study.task.head else None
+            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation, head=head)
         write_json(folder / TASK_FILE, task_json(study.task))
         write_recipe(recipe, folder / RECIPE)
         for name in (METRICS, PICTURE):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from gptx.errors import CheckpointError
+from gptx.head import Head, default_labels, read_head
 from gptx_models.config import GPTConfig
 
 Family = Literal["gpt2", "openai-gpt", "llama", "gptx"]
@@ -84,11 +85,26 @@ class _Fields:
 
 
 def _head(fields: _Fields) -> dict[str, Any]:
-    """The classes of a ForSequenceClassification; nothing of a language model."""
-    names = fields.raw.get("architectures") or [""]
-    if not str(names[0]).endswith(_CLASSIFIER):
-        return {}
-    return {"n_class": len(fields.get("id2label", {})) or fields.get("num_labels", 2)}  # 2: Hugging Face's default
+    """The number of classes of a ForSequenceClassification; nothing of a language model. Other heads are problems."""
+    name = _architecture(fields.raw)
+    if name.endswith(_CLASSIFIER):
+        try:
+            return {"n_class": len(read_head(fields.raw).labels)}
+        except ValueError as error:
+            fields.problems.append(str(error))
+    elif re.search("For(?!CausalLM)[A-Z]", name):
+        fields.problems.append(f"architectures names {name}, expected a language model or a {_CLASSIFIER}")
+    return {}
+
+
+def head_of(raw: dict[str, Any]) -> Head | None:
+    """The classification head that a config.json describes, once read_config has taken it; None of a language model."""
+    return read_head(raw) if raw.get("n_class") or _architecture(raw).endswith(_CLASSIFIER) else None
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    names = raw.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
 
 
 _CLASSIFIER = "ForSequenceClassification"
@@ -179,7 +195,9 @@ def _gptx(fields: _Fields) -> dict[str, Any]:
     return {name: value for name, value in fields.raw.items() if name not in _NOT_GPTX}
 
 
-_NOT_GPTX = ("model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id")
+_NOT_GPTX = (
+    "model_type", "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "id2label", "label2id", "problem_type",
+)  # fmt: skip
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -242,28 +260,28 @@ def _not_llama(config: GPTConfig) -> Iterator[str]:
         yield f"{config.activation} with rope"
 
 
-def write_config(
-    config: GPTConfig, family: Family, tokens: dict[str, Any], labels: Sequence[str] = ()
-) -> dict[str, Any]:
+def write_config(config: GPTConfig, family: Family, tokens: dict[str, Any], head: Head | None = None) -> dict[str, Any]:
     """The config.json of a family; `tokens` holds bos_token_id, eos_token_id and pad_token_id, each may be None.
-    labels: of a classification head."""
+    head: of a model with classes; without it they have transformers' own names."""
+    described = _describe_head(head or Head(default_labels(config.n_class), pad=tokens.get("pad_token_id")))
     if family == "gptx":
-        return {"model_type": "gptx", **config.to_dict(), **_labels(config, labels)}
+        return {"model_type": "gptx", **config.to_dict(), **(described if config.n_class else {})}
     writer = {"gpt2": _write_gpt2, "openai-gpt": _write_openai, "llama": _write_llama}[family]
     common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied, "torch_dtype": "float32"}
-    written = {"model_type": family, **writer(config), **common, **tokens, **_labels(config, labels)}
+    written = {"model_type": family, **writer(config), **common, **tokens}
     if config.n_class:
+        written |= described
         written["architectures"] = [re.sub("LMHeadModel|ForCausalLM", _CLASSIFIER, written["architectures"][0])]
     return written
 
 
-def _labels(config: GPTConfig, labels: Sequence[str]) -> dict[str, Any]:
-    names = list(labels) or [f"LABEL_{at}" for at in range(config.n_class)]
-    if not config.n_class:
-        return {}
+def _describe_head(head: Head) -> dict[str, Any]:
+    """pad_token_id decides which token's logits count, so it is the head's own, not the tokenizer's."""
     return {
-        "id2label": {str(at): name for at, name in enumerate(names)},
-        "label2id": dict(zip(names, range(len(names)))),
+        "id2label": {str(at): name for at, name in enumerate(head.labels)},
+        "label2id": {name: at for at, name in enumerate(head.labels)},
+        "problem_type": head.problem_type,
+        "pad_token_id": head.pad,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from gptx.errors import CheckpointError
 from gptx.folders import check_apart, check_output, new_folder
+from gptx.head import Head, default_labels, read_head
 from gptx.progress import stage
 from gptx.task import FILE as TASK_FILE
 from gptx.task import read_task
@@ -57,7 +59,7 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = F
             tokenizer_files=None,
             source=_source(adapter, base),
             generation=generation,
-            labels=_labels(adapter, base, gpt.config.n_class),
+            head=_head(adapter, base, gpt.config.n_class),
             stored=stored,
         )
     return base
@@ -78,13 +80,19 @@ def _source(adapter: Path, base: Path) -> dict[str, Any]:
     return {**source, "licence": licence} if licence else source
 
 
-def _labels(adapter: Path, base: Path, n_class: int) -> tuple[str, ...]:
-    """The names of a head's classes: the task's, or the base's where it has as many."""
+def _head(adapter: Path, base: Path, n_class: int) -> Head | None:
+    """As the task names its classes; else as transformers describes the head that PEFT laid over the base: by the base's
+    config.json, and where that has another number of labels, by its own names for them."""
+    if not n_class:
+        return None
+    try:
+        head = read_head(read_json(base / "config.json"))
+    except ValueError as error:
+        raise CheckpointError(f"{base / 'config.json'}: {error}") from error
     task = read_task(adapter)
     if task and task.head:
-        return task.labels
-    named = read_json(base / "config.json").get("id2label") or {}
-    return tuple(named[at] for at in sorted(named, key=int)) if len(named) == n_class else ()
+        return replace(head, labels=task.labels)
+    return head if len(head.labels) == n_class else replace(head, labels=default_labels(n_class))
 
 
 @click.command("merge")

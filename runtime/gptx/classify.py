@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gptx.compare import log_softmax
-from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.errors import PromptError, UsageError
 from gptx.fitting import Fitted, fit
+from gptx.head import Head, ProblemType
 from gptx.label_scores import label_scores
 from gptx.task import CLASSIFY_TEMPLATE, Example, Task, check_examples, check_labels, check_template
 from gptx.task import prompt as asked_for
-from gptx.tokenizer import Tokenizer, read_json
+from gptx.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gptx.model import Model
@@ -31,11 +32,25 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
 
 @dataclass(frozen=True)
 class Classification:
-    label: str
-    probabilities: dict[str, float]  # of each label, the likeliest first; they add up to 1
-    scores: dict[str, float]  # what they are made of: nats of log P(label | prompt), or a head's logits
+    """What a text was found to be.
+
+    problem_type says what `probabilities` are, in the words of Hugging Face's config.json:
+
+    - single_label_classification: one of the labels is right, and the probabilities add up to 1.
+    - multi_label_classification: each label is judged by itself, and each probability is between 0 and 1. Heads of
+      one output, such as reward models, are of this kind.
+    - regression: they are no probabilities but the values that the head computed.
+
+    scores: what the probabilities are made of: log P(label | prompt) in nats, with `calibrate` less the logarithm of
+    what the prompt alone gives; or a head's logits. Both list the labels from the highest value to the lowest.
+    """
+
+    label: str  # the first of both
+    probabilities: dict[str, float]
+    scores: dict[str, float]
     prompt_tokens: int
     left_out: int  # tokens of the text's end that had no room in the context
+    problem_type: ProblemType = "single_label_classification"
 
 
 def classify(
@@ -60,12 +75,13 @@ def classify(
     if template is not None:
         check_template(template)
     task = model.task if model.task is not None and model.task.kind == "classify" else None
-    if model.manifest.model.n_class:
+    if model.head is not None:
         if examples or calibrate:
             raise UsageError(
                 f"{model.path} classifies by a head, which reads the text alone: leave examples and calibration out"
             )
-        return _by_head(model, model.tokenizer, texts, labels, template or (task.template if task else None))
+        template = template or (task.template if task else None)
+        return _by_head(model, model.head, model.tokenizer, texts, labels, template)
     labels = labels if labels is not None else task.labels if task else ()
     if not labels:
         raise UsageError(f"{model.path} names no labels of its own: give at least two to choose from")
@@ -79,7 +95,12 @@ def classify(
     with model.session() as session:
         rank = _Ranking(model, model.tokenizer, session, labels, ask, normalization, len(examples), task)
         prior = rank.prior() if calibrate else np.zeros(len(labels))
-        return [_result(labels, *rank(text), prior=prior) for text in texts]
+        results = []
+        for text in texts:
+            scores, fitted = rank(text)
+            # Zhao et al. divide by what texts that say nothing give: a difference of logarithms
+            results.append(_result(Head(tuple(labels)), scores - prior, len(fitted.ids), fitted.left_out))
+        return results
 
 
 class _Ranking:
@@ -157,48 +178,37 @@ def fit_or_say(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room:
 
 
 def _by_head(
-    model: Model, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[str] | None, template: str | None
+    model: Model,
+    head: Head,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    labels: Sequence[str] | None,
+    template: str | None,
 ) -> list[Classification]:
-    known = head_labels(model)
-    if labels is not None and sorted(labels) != sorted(known):
+    if labels is not None and sorted(labels) != sorted(head.labels):
         raise UsageError(
-            f"{model.path} classifies by a head, whose labels are {', '.join(known)}: leave other labels out"
+            f"{model.path} classifies by a head, whose labels are {', '.join(head.labels)}: leave other labels out"
         )
     ask = functools.partial(asked_for, template) if template else str
     results = []
     with model.session() as session:
         for text in texts:
             fitted = fit_or_say(text, ask, tokenizer, session.limit, 0)
+            ids = fitted.ids[: head.read_length(fitted.ids)]
             session.rewind([0])
-            logits = session.feed([fitted.ids])[0].astype(np.float64)
-            results.append(_result(known, logits, fitted, prior=np.zeros(len(known))))
+            logits = session.feed([ids])[0].astype(np.float64)
+            results.append(_result(head, logits, len(fitted.ids), fitted.left_out))
     return results
 
 
-def head_labels(model: Model) -> tuple[str, ...]:
-    """The labels of a classification head: gptx_task.json's, else config.json's id2label. Raises ArtifactError."""
-    n_class = model.manifest.model.n_class
-    if model.task is not None and model.task.labels:
-        where, labels = "gptx_task.json", model.task.labels
-    else:
-        where, named = "config.json", read_json(model.path / "config.json").get("id2label")
-        named = named if isinstance(named, dict) else {}
-        labels = tuple(str(named.get(str(n), f"LABEL_{n}")) for n in range(max(n_class, len(named))))
-    if len(labels) != n_class or len(set(labels)) != n_class:
-        raise ArtifactError(
-            f"{model.path / where} names {len(set(labels))} labels, and the head has {n_class}: export the artifact again"
-        )
-    return labels
-
-
-def _result(labels: Sequence[str], scores: np.ndarray, fitted: Fitted, *, prior: np.ndarray) -> Classification:
-    """Probabilities are softmax(score - prior): divided by what content-free texts give, as Zhao et al. do."""
-    probabilities = np.exp(log_softmax(scores - prior))
-    order = sorted(range(len(labels)), key=lambda at: -probabilities[at])  # of equal ones the first given
+def _result(head: Head, scores: np.ndarray, prompt_tokens: int, left_out: int) -> Classification:
+    values = head.values(scores)
+    order = sorted(range(len(values)), key=lambda at: -scores[at])  # of equal ones the first given
     return Classification(
-        label=labels[order[0]],
-        probabilities={labels[at]: float(probabilities[at]) for at in order},
-        scores={labels[at]: float(scores[at]) for at in order},
-        prompt_tokens=len(fitted.ids),
-        left_out=fitted.left_out,
+        label=head.labels[order[0]],
+        probabilities={head.labels[at]: float(values[at]) for at in order},
+        scores={head.labels[at]: float(scores[at]) for at in order},
+        prompt_tokens=prompt_tokens,
+        left_out=left_out,
+        problem_type=head.kind,
     )

@@ -18,6 +18,7 @@ from gptx.classify import Classification, Normalization, classify
 from gptx.engine import Engine, open_engine
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.generation import Generation
+from gptx.head import Head, head_of
 from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
 from gptx.score import Score, score
 from gptx.session import Session
@@ -43,12 +44,14 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     tokenizer = load_tokenizer(folder, known=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size)
     if tokenizer is None and manifest.tokens.vocab_size is not None:
         raise ArtifactError(f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again")
+    task, n_class = read_task(folder), manifest.model.n_class
     return Model(
         open_engine(manifest, device=device, threads=threads),
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer.special) if tokenizer else None,
         generation=read_json(folder / "generation_config.json"),
-        task=read_task(folder),
+        task=task,
+        head=head_of(folder, n_class, task) if n_class else None,
     )
 
 
@@ -63,6 +66,7 @@ class Model:
         template: ChatTemplate | None = None,
         generation: Mapping[str, Any] | None = None,
         task: Task | None = None,
+        head: Head | None = None,
     ) -> None:
         self._engine: Engine | None = engine
         self.manifest: Manifest = engine.manifest
@@ -73,6 +77,7 @@ class Model:
         self.template: ChatTemplate | None = template
         self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
         self.task: Task | None = task  # what it was fine-tuned for: gptx_task.json
+        self.head: Head | None = head  # of a model that classifies by one
 
     @property
     def path(self) -> Path:
@@ -194,7 +199,7 @@ class Model:
         A language model is asked with `template` (by default the one it was fine-tuned with, else "Text: {text}\nLabel:")
         and answers by log P(" " + label | prompt). Zero-shot as it is; `examples` [(text, label), ...] make it one- or
         few-shot. `labels` default to those it was fine-tuned for. A model with a classification head knows its labels
-        and reads the text alone.
+        and reads the text alone; its Classification.problem_type says what the probabilities are.
 
         normalization: "sum" of a label's token log-probabilities is log P(label | prompt), what training on prompt and
         label maximises, and the only one whose values are probabilities of the labels; "mean", per token, is for labels

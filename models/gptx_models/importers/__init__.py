@@ -52,7 +52,12 @@ def import_checkpoint(
         else:
             tell(f"{source} has no tokenizer: the model takes token ids only, unless you give one with --tokenizer")
         save_checkpoint(
-            imported.model, folder, tokenizer_files=None, source=imported.source, generation=imported.generation
+            imported.model,
+            folder,
+            tokenizer_files=None,
+            source=imported.source,
+            generation=imported.generation,
+            head=imported.head,
         )
     return out
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gptx_models.checkpoint import SOURCE, load_config, read_layout
+from gptx_models.checkpoint import SOURCE, load_config, load_head, read_layout
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
@@ -32,7 +32,8 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
             f"{folder} has tokenizer.model and no tokenizer.json: transformers makes one, with "
             "AutoTokenizer.from_pretrained(IN).save_pretrained(OUT); then give it with --tokenizer OUT"
         )
-    return Imported(model, about, tokenizer.files, generation_of(folder, tokenizer, config.vocab_size, tell))
+    generation = generation_of(folder, tokenizer, config.vocab_size, tell)
+    return Imported(model, about, tokenizer.files, generation, load_head(folder))
 
 
 def _about(folder: Path, names: dict[str, str], types: dict[str, str]) -> dict[str, Any]:

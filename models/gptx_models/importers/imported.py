@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptx.head import Head
 from gptx_models.model import GPT
 
 Tell = Callable[[str], None]  # takes one line for a person
@@ -17,6 +18,7 @@ class Imported:
     source: dict[str, Any]  # becomes gptx_source.json
     tokenizer: dict[str, str] = field(default_factory=dict)  # file name -> its text; empty: no tokenizer found
     generation: dict[str, Any] = field(default_factory=dict)  # becomes generation_config.json
+    head: Head | None = None  # of a model that classifies
 
 
 def quiet(line: str) -> None:

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from gptx.cli.table import print_table
 from gptx.errors import UsageError
 from gptx.json_files import parse_json
 from gptx.progress import note
+
+if TYPE_CHECKING:
+    from gptx.classify import Classification
 
 Examples = list[tuple[str, str]]
 
@@ -95,7 +98,8 @@ def classify(
     """Say which label fits TEXT, by the log-probability of each label or by the model's classification head.
 
     Zero-shot as it is; --example and --examples make it few-shot. Without TEXT standard input is read. Prints the label;
-    with --json all probabilities.
+    with --json all probabilities. Of a head that judges each label by itself, or that computes values (regression, reward
+    models), every label is printed with its value.
     """
     import gptx
 
@@ -108,10 +112,14 @@ def classify(
         results = model.classify(texts, labels or None, examples=examples, template=template, calibrate=calibrate)
     _say_left_out([result.left_out for result in results])
     for asked, result in zip(texts, results):
-        line = (
-            json.dumps({"text": asked, **dataclasses.asdict(result)}, ensure_ascii=False) if as_json else result.label
-        )
-        write_out(f"{line}\n")
+        as_object = {"text": asked, **dataclasses.asdict(result)}
+        write_out(f"{json.dumps(as_object, ensure_ascii=False) if as_json else _in_words(result)}\n")
+
+
+def _in_words(result: Classification) -> str:
+    if result.problem_type == "single_label_classification":
+        return result.label
+    return ", ".join(f"{label} {value:.4f}" for label, value in result.probabilities.items())
 
 
 @click.command()
