@@ -49,7 +49,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 def write_classifier(folder: Path, n_labels: int, family: str = "llama") -> Path:
     torch.manual_seed(0)
     if family == "llama":
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+        shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        shape["num_attention_heads"] = 4
         config = transformers.LlamaConfig(vocab_size=300, max_position_embeddings=64, num_labels=n_labels, **shape)
         model: Any = transformers.LlamaForSequenceClassification(config)
     else:
@@ -149,16 +150,10 @@ def test_import_and_export_make_what_export_makes(
 
 def test_a_head_of_our_own_kind_keeps_its_description(tmp_path: Path) -> None:
     """A window makes a mistral model_type gptx, whose config.json must still say where the text ends."""
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = transformers.MistralConfig(
-        vocab_size=300,
-        num_key_value_heads=2,
-        sliding_window=8,
-        num_labels=2,
-        pad_token_id=7,
-        problem_type="multi_label_classification",
-        **shape,
-    )
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8}
+    labels: dict[str, Any] = {"num_labels": 2, "problem_type": "multi_label_classification", "pad_token_id": 7}
+    config = transformers.MistralConfig(vocab_size=300, **shape, **heads, **labels)
     transformers.MistralForSequenceClassification(config).save_pretrained(tmp_path / "theirs")
     import_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours")
     assert json.loads((tmp_path / "ours/config.json").read_text())["model_type"] == "gptx"

@@ -17,6 +17,7 @@ from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, task_
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.model import GPT
+from tiny_artifact import refresh
 
 TEXT = "the cat sat on the mat and the dog"
 LABELS = ("cat", "dog on the log")
@@ -108,6 +109,7 @@ def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Mod
 def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):
     taught = shutil.copytree(fp32, tmp_path / "taught")
     (taught / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", "{text} ?", LABELS))))
+    refresh(taught)
     model = gptx.load(taught)
     assert model.task == Task("classify", "{text} ?", LABELS)
     assert set(model.classify(TEXT).probabilities) == set(LABELS)
