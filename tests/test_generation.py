@@ -5,16 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import gptx
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.model import Model, is_batch
-from tiny_artifact import write_artifact
+from gptx.session import Session
+from tiny_artifact import refresh, write_artifact
 
 PROMPTS = ["the cat sat", "a", "on the log and the mat"]
 
@@ -84,6 +88,59 @@ def test_rows_that_end_early_leave_the_others_as_they_are(endless: Model) -> Non
     assert batch[0].token_ids[-1] == stop
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str) -> None:
+    """Also where it is no special token, and its text could be shown."""
+    assert endless.tokenizer is not None
+    whole = endless.generate(prompt, max_new_tokens=25, temperature=1.0, seed=8).token_ids
+    last = max(n for n in range(25) if whole[n] not in whole[:n])  # the last token that is new there
+    options = {"max_new_tokens": 25, "temperature": 1.0, "seed": 8, "stop_tokens": [whole[last]]}
+    stream = endless.stream(prompt, **options)
+    shown = "".join(stream)
+    for completion in (endless.generate(prompt, **options), stream.completion):
+        assert completion.token_ids == whole[: last + 1]
+        assert completion.text == endless.tokenizer.decode(whole[:last]) == shown
+    assert endless.tokenizer.decode(whole[: last + 1]) != shown
+
+
+class Clock:
+    """time.perf_counter, of a clock that only a session moves on: prompts take 5 seconds, each step a quarter."""
+
+    now = 100.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock, advance = Clock(), Session.advance
+
+    def timed(session: Session, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        clock.now += 0.25 if any(session.lengths) else 5.0
+        return advance(session, rows)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr(Session, "advance", timed)
+    return clock
+
+
+def test_speed_is_that_of_the_tokens_after_the_first(endless: Model, clock: Clock) -> None:
+    stop = endless.generate("the cat sat", max_new_tokens=9).token_ids[4]
+    stream = endless.stream("the cat sat", max_new_tokens=9)
+    list(stream)
+    batch = endless.generate(PROMPTS, max_new_tokens=9, stop_tokens=[stop])
+    assert min(len(completion.token_ids) for completion in batch) < 9
+    for completion in (stream.completion, endless.generate("a", max_new_tokens=2), *batch):
+        assert (completion.time_to_first_token, completion.tokens_per_second) == (5.0, 4.0)
+
+
+def test_time_between_the_readers_calls_is_not_the_models(endless: Model, clock: Clock) -> None:
+    stream = endless.stream("the cat sat", max_new_tokens=9)
+    clock.now += 2
+    next(stream)
+    for _ in stream:
+        clock.now += 1
+    assert (stream.completion.time_to_first_token, stream.completion.tokens_per_second) == (7.0, 4.0)
+
+
 def test_stream_is_generate(model: Model) -> None:
     for options in ({}, {"temperature": 1.0, "seed": 3}, {"stop": ["s", "at"]}):
         stream = model.stream(PROMPTS[0], max_new_tokens=20, **options)
@@ -151,6 +208,21 @@ def test_empty_ids_of_a_padded_vocabulary_are_never_picked(tmp_path: Path) -> No
     assert max(token for c in (*sampled, *greedy) for token in c.token_ids) < known
     with model.session() as session:
         assert session.feed([[known + 5]]).shape == (1, known + 2000)  # they may be in a prompt
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+def test_the_first_empty_id_is_not_picked_where_it_is_the_likeliest(padding: int, tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a", padding=padding, eos=[])
+    with gptx.load(folder, threads=1) as model:
+        known = model.manifest.model.vocab_size - padding
+        with model.session() as session:
+            best = int(session.feed([[1, 2, 3]])[0, :known].argmax())
+    change_embedding(folder, lambda table: table.__setitem__(known, 2 * table[best]))  # twice the logit
+    model = gptx.load(folder, threads=1)
+    with model.session() as session:
+        assert session.feed([[1, 2, 3]])[0].argmax() == known
+    for options in ({}, {"temperature": 1.0, "top_k": 1, "seed": 1}, {"temperature": 1e-6}):
+        assert model.generate([1, 2, 3], max_new_tokens=1, **options).token_ids == [best]
 
 
 def test_leaving_a_stream_early(endless: Model) -> None:
@@ -241,18 +313,20 @@ def test_threads_share_a_model(shared: Model) -> None:
         assert found == [ids for ids in expected for _ in range(3)]
 
 
-def test_logits_of_a_damaged_model(tmp_path: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
-
-    from tiny_artifact import refresh
-
-    folder = write_artifact(tmp_path / "a")
+def change_embedding(folder: Path, change: Callable[[np.ndarray], None]) -> None:
+    """Of a tiny artifact, which uses it as the head as well."""
     graph = onnx.load(folder / "onnx/model.onnx")
     embedding = next(tensor for tensor in graph.graph.initializer if tensor.name == "constant_0")
-    embedding.CopyFrom(numpy_helper.from_array(np.full(tuple(embedding.dims), np.nan, np.float32), "constant_0"))
+    table = numpy_helper.to_array(embedding).copy()
+    change(table)
+    embedding.CopyFrom(numpy_helper.from_array(table, "constant_0"))
     onnx.save(graph, folder / "onnx/model.onnx")
     refresh(folder)
+
+
+def test_logits_of_a_damaged_model(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a")
+    change_embedding(folder, lambda table: table.fill(np.nan))
     with pytest.raises(ArtifactError, match="not finite numbers"):
         gptx.load(folder, threads=1).generate("a")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import onnxruntime
@@ -88,8 +89,15 @@ def test_full_product(choice: dict, tmp_path: Path) -> None:
     check_greedy(one)
 
 
-def test_the_full_product_is_3072_configurations() -> None:
-    assert len(full_product()) == 3072
+def test_what_a_configuration_can_choose_is_covered() -> None:
+    """A position, an activation or a switch that GPTConfig gains must be compared with PyTorch here too."""
+    covered = [config for config, _ in CASES.values()]
+    for name, hint in get_type_hints(GPTConfig).items():
+        kinds = [hint, *get_args(hint)]
+        choices = {choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)}
+        choices |= {True, False} if hint is bool else set()
+        assert choices <= {getattr(config, name) for config in covered}, name
+    assert {form for _, form in CASES.values()} == set(get_args(CacheForm))
 
 
 def texts(vocab_size: int, *lengths: int) -> list[list[int]]:

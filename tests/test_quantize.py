@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from gpt_export.weights import load_gpt
 from gptx import artifact
 from gptx.cpu import cpu_features
 from gptx.errors import ArtifactError, ParityError, UsageError
+from gptx.session import Session
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model, save_checkpoint
@@ -388,6 +390,29 @@ def test_verify_proves_every_precision(quantized: dict[str, Path], fp32: Path) -
         report = verify(path)
         assert {row.name: row.here for row in report.rows}["batch"] is not None
     assert verify(quantized["fp16"]).passed
+
+
+def test_verify_sees_a_logit_that_is_no_number_where_no_limit_does(
+    quantized: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that can never be written: of int8 only KL has limits, and this token's share of it is nothing."""
+    whole = verify(quantized["int8"])
+    feed = Session.feed
+
+    def without(session: Session, rows: list[list[int]], **options: Any) -> Any:
+        logits = feed(session, rows, **options)
+        for row in logits:
+            row[..., 303] = -np.inf  # of the padded end of the vocabulary: no text has it
+        return logits
+
+    monkeypatch.setattr(Session, "feed", without)
+    with np.errstate(invalid="ignore"):
+        rows = {row.name: row for row in verify(quantized["int8"]).rows}
+    for row in whole.rows:
+        if row.name in ("max_abs", "mean_abs"):
+            assert (row.limit, row.ok, rows[row.name].ok) == ("", True, False)
+        if row.name in ("kl_mean", "same_top1", "perplexity"):
+            assert rows[row.name].ok
 
 
 def test_verify_sees_a_changed_weight(fp32: Path, tmp_path: Path) -> None:

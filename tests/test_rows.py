@@ -202,7 +202,13 @@ def chat(messages, template: str = CHATML, n_ctx: int = 256):
     )
 
 
-@pytest.mark.parametrize("messages", [TALK, TALK[1:], TALK[:3], (*TALK, {"role": "user", "content": "unanswered"})])
+CALLS = ({"role": "assistant", "content": "sat<|im_start|>on<|endoftext|> the mat"},)  # special tokens inside an answer
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [TALK, TALK[1:], TALK[:3], (*TALK, {"role": "user", "content": "unanswered"}), TALK[:2] + CALLS + TALK[3:]],
+)
 def test_what_is_learnt_of_a_conversation_is_transformers_mask(messages):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), chat_template=CHATML)

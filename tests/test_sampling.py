@@ -60,6 +60,7 @@ def ours(logits: np.ndarray, **options: float) -> np.ndarray:
         {"top_p": 0.999, "temperature": 1.5},
         {"min_p": 0.05},
         {"min_p": 1.0},
+        {"top_p": 0.9, "min_p": 1.0},
         {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
         {"temperature": 1.3, "top_k": 200, "top_p": 0.7, "min_p": 0.1},
     ],
@@ -89,6 +90,14 @@ def test_ties_at_top_k_stay() -> None:
     ids, _ = keep(np.array([1, 3, 3, 3, 0], np.float32), top_k=2)
     assert ids is not None
     assert list(ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [2, 5, 300])
+def test_top_k_of_all_but_one_leaves_out_the_last(size: int) -> None:
+    logits = logits_of(7, size)
+    probabilities = ours(logits, top_k=size - 1)
+    assert list(np.flatnonzero(probabilities == 0)) == [logits.argmin()]
+    np.testing.assert_allclose(probabilities, by_transformers(logits, top_k=size - 1), atol=1e-6)
 
 
 def test_penalty_as_transformers() -> None:

@@ -141,6 +141,19 @@ def test_rewind_rows(engine: Engine, expected: np.ndarray) -> None:
     close(session.feed([IDS[17:22], [IDS[15]]]), expected[[21, 15]])
 
 
+def test_rewind_while_only_later_rows_run(engine: Engine, expected: np.ndarray) -> None:
+    session = Session(engine, 4)
+    session.feed([IDS[:30], IDS[:9], IDS[:20], IDS[:2]])
+    for n in range(3):
+        session.feed([[], [5 + n], [7 + n], []])
+    session.rewind([30, 9, 20, 1])
+    close(session.feed([[], [IDS[9]], [IDS[20]], []])[1:3], expected[[9, 20]])
+    session.feed([[], [], [1], []])
+    session.rewind([29, 10, 21, 1])
+    close(session.feed([[], [], [IDS[21]], []])[2], expected[21])
+    close(session.feed([[IDS[29]], [IDS[10]], [IDS[22]], [IDS[1]]]), expected[[29, 10, 22, 1]])
+
+
 def test_feed_returns_arrays_of_its_own(engine: Engine) -> None:
     session = Session(engine)
     first = session.feed([IDS[:3]])

@@ -75,6 +75,24 @@ def test_a_label_is_as_likely_as_its_tokens(examples: list, model: gptx.Model, g
     assert found.label == max(weights, key=lambda label: weights[label]) == next(iter(found.probabilities))
 
 
+PARTING = ("the cat sat on", "the cat sat at", "the cat lay on", "the cat lay at", "a cat sat on", "the dog sat on")
+NESTED = ("the", "the cat", "the cat sat on the mat", "the cat sat on the log", "the cat sat")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("labels", "after"), [(PARTING, ""), (NESTED, "\n\n")])
+def test_labels_that_begin_alike_are_each_as_likely_as_alone(
+    labels: tuple[str, ...], after: str, turned: bool, model: gptx.Model, gpt: GPT
+):
+    """With the first token of an empty line after each, where one label is the beginning of another."""
+    asked = prompt(CLASSIFY_TEMPLATE, TEXT)
+    ids, ending = model.encode(asked), model.encode(after)[:1] if after else []
+    found = model.classify(TEXT, labels[::-1] if turned else labels)
+    for label in labels:
+        whole = model.encode(f"{asked} {label}") + ending
+        assert found.scores[label] == pytest.approx(sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3)
+
+
 def test_a_list_is_each_alone(model: gptx.Model):
     texts = [TEXT, "the log", "the dog sat"]
     for alone, together in zip([model.classify(text, LABELS) for text in texts], model.classify(texts, LABELS)):
