@@ -1,5 +1,5 @@
-"""The certificate's figures: against PyTorch's own losses, as judged by limits, from what an artifact keeps of its
-reference, and of a model against itself."""
+"""The certificate's figures: against PyTorch's own losses, as judged by limits, from the logits that an
+artifact keeps of its reference, and of a model against itself."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_figures_are_pytorchs() -> None:
         tie_gap=leads.max().item(),
         perplexity_reference=exact.mean().exp().item(),
         perplexity=perplexity,
-        perplexity_error=perplexity * losses.std().item() / 144**0.5,  # standard error of exp(mean): exp(mean) * that
+        # the standard error of exp(mean) is exp(mean) times that of the mean
+        perplexity_error=perplexity * losses.std().item() / 144**0.5,
     )
     for name, value in dataclasses.asdict(expected).items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-9), name
@@ -210,7 +211,7 @@ def test_figures_by_a_reference_are_those_of_all_logits_as_far_as_it_knows_them(
 def test_probability_that_moves_to_other_tokens_is_seen() -> None:
     """The 64 highest keep their logits, but the others take most of the probability."""
     logits, _, _ = pair(n=90)
-    other = np.where(logits < np.sort(logits)[:, -TOP:-TOP + 1], logits + 8, logits)
+    other = np.where(logits < np.sort(logits)[:, -TOP : -TOP + 1], logits + 8, logits)
     found = compare(kept(logits), windows_logits(other))
     assert found.kl_mean > 1 and found.same_top1 < 0.5
 

@@ -104,7 +104,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str
 
 
 class Clock:
-    """time.perf_counter, of a clock that only a session moves on: prompts take 5 seconds, each step a quarter."""
+    """A clock that only a session moves on: prompts take 5 seconds, each step a quarter."""
 
     now = 100.0
 

@@ -395,7 +395,7 @@ def test_verify_proves_every_precision(quantized: dict[str, Path], fp32: Path) -
 def test_verify_sees_a_logit_that_is_no_number_where_no_limit_does(
     quantized: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that can never be written: of int8 only KL has limits, and this token's share of it is nothing."""
+    """A token that can never be written: int8 has a limit only of KL, which this token has no part in."""
     whole = verify(quantized["int8"])
     feed = Session.feed
 

@@ -1,4 +1,4 @@
-"""Rotating the residual stream changes no logit of any model that can be rotated, and spreads what stands out."""
+"""Rotating the residual stream changes no logit, and spreads a channel that stands out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random_gpt(config: GPTConfig) -> GPT:
 
 @torch.no_grad()
 def logits(gpt: GPT) -> Tensor:
-    """Computed in float64: what is left of a difference is the rounding of the weights to float32."""
+    """In float64: what is left of a difference is the rounding of the weights to float32."""
     return copy.deepcopy(gpt).double()(IDS)
 
 
@@ -69,7 +69,8 @@ def test_the_cover_has_every_kind_of_model() -> None:
 
 @torch.no_grad()
 def peak(gpt: GPT, module: Callable[[GPT], nn.Module], width: int) -> float:
-    """The largest channel of each `width` that a module reads, over their root mean square: its mean over positions."""
+    """The largest channel of each `width` that a module reads, over their root mean square; the mean over
+    positions."""
     read: list[Tensor] = []
     hook = module(gpt).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))
     gpt(IDS)

@@ -1,4 +1,4 @@
-"""Rounding a weight matrix: against searches and eliminations that are written out slowly, in numpy and float64."""
+"""Rounding a weight matrix, against searches and eliminations written out slowly in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def weights(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
 
 
 def best_error(block: np.ndarray, energy: np.ndarray, grid: Grid) -> float:
-    """The least error of a row's block that any clip of its range to 70 to 100% leaves, with either zero point."""
+    """The least error of a row's block with its range clipped to 70 to 100%, and either zero point."""
     low, high = (-8, 7) if grid.symmetric else (0, 15)
     if grid.symmetric:
         tried = [(block[np.abs(block).argmax()] / low, 0)]
@@ -41,8 +41,8 @@ def error_of(rounded: Rounded, weight: torch.Tensor, energy: np.ndarray) -> floa
 @pytest.mark.parametrize("grid", [*BLOCKS, *SHORT_SCALES])
 @pytest.mark.parametrize("spread", [1, 30])
 def test_no_clip_and_no_zero_point_is_better(grid: Grid, spread: int) -> None:
-    """Where inputs have nothing in common, GPTQ has no error to hand on: it takes the nearest levels, and the scale that
-    costs the least where inputs are large."""
+    """Where inputs have nothing in common, GPTQ has no error to hand on: it takes the nearest levels,
+    and the scale that costs the least where inputs are large."""
     weight = weights(40, 64)
     energy = np.where(np.arange(64) % 3 == 0, spread, 1.0) ** 2
     found = round_gptq(weight, torch.from_numpy(np.diag(energy)), grid)
@@ -100,13 +100,16 @@ def test_a_small_block_beside_a_large_one(grid: Grid, rounding: str) -> None:
 def test_a_layer_that_never_gets_an_input(grid: Grid) -> None:
     weight = weights(12, 64)
     found = round_gptq(weight, torch.zeros(64, 64), grid)
-    assert (found.values() - weight).square().sum() < 1.01 * (round_nearest(weight, grid).values() - weight).square().sum()
+    assert (found.values() - weight).square().sum() < 1.01 * (
+        round_nearest(weight, grid).values() - weight
+    ).square().sum()
 
 
 @pytest.mark.parametrize("grid", [Grid(8), Grid(8, 16), Grid(8, 64)])
 def test_levels_are_those_of_gptq(grid: Grid) -> None:
-    """By its definition (Frantar et al. 2022, equations 2 and 3): once a column is rounded, the columns that are left take
-    the least squares answer to its error. 150 columns are more than the product corrects at once."""
+    """By its definition (Frantar et al. 2022, equations 2 and 3): once a column is rounded, the columns
+    that are left take the least squares answer to its error. 150 columns are more than the product
+    corrects at once."""
     inputs = weights(500, 150, 2) @ weights(150, 150, 3)
     moments = (inputs.T @ inputs).double()
     weight = weights(12, 150)
@@ -134,7 +137,8 @@ def test_no_other_scales_keep_the_outputs_better(grid: Grid) -> None:
     weight = weights(12, 64)
     found = round_gptq(weight, moments, grid)
     damping = (0.01 if grid.bits == 8 else 0.05) * moments.diagonal().mean()
-    root = np.linalg.cholesky((moments + damping * torch.eye(64)).numpy()).T  # root^T root: what an error costs
+    # root^T root is what an error costs
+    root = np.linalg.cholesky((moments + damping * torch.eye(64)).numpy()).T
     for levels, row, scales in zip(found.levels.double().numpy(), weight.double().numpy(), found.scales.numpy()):
         blocks = levels.reshape(len(scales), -1)
         columns = np.stack([root[:, n * blocks.shape[1] :][:, : blocks.shape[1]] @ b for n, b in enumerate(blocks)], 1)

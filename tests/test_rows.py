@@ -202,7 +202,8 @@ def chat(messages, template: str = CHATML, n_ctx: int = 256):
     )
 
 
-CALLS = ({"role": "assistant", "content": "sat<|im_start|>on<|endoftext|> the mat"},)  # special tokens inside an answer
+# special tokens inside an answer
+CALLS = ({"role": "assistant", "content": "sat<|im_start|>on<|endoftext|> the mat"},)
 
 
 @pytest.mark.parametrize(
