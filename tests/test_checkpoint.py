@@ -246,7 +246,7 @@ def test_whatever_is_saved_is_loaded_again(config: GPTConfig, tmp_path_factory: 
         (llama, {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
         (llama, {"hidden_size": None, "vocab_size": None}, "vocab_size is missing; the field hidden_size is missing"),
         (llama, {"num_key_value_heads": 3}, r"n_head \(4\) is not a multiple of n_kv_head \(3\)"),
-        (llama, {"num_hidden_layers": "two"}, "num_hidden_layers is 'two', expected a whole number"),
+        (llama, {"num_hidden_layers": "two"}, "num_hidden_layers is 'two', expected a positive whole number"),
         (llama, {"model_type": "qwen2"}, "'qwen2', which gptx's own GPT does not cover .*llama.*--via optimum"),
         (llama, {"model_type": None}, "model_type is None"),
         (llama, {"intermediate_size": 48}, r"gate_proj.weight is \[40, 24\] where the configuration says \[48, 24\]"),

@@ -6,8 +6,12 @@ Every variant that gptx trains, imports or exports is a value of this dataclass;
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
+
+from gptx.bounds import shown, size_problem
 
 Position = Literal["learned", "sinusoidal", "rope", "none"]
 AttentionKind = Literal["dot", "cosine", "additive"]
@@ -50,6 +54,8 @@ class GPTConfig:
     n_class: int = 0  # outputs of a classification head, which is never tied; 0: a language model
 
     def __post_init__(self) -> None:
+        if problems := list(_type_problems(self)):
+            raise ValueError("GPTConfig: " + "; ".join(problems))
         for name, value in (
             ("n_kv_head", self.n_head),
             ("head_dim", self.n_embd // max(self.n_head, 1)),
@@ -90,35 +96,101 @@ class GPTConfig:
         return cls(**values)
 
 
-def _problems(config: GPTConfig):
-    sizes = ("vocab_size", "n_ctx", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_inner")
-    for name in sizes:
+_SIZES = ("vocab_size", "n_ctx", "n_layer", "n_head", "n_embd")
+_SIZES_OR_0 = ("n_kv_head", "head_dim", "n_inner", "n_class")
+_SWITCHES = ("attn_bias", "mlp_bias", "norm_bias", "head_bias", "tied")
+_NAMES = {"position": Position, "activation": Activation, "norm": Norm, "norm_position": NormPosition}
+_TABLE = 2**30  # values in a table of positions: 4 GB
+
+
+def _type_problems(config: GPTConfig) -> Iterator[str]:
+    """What is wrong with each field alone: files may hold anything."""
+    for name in (*_SIZES, *_SIZES_OR_0):
+        if problem := size_problem(name, getattr(config, name), least=int(name in _SIZES)):
+            yield problem
+    for name in _SWITCHES:
+        if not isinstance(getattr(config, name), bool):
+            yield f"{name} is {getattr(config, name)!r:.80}, expected true or false"
+    for name, kinds in _NAMES.items():
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            yield f"{name} is {value!r}, expected a positive integer"
+        if not isinstance(value, str) or value not in get_args(kinds):
+            yield f"{name} is {value!r:.80}, expected one of {', '.join(get_args(kinds))}"
+    for name, low, high in (("rope_theta", None, None), ("norm_eps", 0.0, None), ("dropout", 0.0, 1.0)):
+        if problem := number_problem(name, getattr(config, name), low=low, high=high):
+            yield problem
+    for name in ("attention", "window"):
+        value = getattr(config, name)
+        if isinstance(value, list | tuple) and len(value) != config.n_layer:
+            yield f"{name} names {len(value)} layers of {config.n_layer!r:.80}"
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if name == "attention" and (not isinstance(item, str) or item not in get_args(AttentionKind)):
+                yield f"{name} is {item!r:.80}, expected one of {', '.join(get_args(AttentionKind))}"
+                break
+            if name == "window" and item is not None and size_problem(name, item):
+                yield f"{name} is {item!r:.80}, expected positive numbers of tokens or null"
+                break
+    if config.rope_scaling is not None:
+        yield from rope_problems(config.rope_scaling)
+
+
+def number_problem(name: str, value: Any, *, low: float | None = None, high: float | None = None) -> str | None:
+    """What is wrong with a number, in words; None where nothing is. It must be at least `low`, or above 0 where that is
+    None, and at most `high`."""
+    expected = "a number above 0" if low is None else f"a number of at least {low:g}"
+    expected += "" if high is None else f" and at most {high:g}"
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an int of hundreds of digits
+        number = math.nan
+    fits = math.isfinite(number) and (number > 0 if low is None else number >= low)
+    if fits and (high is None or number <= high):
+        return None
+    return f"{name} is {shown(value) if isinstance(value, int) else repr(value)[:80]}, expected {expected}"
+
+
+ROPE_FIELDS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def rope_problems(scaling: Any) -> Iterator[str]:
+    """What is wrong with a rope_scaling, whose kind is `rope_type`, or `type` in older files."""
+    if not isinstance(scaling, dict):
+        yield f"rope_scaling is {scaling!r:.80}, expected an object"
+        return
+    kinds = [scaling[name] for name in ("rope_type", "type") if scaling.get(name) is not None]
+    kind = kinds[0] if kinds else None
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        yield f"rope_scaling names two types, {kinds[0]!r:.80} and {kinds[1]!r:.80}"
+    elif not isinstance(kind, str) or kind not in ROPE_FIELDS:
+        yield f"rope_scaling is of type {kind!r:.80}, expected one of {', '.join(ROPE_FIELDS)}"
+    else:
+        fields = ROPE_FIELDS[kind]
+        if missing := [name for name in fields if scaling.get(name) is None]:
+            yield f"rope_scaling of type {kind} lacks {', '.join(missing)}"
             return
+        problems = [number_problem(f"rope_scaling's {name}", scaling[name]) for name in fields]
+        yield from filter(None, problems)
+        if kind == "llama3" and not any(problems) and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            yield (
+                f"rope_scaling's low_freq_factor is {scaling['low_freq_factor']}, expected less than its"
+                f" high_freq_factor, {scaling['high_freq_factor']}"
+            )
+
+
+def _problems(config: GPTConfig) -> Iterator[str]:
+    """What is wrong between fields."""
     if config.n_head % config.n_kv_head:
         yield f"n_head ({config.n_head}) is not a multiple of n_kv_head ({config.n_kv_head})"
     if config.position == "rope" and config.head_dim % 2:
         yield f"head_dim is {config.head_dim}, and rope needs an even one"
-    for name, kinds in get_type_hints(GPTConfig).items():
-        value = getattr(config, name)
-        if name in ("position", "activation", "norm", "norm_position") and value not in get_args(kinds):
-            yield f"{name} is {value!r}, expected one of {', '.join(get_args(kinds))}"
-    per_layer = {"attention": get_args(AttentionKind), "window": None}
-    for name, allowed in per_layer.items():
-        value = getattr(config, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if isinstance(value, tuple) and len(value) != config.n_layer:
-            yield f"{name} names {len(value)} layers of {config.n_layer}"
-        if allowed and not set(values) <= set(allowed):
-            yield f"{name} is {value!r}, expected one of {', '.join(allowed)}"
-        if not allowed and any(item is not None and item < 1 for item in values):
-            yield f"{name} is {value!r}, expected positive numbers of tokens or None"
-    if config.rope_scaling is not None:
-        kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type"))
-        if kind not in ("default", "linear", "llama3"):
-            yield f"rope_scaling is of type {kind!r}, expected default, linear or llama3"
+    if problem := size_problem("n_head times head_dim", config.n_head * config.head_dim):
+        yield problem
+    table = config.n_ctx * {"rope": config.head_dim, "sinusoidal": config.n_embd}.get(config.position, 0)
+    if table > _TABLE:
+        yield f"n_ctx is {config.n_ctx:,}, and the tables of its positions take {4e-9 * table:,.0f} GB, expected at most 4"
 
 
 def gpt2(n_layer: int, n_head: int, n_embd: int, **changes: Any) -> GPTConfig:

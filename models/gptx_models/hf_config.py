@@ -10,16 +10,23 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from gptx.bounds import size_problem
 from gptx.errors import CheckpointError
 from gptx.head import Head, default_labels, read_head
-from gptx_models.config import GPTConfig
+from gptx_models.config import ROPE_FIELDS, GPTConfig, number_problem, rope_problems
 
 Family = Literal["gpt2", "openai-gpt", "llama", "gptx"]
 Obstacles = Callable[[GPTConfig], Iterator[str]]
 COVERED = "gpt2, openai-gpt, llama, mistral and gptx"
 
 _ACTIVATIONS = {  # Hugging Face's names
-    "gpt2": {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"},
+    "gpt2": {
+        **dict.fromkeys(
+            ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"
+        ),
+        **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+        "relu": "relu",
+    },
     "openai-gpt": {"gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"},  # its "gelu" is the tanh form
     "llama": {"silu": "swiglu", "swish": "swiglu"},
 }
@@ -29,14 +36,13 @@ def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
     """The GPTConfig that a config.json means; `where` names the file in messages. Raises CheckpointError."""
     kind = raw.get("model_type")
     readers = {"gpt2": _gpt2, "openai-gpt": _openai, "llama": _llama, "mistral": _llama, "gptx": _gptx}
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise CheckpointError(
-            f"{where}: model_type is {kind!r}, which gptx's own GPT does not cover (it covers {COVERED}): "
+            f"{where}: model_type is {kind!r:.80}, which gptx's own GPT does not cover (it covers {COVERED}): "
             "export it with `gptx export --via optimum`"
         )
     fields = _Fields(raw, where)
-    if raw.get("quantization_config"):
-        fields.problems.append("the weights are quantized (quantization_config), expected fp32, fp16 or bf16 weights")
+    _refuse(fields)
     values = readers[kind](fields) | _head(fields)
     if fields.problems:
         raise CheckpointError(f"{where}: {'; '.join(fields.problems)}")
@@ -46,7 +52,40 @@ def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
         raise CheckpointError(f"{where}: {error}") from error
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", dict: "an object"}
+# Fields that change what is computed, in one of the classes that we read or in one like it (Granite, Gemma, Cohere,
+# MiniCPM, Qwen, Llama 4), and that our GPT does not compute. transformers reads most of them in their own classes only,
+# but where one stands in a file with a value other than these, whoever wrote it computes something else.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "alibi", "rope_interleaved"),
+        (False,),
+    ),
+    **dict.fromkeys(("parallel_attn", "use_parallel_residual", "parallel_residual"), (False,)),
+    **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "use_mrope", "use_sliding_window"), (False,)),
+    "is_causal": (True,),
+    "pruned_heads": ({},),
+    **dict.fromkeys(("attention_multiplier", "query_pre_attn_scalar", "attention_chunk_size", "clip_qkv"), ()),
+    **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping", "logits_soft_cap"), ()),
+    **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval", "mup_width_scale", "kv_lora_rank"), ()),
+    **dict.fromkeys(("logits_scaling", "logit_scale", "residual_multiplier", "embedding_multiplier"), (1,)),
+    **dict.fromkeys(("scale_emb", "scale_depth", "rotary_pct", "partial_rotary_factor"), (1,)),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), (0, 1)),
+}
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")
+
+
+def _refuse(fields: _Fields) -> None:
+    """Note a problem for each field that asks for what our GPT does not compute, whatever the family."""
+    for name in _QUANTIZED:
+        if fields.raw.get(name):
+            fields.problems.append(f"the weights are quantized ({name}), expected fp32, fp16 or bf16 weights")
+    for name, neutral in _NEUTRAL.items():
+        found = fields.raw.get(name)
+        if found is not None and found not in neutral:
+            fields.problems.append(f"{name} is {found!r:.80}, which gptx's GPT does not compute")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", str: "a name", dict: "an object"}
 
 
 class _Fields:
@@ -56,31 +95,52 @@ class _Fields:
         self.raw, self.where = raw, where
         self.problems: list[str] = []
 
-    def need(self, name: str) -> int:
-        if self.raw.get(name) is None:
+    def need(self, name: str, also: str = "") -> int:
+        """A size that must be there, under its name or under `also`."""
+        names = [each for each in (name, also) if self.raw.get(each) is not None]
+        if not names:
             self.problems.append(f"the field {name} is missing")
-        return self.get(name, 1)
+        values = [self.size(each, 1) for each in names]
+        if len(set(values)) > 1:
+            self.problems.append(f"{name} is {values[0]} and {also} is {values[1]}, which are names of one field")
+        return values[0] if values else 1
 
     def get(self, name: str, default: Any) -> Any:
         """A field's value, or `default` where it is absent or null; it must be of the default's type."""
         value = self.raw.get(name)
         if value is None:
             return default
-        fits = isinstance(value, type(default)) or (isinstance(value, int) and isinstance(default, float))
+        fits = isinstance(value, type(default)) and (isinstance(default, bool) or not isinstance(value, bool))
         if not fits:
-            self.problems.append(f"{name} is {value!r}, expected {_KINDS[type(default)]}")
+            self.problems.append(f"{name} is {value!r:.80}, expected {_KINDS[type(default)]}")
         return value if fits else default
+
+    def size(self, name: str, default: int) -> int:
+        """A whole number above 0, or `default`, which may be 0, where the field is absent or null."""
+        value = self.raw.get(name)
+        problem = size_problem(name, value) if value is not None else None
+        return default if value is None or self._note(problem) else value
+
+    def number(self, name: str, default: float, *, high: float | None = None) -> float:
+        """A number of at least 0, or `default` where the field is absent or null."""
+        value = self.raw.get(name)
+        problem = number_problem(name, value, low=0.0, high=high) if value is not None else None
+        return default if value is None or self._note(problem) else float(value)
+
+    def _note(self, problem: str | None) -> bool:
+        self.problems += [problem] if problem else []
+        return problem is not None
 
     def expect(self, name: str, expected: Any) -> None:
         """A field that GPT computes for one value only, which is also Hugging Face's default."""
         found = self.get(name, expected)
         if found != expected:
-            self.problems.append(f"{name} is {found!r}, and gptx's GPT computes only {expected!r}")
+            self.problems.append(f"{name} is {found!r:.80}, and gptx's GPT computes only {expected!r}")
 
     def activation(self, name: str, family: str, default: str) -> str:
         found, known = self.get(name, default), _ACTIVATIONS[family]
         if found not in known:
-            self.problems.append(f"{name} is {found!r}, expected one of {', '.join(known)}")
+            self.problems.append(f"{name} is {found!r:.80}, expected one of {', '.join(known)}")
         return known.get(found, "relu")
 
 
@@ -113,9 +173,8 @@ _CLASSIFIER = "ForSequenceClassification"
 def _gpt2(fields: _Fields) -> dict[str, Any]:
     fields.expect("scale_attn_weights", True)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
-    fields.expect("add_cross_attention", False)
     return _gpt2_shape(fields) | {
-        "n_inner": fields.get("n_inner", 0),
+        "n_inner": fields.size("n_inner", 0),
         "activation": fields.activation("activation_function", "gpt2", "gelu_new"),
     }
 
@@ -125,70 +184,95 @@ def _openai(fields: _Fields) -> dict[str, Any]:
 
 
 def _gpt2_shape(fields: _Fields) -> dict[str, Any]:
+    """transformers takes the newer classes' names of these fields too."""
+    if (window := fields.raw.get("sliding_window")) is not None:
+        fields.problems.append(f"sliding_window is {window!r:.80}, and this family has none")
+    named = any(fields.raw.get(name) is not None for name in ("n_positions", "max_position_embeddings"))
     return {
         "vocab_size": fields.need("vocab_size"),
-        "n_ctx": fields.get("n_positions", 0) or fields.need("n_ctx"),  # n_ctx: files of 2019
-        "n_layer": fields.need("n_layer"),
-        "n_head": fields.need("n_head"),
-        "n_embd": fields.need("n_embd"),
-        "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
+        # n_ctx: files of 2019
+        "n_ctx": fields.need("n_positions", "max_position_embeddings") if named else fields.need("n_ctx"),
+        "n_layer": fields.need("n_layer", "num_hidden_layers"),
+        "n_head": fields.need("n_head", "num_attention_heads"),
+        "n_embd": fields.need("n_embd", "hidden_size"),
+        "norm_eps": fields.number("layer_norm_epsilon", 1e-5),
         "tied": fields.get("tie_word_embeddings", True),
-        "dropout": fields.get("resid_pdrop", 0.1),
+        "dropout": fields.number("resid_pdrop", 0.1, high=1.0),
     }
 
 
 def _llama(fields: _Fields) -> dict[str, Any]:
-    fields.expect("partial_rotary_factor", 1.0)
     mistral = fields.raw["model_type"] == "mistral"
-    n_ctx = fields.get("max_position_embeddings", 2048)
-    window = fields.get("sliding_window", 0) if mistral else 0
+    n_ctx = fields.size("max_position_embeddings", 131072 if mistral else 2048)
+    n_layer = fields.need("num_hidden_layers")
+    window = _window(fields, n_ctx, n_layer, mistral=mistral)
     theta, scaling = _rope(fields)
+    # null is as many as there are heads; where the field is absent, Mistral's class has its own default
+    n_kv_head = fields.size("num_key_value_heads", 8 if mistral and "num_key_value_heads" not in fields.raw else 0)
+    if mistral:
+        fields.expect("attention_bias", False)
+        fields.expect("mlp_bias", False)
     return {
         "vocab_size": fields.need("vocab_size"),
         "n_ctx": n_ctx,
-        "n_layer": fields.need("num_hidden_layers"),
+        "n_layer": n_layer,
         "n_head": fields.need("num_attention_heads"),
-        "n_kv_head": fields.get("num_key_value_heads", 0),
+        "n_kv_head": n_kv_head,
         "n_embd": fields.need("hidden_size"),
-        "head_dim": fields.get("head_dim", 0),
+        "head_dim": fields.size("head_dim", 0),
         "n_inner": fields.need("intermediate_size"),
         "position": "rope",
-        "rope_theta": float(theta),
+        "rope_theta": theta,
         "rope_scaling": scaling,
-        "window": window if 0 < window < n_ctx else None,
+        "window": window,
         "activation": fields.activation("hidden_act", "llama", "silu"),
         "norm": "rmsnorm",
-        "norm_eps": fields.get("rms_norm_eps", 1e-6),
-        "attn_bias": False if mistral else fields.get("attention_bias", False),
-        "mlp_bias": False if mistral else fields.get("mlp_bias", False),
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "attn_bias": fields.get("attention_bias", False),
+        "mlp_bias": fields.get("mlp_bias", False),
         "tied": fields.get("tie_word_embeddings", False),
-        "dropout": fields.get("attention_dropout", 0.0),
+        "dropout": fields.number("attention_dropout", 0.0, high=1.0),
     }
 
 
-_ROPE_FIELDS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+def _window(fields: _Fields, n_ctx: int, n_layer: int, *, mistral: bool) -> int | None | list[int | None]:
+    """Mistral's class has a window of 4096 where the field is absent, and none where it is null; its layer_types say which
+    layers have it. Llama's class has no window, though the cache of transformers obeys one there."""
+    window = fields.size("sliding_window", 4096 if mistral and "sliding_window" not in fields.raw else 0)
+    kinds = fields.raw.get("layer_types")
+    known = ("full_attention", "sliding_attention") if mistral and window else ("full_attention",)
+    if kinds is not None and not (isinstance(kinds, list) and all(kind in known for kind in kinds)):
+        fields.problems.append(f"layer_types is {kinds!r:.80}, expected a list of {' and '.join(known)}")
+    elif kinds is not None and len(kinds) != n_layer:
+        fields.problems.append(f"layer_types names {len(kinds)} layers of {n_layer}")
+    elif window and not mistral and window < n_ctx:
+        fields.problems.append(f"sliding_window is {window}, which a llama does not have")
+    if not 0 < window < n_ctx:
+        return None
+    return window if kinds is None else [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _rope(fields: _Fields) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling): transformers 4 has rope_theta and rope_scaling, transformers 5 one rope_parameters."""
     given: dict[str, Any] = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
-    theta = given.get("rope_theta") or fields.get("rope_theta", 10000.0)
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in _ROPE_FIELDS:
-        fields.problems.append(f"rope_scaling is of type {kind!r}, expected one of {', '.join(_ROPE_FIELDS)}")
-        return theta, None
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
-        fields.problems.append(f"partial_rotary_factor is {given['partial_rotary_factor']!r}, expected 1.0")
-    missing = [name for name in _ROPE_FIELDS[kind] if given.get(name) is None]
-    if missing:
-        fields.problems.append(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
-        return theta, None
-    scaling = {"rope_type": kind, **{name: given[name] for name in _ROPE_FIELDS[kind]}}
-    return theta, scaling if kind != "default" else None
+    thetas = [place["rope_theta"] for place in (given, fields.raw) if place.get("rope_theta") is not None]
+    theta = thetas[0] if thetas else 10000.0
+    if problem := number_problem("rope_theta", theta):
+        fields.problems.append(problem)
+        theta = 10000.0
+    if len(thetas) == 2 and thetas[0] != thetas[1]:
+        fields.problems.append(f"rope_theta is {thetas[1]!r:.80}, and {thetas[0]!r:.80} in rope_parameters")
+    if given.get("partial_rotary_factor", 1) != 1:
+        fields.problems.append(f"partial_rotary_factor is {given['partial_rotary_factor']!r:.80}, expected 1.0")
+    given = {name: value for name, value in given.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if not given:
+        return float(theta), None
+    if problems := list(rope_problems(given)):
+        fields.problems += problems
+        return float(theta), None
+    kind = given.get("rope_type") or given["type"]
+    scaling = {"rope_type": kind, **{name: given[name] for name in ROPE_FIELDS[kind]}}
+    return float(theta), scaling if kind != "default" else None
 
 
 def _gptx(fields: _Fields) -> dict[str, Any]:

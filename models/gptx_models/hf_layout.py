@@ -74,7 +74,7 @@ LAYOUTS: dict[Family, Layout] = {
             "model.",
         ),
         prefix="model.",
-        ignored=r"rotary_emb\.inv_freq$",
+        ignored=r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
     ),
     "gptx": Layout({}),
 }

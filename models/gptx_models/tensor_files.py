@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gptx import json_files
 from gptx.errors import CheckpointError
-from gptx.folders import LFS_POINTER
-from gptx_models.weights import TensorSource
+from gptx.folders import LFS_POINTER, lies_inside
+from gptx_models.weights import TensorSource, check_finite, unwrapped
 
 Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them
 STORED: dict[Stored, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -33,13 +33,16 @@ def open_folder(folder: Path) -> TensorSource:
     sources: dict[str, TensorSource] = {}
     for file in files:
         source = open_file(file)
+        if twice := next((name for name in source.shapes if name in sources), None):
+            raise CheckpointError(f"{folder} has the tensor {twice} in two files, {sources[twice].where} and {file}")
         sources |= dict.fromkeys(source.shapes, source)
-    return TensorSource(
+    whole = TensorSource(
         str(files[0] if len(files) == 1 else folder),
         {name: source.shapes[name] for name, source in sources.items()},
         lambda name: sources[name].read(name),
         {name: source.types[name] for name, source in sources.items()},
     )
+    return unwrapped(whole)
 
 
 def open_file(path: Path) -> TensorSource:
@@ -55,10 +58,15 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / stem]
         index = folder / f"{stem}.index.json"
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            places = read_json(index).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+                raise CheckpointError(f"{index} has no weight_map from tensors to files: copy or download it again")
+            names = sorted(set(places.values()))
             missing = [name for name in names if not (folder / name).exists()]
             if missing or not names:
                 raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {', '.join(missing)}")
+            if outside := [name for name in names if not lies_inside(folder / name, folder)]:
+                raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
             return [folder / name for name in names]
     raise CheckpointError(f"{folder} holds no weights: expected model.safetensors or model.safetensors.index.json")
 
@@ -139,6 +147,8 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(head)) + head)
         for name, shape, give in parts:
             value = give().to(dtype)
+            if dtype != torch.float32:  # what fp16 cannot hold
+                check_finite(value, f"{name}, in {stored},", str(path))
             assert tuple(value.shape) == tuple(shape), f"{name}: {tuple(value.shape)} is not {shape}"
             file.write(value.contiguous().view(torch.uint8).numpy().data)
 

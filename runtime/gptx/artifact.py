@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gptx.bounds import size_problem
 from gptx.errors import ArtifactError
 from gptx.folders import LFS_POINTER, MANIFEST, kind_of, not_plain
 from gptx.json_files import read_json
@@ -24,7 +25,6 @@ SECOND = {"decode": DECODE, "cuda": CUDA}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
-MOST_LAYERS = 10_000  # a damaged number must not make names for a billion
 REFERENCE = "gptx_reference.safetensors"
 # Folders of which every file must be listed: a graph can name any file beside it as its weights.
 GRAPH_FOLDERS = ("onnx", "compiled")
@@ -262,10 +262,11 @@ def _field_problems(raw: dict[str, Any]):
     for name in Shape.__dataclass_fields__:
         if name == "n_class" and raw["model"].get(name, 0) == 0:
             continue
-        if not _positive(raw["model"].get(name)):
-            yield f"model.{name} is {raw['model'].get(name)!r}, expected a positive number"
-        elif name == "n_layer" and raw["model"][name] > MOST_LAYERS:
-            yield f"model.n_layer is {raw['model'][name]}, expected at most {MOST_LAYERS}"
+        value = raw["model"].get(name)
+        if name == "n_parameters" and not _positive(value):
+            yield f"model.{name} is {value!r:.80}, expected a positive whole number"
+        elif name != "n_parameters" and (problem := size_problem(f"model.{name}", value)):
+            yield problem
     tokens = raw["tokens"]
     for name in ("vocab_size", "bos", "pad"):
         if tokens.get(name) is not None and not isinstance(tokens[name], int):

@@ -227,13 +227,15 @@ def _source(
     path: Path, tensors: dict[str, ReaderTensor], config: GPTConfig, *, permuted: bool, tied: bool
 ) -> TensorSource:
     def read(name: str) -> Tensor:
-        value = _read(tensors[name], str(path))
+        return _read(tensors[name], str(path))
+
+    def arrange(name: str, value: Tensor) -> Tensor:
         part = re.search(r"\.attn_([qk])\.", name)
         if part and permuted:
             return to_halves(value, config.n_head if part[1] == "q" else config.n_kv_head)
         return value
 
-    return TensorSource(str(path), {name: _shape(tensor) for name, tensor in tensors.items()}, read)
+    return TensorSource(str(path), {name: _shape(tensor) for name, tensor in tensors.items()}, read, arrange=arrange)
 
 
 def _read(tensor: ReaderTensor, where: str) -> Tensor:

@@ -152,14 +152,16 @@ def _source(path: Path, file: _File) -> TensorSource:
             flat = data[start : start + count].view(np.int8).reshape(-1, group) * scales[:, None]
         else:
             flat = data[start : start + 4 * count].view("<f4")
-        value = torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(shapes[name])
+        return torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(shapes[name])
+
+    def arrange(name: str, value: Tensor) -> Tensor:
         if ".q_proj." in name:
             return to_halves(value, config.n_head)
         return to_halves(value, config.n_kv_head) if ".k_proj." in name else value
 
     weights = {name: shape for name, shape in shapes.items() if not name.startswith("rotary.")}
     types = {name: "Q8_0" if name in quantized else "F32" for name in weights}
-    return TensorSource(str(path), weights, read, types)
+    return TensorSource(str(path), weights, read, types, arrange)
 
 
 def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:

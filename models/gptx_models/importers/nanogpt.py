@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
 from gptx.errors import CheckpointError
 from gptx_models.config import GPTConfig
@@ -18,7 +19,7 @@ from gptx_models.hf_layout import LAYOUTS, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.tensor_files import check_file, load_torch_file, of_state_dict, sha256
 from gptx_models.tokenizer_files import TokenizerFiles, companions
-from gptx_models.weights import build, shown
+from gptx_models.weights import build, shown, unwrapped
 
 LAYOUT = LAYOUTS["gpt2"].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
 _FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -32,8 +33,7 @@ def import_nanogpt(
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise CheckpointError(f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args")
     config = _config(checkpoint["model_args"], str(path))
-    weights = {name.removeprefix("_orig_mod."): value for name, value in checkpoint["model"].items()}
-    source = of_state_dict(weights, str(path))
+    source = unwrapped(of_state_dict(_tensors(checkpoint["model"], path), str(path)))
     with shown(source) as read:
         model = build(config, LAYOUT, read)
     names = written_names(model, LAYOUT, LAYOUTS[family_of(config)])
@@ -50,7 +50,17 @@ def import_nanogpt(
     return Imported(model, about, read_meta(meta, allow_pickle=allow_pickle).files)
 
 
+def _tensors(model: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(v, Tensor) for name, v in model.items()
+    ):
+        raise CheckpointError(f"{path}: model is not a state_dict: expected tensors by name")
+    return model
+
+
 def _config(args: dict[str, Any], where: str) -> GPTConfig:
+    if not isinstance(args, dict):
+        raise CheckpointError(f"{where}: model_args is {args!r:.80}, expected nanoGPT's settings by name")
     missing = [name for name in _FIELDS if args.get(name) is None]
     if missing:
         raise CheckpointError(
