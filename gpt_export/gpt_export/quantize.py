@@ -27,6 +27,7 @@ from gpt_export.side_files import (
     write_card,
     write_genai_config,
 )
+from gpt_export.stored import check_half
 from gpt_export.weights import load_gpt
 from gptx import artifact
 from gptx.artifact import CUDA, DECODE, GRAPH, Manifest
@@ -187,6 +188,8 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":
+        for weight_name, weight in gpt.named_parameters():
+            check_half(weight, weight_name, str(manifest.path))
         half = graph_layers(gpt.half(), form)
         save_graph(build_graph(half, form), staging / "onnx")
         if has_cuda(to, form):

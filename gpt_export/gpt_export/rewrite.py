@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from gpt_export.stored import read_proto
+from gpt_export.stored import check_weights, read_graph, read_proto
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK = {"int8": 64, "int4": 32, "int4-fast": 128}
@@ -23,6 +23,7 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
     8 and 4 bits: every MatMul with a constant becomes MatMulNBits, embeddings stay as they are. fp16: weights and
     arithmetic; inputs and outputs, the cache among them, stay float32.
     """
+    check_weights(read_graph(source), str(source), half=to == "fp16")
     model = read_proto(source)
     if to == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from gptx.errors import ArtifactError
+from gptx.errors import ArtifactError, UsageError
 from gptx.folders import lies_inside
+from gptx_models.weights import check_finite
 
 
 def read_graph(file: Path) -> ir.Model:
@@ -45,6 +47,30 @@ def read_proto(file: Path) -> onnx.ModelProto:
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model
+
+
+def check_weights(model: ir.Model, where: str, *, half: bool = False) -> None:
+    """Raise ArtifactError for a weight that is NaN or infinite, and with `half` UsageError for one beyond fp16.
+
+    A weight is what a product or a look-up reads; other constants, such as masks, may be infinite.
+    """
+    nodes = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Gather")]
+    for value in {id(value): value for node in nodes for value in node.inputs if value is not None}.values():
+        if value.const_value is not None and value.const_value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            weight = torch.from_numpy(np.array(value.const_value.numpy()))
+            check_finite(weight, value.name or "a weight", where, ArtifactError)
+            if half:
+                check_half(weight, value.name or "a weight", where)
+
+
+def check_half(weight: torch.Tensor, name: str, where: str) -> None:
+    """Raise UsageError for a weight that fp16 cannot hold."""
+    low, high = (float(end) for end in torch.aminmax(weight))
+    largest = max(-low, high)
+    if largest > torch.finfo(torch.float16).max:
+        raise UsageError(
+            f"{where} cannot be stored in fp16, which ends at 65,504: {name} holds {largest:,.0f}; int8 and int4 hold it"
+        )
 
 
 def _data_file(graph: Path, location: str, end: int) -> Path:

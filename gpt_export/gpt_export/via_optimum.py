@@ -35,6 +35,7 @@ from gpt_export.side_files import (
     write_card,
     write_genai_config,
 )
+from gpt_export.stored import check_weights, read_graph
 from gptx.errors import CheckpointError, GptxError
 from gptx.folders import check_apart, check_output, new_folder
 from gptx.install import pip_command
@@ -64,7 +65,8 @@ def export_via_optimum(
     with new_folder(out, force=force, needed=4 * weights) as staging:
         with stage("Exporting with optimum"):
             _export(source, staging)
-        graph = ir.load(staging / "onnx" / "model.onnx")
+        graph = read_graph(staging / "onnx" / "model.onnx")
+        check_weights(graph, str(source))
         copy_side_files(source, staging)
         facts = _facts(graph, staging)
         shape = facts["model"]

@@ -13,10 +13,14 @@ from gptx.artifact import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT
+from gptx_models.weights import check_finite
 
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
-    """The module that `export` traced, in fp32 and eval mode. ArtifactError names every weight that is not there."""
+    """The module that `export` traced, in fp32 and eval mode.
+
+    ArtifactError names every weight that is not there, and the first that is NaN or infinite.
+    """
     graph = read_graph(artifact / GRAPH).graph
     stored = graph.initializers
     transposed = {value.name for node in graph if node.op_type == "MatMul" and (value := node.inputs[1]) is not None}
@@ -35,7 +39,9 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
         assert value is not None
         array = value.numpy()
         array = array.T if name in transposed else array
-        _put(shape, name, nn.Parameter(torch.from_numpy(np.array(array, np.float32, order="C")), requires_grad=False))
+        weight = torch.from_numpy(np.array(array, np.float32, order="C"))
+        check_finite(weight, name, str(artifact), ArtifactError)
+        _put(shape, name, nn.Parameter(weight, requires_grad=False))
     for name, buffer in tables.items():
         _put(shape, name, buffer)
     if config.head_is_embedding:

@@ -118,10 +118,10 @@ def written_names(model: GPT, layout: Layout, written: Layout) -> dict[str, str]
     names: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         found = place_of(name, parameter.shape, model.config, layout).names
-        if layout.prefix:  # the base model alone is written without it
-            found = (*found, *(piece.removeprefix(layout.prefix) for piece in found))
         target = place_of(name, parameter.shape, model.config, written).names
-        names |= dict(zip(found, target if len(target) == len(found) else target[:1] * len(found)))
+        pairs = list(zip(found, target if len(target) == len(found) else target[:1] * len(found)))
+        # the base model alone is written without the prefix
+        names |= dict(pairs) | {piece.removeprefix(layout.prefix): theirs for piece, theirs in pairs}
     return names
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gptx.errors import CheckpointError
+from gptx.errors import CheckpointError, GptxError
 from gptx.progress import note, stage
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family
@@ -123,8 +123,8 @@ def build(config: GPTConfig, layout: Layout, source: TensorSource) -> GPT:
     return model.eval()
 
 
-def check_finite(value: Tensor, name: str, where: str) -> None:
-    """Raise CheckpointError for a tensor with NaN or infinity in it, naming the first place.
+def check_finite(value: Tensor, name: str, where: str, error: type[GptxError] = CheckpointError) -> None:
+    """Raise `error` for a tensor with NaN or infinity in it, naming the first place.
 
     The sum of a piece is finite where all of it is, which takes one pass over the memory and no copy of the tensor.
     """
@@ -135,7 +135,7 @@ def check_finite(value: Tensor, name: str, where: str) -> None:
         if len(bad):  # finite numbers may have an infinite sum
             first = int(bad[0])
             at = torch.unravel_index(torch.tensor(number * _PIECE + first), value.shape)
-            raise CheckpointError(
+            raise error(
                 f"{where}: {name} holds {float(piece[first])} at {[int(index) for index in at]}, which is no weight:"
                 " the file is damaged, or its training had diverged"
             )
