@@ -98,8 +98,9 @@ def test_a_checkpoint_with_a_value_that_is_no_number(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [("train", "{text}", "--from", "{model}"), ("finetune", "{model}", "{rows}", "--lora"),
-                                   ("merge", "{adapter}", "{out}", "--base", "{model}")])  # fmt: skip
+@pytest.mark.parametrize(
+    "words", [("finetune", "{model}", "{rows}", "--lora"), ("merge", "{adapter}", "{out}", "--base", "{model}")]
+)
 def test_verbs_that_read_a_checkpoint(words: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     weights = tensors(folder)
