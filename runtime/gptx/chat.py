@@ -36,26 +36,35 @@ class ChatTemplate:
         ArtifactError where it is broken."""
         import jinja2
 
-        if self._template is None:
-            self._template = self._compile()
+        from gptx.template_limits import Budget, TemplateStopped, within
+
+        given = [dict(message) for message in messages]
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special,
-            )
+            if self._template is None:
+                self._template = self._compile()
+            with within(Budget(given)):
+                return self._template.render(
+                    messages=given,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special,
+                )
         except _Refused as error:
             raise UsageError(f"the chat template refuses these messages: {error}") from error
+        except TemplateStopped as error:
+            raise ArtifactError(f"{self._path} was stopped: {error}") from error
+        except MemoryError as error:
+            raise ArtifactError(f"{self._path} needs more memory than there is") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             raise ArtifactError(f"{self._path} failed: {error}") from error
 
     def _compile(self) -> Any:
         import jinja2
 
+        environment = _environment()
         try:
-            return _environment().from_string(self.source)
+            return environment.from_string(environment.limited(self.source))
         except jinja2.TemplateSyntaxError as error:
             raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
         except (RecursionError, SyntaxError, MemoryError):  # from Python's own compiler, which has its limits too
@@ -70,7 +79,8 @@ def _environment() -> Any:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from gptx.template_limits import LimitedEnvironment
 
     class Generation(Extension):
         """{% generation %} marks what a model wrote, for training; here it is its content."""
@@ -82,12 +92,11 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.limit_filters()
     return environment
 
 
