@@ -144,7 +144,8 @@ def expect_checkpoint(source: Path) -> None:
         )
     if kind == "adapter":
         raise CheckpointError(
-            f"{source} is a LoRA adapter: gptx merge {source} OUT makes a checkpoint of it and its base"
+            f"{source} is an adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
+            " of it and its base"
         )
     if kind == "missing":
         raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")

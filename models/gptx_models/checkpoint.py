@@ -121,7 +121,9 @@ def _raw_config(folder: Path) -> dict[str, Any]:
             f"or make it smaller with `gptx quantize {folder} OUT`"
         )
     if kind == "adapter":
-        raise CheckpointError(f"{folder} is a LoRA adapter, not a checkpoint: gptx merge {folder} OUT makes one of it")
+        raise CheckpointError(
+            f"{folder} is an adapter, not a checkpoint (it has adapter_config.json): gptx merge {folder} OUT makes one"
+        )
     if kind != "checkpoint":
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
     return read_json(folder / "config.json")

@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gptx.bounds import size_problem
 from gptx.errors import CheckpointError
+from gptx.progress import note
 from gptx_models.checkpoint import SOURCE, copy_tokenizer, load_model, read_family, write_json
+from gptx_models.config import number_problem
 from gptx_models.hf_config import Family, family_of
 from gptx_models.hf_layout import LAYOUTS
 from gptx_models.lora import ALL_LINEAR, Lora, adapted_modules, add_lora, all_pieces, merge_lora
 from gptx_models.model import GPT
-from gptx_models.tensor_files import open_file, read_json
+from gptx_models.tensor_files import has_weights, open_file, read_json
+from gptx_models.weights import check_finite
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -38,10 +42,6 @@ _FINE: dict[str, tuple[Any, ...]] = {
     # the others (PiSSA, OLoRA, LoftQ ...) begin by changing the base's weights, and what is saved goes with those
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
 
 
 def save_adapter(
@@ -93,7 +93,10 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
     family = _family(gpt, base, modules, folder)
     add_lora(gpt, _lora(config, modules, folder), family)
     _fill(gpt, tensors, folder)
-    return merge_lora(gpt).eval()
+    merged = merge_lora(gpt).eval()
+    for name, weight in merged.named_parameters():  # of a scale without measure
+        check_finite(weight.detach(), name, f"{folder} merged into {base}")
+    return merged
 
 
 def base_of(folder: Path, base: Path | None = None) -> Path:
@@ -102,9 +105,17 @@ def base_of(folder: Path, base: Path | None = None) -> Path:
     if base is not None:
         return base
     name = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    whole = has_weights(folder)
     for place in (Path(name), folder / name):
         if name and (place / "config.json").exists():
+            if whole and not place.samefile(folder):
+                note(f"{folder} holds a whole model too, which is not read: the adapter is for {place}")
             return place
+    if whole:
+        raise CheckpointError(
+            f"{folder} holds a whole model and an adapter for {name or 'a base that it does not name'}, which is not here:"
+            f" name that base with gptx merge --base, or take {CONFIG} away where the model itself is meant"
+        )
     raise CheckpointError(
         f"{folder} adapts {name or 'a base that it does not name'}, which is not here:"
         f" gptx merge {folder} OUT --base CHECKPOINT says where it is"
@@ -126,10 +137,9 @@ def _check(config: dict[str, Any], folder: Path) -> None:
 def _lora(config: dict[str, Any], modules: set[str], folder: Path) -> Lora:
     """The modules are those that the file has tensors of, whatever target_modules says: it may be a pattern."""
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)  # PEFT's own defaults
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1 or alpha <= 0:
-        raise CheckpointError(
-            f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}, expected a whole number and a number above 0"
-        )
+    for problem in (size_problem("r", rank), number_problem("lora_alpha", alpha)):
+        if problem:
+            raise CheckpointError(f"{folder / CONFIG}: {problem}")
     if config.get("use_rslora"):  # scaled by alpha / sqrt(rank) instead
         alpha *= math.sqrt(rank)
     return Lora(rank, alpha, tuple(sorted(modules)))
@@ -154,7 +164,10 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if not names:
         raise CheckpointError(f"{folder} has no {WEIGHTS}: copy it there")
     source = open_file(folder / names[0])
-    return {name: source.read(name).float() for name in source.shapes}
+    tensors = {name: source.read(name).float() for name in source.shapes}
+    for name, value in tensors.items():
+        check_finite(value, name, source.where)
+    return tensors
 
 
 def _with_head(gpt: GPT, weight: Tensor) -> GPT:

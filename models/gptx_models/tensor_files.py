@@ -51,9 +51,17 @@ def open_file(path: Path) -> TensorSource:
     return _open_bin(path) if path.suffix == ".bin" else _open_safetensors(path)
 
 
+_STEMS = ("model.safetensors", "pytorch_model.bin")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model's weights stand in a folder, whole or in shards."""
+    return any((folder / name).exists() for stem in _STEMS for name in (stem, f"{stem}.index.json"))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that its index names, or the same of pytorch_model.bin."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
+    for stem in _STEMS:
         if (folder / stem).exists():
             return [folder / stem]
         index = folder / f"{stem}.index.json"

@@ -32,17 +32,20 @@ def not_plain(folder: Path, name: str) -> str | None:
 
 
 def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
-    """What stands at a path: an artifact has our manifest, a checkpoint a config.json and no graph, a LoRA adapter
-    an adapter_config.json alone."""
+    """What stands at a path: an artifact has our manifest, an adapter an adapter_config.json, a checkpoint a config.json.
+
+    A folder with both configurations is an adapter, whether or not there are weights of a model too: transformers loads
+    the base that the adapter names and applies the adapter, and programs that train adapters leave a config.json there.
+    """
     if not os.path.exists(path):  # not Path.exists(), which raises for a name that is too long
         return "missing"
     if not path.is_dir():
         return "file"
     if (path / MANIFEST).exists():
         return "artifact"
-    if (path / "config.json").exists():
-        return "checkpoint"
-    return "adapter" if (path / "adapter_config.json").exists() else "folder"
+    if (path / "adapter_config.json").exists():
+        return "adapter"
+    return "checkpoint" if (path / "config.json").exists() else "folder"
 
 
 def lies_inside(file: Path, folder: Path) -> bool:

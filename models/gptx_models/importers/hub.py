@@ -13,7 +13,7 @@ from gptx_models.importers.huggingface import import_folder
 from gptx_models.importers.imported import Imported, Tell, quiet
 
 _TEXTS = (
-    *("config.json", "generation_config.json", "README.md"),
+    *("config.json", "generation_config.json", "README.md", "adapter_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"),  # older forms of a tokenizer
 )
