@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -207,14 +208,21 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path, known=known, vocab_size=known) is not None
     with pytest.raises(ArtifactError, match=f"it knows {known} ids, gptx.json says {known - 1}"):
         load_tokenizer(tmp_path, known=known - 1, vocab_size=known)
-    with pytest.raises(ArtifactError, match=f"{known} ids, and the model has 100"):
+    with pytest.raises(ArtifactError, match=f"ids up to {known - 1}, and the model's vocabulary has 100 tokens"):
         load_tokenizer(tmp_path, known=None, vocab_size=100)
 
 
 def test_special_tokens_from_either_file(tmp_path: Path) -> None:
-    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}')
-    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "pad_token": null}')
-    assert special_tokens(tmp_path) == {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    """special_tokens_map.json goes before tokenizer_config.json, unless the latter has added_tokens_decoder."""
+    special = '{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<a>"]}'
+    (tmp_path / "special_tokens_map.json").write_text(special)
+    config = {"eos_token": "<|im_end|>", "pad_token": None, "additional_special_tokens": ["<b>", {"content": "<a>"}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<b>", "<a>"]}
+    assert special_tokens(tmp_path) == found
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "added_tokens_decoder": {}}))
+    found = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<b>", "<a>"]}
+    assert special_tokens(tmp_path) == found
 
 
 def test_half_a_surrogate_pair_is_no_text() -> None:

@@ -15,6 +15,7 @@ import click
 from gptx.cli.output import write_out
 from gptx.errors import OutputError, UsageError
 from gptx.folders import check_apart, check_output, kind_of
+from gptx.progress import note
 from gptx_models.checkpoint import load_config
 
 
@@ -104,11 +105,11 @@ def export(
             merge(checkpoint, scratch / "merged", exact=True)
             checkpoint = scratch / "merged"
             source = str(checkpoint)
-        if tokenizer or not _ready(checkpoint):
+        if tokenizer or kind_of(checkpoint) not in ("checkpoint", "artifact"):  # export refuses the latter
             from gptx_models.importers import import_checkpoint
 
             checkpoint = scratch / "checkpoint"
-            import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle)
+            import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note)
         if dry_run and kind_of(checkpoint) == "checkpoint":
             _print_plan(plan_export(load_config(checkpoint)))
             return
@@ -205,13 +206,6 @@ def quantize(
         return
     assert to is not None
     _report(out, quantize_artifact(source, out, to=to, **options))
-
-
-def _ready(source: Path) -> bool:
-    """Whether export reads `source` as it is (or refuses it, as an artifact); anything else is imported first."""
-    if kind_of(source) == "checkpoint":
-        return (source / "tokenizer.json").exists() or not (source / "vocab.json").exists()
-    return kind_of(source) == "artifact"
 
 
 @contextmanager

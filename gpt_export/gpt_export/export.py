@@ -16,7 +16,6 @@ from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, proof
 from gpt_export.side_files import (
-    copy_side_files,
     hash_folder,
     read_json,
     token_facts,
@@ -31,9 +30,12 @@ from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx.providers import onnxruntime
 from gptx_models.attention import ADDITIVE_CHUNK
-from gptx_models.checkpoint import load_config, load_model
+from gptx_models.checkpoint import load_config, load_head, load_model, write_configs
 from gptx_models.config import GPTConfig
+from gptx_models.importers.huggingface import source_of
 from gptx_models.model import GPT
+from gptx_models.side_files import CARD, read_side_files
+from gptx_models.tensor_files import open_folder
 
 PREFILL_CHUNK = 256  # GroupQueryAttention scores every key of a piece and masks afterwards: half of 512 is 4% faster
 
@@ -82,13 +84,17 @@ def export_checkpoint(
     expect_checkpoint(source)
     onnxruntime()  # the proof needs it: an error now, not after the tracing
     config = load_config(source)
+    side = read_side_files(source, config.vocab_size, tell=note)
+    card = side.kept.pop(CARD, None)
     form = choose_form(config, cache)
     bounds = limits_for("fp32", limits)
     needed = plan_export(config).disk_bytes
     check_apart(source, out)
     check_output(out, force=force, needed=needed)
     with new_folder(out, force=force, needed=needed) as staging:
-        text_proof = proof(source, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
+        side.write(staging)
+        write_configs(staging, config, side.generation, load_head(source))
+        text_proof = proof(staging, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
         with stage("Loading the checkpoint"):
             gpt = load_model(source)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
@@ -100,13 +106,12 @@ def export_checkpoint(
             parameters = count_parameters(config)
             del gpt, graph  # PyTorch's copy goes before ONNX Runtime makes its own
             gc.collect()
-            copy_side_files(source, staging)
             facts = manifest_facts(staging, config, form, parameters)
-            facts["source"] = source_facts(source)
+            facts["source"] = {**source_of(source, config, open_folder(source)), **weights_hash(source)}
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
             recording.reference(reference_budget(parameters)).save(staging)
             certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
-        write_card(staging, out.name, card_of(source))
+        write_card(staging, out.name, card)
     return certificate
 
 
@@ -203,11 +208,9 @@ def tool_versions() -> dict[str, str]:
     return {name: module.__version__ for name, module in modules.items()}
 
 
-def source_facts(checkpoint: Path) -> dict[str, Any]:
-    """Where the weights come from: what import or train wrote down, and the hash of the weights that were exported."""
-    facts = read_json(checkpoint / "gptx_source.json") or {"format": "huggingface", "name": checkpoint.name}
-    facts["checkpoint_sha256"] = hash_folder(checkpoint, ("*.safetensors", "*.bin"))
-    return facts
+def weights_hash(checkpoint: Path) -> dict[str, Any]:
+    """The hash of the weights that were exported."""
+    return {"checkpoint_sha256": hash_folder(checkpoint, ("*.safetensors", "*.bin"))}
 
 
 def reference_budget(parameters: int) -> int:
@@ -238,9 +241,3 @@ def link(certificate: dict[str, Any]) -> dict[str, Any]:
     """One comparison of the chain from PyTorch to this artifact."""
     keys = ("max_abs", "kl_mean", "same_top1", "perplexity_reference", "perplexity")
     return {"against": certificate["against"], **{key: certificate["figures"][key] for key in keys}}
-
-
-def card_of(checkpoint: Path) -> str | None:
-    """The checkpoint's own words about itself, to be kept below ours."""
-    card = checkpoint / "MODEL_CARD.md"
-    return card.read_text("utf-8") if card.exists() else None

@@ -28,6 +28,7 @@ CARD = "README.md"
 
 
 def copy_side_files(source: Path, out: Path) -> None:
+    """Copy the side files of an artifact, which agree with each other already."""
     for name in COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
@@ -92,22 +93,19 @@ def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any],
 
 
 def token_facts(folder: Path) -> dict[str, Any]:
-    """bos, eos and pad ids as config.json and generation_config.json name them, and how many ids the tokenizer knows."""
-    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
-
-    def named(key: str) -> Any:
-        return generation.get(key) if generation.get(key) is not None else config.get(key)
-
-    eos = named("eos_token_id")
+    """bos, eos and pad ids as generation_config.json names them (see token_ids.py), and how many ids the tokenizer
+    knows. Raises CheckpointError for a tokenizer that is damaged."""
+    generation = read_json(folder / "generation_config.json")
+    eos = generation.get("eos_token_id")
     known = None
     if (folder / "tokenizer.json").exists():
         vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
         known = max(vocabulary.values(), default=-1) + 1
     return {
         "vocab_size": known,
-        "bos": named("bos_token_id"),
+        "bos": generation.get("bos_token_id"),
         "eos": [] if eos is None else eos if isinstance(eos, list) else [eos],
-        "pad": named("pad_token_id"),
+        "pad": generation.get("pad_token_id"),
     }
 
 

@@ -24,8 +24,8 @@ from gpt_export.export import (
     expect_checkpoint,
     prove,
     reference_budget,
-    source_facts,
     tool_versions,
+    weights_hash,
 )
 from gpt_export.proof import Proof, proof
 from gpt_export.side_files import (
@@ -40,7 +40,10 @@ from gptx.errors import CheckpointError, GptxError
 from gptx.folders import check_apart, check_output, new_folder
 from gptx.install import pip_command
 from gptx.limits import limits_for
-from gptx.progress import stage
+from gptx.progress import note, stage
+from gptx_models.checkpoint import SOURCE, write_json
+from gptx_models.side_files import read_side_files
+from gptx_models.token_ids import IDS
 
 
 def export_via_optimum(
@@ -68,15 +71,17 @@ def export_via_optimum(
         graph = read_graph(staging / "onnx" / "model.onnx")
         check_weights(graph, str(source))
         copy_side_files(source, staging)
-        facts = _facts(graph, staging)
+        config = _agree(staging, graph)
+        facts = _facts(graph, config, staging)
         shape = facts["model"]
-        text_proof = proof(source, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
+        text_proof = proof(staging, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording, shape["n_parameters"] = _record(source, text_proof, shape["n_ctx"], Path(scratch.name))
             gc.collect()
             recording.reference(reference_budget(shape["n_parameters"])).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
-            facts["source"] = {**source_facts(source), "via": "optimum"}
+            about = read_json(source / SOURCE) or {"format": "huggingface", "name": source.name}
+            facts["source"] = {**about, **weights_hash(source), "via": "optimum"}
             certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
         write_card(staging, out.name)
     return certificate
@@ -151,9 +156,20 @@ def _named(config: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def _facts(graph: ir.Model, folder: Path) -> dict[str, Any]:
+def _agree(folder: Path, graph: ir.Model) -> dict[str, Any]:
+    """Write the copied side files of an artifact again, so that they agree with each other; returns config.json."""
+    logits = next(value for value in graph.graph.outputs if value.name == "logits")
+    side = read_side_files(folder, _static(logits.shape[2] if logits.shape else None), tell=note)
+    side.write(folder)
+    ids = {name: side.generation[name] for name in IDS if name in side.generation}
+    config = {name: value for name, value in read_json(folder / "config.json").items() if name not in IDS} | ids
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", side.generation)
+    return config
+
+
+def _facts(graph: ir.Model, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The manifest's facts, read from the graph's inputs and config.json."""
-    config = read_json(folder / "config.json")
     keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
     n_head, n_embd, n_ctx = (_named(config, names) for names in _NAMES)
@@ -183,7 +199,7 @@ def _facts(graph: ir.Model, folder: Path) -> dict[str, Any]:
     }
 
 
-def _static(size: int | ir.SymbolicDim) -> int:
+def _static(size: int | ir.SymbolicDim | None) -> int:
     if not isinstance(size, int):
         raise CheckpointError(f"the exported graph has a dynamic size ({size}) where gptx needs a number")
     return size

@@ -82,18 +82,24 @@ def save_checkpoint(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    generation = generation or {}
-    family = family_of(model.config)
-    tokens = {name: generation.get(name) for name in _TOKENS}
-    config = write_config(model.config, family, tokens, head)
-    if "torch_dtype" in config:
-        config["torch_dtype"] = str(STORED[stored]).removeprefix("torch.")
-    write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", generation)
+    family = write_configs(folder, model.config, generation or {}, head, stored)
     write_json(folder / SOURCE, source)
     if tokenizer_files is not None:
         copy_tokenizer(Path(tokenizer_files), folder)
     write_safetensors(folder / "model.safetensors", tensors_of(model, family), stored)
+    return family
+
+
+def write_configs(
+    folder: Path, config: GPTConfig, generation: dict[str, Any], head: Head | None = None, stored: Stored = "F32"
+) -> Family:
+    """Write config.json and generation_config.json, and return which family config.json names."""
+    family = family_of(config)
+    values = write_config(config, family, {name: generation.get(name) for name in _TOKENS}, head)
+    if "torch_dtype" in values:
+        values["torch_dtype"] = str(STORED[stored]).removeprefix("torch.")
+    write_json(folder / "config.json", values)
+    write_json(folder / "generation_config.json", generation)
     return family
 
 

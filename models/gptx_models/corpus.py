@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from gptx.errors import UsageError
 from gptx.progress import Advance, stage
-from gptx_models.checkpoint import write_json
 from gptx_models.data import END_OF_TEXT, encode, prose, token_type, train_tokenizer
 from gptx_models.run_folder import TRAIN, VAL
 from gptx_models.tensor_files import sha256
 from gptx_models.text_files import documents, files_of
+from gptx_models.tokenizer_files import companions, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,10 @@ def read(run: Path) -> Corpus:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer.json. Raises UsageError."""
+    """A tokenizer.json, whose truncation and padding are switched off. Raises UsageError, CheckpointError."""
     if not file.is_file():
         raise UsageError(f"{file} is {'a folder' if file.is_dir() else 'missing'}: a tokenizer.json is expected")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise UsageError(f"{file} is no tokenizer.json: {error}") from error
+    return load_tokenizer(file)
 
 
 def _trained(texts: Texts, vocab_size: int) -> Tokenizer:
@@ -143,11 +140,8 @@ def _split(run: Path, total: int, kind: type[np.unsignedinteger]) -> tuple[int, 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
     """The tokenizer's files as transformers reads them."""
-    tokenizer.save(str(folder / "tokenizer.json"))
     known = tokenizer.token_to_id(END_OF_TEXT) is not None
-    roles = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special: dict[str, str] = {role: END_OF_TEXT for role in roles} if known else {}
-    write_json(
-        folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "model_max_length": n_ctx, **special}
-    )
-    write_json(folder / "special_tokens_map.json", special)
+    special = dict.fromkeys(("bos", "eos", "pad", "unk"), END_OF_TEXT) if known else {}
+    files = companions(tokenizer, tokenizer_class="GPT2Tokenizer", special=special, model_max_length=n_ctx)
+    for name, text in files.items():
+        (folder / name).write_text(text, "utf-8")

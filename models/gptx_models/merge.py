@@ -18,9 +18,8 @@ from gptx.progress import stage
 from gptx.task import FILE as TASK_FILE
 from gptx.task import read_task
 from gptx_models.checkpoint import SOURCE, save_checkpoint, stored_as
-from gptx_models.importers.huggingface import generation_of
-from gptx_models.importers.imported import quiet
 from gptx_models.peft_files import CONFIG, base_of, load_adapter
+from gptx_models.side_files import generation_of
 from gptx_models.tensor_files import Stored, open_folder, read_json
 from gptx_models.tokenizer_files import TokenizerFiles, check_vocabulary, read_tokenizer_folder
 
@@ -42,10 +41,8 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = F
     check_output(out, force=force, needed=needed)
     with stage("Merging the adapter"):
         gpt = load_adapter(adapter, base)
-    tokenizer = _tokenizer(adapter, base)
-    generation = generation_of(base, tokenizer, gpt.config.vocab_size, quiet)
-    if (adapter / "generation_config.json").exists():
-        generation |= read_json(adapter / "generation_config.json")
+    tokenizer = _tokenizer(adapter, base, gpt.config.vocab_size)
+    generation = generation_of(base, tokenizer, gpt.config.vocab_size, adapter=adapter)
     with new_folder(out, force=force, needed=needed) as folder:
         for name, text in tokenizer.files.items():
             (folder / name).write_text(text, "utf-8")
@@ -65,9 +62,9 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = F
     return base
 
 
-def _tokenizer(adapter: Path, base: Path) -> TokenizerFiles:
-    own = read_tokenizer_folder(adapter)
-    return own if own.files else read_tokenizer_folder(base)
+def _tokenizer(adapter: Path, base: Path, vocab_size: int) -> TokenizerFiles:
+    own = read_tokenizer_folder(adapter, vocab_size)
+    return own if own.files else read_tokenizer_folder(base, vocab_size)
 
 
 def _source(adapter: Path, base: Path) -> dict[str, Any]:

@@ -96,6 +96,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return json_files.read_json(path, CheckpointError)
 
 
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text. Raises CheckpointError."""
+    check_file(path)
+    try:
+        return path.read_text("utf-8")
+    except UnicodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
+
+
 def _open_safetensors(path: Path) -> TensorSource:
     try:
         file = safe_open(path, framework="pt")

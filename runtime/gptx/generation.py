@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
+import numpy as np
+
 from gptx.errors import PromptError, UsageError
 from gptx.options import Options
 from gptx.sampling import Picker, picker
@@ -36,8 +38,8 @@ class RowPlan:
 class Generation:
     """Iterate for lists of Steps. The first feeds the prompts, each later one the tokens before it.
 
-    `prompts` are appended to what the session's rows hold. Ids from `known` on are never picked: they are the empty end
-    of a padded vocabulary. The token that ends a row is not fed any more.
+    `prompts` are appended to what the session's rows hold. Ids from `known` on are never picked, for they are the empty
+    end of a padded vocabulary; but an end of text may stand there. The token that ends a row is not fed any more.
     """
 
     def __init__(
@@ -53,10 +55,12 @@ class Generation:
         check_prompts(session, prompts)
         stops = frozenset((*ends, *options.stop_tokens))
         known = known or session.vocab_size
-        beyond = sorted(token for token in stops if not 0 <= token < known)
+        beyond = sorted(token for token in stops if not 0 <= token < session.vocab_size)
         if beyond:
-            raise UsageError(f"stop token {beyond[0]} is outside the vocabulary: 0 to {known - 1}")
+            raise UsageError(f"stop token {beyond[0]} is outside the vocabulary: 0 to {session.vocab_size - 1}")
         self._session, self._known = session, known
+        self._padded_ends = sorted(token for token in stops if token >= known)
+        self._width = max(known, *(token + 1 for token in self._padded_ends), 0)
         self._next: list[Sequence[int]] = list(prompts)
         self._counts = [0] * len(prompts)
         self._active = list(range(len(prompts)))
@@ -66,7 +70,7 @@ class Generation:
 
     def _plan(self, row: int, options: Options, stops: frozenset[int], seed: int | None) -> RowPlan:
         prompt = [*self._session.tokens[row], *self._next[row]]
-        pick = picker(options, prompt=prompt, stops=stops, seed=seed)
+        pick = picker(options, prompt=[i for i in prompt if i < self._width], stops=stops, seed=seed)
         room = self._session.limit - len(prompt) + 1  # the last token is not fed, so it needs no place
         most = options.max_new_tokens
         if most is None or most > room:
@@ -83,7 +87,7 @@ class Generation:
         steps = []
         for row in self._active:
             plan = self._plans[row]
-            token = plan.pick(logits[row, : self._known])
+            token = plan.pick(self._pickable(logits[row]))
             self._counts[row] += 1
             finish: FinishReason | None = None
             if token in plan.stops:
@@ -96,6 +100,15 @@ class Generation:
             if step.finish:
                 self.finish(step.row)
         return steps
+
+    def _pickable(self, logits: np.ndarray) -> np.ndarray:
+        """The logits of the ids that may be picked: those that are known, and the ends in the padding."""
+        if not self._padded_ends:
+            return logits[: self._known]
+        padded = np.full(self._width, -np.inf, logits.dtype)
+        padded[: self._known] = logits[: self._known]
+        padded[self._padded_ends] = logits[self._padded_ends]
+        return padded
 
     def finish(self, row: int) -> None:
         """Leave this row out from now on."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from gptx import json_files
 from gptx.errors import ArtifactError, PromptError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ADDITIONAL = "additional_special_tokens"
 
 
 class Tokenizer:
-    """`special` are the texts of the special tokens by Hugging Face's names (bos_token, eos_token ...)."""
+    """`special` are the texts of the special tokens by Hugging Face's names: bos_token, eos_token ..., and a list of
+    texts as additional_special_tokens."""
 
-    def __init__(self, inner: Any, special: dict[str, str] | None = None) -> None:
+    def __init__(self, inner: Any, special: dict[str, Any] | None = None) -> None:
         self._inner = inner
         self.special: dict[str, str] = special or {}
 
@@ -61,14 +62,11 @@ class Tokenizer:
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Tokens such as <0xE2> that stand for a byte, where the decoder joins them (byte fallback)."""
-        if "ByteFallback" not in json.dumps(json.loads(self._inner.to_str())["decoder"]):
+        decoder = self._inner.decoder
+        if decoder is None or b"ByteFallback" not in decoder.__getstate__():
             return frozenset()
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
         return frozenset(i for token, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", token))
-
-    def fits(self, vocab_size: int) -> bool:
-        """Whether the vocabulary is of this size, quickly: most have no holes, and reading them all takes a while."""
-        return self._inner.get_vocab_size(with_added_tokens=True) == vocab_size or self.vocab_size == vocab_size
 
 
 def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Tokenizer | None:
@@ -83,31 +81,70 @@ def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Token
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises Exception itself
         raise ArtifactError(f"{path} cannot be read as a tokenizer ({error}): copy the artifact again") from error
+    problem = vocabulary_problem(inner, known=known, vocab_size=vocab_size)
+    if problem:
+        raise ArtifactError(f"{path} {problem}")
     inner.no_truncation()
     inner.no_padding()
-    tokenizer = Tokenizer(inner, special_tokens(folder))
-    if known is not None and not tokenizer.fits(known):
-        raise ArtifactError(
-            f"{path} is of another vocabulary: it knows {tokenizer.vocab_size} ids, gptx.json says {known}"
-        )
-    if (known or tokenizer.vocab_size) > vocab_size:
-        raise ArtifactError(
-            f"{path} is of another vocabulary: {tokenizer.vocab_size} ids, and the model has {vocab_size}"
-        )
-    return tokenizer
+    config = read_json(folder / "tokenizer_config.json")
+    inner.encode_special_tokens = config.get("split_special_tokens") is True  # special tokens in a text are text
+    return Tokenizer(inner, special_of(config, read_json(folder / "special_tokens_map.json")))
 
 
-def special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token ... as tokenizer_config.json, or else special_tokens_map.json, names them."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        values = read_json(folder / name)
-        for key in SPECIAL:
-            value = values.get(key)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                found[key] = text
-    return found
+def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str | None:
+    """What is wrong with a tokenizer's ids, in words that follow the file's name; None where nothing is.
+
+    Every token must have an id of its own below `vocab_size`. `known`: how many ids there are said to be, the highest
+    and one. The check is quick where the ids have no hole, and most have none.
+    """
+    count = inner.get_vocab_size(with_added_tokens=True)
+    if count == known and known <= vocab_size and None not in map(inner.id_to_token, range(known)):
+        return None  # as many tokens as ids, and a token for each id
+    vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+    highest = max(vocabulary.values(), default=-1)
+    if highest >= vocab_size:
+        return (
+            f"has token ids up to {highest:,}, and the model's vocabulary has {vocab_size:,} tokens: this is the"
+            " tokenizer of another model"
+        )
+    owners: dict[int, str] = {}
+    for token, token_id in vocabulary.items():
+        if token_id in owners:
+            pair = sorted((owners[token_id], token))
+            return f"is damaged: the tokens {pair[0]!r:.80} and {pair[1]!r:.80} both have the id {token_id}"
+        owners[token_id] = token
+    if known is not None and highest + 1 != known:
+        return f"is of another vocabulary: it knows {highest + 1} ids, gptx.json says {known}"
+    return None
+
+
+def special_tokens(folder: Path) -> dict[str, Any]:
+    """The special tokens that the files of a folder name; see special_of."""
+    return special_of(read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json"))
+
+
+def special_of(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
+    """bos_token, eos_token ..., additional_special_tokens (a list) and what extra_special_tokens names, as texts.
+
+    As transformers has it, a tokenizer_config.json (`config`) with added_tokens_decoder stands alone; without it
+    special_tokens_map.json (`special`) goes before it, and additional special tokens are taken from both.
+    """
+    places = [config] if config.get("added_tokens_decoder") is not None else [config, special]
+    extra = config.get("extra_special_tokens")
+    found: dict[str, Any] = {}
+    for values in [*places, extra if isinstance(extra, dict) else {}]:
+        names = values if values is extra else SPECIAL
+        found |= {name: text for name in names if (text := _text(values.get(name))) is not None}
+    lists = [values.get(name) for values in places for name in (ADDITIONAL, "extra_special_tokens")]
+    more = [_text(token) for tokens in lists if isinstance(tokens, list) for token in tokens]
+    additional = list(dict.fromkeys(text for text in more if text is not None))
+    return {**found, **({ADDITIONAL: additional} if additional else {})}
+
+
+def _text(token: Any) -> str | None:
+    """A special token's text, whether the file holds it alone or in an object with its flags."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def import_checkpoint(
         imported.generation = {**given.generation, **imported.generation}
     parameters = sum(p.numel() for p in imported.model.parameters())
     with new_folder(out, force=force, needed=4 * parameters) as folder:
-        for name, text in imported.tokenizer.items():
+        for name, text in (imported.tokenizer | imported.kept).items():
             (folder / name).write_text(text, "utf-8")
         if imported.tokenizer:
             check_vocabulary(folder / "tokenizer.json", imported.model.config.vocab_size, shown_as=tokenizer or source)

@@ -15,6 +15,7 @@ from gptx_models.importers.imported import Imported, Tell, quiet
 _TEXTS = (
     *("config.json", "generation_config.json", "README.md", "adapter_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("additional_chat_templates/*.jinja", "gptx_task.json", "MODEL_CARD.md"),
     *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"),  # older forms of a tokenizer
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")

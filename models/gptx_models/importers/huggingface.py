@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gptx_models.checkpoint import SOURCE, load_config, load_head, read_layout
+from gptx_models.config import GPTConfig
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, written_names
 from gptx_models.importers.imported import Imported, Tell, quiet
+from gptx_models.model import GPT
+from gptx_models.side_files import read_side_files
 from gptx_models.tensor_files import open_folder, read_json, sha256, weight_files
-from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder
-from gptx_models.weights import build, shown
-
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+from gptx_models.tokenizer_files import TokenizerFiles
+from gptx_models.weights import TensorSource, build, shown
 
 
 def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
@@ -22,45 +25,27 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
     with shown(source) as read:
         model = build(config, layout, read)
-    if (folder / SOURCE).exists():  # a checkpoint of ours: it goes on saying where the weights came from first
-        about = read_json(folder / SOURCE)
-    else:
-        about = _about(folder, written_names(model, layout, LAYOUTS[family_of(config)]), source.types)
-    tokenizer = read_tokenizer_folder(folder) if tokenizer_wanted else TokenizerFiles()
-    if tokenizer_wanted and not tokenizer.files and (folder / "tokenizer.model").exists():
-        tell(
-            f"{folder} has tokenizer.model and no tokenizer.json: transformers makes one, with "
-            "AutoTokenizer.from_pretrained(IN).save_pretrained(OUT); then give it with --tokenizer OUT"
-        )
-    generation = generation_of(folder, tokenizer, config.vocab_size, tell)
-    return Imported(model, about, tokenizer.files, generation, load_head(folder))
+    tokenizer = None if tokenizer_wanted else TokenizerFiles()
+    side = read_side_files(folder, config.vocab_size, tokenizer=tokenizer, tell=tell)
+    about = source_of(folder, config, source)
+    return Imported(model, about, side.tokenizer, side.generation, load_head(folder), side.kept)
 
 
-def _about(folder: Path, names: dict[str, str], types: dict[str, str]) -> dict[str, Any]:
+def source_of(folder: Path, config: GPTConfig, source: TensorSource) -> dict[str, Any]:
+    """Where the weights of a folder come from. A checkpoint of ours goes on saying where they came from first."""
+    if (folder / SOURCE).exists():
+        return read_json(folder / SOURCE)
+    with torch.device("meta"):
+        model = GPT(config)
+    names = written_names(model, read_layout(folder), LAYOUTS[family_of(config)])
     about: dict[str, Any] = {
         "format": "huggingface",
         "name": folder.resolve().name,
         "sha256": {file.name: sha256(file) for file in weight_files(folder)},
-        "tensor_types": {names[name]: kind for name, kind in types.items() if name in names},
+        "tensor_types": {names[name]: kind for name, kind in source.types.items() if name in names},
     }
     licence = _licence(folder / "README.md")
     return {**about, "licence": licence} if licence else about
-
-
-def generation_of(folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell) -> dict[str, Any]:
-    """generation_config.json; token ids that it does not give come from config.json, else from the tokenizer."""
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.exists() else {}
-    config = read_json(folder / "config.json")
-    for name in _IDS:
-        value = next((place[name] for place in (generation, config) if place.get(name) is not None), None)
-        value = tokenizer.generation.get(name) if value is None else value
-        ids = value if isinstance(value, list) else [value]
-        beyond = [token for token in ids if token is not None and token >= vocab_size]
-        if beyond:
-            tell(f"{folder}: {name} is {value}, beyond the vocabulary of {vocab_size:,} tokens: it is left out")
-        generation[name] = None if beyond else value
-    return {name: value for name, value in generation.items() if value is not None}
 
 
 def _licence(card: Path) -> str | None:

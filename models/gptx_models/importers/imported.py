@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gptx.head import Head
 from gptx_models.model import GPT
+from gptx_models.tokenizer_files import quiet
+from gptx_models.tokenizer_overlay import Tell
 
-Tell = Callable[[str], None]  # takes one line for a person
+__all__ = ["Imported", "Tell", "quiet"]
 
 
 @dataclass
@@ -19,7 +20,4 @@ class Imported:
     tokenizer: dict[str, str] = field(default_factory=dict)  # file name -> its text; empty: no tokenizer found
     generation: dict[str, Any] = field(default_factory=dict)  # becomes generation_config.json
     head: Head | None = None  # of a model that classifies
-
-
-def quiet(line: str) -> None:
-    """The Tell of a call that wants no lines."""
+    kept: dict[str, str] = field(default_factory=dict)  # files that are kept as they are: name -> text

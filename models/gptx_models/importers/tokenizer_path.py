@@ -14,7 +14,7 @@ from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder, r
 def read_tokenizer_path(path: Path, vocab_size: int, *, allow_pickle: bool = False) -> TokenizerFiles:
     """The tokenizer at `path`. Raises CheckpointError."""
     if path.is_dir():
-        found = read_tokenizer_folder(path)
+        found = read_tokenizer_folder(path, vocab_size)
         if not found.files:
             raise CheckpointError(f"{path} holds neither tokenizer.json nor vocab.json with merges.txt")
         return found

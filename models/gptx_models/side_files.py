@@ -1,0 +1,64 @@
+"""The files of a checkpoint beside its weights: read from a folder, and written so that they agree with each other.
+
+`gptx import` and `gptx export` both read with `read_side_files`, and write config.json and generation_config.json with
+`write_configs`: a folder that is exported at once and one that is imported first become the same artifact. Knows
+nothing of weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptx.task import FILE as TASK
+from gptx_models.tensor_files import read_json, read_text
+from gptx_models.token_ids import IDS, resolve_ids
+from gptx_models.tokenizer_files import TokenizerFiles, quiet, read_tokenizer_folder
+from gptx_models.tokenizer_overlay import Tell
+
+CARD = "MODEL_CARD.md"  # a checkpoint's own words about itself
+KEPT = (TASK, CARD)
+
+
+@dataclass
+class SideFiles:
+    """`tokenizer` and `kept` are texts by file name, `generation` becomes generation_config.json."""
+
+    tokenizer: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """All but config.json and generation_config.json."""
+        for name, text in (self.tokenizer | self.kept).items():
+            (folder / name).write_text(text, "utf-8")
+
+
+def read_side_files(
+    folder: Path, vocab_size: int, *, tokenizer: TokenizerFiles | None = None, tell: Tell = quiet
+) -> SideFiles:
+    """The side files of a Hugging Face folder whose model has `vocab_size` ids. tokenizer: instead of the folder's. `tell`
+    is given a line for each thing that is left out. Raises CheckpointError."""
+    if tokenizer is None:
+        tokenizer = read_tokenizer_folder(folder, vocab_size, tell=tell)
+    return SideFiles(
+        tokenizer.files,
+        generation_of(folder, tokenizer, vocab_size, tell),
+        {name: read_text(folder / name) for name in KEPT if (folder / name).exists()},
+    )
+
+
+def generation_of(
+    folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell = quiet, *, adapter: Path | None = None
+) -> dict[str, Any]:
+    """generation_config.json, with the ids that begin, end and pad a text as token_ids.py resolves them. adapter: a
+    folder whose generation_config.json goes before the one in `folder`."""
+    files = [place / "generation_config.json" for place in (adapter, folder) if place is not None]
+    places = [(str(file), read_json(file)) for file in files if file.exists()]
+    others: dict[str, Any] = {}
+    for _, fields in reversed(places):
+        others |= {name: value for name, value in fields.items() if name not in IDS and value is not None}
+    config = (str(folder / "config.json"), read_json(folder / "config.json"))
+    own = (f"{folder}: the tokenizer", tokenizer.generation)
+    return {**resolve_ids([*places, config, own], vocab_size, tell), **others}
