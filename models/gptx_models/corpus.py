@@ -141,7 +141,8 @@ def _split(run: Path, total: int, kind: type[np.unsignedinteger]) -> tuple[int, 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
     """The tokenizer's files as transformers reads them."""
     known = tokenizer.token_to_id(END_OF_TEXT) is not None
-    special = dict.fromkeys(("bos", "eos", "pad", "unk"), END_OF_TEXT) if known else {}
+    roles = ("bos", "eos", "pad", "unk")
+    special: dict[str, str] = {role: END_OF_TEXT for role in roles} if known else {}
     files = companions(tokenizer, tokenizer_class="GPT2Tokenizer", special=special, model_max_length=n_ctx)
     for name, text in files.items():
         (folder / name).write_text(text, "utf-8")

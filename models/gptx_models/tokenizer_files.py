@@ -163,14 +163,16 @@ def _written(laid: Laid, tokenizer: Tokenizer, config: Mapping[str, Any], templa
     named = {role: laid.special[role] for role in (*SPECIAL, ADDITIONAL) if role in laid.special}
     usual = CLASSES[name].tokens if name in CLASSES else {}
     none = {role: None for role in usual if role not in named}  # else transformers takes the class's own
-    kept = {key: value for key, value in config.items() if key not in (*_DROPPED, *SPECIAL, ADDITIONAL)}
+    dropped = (*_DROPPED, *laid.settings, *SPECIAL, ADDITIONAL)
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    settings = dict(laid.settings)
     if prefix_space(tokenizer) is not None and name != "LlamaTokenizer":
-        kept["add_prefix_space"] = prefix_space(tokenizer)
+        settings["add_prefix_space"] = prefix_space(tokenizer)
     if isinstance(kept.get("extra_special_tokens"), list):  # as transformers 5 writes additional_special_tokens
         del kept["extra_special_tokens"]
     elif extra := kept.get("extra_special_tokens"):
         kept["extra_special_tokens"] = {role: laid.special[role] for role in extra if role in laid.special}
-    written = {**kept, "tokenizer_class": name, **laid.settings, **none, **named}
+    written = {**kept, "tokenizer_class": name, **settings, **none, **named}
     files = {"tokenizer.json": laid.text, "special_tokens_map.json": _text(named)}
     if template:
         written["chat_template"] = template
@@ -181,7 +183,7 @@ def _written(laid: Laid, tokenizer: Tokenizer, config: Mapping[str, Any], templa
 # what has gone into tokenizer.json, is written anew, or names files and code that are not there
 _DROPPED = (
     "added_tokens_decoder", "chat_template", "auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file",
-    "from_slow", "init_inputs", "add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars",
+    "from_slow", "init_inputs", "add_prefix_space", "tokenizer_class",
 )  # fmt: skip
 
 

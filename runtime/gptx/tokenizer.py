@@ -98,7 +98,7 @@ def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str
     and one. The check is quick where the ids have no hole, and most have none.
     """
     count = inner.get_vocab_size(with_added_tokens=True)
-    if count == known and known <= vocab_size and None not in map(inner.id_to_token, range(known)):
+    if known is not None and count == known <= vocab_size and None not in map(inner.id_to_token, range(known)):
         return None  # as many tokens as ids, and a token for each id
     vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
