@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import gptx as api
 from gptx import errors
 from gptx_command import gptx, process
 from tiny_artifact import refresh, write_artifact
@@ -119,3 +122,100 @@ def test_a_warning_is_shown_with_the_apps_own_line() -> None:
     assert [(str(one.message), one.category, one.filename) for one in seen] == [
         ("mind the gap", errors.GptxWarning, __file__)
     ]
+
+
+DRAWING = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "seed": 3}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) -> None:
+    """As transformers warns of a top_k without do_sample."""
+    model = api.load(artifact)
+    given: dict[str, Any] = {name: DRAWING[name], "max_new_tokens": 1}
+    calls = [model.generate, model.stream, model.summarize, model.chat().stream]
+    for call in calls:
+        with pytest.warns(api.GptxWarning, match=f"^{name} changes nothing: .* unless temperature is given"):
+            call("the cat", **given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call("the cat", **given, temperature=0.7)
+            call("the cat", **given, temperature=0)
+            call("the cat", max_new_tokens=1, top_k=0, top_p=1.0, min_p=0)
+    outcome = gptx(
+        "run", "-m", artifact, "the", "-n", "2", f"--{name.replace('_', '-')}", str(DRAWING[name]), "--quiet"
+    )
+    assert outcome.status == 0 and outcome.err.startswith(f"gptx: {name} changes nothing")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_model_that_samples_by_itself_takes_them(tmp_path: Path) -> None:
+    model = api.load(write_artifact(tmp_path / "a", generation={"do_sample": True}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate("the cat", max_new_tokens=1, top_k=5, seed=1)
+
+
+# Names of files, and files of texts
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("classify", "--label", "a", "--label", "b", "a b.txt"), "--file 'a b.txt' reads the file"),
+        (("summarize", "-n", "1", "a b.txt"), "--file 'a b.txt' reads the file"),
+        (("score", "a b.txt"), "--file 'a b.txt' reads the file"),
+        (("run", "-n", "1", "a b.txt"), "gptx run < 'a b.txt' reads the file"),
+        (("run", "-n", "1", "--chat", "--system", "a b.txt", "hi"), """--system "$(cat 'a b.txt')" reads the file"""),
+        (("chat", "-n", "1", "--system", "a b.txt"), """--system "$(cat 'a b.txt')" reads the file"""),
+        (("summarize", "--template", "a b.txt", "hi"), """--template "$(cat 'a b.txt')" reads the file"""),
+    ],
+)
+def test_a_text_that_is_a_files_name(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = gptx(*args, "-m", artifact, "--device", "cpu")
+    assert "hint" not in outcome.err.replace("hint: this is a chat model", "")
+    (tmp_path / "a b.txt").write_text("the cat")
+    hinted = gptx(*args, "-m", artifact)
+    assert hinted.status == outcome.status and says in hinted.err
+    assert args[0] not in ("score", "classify") or hinted.out == outcome.out  # it is only a hint
+    if "--file" in says:
+        assert (
+            gptx(*args[:-1], "--file", "a b.txt", "-m", artifact).out == gptx(*args[:-1], "the cat", "-m", artifact).out
+        )
+
+
+@pytest.mark.parametrize("source", ["texts.txt", "-"])
+def test_an_empty_line_keeps_its_place(artifact: Path, tmp_path: Path, source: str) -> None:
+    lines, labels = "the cat\n\n \nthe log\n", ("--label", "cat", "--label", "dog")
+    (tmp_path / "texts.txt").write_text(lines)
+    file = source if source == "-" else tmp_path / source
+    outcome = gptx("classify", "-m", artifact, *labels, "--file", file, stdin=lines.encode())
+    found = [one.label for one in api.load(artifact).classify(["the cat", "the log"], ["cat", "dog"])]
+    assert (outcome.status, outcome.text.split("\n")) == (1, [found[0], "", "", found[1], ""])
+    assert outcome.err == "gptx: 2 lines, of which line 2 is the first, are empty and got no label; the others did\n"
+    as_json = gptx("classify", "-m", artifact, *labels, "--json", "--file", file, stdin=lines.encode())
+    results = [json.loads(line) for line in as_json.text.splitlines()]
+    assert [one.get("label") for one in results] == [found[0], None, None, found[1]]
+    assert results[2] == {"text": " ", "error": "the line is empty"}
+
+
+def test_results_come_before_the_next_line_is_asked_for(artifact: Path) -> None:
+    started = process("classify", "-m", artifact, "--label", "a", "--label", "b", "--file", "-", stdin=subprocess.PIPE)
+    assert started.stdin is not None and started.stdout is not None
+    started.stdin.write(b"the cat\n")
+    started.stdin.flush()
+    assert started.stdout.readline().strip() in (b"a", b"b")
+    started.stdout.close()  # whoever reads has enough
+    started.communicate(b"the dog\nthe log\n" * 1000, timeout=60)
+    assert started.returncode == 0
+
+
+def test_a_terminal_gets_no_orders_from_a_strangers_words(artifact: Path, tmp_path: Path) -> None:
+    labels = ("--label", "a\x1b[2J", "--label", "b\x1b[2J")
+    shown = gptx("classify", "-m", artifact, "the cat", *labels, terminal=True)
+    assert shown.status == 0 and ESCAPE not in shown.text and "[2J" in shown.text
+    assert ESCAPE in gptx("classify", "-m", artifact, "the cat", *labels).text
+    outcome = gptx("inspect", tmp_path / "a\x1b[2J\nb")
+    assert ESCAPE not in outcome.err and outcome.err.count("\n") == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -68,6 +68,29 @@ def classify(
         if not isinstance(text, str) or not text.strip():
             name = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
             raise PromptError(f"{name} is {'empty' if isinstance(text, str) else repr(text)}: give a text to classify")
+    found = classify_each(
+        model,
+        texts,
+        labels,
+        examples=examples,
+        template=template,
+        calibrate=calibrate,
+        normalization=normalization,
+    )
+    return list(found)
+
+
+def classify_each(
+    model: Model,
+    texts: Iterable[str],
+    labels: Sequence[str] | None = None,
+    *,
+    examples: Sequence[Example] = (),
+    template: str | None = None,
+    calibrate: bool = False,
+    normalization: Normalization = "sum",
+) -> Iterator[Classification]:
+    """Each result as soon as it is there, before the next text is asked for. No text may be empty."""
     if model.tokenizer is None:
         raise UsageError(f"{model.path} has no tokenizer, so there is no text to classify")
     if normalization not in ("sum", "mean"):
@@ -81,7 +104,8 @@ def classify(
                 f"{model.path} classifies by a head, which reads the text alone: leave examples and calibration out"
             )
         template = template or (task.template if task else None)
-        return _by_head(model, model.head, model.tokenizer, texts, labels, template)
+        yield from _by_head(model, model.head, model.tokenizer, texts, labels, template)
+        return
     labels = labels if labels is not None else task.labels if task else ()
     if not labels:
         raise UsageError(f"{model.path} names no labels of its own: give at least two to choose from")
@@ -95,12 +119,10 @@ def classify(
     with model.session() as session:
         rank = _Ranking(model, model.tokenizer, session, labels, ask, normalization, len(examples), task)
         prior = rank.prior() if calibrate else np.zeros(len(labels))
-        results = []
         for text in texts:
             scores, fitted = rank(text)
             # Zhao et al. divide by what texts that say nothing give: a difference of logarithms
-            results.append(_result(Head(tuple(labels)), scores - prior, len(fitted.ids), fitted.left_out))
-        return results
+            yield _result(Head(tuple(labels)), scores - prior, len(fitted.ids), fitted.left_out)
 
 
 class _Ranking:
@@ -181,24 +203,22 @@ def _by_head(
     model: Model,
     head: Head,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Iterable[str],
     labels: Sequence[str] | None,
     template: str | None,
-) -> list[Classification]:
+) -> Iterator[Classification]:
     if labels is not None and sorted(labels) != sorted(head.labels):
         raise UsageError(
             f"{model.path} classifies by a head, whose labels are {', '.join(head.labels)}: leave other labels out"
         )
     ask = functools.partial(asked_for, template) if template else str
-    results = []
     with model.session() as session:
         for text in texts:
             fitted = fit_or_say(text, ask, tokenizer, session.limit, 0)
             ids = fitted.ids[: head.read_length(fitted.ids)]
             session.rewind([0])
             logits = session.feed([ids])[0].astype(np.float64)
-            results.append(_result(head, logits, len(fitted.ids), fitted.left_out))
-    return results
+            yield _result(head, logits, len(fitted.ids), fitted.left_out)
 
 
 def _result(head: Head, scores: np.ndarray, prompt_tokens: int, left_out: int) -> Classification:

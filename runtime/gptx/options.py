@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict, TypeGuard
 
-from gptx.errors import UsageError
+from gptx.errors import UsageError, warn
 
 MAX_NEW_TOKENS = 256  # where neither the call nor the artifact says, in generate and gptx run
 
@@ -79,6 +79,8 @@ def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_
     if problems:
         raise UsageError("; ".join(problems))
     drawn = values["temperature"] > 0
+    if not drawn and given.get("temperature") is None:
+        warn_of_unused(given)
     return Options(
         max_new_tokens=values["max_new_tokens"],
         min_new_tokens=values["min_new_tokens"],
@@ -91,6 +93,14 @@ def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_
         stop=tuple(values["stop"]),
         stop_tokens=tuple(operator.index(token) for token in values.get("stop_tokens", ())),
     )
+
+
+def warn_of_unused(given: Mapping[str, Any]) -> None:
+    """Options that choose how to draw, where nothing is drawn because no temperature was given."""
+    unused = [name for name, off in _OF_DRAWING.items() if given.get(name) not in (None, off)]
+    if unused:
+        words = f"{', '.join(unused[:-1])} and {unused[-1]} change" if unused[1:] else f"{unused[0]} changes"
+        warn(f"{words} nothing: the likeliest token is always taken here, unless temperature is given")
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+_OF_DRAWING = {"top_k": 0, "top_p": 1, "min_p": 0, "seed": None}  # and what says the same as not giving it
 _NUMBERS = {  # name: (lowest, highest, what to say of it)
     "temperature": (0, math.inf, "0 (greedy) or more"),
     "top_p": (0, 1, "over 0 and at most 1"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptx.classify import fit_or_say
 from gptx.errors import PromptError, UsageError
-from gptx.options import resolve
+from gptx.options import resolve, warn_of_unused
 from gptx.stream import Completion
 from gptx.task import SUMMARIZE_TEMPLATE, Example, check_examples
 from gptx.task import prompt as asked_for
@@ -39,7 +39,9 @@ def summarize(
     task = model.task if model.task is not None and model.task.kind == "summarize" else None
     template = template or (task.template if task else None) or SUMMARIZE_TEMPLATE
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    given.setdefault("temperature", 0.0)
+    if "temperature" not in given:
+        warn_of_unused(given)
+        given["temperature"] = 0.0
     if examples:
         given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
     resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)

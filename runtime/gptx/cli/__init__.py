@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gptx.cli.output import set_up_streams
+from gptx.cli.output import fail, set_up_streams
 from gptx.errors import GptxError, GptxWarning
 
 VERBS = {
@@ -111,7 +111,7 @@ def _fail(message: str) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
     """One line, like an error's; other packages' warnings as Python shows them."""
     if issubclass(category, GptxWarning):
-        click.echo(f"gptx: {message}", err=True)
+        fail(str(message))
     else:
         _python_shows(message, category, *place)
 
@@ -153,17 +153,17 @@ def main() -> None:
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "gptx"
         message = " ".join(error.format_message().split())  # click puts a choice's values on lines of their own
-        click.echo(f"gptx: {message.rstrip('.')} (see {verb} --help)", err=True)
+        fail(f"{message.rstrip('.')} (see {verb} --help)")
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        click.echo(f"gptx: {error.format_message()}", err=True)
+        fail(error.format_message())
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("gptx: interrupted", err=True)
+        fail("interrupted")
         sys.exit(130)
     except (_ClosedPipe, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         sys.exit(0)
     except GptxError as error:
-        click.echo(f"gptx: {error}", err=True)
+        fail(str(error))
         sys.exit(1)

@@ -5,6 +5,7 @@ Answers go to standard output; the prompt sign, figures and remarks to standard 
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import click
 import gptx
 from gptx.cli.options import model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
-from gptx.cli.prompt import checked, lines_of_stdin
+from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
 from gptx.errors import PromptError
 from gptx.options import Given
 
@@ -45,6 +46,7 @@ def chat(
     """
     if system is not None:
         system = checked(system, "--system")
+        hint_of_a_file(system, f'--system "$(cat {shlex.quote(system)})"')
     model = gptx.load(artifact, device=device, threads=threads)
     talk = model.chat(system=system)
     interactive = sys.stdin is not None and sys.stdin.isatty()

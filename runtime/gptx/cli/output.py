@@ -45,14 +45,11 @@ class Printer:
     """
 
     def __init__(self) -> None:
-        self._out = sys.stdout
-        self._terminal = self._out.isatty()
         self._newlines = ""  # seen, and not written until something follows them
         self._wrote = False
 
     def write(self, piece: str) -> None:
-        if self._terminal:
-            piece = _ORDERS.sub("\N{REPLACEMENT CHARACTER}", piece.replace("\r", ""))
+        piece = printable(piece)
         text = (self._newlines + piece).rstrip("\n")
         self._newlines = (self._newlines + piece)[len(text) :]
         if text:
@@ -69,6 +66,15 @@ class Printer:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         if kind is None or interrupted or (self._wrote and not isinstance(error, OSError)):
             self._put("\n")
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey, where standard output is one."""
+    return without_orders(text.replace("\r", "")) if sys.stdout.isatty() else text
+
+
+def without_orders(text: str) -> str:
+    return _ORDERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def write_out(text: str) -> None:
@@ -90,7 +96,13 @@ def write_json_line(facts: Mapping[str, Any]) -> None:
 
 def note(text: str) -> None:
     """A remark on standard error; dim on a terminal with colours, so that it is not taken for the model's text."""
+    text = without_orders(text) if sys.stderr.isatty() else text
     click.echo(click.style(text, dim=True) if color_system() else text, err=True)
+
+
+def fail(text: str) -> None:
+    """An error or a warning on standard error, as one line, whatever a file's name or a stranger's file puts into it."""
+    click.echo(f"gptx: {without_orders(' '.join(text.splitlines()))}", err=True)
 
 
 _ENDS = {"stop": "end of text", "length": "length reached", "context": "context full", "closed": "interrupted"}

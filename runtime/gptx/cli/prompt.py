@@ -12,6 +12,7 @@ from typing import IO
 
 import click
 
+from gptx.cli.output import note
 from gptx.errors import PromptError, UsageError
 
 NOTICE_AFTER = 2.0  # seconds of silence on a pipe until we say what we wait for
@@ -35,6 +36,12 @@ def read_prompt(argument: str | None) -> str:
     if not piped:
         raise PromptError("the prompt is empty: standard input held no text")
     return piped
+
+
+def hint_of_a_file(text: str | None, instead: str) -> None:
+    """Say so where a text is the name of a file, which was probably meant to be read."""
+    if text is not None and os.path.isfile(text):
+        note(f"hint: {text} is a file, and its name is taken as the text: {instead} reads the file")
 
 
 def read_lines(source: str) -> list[str]:

@@ -4,6 +4,7 @@ prompt comes from, how text is printed and how a file of prompts is run stand in
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 import gptx
 from gptx.cli.options import model_options, sampling_options
 from gptx.cli.output import Printer, figures, note, write_json_line
-from gptx.cli.prompt import checked, parse_tokens, read_prompt
+from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_prompt
 from gptx.errors import UsageError
 from gptx.options import MAX_NEW_TOKENS, Given
 
@@ -60,6 +61,9 @@ def run(
     _check_combination(prompt, chat=chat, system=system, tokens=tokens, batch=batch)
     if system is not None:
         system = checked(system, "--system")
+    if not quiet:
+        hint_of_a_file(prompt, f"gptx run < {shlex.quote(prompt or '')}")
+        hint_of_a_file(system, f'--system "$(cat {shlex.quote(system or "")})"')
     if batch is not None:
         from gptx.cli.batch import run_lines
         from gptx.cli.prompt import read_lines

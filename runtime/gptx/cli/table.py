@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from gptx.cli.output import write_out
+from gptx.cli.output import printable, write_out
 from gptx.progress import color_system
 
 Rows = Sequence[Sequence[str]]
@@ -41,7 +41,7 @@ def _rich(rows: Rows, title: str, header: Sequence[str], bad: Sequence[bool]) ->
         table.add_column(column if header else "", overflow="fold")
     for number, row in enumerate(rows):
         style = "red" if number < len(bad) and bad[number] else ""
-        table.add_row(*(Text(cell, style=style) for cell in row))  # Text: a [ in a name is no markup
+        table.add_row(*(Text(printable(cell), style=style) for cell in row))  # Text: a [ in a name is no markup
     console = Console(color_system=color_system())
     if title:
         console.print(Text(title, style="bold"))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptx.cli.options import model_options, sampling_options, unescape
-from gptx.cli.output import write_out
-from gptx.cli.prompt import checked, read_lines, read_prompt
+from gptx.cli.output import Printer, note, printable, write_json_line, write_out
+from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin, read_lines, read_prompt
 from gptx.cli.table import print_table
-from gptx.errors import UsageError
+from gptx.errors import PromptError, UsageError
 from gptx.json_files import parse_json
-from gptx.progress import note
 
 if TYPE_CHECKING:
     from gptx.classify import Classification
@@ -32,6 +32,7 @@ def _few_shot(command: Callable[..., Any]) -> Callable[..., Any]:
     def collected(*args: Any, example: tuple[str, ...], examples_file: Path | None, **kwargs: Any) -> Any:
         examples = [_pair(text) for text in example] + (_read(examples_file) if examples_file else [])
         if kwargs["template"] is not None:
+            hint_of_a_file(kwargs["template"], f'--template "$(cat {shlex.quote(kwargs["template"])})"')
             kwargs["template"] = unescape(checked(kwargs["template"], "--template"))
         return command(*args, examples=examples, **kwargs)
 
@@ -102,18 +103,58 @@ def classify(
     models), every label is printed with its value.
     """
     import gptx
+    from gptx.classify import classify_each
 
-    if source is not None and text is not None:
-        raise UsageError("give either TEXT or --file, not both")
-    texts = read_lines(source) if source is not None else [read_prompt(text)]
-    if not texts:
-        raise UsageError(f"{source} holds no line to classify")
+    lines = _texts(text, source)
+    asked = ""
+    left_out: list[int] = []
+    empty: list[int] = []
+
+    def texts() -> Iterator[str]:
+        nonlocal asked
+        for number, asked in enumerate(lines, 1):
+            if asked.strip():
+                yield asked
+            else:
+                empty.append(number)
+                _print_result({"text": asked, "error": "the line is empty"} if as_json else "")
+
     with gptx.load(artifact, device=device, threads=threads) as model:
-        results = model.classify(texts, labels or None, examples=examples, template=template, calibrate=calibrate)
-    _say_left_out([result.left_out for result in results])
-    for asked, result in zip(texts, results):
-        as_object = {"text": asked, **dataclasses.asdict(result)}
-        write_out(f"{json.dumps(as_object, ensure_ascii=False) if as_json else _in_words(result)}\n")
+        for result in classify_each(
+            model, texts(), labels or None, examples=examples, template=template, calibrate=calibrate
+        ):
+            left_out.append(result.left_out)
+            _print_result({"text": asked, **dataclasses.asdict(result)} if as_json else _in_words(result))
+    _say_left_out(left_out)
+    if empty:
+        which = (
+            f"line {empty[0]} is"
+            if len(empty) == 1
+            else f"{len(empty)} lines, of which line {empty[0]} is the first, are"
+        )
+        raise PromptError(f"{which} empty and got no label; the others did")
+    if not left_out:
+        raise UsageError(f"{source} holds no line to classify")
+
+
+def _texts(text: str | None, source: str | None) -> Iterable[str]:
+    """TEXT, or the lines of --file; those of standard input as they come."""
+    if source is None:
+        hint_of_a_file(text, f"--file {shlex.quote(text or '')}")
+        prompt = read_prompt(text)
+        if not prompt.strip():
+            raise PromptError("the text is empty: give a text to classify")
+        return [prompt]
+    if text is not None:
+        raise UsageError("give either TEXT or --file, not both")
+    return lines_of_stdin() if source == "-" else read_lines(source)
+
+
+def _print_result(result: dict[str, Any] | str) -> None:
+    if isinstance(result, str):
+        write_out(f"{printable(result)}\n")
+    else:
+        write_json_line(result)
 
 
 def _in_words(result: Classification) -> str:
@@ -148,7 +189,11 @@ def summarize(
     with gptx.load(artifact, device=device, threads=threads) as model:
         summary = model.summarize(whole, examples=examples, template=template, **sampling)
     _say_left_out([summary.left_out])
-    write_out((json.dumps(dataclasses.asdict(summary), ensure_ascii=False) if as_json else summary.text or "") + "\n")
+    if as_json:
+        write_json_line(dataclasses.asdict(summary))
+    else:
+        with Printer() as printer:
+            printer.write(summary.text or "")
 
 
 @click.command()
@@ -174,7 +219,7 @@ def score(
     with gptx.load(artifact, device=device, threads=threads) as model:
         result = model.score(whole, overlap=overlap)
     if as_json:
-        write_out(json.dumps(dataclasses.asdict(result), ensure_ascii=False) + "\n")
+        write_json_line(dataclasses.asdict(result))
         return
     pieces = result.pieces or [str(token) for token in result.token_ids]
     rows = [
@@ -188,6 +233,7 @@ def score(
 
 def _text_of(text: str | None, source: str | None) -> str:
     if source is None:
+        hint_of_a_file(text, f"--file {shlex.quote(text or '')}")
         return read_prompt(text)
     if text is not None:
         raise UsageError("give either TEXT or --file, not both")
