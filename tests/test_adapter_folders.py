@@ -1,4 +1,4 @@
-"""Adapters in folders that hold more: a config.json, a whole model. What transformers makes of the folder is the reference."""
+"""Adapters in folders that hold more: a config.json, a whole model. transformers is the reference."""
 
 from __future__ import annotations
 
@@ -98,14 +98,15 @@ def test_what_takes_a_checkpoint_calls_it_an_adapter(
 ) -> None:
     folder = request.getfixturevalue(kind)
     assert kind_of(folder) == "adapter"
-    with pytest.raises(CheckpointError, match="is an adapter.*gptx merge .* OUT makes"):
+    with pytest.raises(CheckpointError, match="is a LoRA adapter.*gptx merge .* OUT makes"):
         VERBS[verb](folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     "words",
     [("train", "{text}", "--from", "{folder}", "--out", "{out}"), ("inspect", "{folder}"), ("run", "-m", "{folder}", "a"),
-     ("finetune", "{folder}", "{rows}", "--task", "text", "--out", "{out}"), ("quantize", "{folder}", "{out}", "--to", "int8"),
+     ("finetune", "{folder}", "{rows}", "--task", "text", "--out", "{out}"),
+     ("quantize", "{folder}", "{out}", "--to", "int8"),
      ("export", "{folder}", "{out}", "--via", "optimum")],
 )  # fmt: skip
 def test_every_verb(words: tuple[str, ...], with_config: Path, tmp_path: Path) -> None:
@@ -145,9 +146,11 @@ def test_adapters_of_other_kinds(kind: Any, with_config: Path, tmp_path: Path) -
         merge(with_config, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("changes", "says"), [({"r": True}, "r is True"), ({"r": 2**70}, "r is .*at most"),
-                                               ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-                                               ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"r": True}, "r is True"), ({"r": 2**70}, "r is .*at most"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+     ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'")],
+)  # fmt: skip
 def test_numbers_that_are_none(changes: dict[str, Any], says: str, with_config: Path, tmp_path: Path) -> None:
     path = with_config / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

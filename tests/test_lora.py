@@ -213,7 +213,7 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
         ({"a_variant_of_2027": {"depth": 3}}, r"a_variant_of_2027 \{'depth': 3\}"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # the base it goes with is another
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
-        ({"r": None}, "r is None and lora_alpha 32.0"),
+        ({"r": None}, "r is None, expected a positive whole number"),
         ({"rank_pattern": {"c_attn": 3}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all'"),
         ({"r": 3}, r"has a \(2, 16\) .*lora_A.weight, expected one of \(3, 16\)"),

@@ -149,7 +149,7 @@ def expect_checkpoint(source: Path) -> None:
         )
     if kind == "adapter":
         raise CheckpointError(
-            f"{source} is an adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
+            f"{source} is a LoRA adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
             " of it and its base"
         )
     if kind == "missing":

@@ -128,7 +128,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
         )
     if kind == "adapter":
         raise CheckpointError(
-            f"{folder} is an adapter, not a checkpoint (it has adapter_config.json): gptx merge {folder} OUT makes one"
+            f"{folder} is a LoRA adapter, not a checkpoint (it has adapter_config.json): gptx merge {folder} OUT makes one"
         )
     if kind != "checkpoint":
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")

@@ -79,7 +79,7 @@ def read(source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = Tr
         return import_folder(path, tokenizer_wanted=tokenizer_wanted, tell=tell)
     if kind == "adapter":
         raise CheckpointError(
-            f"{source} is an adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
+            f"{source} is a LoRA adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
             " of it and its base"
         )
     if kind == "folder":
