@@ -59,7 +59,7 @@ class Curve:
             axes.plot(*zip(*checked), color="#c2410c", linewidth=2, marker="o", markersize=3, label="validation")
         low = min(loss for _, loss in trained + checked)
         high = max(loss for _, loss in trained[len(trained) // 20 :])  # the first steps would flatten all the rest
-        axes.set(xlabel="million tokens", ylabel="loss, nats a token", ylim=(low - 0.05 * (high - low), high))
+        axes.set(xlabel="million tokens", ylabel="loss, nats a token", ylim=_limits(low, high))
         axes.grid(alpha=0.3)
         axes.legend()
         part = self.folder / f"{PICTURE}.part"
@@ -74,6 +74,11 @@ class Curve:
             rows.writerow([f.name for f in fields(Point)])
             rows.writerows(_cells(point) for point in self.points)
         os.replace(part, self.folder / METRICS)
+
+
+def _limits(low: float, high: float) -> tuple[float, float]:
+    """Of the axis of losses; matplotlib warns of an empty one, as of a single point."""
+    return (low - 0.05 * (high - low), high) if high > low else (low - 0.5, low + 0.5)
 
 
 def read_points(folder: Path) -> list[Point]:

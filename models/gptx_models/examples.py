@@ -154,7 +154,7 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
         return " ".join(sentence.strip() for sentence in value)
     if not isinstance(value, str):
-        raise UsageError(f"{what} is a {json_kind(value)}, text is expected")
+        raise UsageError(f"{what} is a JSON {json_kind(value)}, text is expected")
     return value
 
 
@@ -163,7 +163,9 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{what} is {'an empty' if value == [] else f'a {json_kind(value)}, not a'} list of messages")
+        raise UsageError(
+            f"{what} is {'an empty' if value == [] else f'a JSON {json_kind(value)}, not a'} list of messages"
+        )
     messages = []
     for number, message in enumerate(value, 1):
         if isinstance(message, dict) and "from" in message and "value" in message:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,16 @@ def finetune(
     licence: str | None = None,
     force: bool = False,
     world: World | None = None,
+    set_by_hand: Collection[str] = (),
 ) -> Result:
     """Fine-tune the checkpoint `base` and write `out`: a checkpoint, or with `lora` an adapter in PEFT's format.
 
     epochs: how often each row is learnt; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
-    on with.
+    on with. set_by_hand: settings that keep the recipe's value where a short run has a better one.
     """
     world = world or World(torch.device("cpu"))
-    recipe = _in_epochs(recipe, epochs, len(study.train))
+    settings = {**dataclasses.asdict(recipe), "epochs": epochs}
+    recipe = _in_epochs(recipe, epochs, len(study.train), set_by_hand)
     gpt = _model(base, study.task, recipe, lora)
     if world.is_main:
         run = open_run(out, force=force)
@@ -71,8 +74,8 @@ def finetune(
             "lora": lora and dataclasses.asdict(lora),
             **study.origin,
         }
-        if not is_begun(run, whole_origin):
-            begin(run, whole_origin)
+        if not is_begun(run, whole_origin, settings):
+            begin(run, whole_origin, settings)
     world.wait()
     run = run_folder(out)
     material = Material(
@@ -105,15 +108,15 @@ def finetune(
     return Result(before, after, outcome)
 
 
-def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int) -> Recipe:
-    """The recipe with as many steps as the epochs have, and at least four evaluations."""
+def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int, set_by_hand: Collection[str]) -> Recipe:
+    """The recipe with as many steps as the epochs have, a warm-up of at most a tenth, and at least four evaluations."""
     steps = recipe.steps if epochs is None else math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
-    return dataclasses.replace(
-        recipe,
-        steps=max(steps, 1),
-        warmup=min(recipe.warmup, steps // 10),
-        eval_every=max(1, min(recipe.eval_every, math.ceil(steps / 4))),
-    )
+    fitted = {
+        "warmup": min(recipe.warmup, steps // 10),
+        "eval_every": max(1, min(recipe.eval_every, math.ceil(steps / 4))),
+    }
+    kept = {name: value for name, value in fitted.items() if name not in set_by_hand}
+    return dataclasses.replace(recipe, steps=max(steps, 1), **kept)
 
 
 def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
@@ -123,6 +126,10 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     loaded, config = load_model(base), load_config(base)
     n_class = len(task.labels) if task.head else 0
     torch.manual_seed(recipe.seed)
+    if config.n_class and not n_class:
+        raise UsageError(
+            f"{base} has a classification head in place of a language model's: fine-tune it with --task classify --head"
+        )
     gpt = GPT(dataclasses.replace(config, n_class=n_class, **recipe.model))
     weights = {name: value for name, value in loaded.state_dict().items() if not (n_class and name.startswith("head."))}
     gpt.load_state_dict(weights, strict=not n_class)
@@ -154,6 +161,7 @@ def _save(
     source = {**source, "training": dataclasses.asdict(outcome)}
     generation_file = base / "generation_config.json"
     generation = read_json(generation_file) if generation_file.exists() else {}
+    generation |= recipe.generation
     if study.eos_token_id:
         generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
     with new_folder(out, force=True) as folder:

@@ -52,7 +52,7 @@ class Outcome:
 
     steps: int
     tokens: int
-    train_loss: float  # nats a token, mean since the evaluation before
+    train_loss: float | None  # nats a token, mean since the evaluation before; None: nothing was left to do
     val_loss: float
     bits_per_byte: float | None  # of the validation text: comparable between tokenizers
     seconds: float
@@ -60,7 +60,8 @@ class Outcome:
 
     def __str__(self) -> str:
         bits = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4f} bits a byte)"
-        return f"loss {self.train_loss:.4f}, validation {self.val_loss:.4f}{bits}"
+        trained = "" if self.train_loss is None else f"loss {self.train_loss:.4f}, "
+        return f"{trained}validation {self.val_loss:.4f}{bits}"
 
 
 def loop(
@@ -98,7 +99,8 @@ def loop(
     def share() -> float:
         """How much of the run is over, by steps or by time."""
         by_time = (time.perf_counter() - began) / 60 / recipe.minutes
-        return max(progress.step / recipe.steps, 0.0 if math.isinf(recipe.minutes) else world.main_says(by_time))
+        by_time = 0.0 if math.isinf(recipe.minutes) else world.main_says(by_time)
+        return min(max(progress.step / recipe.steps, by_time), 1.0)
 
     def log(norm: Tensor, rate: float) -> Point:
         values = world.total(torch.stack(losses)).tolist()
@@ -128,9 +130,11 @@ def loop(
     def speed() -> float:
         return (progress.tokens - tokens_before) / (time.perf_counter() - began_here)
 
+    told = ""  # of the latest row of the metrics
     with stage("Training", total=1.0, quiet=not world.is_main) as advance, interruptible() as interrupted:
         advance(done := share())
-        while done < 1 and not (recipe.patience and progress.since_best >= recipe.patience):
+        # one step at least, however short the time: a run always writes a checkpoint
+        while not progress.step or (done < 1 and not (recipe.patience and progress.since_best >= recipe.patience)):
             rate = learning_rate(progress.step, done, recipe)
             set_learning_rate(optimizers, rate)
             batch = material.batch(progress.step)
@@ -139,12 +143,12 @@ def loop(
             progress.step += 1
             progress.tokens += batch[0].numel()
             before, done = done, share()
-            advance(done - before)
+            advance(done - before, f"step {progress.step}{told}")
             point = None
             due = progress.step % recipe.eval_every == 0 or done >= 1
             if due or progress.step % LOG_EVERY == 0:
                 point = log(norm, rate)
-                advance(0, f"step {progress.step}, loss {point.train_loss:.3f}, {speed():,.0f} tokens/s")
+                told = f", loss {point.train_loss:.3f}, {speed():,.0f} tokens/s"
                 if due:
                     outcome = evaluation(point)
                 elif curve:
@@ -153,10 +157,12 @@ def loop(
                 progress.seconds = time.perf_counter() - began
                 write_state(run, gpt, optimizers, progress, world)
                 raise KeyboardInterrupt
-    if outcome is None:  # nothing was left to do
+    if outcome is None:
+        if world.is_main:
+            note(f"nothing is left to do: the run ended at step {progress.step}; --force begins again")
         val_loss = evaluate(objective, material, recipe, world)
         bits = val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
-        outcome = Outcome(progress.step, progress.tokens, math.nan, val_loss, bits, progress.seconds, best=False)
+        outcome = Outcome(progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False)
     return outcome
 
 
@@ -223,13 +229,14 @@ class Watch:
         for at, loss in enumerate(losses, first):
             if not math.isfinite(loss):
                 raise CheckpointError(
-                    f"the loss is {loss} at step {at}: lower the learning_rate; what was saved before is still good"
+                    f"the loss is {loss} at step {at}: lower the learning_rate and begin again with --force;"
+                    " what was saved before is still good"
                 )
         mean = sum(losses) / len(losses)
         if mean > 1.5 * self.lowest + 1.0:
             raise CheckpointError(
                 f"the loss diverges: {mean:.2f} at step {step}, and it was {self.lowest:.2f} before: lower the"
-                " learning_rate, or raise warmup; what was saved before is still good"
+                " learning_rate, or raise warmup, and begin again with --force; what was saved before is still good"
             )
         if len(losses) == LOG_EVERY:  # fewer are too noisy to compare with
             self.lowest = min(self.lowest, mean)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gptx.bounds import size_problem
@@ -23,7 +22,7 @@ from gptx_models.hf_config import Family, family_of
 from gptx_models.hf_layout import LAYOUTS
 from gptx_models.lora import ALL_LINEAR, Lora, adapted_modules, add_lora, all_pieces, merge_lora
 from gptx_models.model import GPT
-from gptx_models.tensor_files import has_weights, open_file, read_json
+from gptx_models.tensor_files import has_weights, open_file, read_json, write_safetensors
 from gptx_models.weights import check_finite
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -74,7 +73,8 @@ def save_adapter(
     write_json(folder / SOURCE, source)
     write_json(folder / "generation_config.json", generation)
     copy_tokenizer(base, folder)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # not safetensors' save_file, whose file only its owner can read
+    write_safetensors(folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()])
 
 
 def load_adapter(folder: Path, base: Path | None = None) -> GPT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Recipe:
         try:
             return GPTConfig.from_dict({**self.model, "vocab_size": vocab_size})
         except (TypeError, ValueError) as error:
-            raise UsageError(f"the recipe's [model] is none: {error}") from error
+            raise UsageError(f"the recipe's [model] makes no model: {error}") from error
 
 
 def settings() -> dict[str, tuple[type | tuple[str, ...], str]]:
@@ -73,22 +74,38 @@ def settings() -> dict[str, tuple[type | tuple[str, ...], str]]:
     }
 
 
-def read_recipe(name: str, changes: Sequence[str] = (), values: dict[str, Any] | None = None) -> Recipe:
-    """A recipe that ships with gptx, by name, or a TOML file; `changes` are lines of TOML laid over it
-    ("steps=500", "model.n_layer=6"), and `values` the same as a table. UsageError names what is wrong with it."""
+def read_recipe(
+    name: str,
+    changes: Sequence[str] = (),
+    values: dict[str, Any] | None = None,
+    *,
+    defaults: dict[str, Any] | None = None,
+) -> Recipe:
+    """A recipe that ships with gptx, by name, or a TOML file; `changes` are lines laid over it ("steps=500",
+    "model.n_layer=6"), and `values` the same as a table. UsageError names what is wrong with it.
+
+    defaults: settings and whole tables that take the place of a shipped recipe's, and that a user's own file goes before.
+    """
     shipped = recipe_names()
     file = resources.files("gptx_models.recipes").joinpath(f"{name}.toml") if name in shipped else Path(name)
     try:
         read = _parse(file.read_text("utf-8"), f"the recipe {name}")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"no recipe {name}: give a TOML file, or one of {', '.join(shipped)}") from error
-    for change in changes:
-        read = _laid_over(read, _parse(change, f"--set {change}"))
-    read = _laid_over(read, values or {})
+    read = {**read, **(defaults or {})} if name in shipped else _laid_over(defaults or {}, read)
+    read = _laid_over(read, changed(changes, values))
     if problems := list(_problems(read)):
         known = ", ".join(sorted(f.name for f in dataclasses.fields(Recipe)))
         raise UsageError(f"the recipe {name}: {'; '.join(problems)} (known settings: {known})")
     return Recipe(**read)
+
+
+def changed(changes: Sequence[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `changes` and `values` set, as a table. Raises UsageError."""
+    table: dict[str, Any] = {}
+    for change in changes:
+        table = _laid_over(table, _change(change))
+    return _laid_over(table, values or {})
 
 
 def write_recipe(recipe: Recipe, file: Path) -> None:
@@ -124,8 +141,11 @@ def _problems(values: dict[str, Any]):
         elif kind is float or kind is int:
             number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
             if not number or not value >= least[key]:
-                what = "a positive" if least[key] == 1 else f"{least[key]:g} or more, a"
-                yield f"{key} is {value!r}, expected {what} {'integer' if kind is int else 'number'}"
+                what = "an integer" if kind is int else "a number"
+                expected = f"{least[key]:g} or more, {what}" if least[key] != 1 else f"a positive {what.split()[1]}"
+                yield f"{key} is {value!r}, expected {expected}"
+            elif key == "minutes" and value == 0:
+                yield "minutes is 0, expected more"
         elif not isinstance(value, kind):
             yield f"{key} is {value!r}, expected {'true or false' if kind is bool else 'a text'}"
 
@@ -145,6 +165,37 @@ def _parse(text: str, what: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{what} is not TOML: {error}") from error
+
+
+def _change(text: str) -> dict[str, Any]:
+    """NAME=VALUE as a table. A value that is no TOML is a word, a text or a number as people type them."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not value or value[0] in "[{\"'" or not re.fullmatch(r"\w+(\.\w+)*", name):
+            raise UsageError(f"--set {text} is not NAME=VALUE, such as model.n_layer=6 or model.norm=rmsnorm") from None
+        table: Any = _typed(name, value)
+        for part in reversed(name.split(".")):
+            table = {part: table}
+        return table
+
+
+def _typed(name: str, value: str) -> Any:
+    """True, .5 and the none of a setting that may have no value, which TOML does not know; any other value is a text."""
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value.lower() == "none" and name in _MAY_BE_NONE:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+_MAY_BE_NONE = ("model.window", "model.rope_scaling")
 
 
 def _laid_over(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

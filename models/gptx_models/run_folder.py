@@ -6,12 +6,15 @@ something else is not gone on with.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
 from gptx.folders import check_output, remove_leftovers
+from gptx.progress import note
 from gptx_models.checkpoint import write_json
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.state import STATE
@@ -20,6 +23,8 @@ from gptx_models.tensor_files import read_json
 RUN = "run.json"
 RECIPE = "recipe.toml"  # of the checkpoint
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
+SETTINGS = "recipe"  # in run.json
+MAY_CHANGE = ("steps", "minutes", "epochs", "eval_every", "patience", "sample", "accumulate", "compile", "generation")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -42,19 +47,47 @@ def open_run(out: Path, *, force: bool) -> Path:
     return run
 
 
-def is_begun(run: Path, origin: dict[str, Any]) -> bool:
-    """Whether a run of this origin lies there. UsageError where it is one of another."""
+def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a run of this origin, begun with these settings, lies there. Settings that decide only how long a run is
+    and what is seen of it may be others than before, which is said. UsageError where anything else is different."""
     if not (run / RUN).exists():
         return False
-    before = read_json(run / RUN)
-    if different := [key for key in origin if origin[key] != before.get(key)]:
+    before, origin = read_json(run / RUN), _as_json(origin)
+    other = [key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]]
+    wrong = [f"another {', '.join(other)}"] if other else []
+    old, new = before.get(SETTINGS) or {}, _as_json(settings)
+    changed = [name for name in new if name in old and new[name] != old[name]]
+    if not (run / STATE).exists():  # nothing was learnt yet
+        changed = []
+    wrong += [
+        f"{name} {_shown(old[name])} instead of {_shown(new[name])}" for name in changed if name not in MAY_CHANGE
+    ]
+    if wrong:
         raise UsageError(
-            f"{run} is of a run with another {', '.join(different)}: choose another --out, or begin again with --force"
+            f"{run} is of a run with {', '.join(wrong)}: choose another --out, or begin again with --force"
         )
+    for name in changed:
+        note(f"going on with {name} {_shown(new[name])} instead of {_shown(old[name])}")
+    if old != new:
+        begin(run, origin, settings)
     return True
 
 
-def begin(run: Path, origin: dict[str, Any]) -> None:
+def begin(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> None:
     """To be called when all that the origin decides lies in the folder."""
-    write_json(run / f"{RUN}.part", origin)
+    write_json(run / f"{RUN}.part", {**_as_json(origin), SETTINGS: _as_json(settings)})
     os.replace(run / f"{RUN}.part", run / RUN)
+
+
+def size_of(run: Path) -> int:
+    """Bytes of the files in a run's folder."""
+    return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """As run.json gives them back: tuples are lists there. JSON has no infinity, which means no limit: null."""
+    return json.loads(json.dumps({name: None if value == math.inf else value for name, value in values.items()}))
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)

@@ -39,6 +39,9 @@ def write_state(folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: P
     """Every process calls it; the main one writes. Weights that are not trained are left out."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     model, optimizer = get_state_dict(gpt, optimizers, options=options)
+    # torch leaves a tied weight in under its second name, frozen or not
+    trained = {name for name, p in gpt.named_parameters(remove_duplicate=False) if p.requires_grad}
+    model = {name: value for name, value in model.items() if name in trained}
     if world.is_main:
         part = folder / f"{STATE}.part"
         with open(part, "wb") as file:

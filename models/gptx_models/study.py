@@ -5,7 +5,6 @@ The figures are made as the runtime makes its answers: labels by their log-proba
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,11 @@ def study(
     origin = {
         "files": [sha256(file) for file in files_of(files, kinds=kinds)],
         "validation": [sha256(file) for file in files_of(validation, kinds=kinds)] if validation else None,
-        "rows": hashlib.sha256(repr((kind, n_ctx, fields, template, head)).encode()).hexdigest(),
+        "task": kind,
+        "context": n_ctx,
+        "fields": fields,
+        "template": template,
+        "head": head,
     }
     if kind == "text":
         return _of_text(words, files, validation, n_ctx, origin)

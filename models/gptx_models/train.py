@@ -106,9 +106,12 @@ def _prepare(
         "vocab_size": None if tokenizer else recipe.vocab_size,
         "model": recipe.model,
     }
-    if not is_begun(run, origin):
+    settings = {
+        name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("model", "vocab_size")
+    }
+    if not is_begun(run, origin, settings):
         corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, tokenizer=tokenizer)
-        begin(run, origin)
+        begin(run, origin, settings)
 
 
 def save(

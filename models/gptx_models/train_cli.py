@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,24 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def check_schedule(set_by_hand: Collection[str], schedule: str) -> None:
+    """Raise UsageError for a setting, given on the command line, that the schedule does not read."""
+    reads = {"decay": ("wsd",), "floor": ("wsd", "cosine")}
+    for name, schedules in reads.items():
+        if name in set_by_hand and schedule not in schedules:
+            raise UsageError(
+                f"{name} is a setting of the schedule {' and '.join(schedules)}, and this one is {schedule}"
+            )
+
+
+def of_run_folder(out: Path) -> str:
+    """A line on what lies in OUT.run once a run has ended."""
+    from gptx_models.run_folder import run_folder, size_of
+
+    run = run_folder(out)
+    return f"{run.name} ({size_of(run) / 1e6:,.1f} MB) is needed only to go on with more --steps: it can be removed"
+
+
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
@@ -41,7 +59,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     multiple=True,
     help="Text to validate on.  [default: the last tenth]",
 )
-@click.option("--field", default="text", show_default=True, help="The field of JSONL files that holds the text.")
+@click.option("--field", help="The field of JSONL files that holds the text.  [default: text]")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json.  [default: a BPE trained on FILES]")
 @click.option("--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint's weights.")
 @click.option("--licence", help="Licence of the text, for the model card.")
@@ -57,7 +75,7 @@ def train(
     changes: tuple[str, ...],
     list_recipes: bool,
     validation: tuple[Path, ...],
-    field: str,
+    field: str | None,
     tokenizer: Path | None,
     start: Path | None,
     licence: str | None,
@@ -74,17 +92,25 @@ def train(
     torchrun --nproc-per-node 8 -m gptx train FILES ...
     """
     from gptx_models import train as training
-    from gptx_models.recipe import read_recipe, recipe_names
+    from gptx_models.packed_text import ending
+    from gptx_models.recipe import changed, read_recipe, recipe_names
     from gptx_models.run_folder import run_folder
     from gptx_models.state import STATE
+    from gptx_models.text_files import files_of
     from gptx_models.world import leave, open_world
 
+    given = {name: value for name, value in given.items() if value is not None}
     if list_recipes:
         click.echo("\n".join(recipe_names()))
         return
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
-    chosen = read_recipe(recipe, changes, {name: value for name, value in given.items() if value is not None})
+    chosen = read_recipe(recipe, changes, given)
+    check_schedule(changed(changes, given), chosen.schedule)
+    if tokenizer and "vocab_size" in changed(changes, given):
+        raise UsageError("--vocab-size is of a new tokenizer, and --tokenizer gives one: leave one of them out")
+    if field and not any(ending(file) == ".jsonl" for file in files_of([*files, *validation])):
+        raise UsageError("--field names a field of JSONL files, and there is none: leave it out")
     with open_world(device, shard=shard) as world:
         try:
             done = training.train(
@@ -92,7 +118,7 @@ def train(
                 out,
                 chosen,
                 validation=list(validation),
-                field=field,
+                field=field or "text",
                 tokenizer=tokenizer,
                 start=start,
                 licence=licence,
@@ -104,8 +130,9 @@ def train(
                 click.echo("stopped: the same command goes on from here", err=True)
             raise
         if world.is_main:
-            click.echo(f"{out}: {done.tokens / 1e6:.2f}M tokens in {done.seconds / 60:.1f} min, {done}")
+            click.echo(f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}")
             prompt, text = training.example(out, chosen)
             click.echo(text)
+            click.echo(of_run_folder(out))
             click.echo(f"next: gptx export {out} {out}-onnx && gptx run -m {out}-onnx {shlex.quote(prompt)}")
     leave(world)
