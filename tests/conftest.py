@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,17 @@ from tiny_artifact import write_artifact
 
 hypothesis.settings.register_profile("gptx", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("gptx")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_read_once() -> Iterator[None]:
+    """The exporter reads the sources of 500 ONNX functions for each graph, a quarter of a tiny model's
+    export; here it reads them once."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")
