@@ -429,7 +429,7 @@ def test_ends_are_special_and_words_are_not(tmp_path: Path) -> None:
     [
         (dict(expert_count=8), "mixture of 8 experts"),
         (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "rope.scaling.type is 'yarn'"),
-        (dict(value_length=32), "value_length differs"),
+        (dict(value_length=32), "value_length is 32, expected the head.s 64"),
         (dict(logit_scale=2.0), "llama.logit_scale is 2.0"),
         (dict(attention_scale=2.0), "llama.attention.scale is 2.0"),
     ],

@@ -1,0 +1,207 @@
+"""A GGUF file's header: metadata by key, and where each tensor's bytes lie. The tensors stay on disk until they are read.
+
+Written down here and not left to the `gguf` package, so that a file that is cut short, hostile, of the other byte order or
+newer than the package is told in a sentence. The rules are llama.cpp's (ggml/src/gguf.cpp). What the keys mean, it does
+not know.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+from gptx.errors import CheckpointError
+from gptx_models.tensor_files import check_file
+
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # by GGUF's numbers
+_UINT32, _STRING, _ARRAY = 4, 8, 9
+_MOST_DIMENSIONS = 4
+_AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """`shape` as PyTorch has it, rows first; `data` are the bytes of each row."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def values(self, where: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """In fp32. Raises CheckpointError for a type that the gguf package does not read."""
+        try:
+            return np.array(dequantize(self.data, self.type), dtype=np.float32).reshape(self.shape)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{where}: {self.name} is of type {self.type.name}, which the gguf package does not read"
+            ) from error
+
+
+def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """(metadata by key, tensors by name) of a GGUF file. Raises CheckpointError."""
+    check_file(path)
+    header = _Header(path)
+    metadata = _metadata(header)
+    _expect_whole_model(metadata, path)
+    return metadata, _tensors(header, _alignment(metadata, path))
+
+
+class _Header:
+    """Reads on from the beginning of a file; each read is checked against what is left of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.raw, self.at = path, np.memmap(path, mode="r"), 0
+        self.view = memoryview(self.raw)
+        if self.take(4, "its first bytes") != b"GGUF":
+            raise CheckpointError(f"{path} is not a GGUF file: {_AGAIN}")
+        version = self.number("I", "its version")
+        if version & 0xFFFF == 0:  # llama.cpp's test
+            raise CheckpointError(
+                f"{path} is a big-endian GGUF file, made for machines such as IBM Z, and gptx reads little-endian ones, as"
+                " llama.cpp does on this machine: take the little-endian file, or convert it with gguf-py's"
+                " gguf_convert_endian.py"
+            )
+        if version not in (2, 3):
+            raise CheckpointError(f"{path} is of version {version} of GGUF, expected 2 or 3")
+        self.n_tensors, self.n_keys = self.number("Q", "the counts"), self.number("Q", "the counts")
+
+    def take(self, size: int, what: str) -> bytes:
+        if size > len(self.raw) - self.at:
+            raise CheckpointError(
+                f"{self.path} is not a whole GGUF file: it ends in {what}, {len(self.raw):,} bytes from its start: {_AGAIN}"
+            )
+        self.at += size
+        return bytes(self.view[self.at - size : self.at])
+
+    def number(self, kind: str, what: str) -> int:
+        return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind), what))[0]
+
+    def text(self, what: str) -> str:
+        raw = self.take(self.number("Q", what), what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{self.path}: {what} is not UTF-8 text: byte {error.start} of it: {_AGAIN}"
+            ) from error
+
+
+def _metadata(header: _Header) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for _ in range(header.n_keys):
+        key = header.text("the name of a key")
+        if key in metadata:
+            raise CheckpointError(f"{header.path} has the key {key} twice")
+        kind = header.number("I", key)
+        metadata[key] = _array(header, key) if kind == _ARRAY else _value(header, kind, key)
+        if key == "general.alignment" and kind != _UINT32:
+            raise CheckpointError(f"{header.path}: general.alignment is of type {kind}, expected {_UINT32} (uint32)")
+    return metadata
+
+
+def _value(header: _Header, kind: int, key: str) -> Any:
+    if kind == _STRING:
+        return header.text(key)
+    if kind not in _SCALARS:
+        raise CheckpointError(f"{header.path}: {key} is of type {kind}, which no version of GGUF has")
+    return header.number(_SCALARS[kind], key)
+
+
+def _array(header: _Header, key: str) -> list[Any]:
+    kind, count = header.number("I", key), header.number("Q", key)
+    if kind == _STRING:
+        return [header.text(key) for _ in range(count)]
+    if kind not in _SCALARS:
+        what = "a list of lists" if kind == _ARRAY else f"a list of type {kind}"
+        raise CheckpointError(f"{header.path}: {key} is {what}, expected a list of numbers or texts")
+    code = _SCALARS[kind]
+    return np.frombuffer(header.take(count * struct.calcsize(code), key), f"<{np.dtype(code).str[1:]}").tolist()
+
+
+def _expect_whole_model(metadata: dict[str, Any], path: Path) -> None:
+    parts = metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise CheckpointError(
+            f"{path} is one of {parts} parts: join them first with "
+            "llama.cpp's `llama-gguf-split --merge FIRST_PART OUT.gguf`"
+        )
+    kind = metadata.get("general.type", "model")
+    if kind == "adapter":
+        raise CheckpointError(
+            f"{path} is a LoRA adapter in GGUF: merge it into its model first, with llama.cpp's `llama-export-lora`"
+        )
+    if kind != "model":
+        raise CheckpointError(f"{path}: general.type is {kind!r:.80}, expected a model")
+
+
+def _alignment(metadata: dict[str, Any], path: Path) -> int:
+    alignment = metadata.get("general.alignment", 32)
+    if alignment < 1 or alignment & (alignment - 1):
+        raise CheckpointError(f"{path}: general.alignment is {alignment}, expected a power of two")
+    return alignment
+
+
+def _tensors(header: _Header, alignment: int) -> dict[str, StoredTensor]:
+    found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for _ in range(header.n_tensors):
+        name = header.text("the name of a tensor")
+        if name in found:
+            raise CheckpointError(f"{header.path} has the tensor {name} twice")
+        dimensions = header.number("I", name)
+        if dimensions > _MOST_DIMENSIONS:
+            raise CheckpointError(
+                f"{header.path}: {name} has {dimensions} dimensions, expected at most {_MOST_DIMENSIONS}"
+            )
+        shape = tuple(reversed([header.number("Q", name) for _ in range(dimensions)]))
+        found[name] = (shape, header.number("I", name), header.number("Q", name))
+    start = -(-header.at // alignment) * alignment
+    return {name: _tensor(header, name, *facts, start=start, alignment=alignment) for name, facts in found.items()}
+
+
+def _tensor(
+    header: _Header, name: str, shape: tuple[int, ...], number: int, offset: int, *, start: int, alignment: int
+) -> StoredTensor:
+    where = header.path
+    try:
+        kind = GGMLQuantizationType(number)
+        block, size = GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise CheckpointError(
+            f"{where}: {name} is of type {number}, which is unknown to the installed gguf package: update it with"
+            " `pip install -U gguf`, or write the file anew in a known type with llama.cpp's llama-quantize"
+        ) from None
+    *outer, width = shape or (1,)
+    if width % block:
+        raise CheckpointError(f"{where}: {name} is {list(shape)} in {kind.name}, whose rows are multiples of {block}")
+    row = width // block * size
+    total = row * math.prod(outer)
+    if offset % alignment:
+        raise CheckpointError(
+            f"{where}: {name} begins at {offset:,}, which is no multiple of the alignment, {alignment}"
+        )
+    if start + offset + total > len(header.raw):
+        raise CheckpointError(
+            f"{where} is not a whole GGUF file: {name} ends at byte {start + offset + total:,}, and the file has"
+            f" {len(header.raw):,}: {_AGAIN}"
+        )
+    data = header.raw[start + offset : start + offset + total]
+    return StoredTensor(name, kind, shape, data.reshape(*outer, row))
