@@ -6,9 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
-from gptx.cli import VERBS
+from gptx.cli import VERBS, group
 from gptx_command import gptx
 from test_import_gguf import Q, byte_level_vocabulary, llama, write_llama
 
@@ -57,6 +58,33 @@ def test_the_default_model_runs_as_printed() -> None:
     assert outcome.status == 0 and len(outcome.text) > 10
 
 
-def test_every_verb_stands_in_the_readme() -> None:
-    for verb in VERBS:
-        assert re.search(rf"\b{verb}\b", README), verb
+def code() -> list[str]:
+    """Indented lines and what stands in backticks: where commands are, not prose."""
+    fenced = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    return [*re.findall(r"^    (.*)$", fenced, re.MULTILINE), *re.findall(r"`([^`\n]+)`", fenced)]
+
+
+def table() -> list[tuple[list[str], str]]:
+    """The command line's table: the verbs of a row, and the row."""
+    rows = [row for row in README.splitlines() if row.startswith("| `gptx ")]
+    return [(re.findall(r"`(?:gptx )?(?!gptx)([a-z]+)[ `]", row.split(" | ")[0]), row) for row in rows]
+
+
+def options_of(verb: str) -> set[str]:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_every_verb_has_its_place_in_the_table() -> None:
+    assert sorted(verb for verbs, _ in table() for verb in verbs) == sorted(VERBS)
+
+
+def test_every_option_that_the_readme_names_is_one() -> None:
+    lines = [(re.findall(r"\bgptx ([a-z]+)", line)[:1], line) for line in code()]
+    alone = [(list(VERBS), line) for verbs, line in lines if not verbs and line.startswith("--")]
+    of_a_verb = [(verbs, line.partition("gptx ")[2]) for verbs, line in lines if verbs]
+    assert len(alone) > 3 and len(of_a_verb) > 20
+    for verbs, line in [*alone, *of_a_verb, *table()]:
+        known = {"--help", "--version"}.union(*map(options_of, verbs))
+        assert set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", line)) <= known, (verbs, line)
