@@ -187,6 +187,27 @@ def test_a_budget_that_cannot_be_kept(fp32: Path, tmp_path: Path, options: list[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "options", [["size=10kB"], ["5MB", "--limit", "perplexty=3"], ["size=10kB", "--calibration", "no"]]
+)
+def test_a_dry_run_refuses_what_the_run_would(fp32: Path, tmp_path: Path, options: list[str]) -> None:
+    dry, real = (command("quantize", fp32, tmp_path / "out", "--budget", *options, *dry) for dry in (["--dry-run"], []))
+    assert (dry.status, dry.out) == (real.status, real.out) == (1, b"")
+    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_knows_the_smallest_mix(fp32: Path, kept: Path, tmp_path: Path) -> None:
+    """Of this model the graph is a large part of it, which the weights alone do not tell."""
+    smallest = manifest_of(kept)["quantization"]["pareto"]["points"][0]["bytes"]
+    said = [
+        command("quantize", fp32, tmp_path / "out", "--budget", f"{size}B", "--dry-run")
+        for size in (smallest // 2, 2**20)
+    ]
+    assert (said[0].status, said[1].status) == (1, 0) and "is too small" in said[0].err
+    assert said[1].text.startswith("parameters")
+
+
 def test_weights_that_were_4_bit_before_are_a_mix_of_their_own(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=2, n_embd=64, n_inner=96)
     torch.manual_seed(2)
@@ -211,6 +232,7 @@ def test_a_classifier_has_a_size_alone(tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
     outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%")
     assert outcome.status == 1 and "no perplexity" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%", "--dry-run") == outcome
     outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1MB")
     assert outcome.status == 0 and "nan" not in outcome.text
     points = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]

@@ -148,6 +148,15 @@ def test_without_an_artifact_the_default_model() -> None:
     assert "gptx:default_model: weights in int8" in outcome.text and "batch of" not in outcome.text
 
 
+def test_usual_prompts_that_do_not_fit_are_said_to_be_shorter(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat")
+    outcome = gptx("bench", artifacts["shared"], "--text", tmp_path / "text.txt", *QUICK)
+    assert outcome.status == 0, outcome.err
+    assert "context holds 64 tokens: prompts of 59, and 4 new ones, not of 128 and 512\n" in outcome.err
+    assert "text.txt, again and again: it is shorter than a prompt" in outcome.text
+    assert "context holds" not in gptx("bench", artifacts["shared"], "--prompt-tokens", "8", *QUICK).err
+
+
 def refused(*args: str | Path) -> str:
     outcome = gptx("bench", *args)
     assert outcome.status != 0 and outcome.out == b""
@@ -169,6 +178,9 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
         elsewhere = refused(model, "--against", f"llamacpp:{tmp_path / 'x.gguf'}", "--device", "cuda")
         assert "llamacpp:x.gguf is measured on the CPU only: leave it out, or take --device cpu" in elsewhere
     assert "give --quality too" in refused(model, "--window", "64")
+    assert "--repeats does nothing without" in refused(model, "--rounds", "0", "--quality", "--repeats", "3")
+    assert "--force does nothing without" in refused(model, "--force")
+    assert "more than the 64 tokens" in refused(model, "--quality", "--window", "65")
     assert "end with .png" in refused(model, "--picture", tmp_path / "picture.pdf")
     assert "name two files" in refused(model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png")
     assert "measured twice" in refused(model, "--against", f"gptx:{model}")

@@ -155,6 +155,22 @@ def test_a_model_that_samples_by_itself_takes_them(tmp_path: Path) -> None:
         model.generate("the cat", max_new_tokens=1, top_k=5, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("run", "the", "--batch-size", "3"), "--batch-size does nothing without --batch"),
+        (("finetune", "b", "f", "--task", "text", "--out", "o", "--rank", "3"), "--rank does nothing without --lora"),
+        (
+            ("quantize", "a", "b", "--to", "fp16", "--calibration", "c"),
+            "--calibration is what 8 and 4 bits are fitted to",
+        ),
+    ],
+)
+def test_options_that_do_nothing_alone(args: tuple[str, ...], says: str) -> None:
+    outcome = gptx(*args)
+    assert outcome.status in (1, 2) and says in outcome.err and outcome.err.count("\n") == 1
+
+
 # Names of files, and files of texts
 
 

@@ -123,12 +123,12 @@ def export(
 @click.option(
     "--to",
     type=click.Choice(["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"]),
-    help="The recipe; see below. Either this or --budget.",
+    help="A recipe of those above. Either this or --budget.",
 )
 @click.option(
     "--budget",
     metavar="BUDGET",
-    help="ppl=+0.5% or size=100MB: the best mix of 4 and 8 bits inside it.",
+    help="ppl=+0.5% or size=100MB: the best mix of 4 and 8 bits inside it, as described above.",
 )
 @click.option(
     "--picture",
@@ -183,19 +183,28 @@ def quantize(
     were measured are printed, drawn, and stored in gptx.json.
     """
     from gpt_export.budget import parse_budget
-    from gpt_export.quantize import expect_fp32, plan_quantize, quantize_artifact
+    from gpt_export.quantize import check_recipe, plan_quantize, quantize_artifact
 
     if (to is None) == (budget is None):
         raise click.UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
     if picture and not budget:
         raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
+    if to == "fp16" and calibration:
+        raise UsageError("--calibration is what 8 and 4 bits are fitted to, and fp16 is not: leave it out")
     options: dict[str, Any] = dict(
         checkpoint=checkpoint, text=text, calibration=calibration, limits=_limits(limit), accept=accept, force=force
     )
     allowed = parse_budget(budget) if budget is not None else None
     if dry_run:
         check_output(out, force=True)
-        _print_plan(plan_quantize(expect_fp32(source), to or "int8"))
+        if allowed is not None:
+            from gpt_export.within import plan_within
+
+            _print_plan(plan_within(source, allowed, calibration=calibration, limits=options["limits"]))
+        else:
+            assert to is not None
+            manifest, _ = check_recipe(source, to, options["limits"])
+            _print_plan(plan_quantize(manifest, to))
         return
     if allowed is not None:
         from gpt_export.within import quantize_within

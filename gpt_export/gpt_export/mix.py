@@ -193,13 +193,20 @@ def node_bytes(weight: Quantized) -> int:
     return 4500 * (forms_of(weight)[0][2] == 16) + 1500 * offsets + 2500 * channels + 400 * steps
 
 
-def least_bytes(gpt: GPT, windows: list[list[int]]) -> int:
-    """What the quantized weights take at least, all in their smallest forms; known before anything is rounded."""
+def least_bytes(gpt: GPT, windows: list[list[int]], source_graph: int) -> int:
+    """What artifact_bytes gives at least, all layers in their smallest forms; known before anything is rounded."""
+    packed = {id(p) for one in gpt.modules() if isinstance(one, nn.Linear | nn.Embedding) for p in one.parameters()}
+    rest = [p for p in gpt.parameters() if id(p) not in packed]
+    others = int(1.4 * source_graph) + sum(4 * tensor.numel() for tensor in [*rest, *gpt.buffers()])
     layers = [linear for block in gpt.layers for linear in linears(block).values()]
     rows, width = gpt.head.weight.shape
     common = common_tokens(windows, gpt.config.vocab_size) or rows
     total = TABLE.fitted(width).stored_bytes(common, width) + RARE.fitted(width).stored_bytes(rows - common, width)
-    return total + sum(SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape) for linear in layers)
+    return (
+        others
+        + total
+        + sum(SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape) for linear in layers)
+    )
 
 
 @torch.no_grad()

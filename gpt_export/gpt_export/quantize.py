@@ -69,6 +69,17 @@ def quantize_artifact(
     rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
     ArtifactError, OutputError, and ParityError when the certificate fails.
     """
+    manifest, bounds = check_recipe(source, to, limits)
+    needed = plan_quantize(manifest, to).disk_bytes
+    with quantizing(
+        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
+    ) as work:
+        quantization = _write_graph(manifest, work.staging, to, work.calibration)
+        return prove_quantized(work, precision_of(to), quantization, bounds, accept=accept, what=f"{to} of {source}")
+
+
+def check_recipe(source: Path, to: str, limits: Mapping[str, float] | None) -> tuple[Manifest, dict[str, float]]:
+    """What can be refused before anything is read but the manifest; also the limits of the certificate."""
     manifest = expect_fp32(source)
     if has_decode(to) and manifest.cache != "shared":
         raise UsageError(
@@ -76,14 +87,7 @@ def quantize_artifact(
         )
     if gpt_config(manifest) is None and to not in RECIPES:
         raise UsageError(f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}")
-    precision = precision_of(to)
-    bounds = limits_for(precision, limits)
-    needed = plan_quantize(manifest, to).disk_bytes
-    with quantizing(
-        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
-    ) as work:
-        quantization = _write_graph(manifest, work.staging, to, work.calibration)
-        return prove_quantized(work, precision, quantization, bounds, accept=accept, what=f"{to} of {source}")
+    return manifest, limits_for(precision_of(to), limits)
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,7 @@ def quantizing(
     with new_folder(out, force=force, needed=needed) as staging:
         shape = manifest.model
         text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
-        own = proof(
-            source,
-            vocab_size=shape.vocab_size,
-            n_ctx=shape.n_ctx,
-            text=calibration,
-            own="calibration",
-            most=CALIBRATION,
-        )
+        own = calibration_of(manifest, calibration)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
             copy_side_files(source, staging)
@@ -132,6 +129,19 @@ def quantizing(
             earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
             yield Work(manifest, staging, own, recording, earlier)
         write_card(staging, out.name, _own_card(source))
+
+
+def calibration_of(manifest: Manifest, text: Path | None) -> Proof:
+    """The text that rounding is fitted to, as tokens; without one our own."""
+    shape = manifest.model
+    return proof(
+        manifest.path,
+        vocab_size=shape.vocab_size,
+        n_ctx=shape.n_ctx,
+        text=text,
+        own="calibration",
+        most=CALIBRATION,
+    )
 
 
 def prove_quantized(

@@ -6,22 +6,31 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpt_export.budget import Budget, smallest_inside, spaced
 from gpt_export.caches import CacheForm
+from gpt_export.export import Plan
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import Quantized, graph_layers
 from gpt_export.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
 from gpt_export.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
-from gpt_export.quantize import Work, expect_fp32, gpt_config, plan_quantize, prove_quantized, quantizing
+from gpt_export.quantize import (
+    Work,
+    calibration_of,
+    expect_fp32,
+    gpt_config,
+    plan_quantize,
+    prove_quantized,
+    quantizing,
+)
 from gpt_export.rotate import rotate
 from gpt_export.schemes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
 from gpt_export.timing import Timings
 from gpt_export.weights import load_gpt
-from gptx.artifact import GRAPH
+from gptx.artifact import GRAPH, Manifest
 from gptx.errors import ParityError, UsageError
 from gptx.folders import check_new_file, write_file
 from gptx.limits import limits_for
@@ -57,15 +66,8 @@ def quantize_within(
 
     Raises UsageError where the size is too small for any mix, ParityError where none keeps the perplexity.
     """
-    manifest = expect_fp32(source)
-    config = gpt_config(manifest)
-    if config is None:
-        raise UsageError(f"{source} was exported by optimum: --budget needs a model that gptx itself exported")
-    if config.n_class and budget.perplexity is not None:
-        raise UsageError(f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB")
-    limits_for("int4", limits)  # their names
+    manifest, config = check_budget(source, budget, limits)
     out = Path(os.path.abspath(out))  # of ".", too, the picture's name is made
-    need_matplotlib()
     picture_file = picture_file or out.with_name(f"{out.name}-pareto.png")
     check_new_file(picture_file, force=force)
     needed = plan_quantize(manifest, "int8").disk_bytes
@@ -81,6 +83,41 @@ def quantize_within(
     return Outcome(certificate, table(search.points, chosen), picture_file)
 
 
+def check_budget(source: Path, budget: Budget, limits: Mapping[str, float] | None = None) -> tuple[Manifest, GPTConfig]:
+    """What can be refused before the weights are read."""
+    manifest = expect_fp32(source)
+    config = gpt_config(manifest)
+    if config is None:
+        raise UsageError(f"{source} was exported by optimum: --budget needs a model that gptx itself exported")
+    if config.n_class and budget.perplexity is not None:
+        raise UsageError(f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB")
+    limits_for("int4", limits)  # their names
+    need_matplotlib()
+    return manifest, config
+
+
+def plan_within(
+    source: Path, budget: Budget, *, calibration: Path | None = None, limits: Mapping[str, float] | None = None
+) -> Plan:
+    """What quantize_within will take. Raises UsageError where the size is too small for any mix."""
+    manifest, config = check_budget(source, budget, limits)
+    plan = plan_quantize(manifest, "int8")
+    if budget.size is None:
+        return plan
+    gpt, windows = load_gpt(manifest.path, config), calibration_of(manifest, calibration).windows
+    expect_room(budget, least_bytes(gpt, windows, manifest.graph.stat().st_size))
+    return replace(plan, artifact_bytes=min(plan.artifact_bytes, budget.size))
+
+
+def expect_room(budget: Budget, least: int) -> None:
+    """UsageError where the smallest mix, of `least` bytes, is above the budget."""
+    if budget.size is not None and least > budget.size:
+        raise UsageError(
+            f"the budget of {budget} is too small: all layers in 4 bits take {megabytes(least)} MB, "
+            "and nothing smaller is to be had"
+        )
+
+
 class Search:
     """The mixes of one model that were measured, and the best of them written."""
 
@@ -93,14 +130,14 @@ class Search:
         """Round, measure single layers, then whole mixes. PyTorch's copy of the model goes when this ends."""
         windows = self.work.calibration.windows
         gpt = load_gpt(self.work.manifest.path, self.config)
-        self.expect_room(least_bytes(gpt, windows))
+        expect_room(self.budget, least_bytes(gpt, windows, self.work.manifest.graph.stat().st_size))
         if kept_offsets(gpt):
             made = quantize_weights(gpt, SCHEMES["int4"], windows)
             self.timings.time(made.weights.values())
             self.measure(gpt, "the source's 4 bits", made)
         mixes = make_mixes(gpt, windows)
         top = len(mixes.steps)
-        self.expect_room(self.size(gpt, mixes.weights(0)))
+        expect_room(self.budget, self.size(gpt, mixes.weights(0)))
         self.timings.time([weight for form in mixes.forms for piece in form.values() for weight in piece.values()])
         found: dict[int, Point] = {}
 
@@ -129,14 +166,6 @@ class Search:
 
     def size(self, gpt: GPT, weights: Mapping[str, Quantized]) -> int:
         return artifact_bytes(gpt, weights, self.work.manifest.graph.stat().st_size)
-
-    def expect_room(self, least: int) -> None:
-        """UsageError where the smallest mix, of `least` bytes, is above the budget."""
-        if self.budget.size is not None and least > self.budget.size:
-            raise UsageError(
-                f"the budget of {self.budget} is too small: all layers in 4 bits take {megabytes(least)} MB, "
-                "and nothing smaller is to be had"
-            )
 
     def inside(self, point: Point) -> bool:
         """By what was measured in PyTorch, and the estimated size."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptx.cli.options import threads_option
-from gptx.cli.output import write_out
+from gptx.cli.options import refuse_without, threads_option
+from gptx.cli.output import note, write_out
 from gptx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,9 +144,12 @@ def bench(
     if device == "cuda":
         need_cuda()
     source = prompts.source(manifest, text)
-    new = new_tokens or min(NEW, manifest.model.n_ctx // 2)
-    room = manifest.model.n_ctx - new - 1
+    n_ctx = manifest.model.n_ctx
+    new = new_tokens or min(NEW, n_ctx // 2)
+    room = n_ctx - new - 1
     lengths = _lengths(prompt_tokens, room=room)
+    if window and window > n_ctx:
+        raise UsageError(f"--window is {window}, more than the {n_ctx} tokens that the context holds: give fewer")
     plan = speed.Plan(
         lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores(), list(manifest.tokens.eos), device
     )
@@ -155,10 +158,14 @@ def bench(
         scored = tokens or (SCORED if text else None)
         compared = qualities.compared(manifest, engines, source, reference, window=window or WINDOW, tokens=scored)
 
+    if rounds and not prompt_tokens and lengths != list(LENGTHS):
+        usual, found = _listed(LENGTHS), _listed(lengths)
+        note(f"the context holds {n_ctx} tokens: prompts of {found}, and {new} new ones, not of {usual}")
     facts = machine(program="gptx", device=device)
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
     said = [*lines(facts), *(f"{label}: {words}" for label, words in kernels.items())]
-    said += [f"prompts are cut from {source.name}"] if rounds else []
+    again = ", again and again: it is shorter than a prompt" if len(source.ids) < max(lengths) else ""
+    said += [f"prompts are cut from {source.name}{again}"] if rounds else []
     write_out("\n".join(said) + "\n")
     found: dict[str, Any] = {"benchmark": "bench", **facts, "kernels": kernels, "settings": asdict(plan)}
     results: list[Result] = []
@@ -191,6 +198,10 @@ def _check_combination(
 ) -> None:
     if not rounds and not quality:
         raise UsageError("--rounds 0 measures no speed: give --quality, or at least one round")
+    if not rounds:
+        refuse_without("rounds of speed", "prompt_tokens", "new_tokens", "batch", "repeats")
+    if not json and not picture:
+        refuse_without("--json or --picture", "force")
     if reference and not quality:
         raise UsageError("--reference is what --quality compares with: give both")
     if scored and not quality:
@@ -215,6 +226,10 @@ def _lengths(given: tuple[int, ...], *, room: int) -> list[int]:
     if room < 1:
         raise UsageError("--new-tokens leaves no room for a prompt in the context: give fewer")
     return sorted(set(given) or {min(n, room) for n in LENGTHS})
+
+
+def _listed(lengths: Iterable[int]) -> str:
+    return " and ".join(map(str, lengths))
 
 
 def _kernels(one: Contender) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gptx.cli.prompt import checked
 from gptx.options import Given
@@ -70,6 +71,18 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_SAMPLING):
         collected = option(collected)
     return collected
+
+
+def was_given(name: str) -> bool:
+    """Whether an option of the command that runs stands on the command line; its default does not count."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse_without(other: str, *names: str) -> None:
+    """Raise UsageError for the first of these options that was given: it does nothing without `other`."""
+    given = next((f"--{name.replace('_', '-')}" for name in names if was_given(name)), None)
+    if given is not None:
+        raise click.UsageError(f"{given} does nothing without {other}: give both, or neither")
 
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}

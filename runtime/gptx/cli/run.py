@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gptx
-from gptx.cli.options import model_options, sampling_options
+from gptx.cli.options import model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_prompt
 from gptx.errors import UsageError
@@ -153,6 +153,8 @@ def _check_combination(
 ) -> None:
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat")
+    if batch is None:
+        refuse_without("--batch", "batch_size")
     if tokens is not None and (prompt is not None or batch is not None or chat):
         raise click.UsageError("--tokens takes the place of the prompt: leave out PROMPT, --batch and --chat")
     if batch is not None and prompt is not None:
