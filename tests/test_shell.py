@@ -159,7 +159,6 @@ def test_a_model_that_samples_by_itself_takes_them(tmp_path: Path) -> None:
     ("args", "says"),
     [
         (("run", "the", "--batch-size", "3"), "--batch-size does nothing without --batch"),
-        (("finetune", "b", "f", "--task", "text", "--out", "o", "--rank", "3"), "--rank does nothing without --lora"),
         (
             ("quantize", "a", "b", "--to", "fp16", "--calibration", "c"),
             "--calibration is what 8 and 4 bits are fitted to",
