@@ -14,13 +14,25 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from gptx.chat import default_template
 from gptx.errors import CheckpointError
 from gptx.tokenizer import ADDITIONAL, SPECIAL, vocabulary_problem
+from gptx_models.sentencepiece_model import read_sentencepiece_model
 from gptx_models.tensor_files import read_json, read_text
-from gptx_models.tokenizer_overlay import CLASSES, Beside, Laid, Tell, bos_eos_processor, lay_over, prefix_space
+from gptx_models.tokenizer_overlay import (
+    CLASSES,
+    Beside,
+    Laid,
+    Tell,
+    bos_eos_processor,
+    class_name,
+    lay_over,
+    prefix_space,
+)
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 TEMPLATE = "chat_template.jinja"
+SENTENCEPIECE = "tokenizer.model"
 TEMPLATES = "additional_chat_templates"  # a folder, with a .jinja file for each named template
 
 
@@ -93,12 +105,13 @@ def read_tokenizer_folder(folder: Path, vocab_size: int | None = None, *, tell: 
         text, tokenizer = _read(folder / "tokenizer.json")
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         text, tokenizer = _of_vocab_and_merges(folder)
+    elif (folder / SENTENCEPIECE).exists():
+        _check_sentencepiece_class(folder, beside)
+        text, tokenizer = read_sentencepiece_model(folder / SENTENCEPIECE, beside.config, tell)
     else:
-        if (folder / "tokenizer.model").exists():
-            tell(
-                f"{folder} has tokenizer.model and no tokenizer.json: transformers makes one, with "
-                "AutoTokenizer.from_pretrained(IN).save_pretrained(OUT); then give it with --tokenizer OUT"
-            )
+        for name in _UNREAD:
+            if (folder / name).exists():
+                tell(f"{folder} has {name} and no tokenizer.json: {_CONVERT}")
         return TokenizerFiles()
     if not beside.config and not beside.special:
         beside.config = _guess(tokenizer)
@@ -106,6 +119,31 @@ def read_tokenizer_folder(folder: Path, vocab_size: int | None = None, *, tell: 
     _tell_what_is_left(beside, tell)
     template = _template(folder, beside.config)
     return TokenizerFiles(_written(laid, tokenizer, beside.config, template), _ids(tokenizer, laid.special))
+
+
+_CONVERT = (
+    "transformers makes one, with AutoTokenizer.from_pretrained(IN).save_pretrained(OUT);"
+    " then give it with --tokenizer OUT"
+)
+_UNREAD = ("spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.txt")
+
+
+def _check_sentencepiece_class(folder: Path, beside: Beside) -> None:
+    """Classes differ in what they make of a SentencePiece model, and one of them is read here."""
+    name = class_name(beside) or ""
+    if name not in ("LlamaTokenizer", "CodeLlamaTokenizer"):
+        raise CheckpointError(
+            f"{folder} has {SENTENCEPIECE} and no tokenizer.json, and gptx reads that of a LlamaTokenizer, not of"
+            f" {name or 'a class that no file names'}: {_CONVERT}"
+        )
+
+
+def read_tokenizer_model(path: Path, *, tell: Tell = quiet) -> TokenizerFiles:
+    """A SentencePiece model that stands alone, read as a LlamaTokenizer's. Raises CheckpointError."""
+    beside = Beside(str(path), config={"tokenizer_class": "LlamaTokenizer"})
+    text, tokenizer = read_sentencepiece_model(path, beside.config, tell)
+    laid = lay_over(text, tokenizer, beside, None, tell)
+    return TokenizerFiles(_written(laid, tokenizer, beside.config, None), _ids(tokenizer, laid.special))
 
 
 def read_tokenizer_json(path: Path) -> TokenizerFiles:
@@ -235,14 +273,10 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
         named.setdefault("default", folder / TEMPLATE)
     if named:
         return read_text(named["default"]) if "default" in named else None
-    template = config.get("chat_template")
-    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: chat_template is {template!r:.80}, expected a text")
-    return template
+    try:
+        return default_template(config.get("chat_template"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
 def _of_vocab_and_merges(folder: Path) -> tuple[str, Tokenizer]:

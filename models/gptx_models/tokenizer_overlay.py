@@ -89,7 +89,7 @@ def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | 
 
     Added tokens from `vocab_size` on are left out with a line: the model has no rows for them.
     """
-    name = _class_name(tokenizer, beside)
+    name = _class_of(tokenizer, beside)
     kind = CLASSES.get(name or "", TokenizerClass())
     before = _parts(tokenizer)
     named, added = _named(tokenizer, beside, kind)
@@ -116,15 +116,22 @@ def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | 
     return Laid(text, special, name, settings)
 
 
-def _class_name(tokenizer: Tokenizer, beside: Beside) -> str | None:
-    """The class that the files name, else the one of the model's type, where the tokenizer has that class's tokens."""
+def class_name(beside: Beside) -> str | None:
+    """The class that the files name, else the one of the model's type."""
     for fields in (beside.config, beside.model):
         name = fields.get("tokenizer_class")
         if isinstance(name, str) and name:
             return name.removesuffix("Fast") if name != "PreTrainedTokenizerFast" else name
-    name = OF_MODEL.get(str(beside.model.get("model_type")))
-    usual = CLASSES[name].tokens.values() if name else ()
-    return name if usual and all(tokenizer.token_to_id(token) is not None for token in usual) else None
+    return OF_MODEL.get(str(beside.model.get("model_type")))
+
+
+def _class_of(tokenizer: Tokenizer, beside: Beside) -> str | None:
+    """The class that is named, or that of the model's type where the tokenizer has that class's tokens. (transformers
+    adds those tokens behind the others, where the model mostly has no rows for them.)"""
+    name = class_name(beside)
+    named = any(isinstance(fields.get("tokenizer_class"), str) for fields in (beside.config, beside.model))
+    usual = CLASSES[name].tokens.values() if name in CLASSES else ()
+    return name if named or all(tokenizer.token_to_id(token) is not None for token in usual) else None
 
 
 def _named(tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass) -> tuple[dict[str, Any], dict[int, AddedToken]]:

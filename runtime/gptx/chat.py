@@ -124,10 +124,24 @@ def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | No
         except (OSError, UnicodeError) as error:
             raise ArtifactError(f"{path} cannot be read ({error})") from error
     path = folder / "tokenizer_config.json"
-    source = read_json(path).get("chat_template")
-    if isinstance(source, list):
-        source = {item.get("name"): item.get("template") for item in source}.get("default")
-    return ChatTemplate(source, special, path=path) if isinstance(source, str) else None
+    try:
+        source = default_template(read_json(path).get("chat_template"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return None if source is None else ChatTemplate(source, special, path=path)
+
+
+def default_template(value: Any) -> str | None:
+    """A tokenizer_config.json's chat_template: a text, or of several by name the one called default; None where there is
+    none. Raises ValueError for a value that is neither."""
+    found = value
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        found = {str(entry.get("name")): entry.get("template") for entry in value}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"chat_template is {value!r:.80}, expected a text, or texts by their names")
+    return found or None
 
 
 class Chat:

@@ -7,7 +7,8 @@ BPE with scores. Token ids equal llama.cpp's (the tests compare). An unknown pre
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,8 @@ PRE_TOKENIZERS: dict[str, _Pre] = {
 
 def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> TokenizerFiles:
     """The tokenizer in a GGUF file's metadata. Raises CheckpointError."""
-    kind = metadata.get("tokenizer.ggml.model")
+    fields = _Fields(metadata, where)
+    kind = fields.get("model", str)
     if kind in (None, "no_vocab", "none"):
         return TokenizerFiles()
     if kind not in ("gpt2", "llama"):
@@ -65,12 +67,17 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
             f"{where}: the tokenizer is of kind {kind!r}, and gptx reads gpt2 (byte-level BPE) and llama "
             "(SentencePiece): give a tokenizer.json with --tokenizer"
         )
-    vocab = _Vocabulary.of(metadata, where)
-    tokenizer, add_bos = (_byte_level if kind == "gpt2" else _sentencepiece)(metadata, vocab, where, tell)
-    ids = {name: _id(metadata, key, vocab) for name, key in _SPECIAL.items()}
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and ids["bos"] is not None
-    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False)) and ids["eos"] is not None
-    tokenizer.add_special_tokens(_added(vocab, (CONTROL, UNKNOWN), also=_marks(ids, vocab)))
+    vocab = _Vocabulary.of(fields)
+    ids = {name: _id(fields, key, vocab, tell) for name, key in _SPECIAL.items()}
+    if kind == "llama":
+        ids |= {name: token for name, token in _SENTENCEPIECE_IDS.items() if ids[name] is None and token < len(vocab)}
+        tokenizer, add_bos = _sentencepiece(fields, vocab, ids["unk"]), True
+    else:
+        tokenizer, add_bos = _byte_level(fields, vocab, tell)
+    ends = _ends(ids, vocab)
+    add_bos = fields.get("add_bos_token", bool, add_bos) and ids["bos"] is not None
+    add_eos = fields.get("add_eos_token", bool, False) and ids["eos"] is not None
+    tokenizer.add_special_tokens(_added(vocab, (CONTROL, UNKNOWN), also=_marks([ids["bos"], *ends], vocab)))
     tokenizer.add_tokens(_added(vocab, (USER_DEFINED,)))
     names = {name: vocab.tokens[token] for name, token in ids.items() if token is not None}
     with_bos_eos(tokenizer, names.get("bos") if add_bos else None, names.get("eos") if add_eos else None)
@@ -80,9 +87,11 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
         special={name: names[name] for name in ("bos", "eos", "unk", "pad") if name in names},
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=fields.get("tokenizer.chat_template", str),
     )
-    return TokenizerFiles(files, _generation(ids))
+    eos: int | list[int] | None = ends if len(ends) > 1 else (ends or [None])[0]
+    found = {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["pad"]}
+    return TokenizerFiles(files, {name: value for name, value in found.items() if value is not None})
 
 
 _SPECIAL = {
@@ -92,14 +101,67 @@ _SPECIAL = {
     "pad": "padding_token_id",
     "eot": "eot_token_id",  # the end of a turn, where it is not eos
     "eom": "eom_token_id",
+    "fim_pad": "fim_pad_token_id",
+    "fim_rep": "fim_rep_token_id",
+    "fim_sep": "fim_sep_token_id",
+}
+_SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unk": 0}  # where the file names none, as in llama.cpp
+# llama.cpp's rule for what ends a text: tokens by their names, whatever the file's ids say
+_END_NAMES = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+}  # fmt: skip
+_FIM_NAMES = {  # and the marks of code models, each only where the file gives no id for it
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
 }
 
 
-def _generation(ids: dict[str, int | None]) -> dict[str, Any]:
-    ends = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
-    ends = list(dict.fromkeys(ends))
-    tokens = {"bos_token_id": ids["bos"], "eos_token_id": ends if len(ends) > 1 else (ends or [None])[0]}
-    return {name: value for name, value in {**tokens, "pad_token_id": ids["pad"]}.items() if value is not None}
+def _ends(ids: dict[str, int | None], vocab: _Vocabulary) -> list[int]:
+    """The tokens that end a text, eos first: llama.cpp's special_eog_ids (src/llama-vocab.cpp)."""
+    by_name = {token: token_id for token_id, token in enumerate(vocab.tokens)}
+    ends = [ids[name] for name in ("eos", "eot", "eom")]
+    for name, texts in _FIM_NAMES.items():
+        ends.append(ids[name] if ids[name] is not None else next((by_name[t] for t in texts if t in by_name), None))
+    ends += [token_id for token, token_id in by_name.items() if token in _END_NAMES]
+    found = {token: vocab.tokens[token] for token in ends if token is not None}
+    texts = set(found.values())
+    dropped: set[str] = set()
+    if {"<|return|>", "<|call|>"} <= texts or ({"<|flush|>"} <= texts and texts & {"<|call|>", "<|calls|>"}):
+        dropped.add("<|end|>")  # of gpt-oss and Solar: the end of a message, and not of the turn
+    if "<|tool_response>" in texts:
+        dropped.add("</s>")  # of Gemma 4
+    return [token for token, text in found.items() if text not in dropped]
+
+
+class _Fields:
+    """The tokenizer's metadata, each value of the type that llama.cpp expects. Raises CheckpointError."""
+
+    def __init__(self, metadata: dict[str, Any], where: str) -> None:
+        self._metadata, self.where = metadata, where
+
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        """tokenizer.ggml.NAME, or NAME itself where it has a dot."""
+        key = name if "." in name else f"tokenizer.ggml.{name}"
+        value = self._metadata.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CheckpointError(f"{self.where}: {key} is {value!r:.80}, expected {_KINDS[kind]}")
+        return value
+
+    def each(self, name: str, kinds: tuple[type, ...], what: str) -> list[Any]:
+        """A list whose entries are of these types; empty where there is none."""
+        values = self.get(name, list, [])
+        wrong = next((value for value in values if not isinstance(value, kinds)), None)
+        if wrong is not None:
+            raise CheckpointError(f"{self.where}: tokenizer.ggml.{name} holds {wrong!r:.80}, expected {what}")
+        return values
+
+
+_KINDS: dict[type, str] = {str: "a text", int: "a number", bool: "true or false", list: "a list"}
 
 
 @dataclass
@@ -108,26 +170,39 @@ class _Vocabulary:
     types: list[int]
     scores: list[float]
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
     @classmethod
-    def of(cls, metadata: dict[str, Any], where: str) -> _Vocabulary:
-        tokens = metadata.get("tokenizer.ggml.tokens")
+    def of(cls, fields: _Fields) -> _Vocabulary:
+        where = fields.where
+        tokens = fields.each("tokens", (str,), "texts")
         if not tokens:
             raise CheckpointError(f"{where}: tokenizer.ggml.tokens is missing: give a tokenizer.json with --tokenizer")
-        types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-        scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
-        if not len(tokens) == len(types) == len(scores):
+        types = fields.each("token_type", (int,), "numbers") or [1] * len(tokens)
+        scores = fields.each("scores", (int, float), "numbers") or [0.0] * len(tokens)
+        if min(len(types), len(scores)) < len(tokens):
             raise CheckpointError(
                 f"{where}: tokenizer.ggml has {len(tokens)} tokens, {len(types)} types and {len(scores)} scores"
             )
         end = len(tokens)
         while end and types[end - 1] == UNUSED:  # padding of the vocabulary, never to be sampled
             end -= 1
-        return cls(tokens[:end], types[:end], scores[:end])
+        tokens = [token or f"[EMPTY_{at}]" for at, token in enumerate(tokens[:end])]  # llama.cpp's name for it
+        twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+        if twice is not None:
+            raise CheckpointError(f"{where}: tokenizer.ggml.tokens has {twice!r:.80} twice")
+        return cls(tokens, types[:end], scores[:end])
 
 
-def _id(metadata: dict[str, Any], key: str, vocab: _Vocabulary) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{key}")
-    return value if value is not None and 0 <= value < len(vocab.tokens) else None
+def _id(fields: _Fields, key: str, vocab: _Vocabulary, tell: Tell) -> int | None:
+    """A special token's id; none where it is negative or beyond the vocabulary, as in llama.cpp."""
+    value = fields.get(key, int)
+    if value is None or 0 <= value < len(vocab):
+        return value
+    if 0 <= value < 2**32 - 1:  # which is -1 without its sign: none
+        tell(f"{fields.where}: tokenizer.ggml.{key} is {value}, beyond the {len(vocab):,} tokens: left out")
+    return None
 
 
 def _added(vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] = ()) -> list[AddedToken]:
@@ -139,14 +214,13 @@ def _added(vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] 
     ]
 
 
-def _marks(ids: dict[str, int | None], vocab: _Vocabulary) -> set[int]:
+def _marks(ends: Iterable[int | None], vocab: _Vocabulary) -> set[int]:
     """Ends that are typed as normal tokens, as in old files. (Some files name "!" as padding: that stays a word.)"""
-    ends = {ids[name] for name in ("bos", "eos", "eot", "eom")}
-    return {token for token in ends if token is not None and re.fullmatch(r"<.+>|\[.+\]", vocab.tokens[token])}
+    return {token for token in ends if token is not None and re.fullmatch(r"_?<.+>|\[.+[\]\[]", vocab.tokens[token])}
 
 
-def _byte_level(metadata: dict[str, Any], vocab: _Vocabulary, where: str, tell: Tell) -> tuple[Tokenizer, bool]:
-    name = metadata.get("tokenizer.ggml.pre")
+def _byte_level(fields: _Fields, vocab: _Vocabulary, tell: Tell) -> tuple[Tokenizer, bool]:
+    where, name = fields.where, fields.get("pre", str)
     if name is None:
         tell(f"{where} names no pre-tokenizer (tokenizer.ggml.pre): llama.cpp's default is used, as it would be there")
         name = "default"
@@ -156,8 +230,8 @@ def _byte_level(metadata: dict[str, Any], vocab: _Vocabulary, where: str, tell: 
             "give the model's own tokenizer.json with --tokenizer"
         )
     pre = PRE_TOKENIZERS[name]
-    merges = metadata.get("tokenizer.ggml.merges")
-    if merges is None:
+    merges = fields.each("merges", (str,), "pairs of texts")
+    if not merges and fields.get("merges", list) is None:
         raise CheckpointError(f"{where}: tokenizer.ggml.merges is missing: give a tokenizer.json with --tokenizer")
     pairs = [_pair(merge) for merge in merges]
     ids = {token: token_id for token_id, token in enumerate(vocab.tokens)}
@@ -173,7 +247,7 @@ def _byte_level(metadata: dict[str, Any], vocab: _Vocabulary, where: str, tell: 
 
 def _pair(merge: str) -> tuple[str, str]:
     left, _, right = merge[1:].partition(" ")  # a left part may itself begin with a space
-    return merge[0] + left, right
+    return merge[:1] + left, right
 
 
 def _cutter(pre: _Pre) -> pre_tokenizers.PreTokenizer:
@@ -189,14 +263,12 @@ def _cutter(pre: _Pre) -> pre_tokenizers.PreTokenizer:
     return parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
 
 
-def _sentencepiece(metadata: dict[str, Any], vocab: _Vocabulary, where: str, tell: Tell) -> tuple[Tokenizer, bool]:
+def _sentencepiece(fields: _Fields, vocab: _Vocabulary, unknown: int | None) -> Tokenizer:
     normal = [kind not in (CONTROL, UNKNOWN, UNUSED, BYTE) for kind in vocab.types]
-    unknown = _id(metadata, "unknown_token_id", vocab)
-    tokenizer = sentencepiece_tokenizer(
+    return sentencepiece_tokenizer(
         vocab.tokens,
         vocab.scores,
         normal,
         unknown=None if unknown is None else vocab.tokens[unknown],
-        space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        space_prefix=fields.get("add_space_prefix", bool, True),
     )
-    return tokenizer, True

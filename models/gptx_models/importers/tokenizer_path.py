@@ -1,4 +1,5 @@
-"""What `--tokenizer PATH` may name: tokenizer.json or a folder, nanoGPT's meta.pkl, llama2.c's tokenizer.bin."""
+"""What `--tokenizer PATH` may name: tokenizer.json, tokenizer.model, a folder with one of them, nanoGPT's meta.pkl, or
+llama2.c's tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from gptx.errors import CheckpointError
 from gptx_models.importers.llama2c import read_tokenizer_bin
 from gptx_models.importers.nanogpt import read_meta
 from gptx_models.tensor_files import check_file
-from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder, read_tokenizer_json
+from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder, read_tokenizer_json, read_tokenizer_model
 
 
 def read_tokenizer_path(path: Path, vocab_size: int, *, allow_pickle: bool = False) -> TokenizerFiles:
@@ -16,11 +17,15 @@ def read_tokenizer_path(path: Path, vocab_size: int, *, allow_pickle: bool = Fal
     if path.is_dir():
         found = read_tokenizer_folder(path, vocab_size)
         if not found.files:
-            raise CheckpointError(f"{path} holds neither tokenizer.json nor vocab.json with merges.txt")
+            raise CheckpointError(
+                f"{path} holds neither tokenizer.json nor vocab.json with merges.txt nor tokenizer.model"
+            )
         return found
     check_file(path)
     if path.suffix == ".pkl":
         return read_meta(path, allow_pickle=allow_pickle)
     if path.suffix == ".bin":
         return read_tokenizer_bin(path, vocab_size)
+    if path.suffix == ".model":
+        return read_tokenizer_model(path)
     return read_tokenizer_json(path)
