@@ -49,11 +49,9 @@ def token_ids(value: Any, what: str) -> list[int]:
 
 
 def _flat(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        return [value]
-    return [one for entry in value for one in (entry if isinstance(entry, list) else [entry])]
+    entries = value if isinstance(value, list) else [value]
+    inner = [one for entry in entries for one in (entry if isinstance(entry, list) else [entry])]
+    return [one for one in inner if one is not None]
 
 
 def _is_id(value: Any) -> bool:

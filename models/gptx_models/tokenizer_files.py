@@ -273,8 +273,11 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
         named.setdefault("default", folder / TEMPLATE)
     if named:
         return read_text(named["default"]) if "default" in named else None
+    template = config.get("chat_template")
+    if isinstance(template, dict):  # which transformers takes too
+        template = template.get("default")
     try:
-        return default_template(config.get("chat_template"))
+        return default_template(template)
     except ValueError as error:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 

@@ -132,15 +132,13 @@ def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | No
 
 
 def default_template(value: Any) -> str | None:
-    """A tokenizer_config.json's chat_template: a text, or of several by name the one called default; None where there is
-    none. Raises ValueError for a value that is neither."""
+    """A tokenizer_config.json's chat_template: a text, or of a list of named ones the one called default; None where
+    there is none. Raises ValueError for a value that is neither."""
     found = value
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        found = {str(entry.get("name")): entry.get("template") for entry in value}
-    if isinstance(found, dict):
-        found = found.get("default")
+        found = {str(entry.get("name")): entry.get("template") for entry in value}.get("default")
     if found is not None and not isinstance(found, str):
-        raise ValueError(f"chat_template is {value!r:.80}, expected a text, or texts by their names")
+        raise ValueError(f"chat_template is {value!r:.80}, expected a text or a list of named texts")
     return found or None
 
 
