@@ -144,6 +144,7 @@ def test_conversations_in_both_forms(tmp_path: Path):
         ("completion", "a.jsonl", '{"prompt": [3], "completion": ""}', "line 1: the field prompt is a list, text"),
         ("summarize", "a.jsonl", '{"text": "a", "summary": [3]}', "line 1: the field summary is a number, text"),
         ("chat", "a.jsonl", '{"messages": []}', "line 1: the field messages is an empty list of messages"),
+        ("classify", "a.jsonl", '{"text": {}, "label": "b"}', "line 1: the field text is an object, text is expected"),
         ("chat", "a.jsonl", '{"messages": "Hi"}', "line 1: the field messages is a text, not a list of messages"),
         ("chat", "a.jsonl", '{"messages": [{"role": "user"}]}', 'message 1: {"role": "user", "content": "..."} is'),
         ("chat", "a.jsonl", json.dumps({"messages": TALK[:1]}), "line 1: the field messages has no message of the"),

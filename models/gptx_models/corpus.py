@@ -10,17 +10,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from gptx.errors import UsageError
 from gptx.progress import Advance, stage
+from gptx_models.checkpoint import write_json
 from gptx_models.data import END_OF_TEXT, encode, prose, token_type, train_tokenizer
-from gptx_models.run_folder import TRAIN, VAL
-from gptx_models.tensor_files import sha256
+from gptx_models.run_folder import GENERATION, TRAIN, VAL
+from gptx_models.tensor_files import read_json, sha256
 from gptx_models.text_files import documents, files_of
-from gptx_models.tokenizer_files import companions, load_tokenizer
+from gptx_models.token_ids import IDS, token_ids
+from gptx_models.tokenizer_files import load_tokenizer
+from gptx_models.words import Words, new_words
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Corpus:
     tokenizer: Tokenizer
     train: np.ndarray  # token ids
     val: np.ndarray
+    ends: list[int]  # the tokens that end a text; the first stands after each document
+    generation: dict[str, Any]  # generation_config.json of the model that the tokenizer is of
 
     @property
     def vocab_size(self) -> int:
@@ -35,8 +41,7 @@ class Corpus:
 
     @property
     def end(self) -> int | None:
-        """The id of <|endoftext|>."""
-        return self.tokenizer.token_to_id(END_OF_TEXT)
+        return self.ends[0] if self.ends else None
 
     def bytes_per_token(self, n_tokens: int) -> float:
         """UTF-8 bytes of the text that the first `n_tokens` of `val` write, for each of them."""
@@ -74,21 +79,22 @@ class Texts:
 
 
 def make(
-    texts: Texts, run: Path, *, n_ctx: int, vocab_size: int, validation: Texts | None, tokenizer: Path | None
+    texts: Texts, run: Path, *, n_ctx: int, vocab_size: int, validation: Texts | None, words: Words | None
 ) -> None:
     """Write the tokens and the tokenizer of a run into its folder. UsageError where there is too little text.
 
-    validation: without it the last tenth of the tokens. tokenizer: a tokenizer.json; without it a byte-level BPE of
-    vocab_size is trained on `texts`. n_ctx: what both texts must be longer than, in tokens.
+    validation: without it the last tenth of the tokens. words: without them a byte-level BPE of vocab_size is trained on
+    `texts`. n_ctx: what both texts must be longer than, in tokens.
     """
-    made = read_tokenizer(tokenizer) if tokenizer else _trained(texts, vocab_size)
+    words = words or new_words(_trained(texts, vocab_size), n_ctx)
+    made, ends = words.inner, words.ends
     with stage("Encoding the text", total=texts.size) as advance:
-        n_train = _write(run / TRAIN, encode(made, texts.read(advance)))
+        n_train = _write(run / TRAIN, encode(made, texts.read(advance), ends))
     if not n_train:
         raise UsageError(f"there is no text in {', '.join(map(str, texts.paths))}")
     if validation is not None:
         with stage("Encoding the validation text", total=validation.size) as advance:
-            n_val = _write(run / VAL, encode(made, validation.read(advance)))
+            n_val = _write(run / VAL, encode(made, validation.read(advance), ends))
     else:
         n_train, n_val = _split(run, n_train, token_type(made))
     if min(n_train, n_val) <= n_ctx:
@@ -96,21 +102,19 @@ def make(
             f"{n_train} tokens to train on and {n_val} to validate with are too few:"
             f" each must be more than the context of {n_ctx}; give more text, or --set model.n_ctx=N"
         )
-    _write_tokenizer(made, run, n_ctx)
+    words.write(run)
+    write_json(run / GENERATION, {**words.generation, "eos_token_id": ends} if ends else words.generation)
 
 
 def read(run: Path) -> Corpus:
     """What `make` has written."""
-    tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
+    tokenizer = load_tokenizer(run / "tokenizer.json")
     train, val = (np.memmap(run / name, token_type(tokenizer), mode="r") for name in (TRAIN, VAL))
-    return Corpus(tokenizer, train, val)
-
-
-def read_tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer.json, whose truncation and padding are switched off. Raises UsageError, CheckpointError."""
-    if not file.is_file():
-        raise UsageError(f"{file} is {'a folder' if file.is_dir() else 'missing'}: a tokenizer.json is expected")
-    return load_tokenizer(file)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    generation: dict[str, Any] = {} if end is None else dict.fromkeys(IDS, end)
+    if (run / GENERATION).exists():  # runs of older versions have none
+        generation = read_json(run / GENERATION)
+    return Corpus(tokenizer, train, val, token_ids(generation.get("eos_token_id"), str(run / GENERATION)), generation)
 
 
 def _trained(texts: Texts, vocab_size: int) -> Tokenizer:
@@ -136,13 +140,3 @@ def _split(run: Path, total: int, kind: type[np.unsignedinteger]) -> tuple[int, 
         (run / VAL).write_bytes(file.read())
         file.truncate(kept * size)
     return kept, total - kept
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path, n_ctx: int) -> None:
-    """The tokenizer's files as transformers reads them."""
-    known = tokenizer.token_to_id(END_OF_TEXT) is not None
-    roles = ("bos", "eos", "pad", "unk")
-    special: dict[str, str] = {role: END_OF_TEXT for role in roles} if known else {}
-    files = companions(tokenizer, tokenizer_class="GPT2Tokenizer", special=special, model_max_length=n_ctx)
-    for name, text in files.items():
-        (folder / name).write_text(text, "utf-8")

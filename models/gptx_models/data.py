@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,13 +64,28 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[np.ndarray]:
-    """The documents' ids, in rows of uint16 or uint32, <|endoftext|> after each document where the tokenizer has it."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+def encode(tokenizer: Tokenizer, documents: Iterable[str], ends: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """The documents' ids, in rows of uint16 or uint32: between the tokens that the tokenizer puts around a text (a bos
+    token, for instance), and followed by the first of `ends`. None: <|endoftext|>, where the tokenizer has it.
+    """
+    if ends is None:
+        ends = [end for end in [tokenizer.token_to_id(END_OF_TEXT)] if end is not None]
+    before, after = around(tokenizer)
+    if ends and ends[0] not in after:
+        after = [*after, ends[0]]
     for document in documents:
         pieces = tokenizer.encode_batch(list(_pieces(document)), add_special_tokens=False)
         ids = [token for piece in pieces for token in piece.ids]
-        yield np.array(ids if end is None else [*ids, end], token_type(tokenizer))
+        yield np.array([*before, *ids, *after], token_type(tokenizer))
+
+
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer's post-processor puts before and after a text."""
+    alone, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    for at in range(len(whole) - len(alone) + 1):
+        if whole[at : at + len(alone)] == alone:
+            return whole[:at], whole[at + len(alone) :]
+    return [], []
 
 
 def token_type(tokenizer: Tokenizer) -> type[np.unsignedinteger]:

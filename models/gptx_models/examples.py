@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx.errors import UsageError
-from gptx.json_files import json_kind
+from gptx.json_files import a_json_kind
 from gptx_models.packed_text import Read
 from gptx_models.records import RECORDS, Record, records
 from gptx_models.text_files import files_of
@@ -154,7 +154,7 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
         return " ".join(sentence.strip() for sentence in value)
     if not isinstance(value, str):
-        raise UsageError(f"{what} is a JSON {json_kind(value)}, text is expected")
+        raise UsageError(f"{what} is {a_json_kind(value)}, text is expected")
     return value
 
 
@@ -164,7 +164,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
         raise UsageError(
-            f"{what} is {'an empty' if value == [] else f'a JSON {json_kind(value)}, not a'} list of messages"
+            f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages"
         )
     messages = []
     for number, message in enumerate(value, 1):

@@ -23,8 +23,9 @@ from gptx.progress import note
 from gptx.task import FILE as TASK_FILE
 from gptx.task import Task, task_json
 from gptx_models.batching import all_rows, row_batches, steps_per_epoch
-from gptx_models.checkpoint import SOURCE, load_config, load_model, read_family, save_checkpoint, write_json
+from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint, write_json
 from gptx_models.curve import METRICS, PICTURE
+from gptx_models.importers.huggingface import source_of
 from gptx_models.loop import Material, Outcome, evaluate, loop
 from gptx_models.lora import Lora, add_lora
 from gptx_models.loss import Objective
@@ -34,7 +35,7 @@ from gptx_models.peft_files import load_adapter, save_adapter
 from gptx_models.recipe import Recipe, write_recipe
 from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
 from gptx_models.study import Study
-from gptx_models.tensor_files import read_json, sha256
+from gptx_models.tensor_files import open_folder, sha256
 from gptx_models.world import World
 
 
@@ -84,12 +85,13 @@ def finetune(
         bytes_per_token=study.bytes_per_token,
         masked=True,
     )
+    about = source_of(base, load_config(base), open_folder(base))
     before = _judged(gpt, False, study, material, recipe, world) if world.is_main else {}
     source = {
         "format": "gptx-finetune",
-        "base": read_json(base / SOURCE) if (base / SOURCE).exists() else {"name": base.name},
+        "base": about,
         "task": study.task.kind,
-        "licence": licence,
+        "licence": licence or about.get("licence"),
         "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf},
         "before": before,
         "cpu": cpu_name(),
@@ -159,9 +161,7 @@ def _save(
     recipe: Recipe,
 ) -> None:
     source = {**source, "training": dataclasses.asdict(outcome)}
-    generation_file = base / "generation_config.json"
-    generation = read_json(generation_file) if generation_file.exists() else {}
-    generation |= recipe.generation
+    generation = study.words.generation | recipe.generation
     if study.eos_token_id:
         generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
     with new_folder(out, force=True) as folder:
@@ -169,7 +169,8 @@ def _save(
             save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
         else:
             head = Head(study.task.labels, pad=generation.get("pad_token_id")) if study.task.head else None
-            save_checkpoint(gpt, folder, tokenizer_files=base, source=source, generation=generation, head=head)
+            save_checkpoint(gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head)
+        study.words.write(folder)
         write_json(folder / TASK_FILE, task_json(study.task))
         write_recipe(recipe, folder / RECIPE)
         for name in (METRICS, PICTURE):

@@ -79,12 +79,14 @@ def finetune(
     classify: {"text", "label"}. summarize: {"text", "summary"}. The figures before and after stand in OUT.
     """
     from gptx.folders import check_apart
+    from gptx.progress import note
     from gptx_models.checkpoint import load_config
     from gptx_models.examples import parse_fields
     from gptx_models.finetune import finetune as run
     from gptx_models.lora import Lora
     from gptx_models.recipe import changed, read_recipe
-    from gptx_models.study import study, words_of
+    from gptx_models.study import study
+    from gptx_models.words import words_of
     from gptx_models.world import leave, open_world
 
     if head and task != "classify":
@@ -112,7 +114,7 @@ def finetune(
     if context and context > config.n_ctx:
         raise UsageError(f"--context is {context}, and {base} has a context of {config.n_ctx} tokens")
     made = study(
-        words_of(base, config.vocab_size),
+        words_of(base, config.vocab_size, tell=note),
         files,
         task,
         n_ctx=context or min(512, config.n_ctx),

@@ -16,7 +16,7 @@ from torch import Tensor
 from gptx.bounds import size_problem
 from gptx.errors import CheckpointError
 from gptx.progress import note
-from gptx_models.checkpoint import SOURCE, copy_tokenizer, load_model, read_family, write_json
+from gptx_models.checkpoint import SOURCE, load_model, read_family, write_json
 from gptx_models.config import number_problem
 from gptx_models.hf_config import Family, family_of
 from gptx_models.hf_layout import LAYOUTS
@@ -46,7 +46,7 @@ _FINE: dict[str, tuple[Any, ...]] = {
 def save_adapter(
     gpt: GPT, folder: Path, lora: Lora, *, base: Path, source: dict[str, Any], generation: dict[str, Any]
 ) -> None:
-    """Write the adapter of a GPT that add_lora has changed, with the base's tokenizer, into a folder."""
+    """Write the adapter of a GPT that add_lora has changed into a folder."""
     head = gpt.config.n_class > 0
     pairs = [pair for _, module in adapted_modules(gpt) for pair in zip(module.pieces, module.a, module.b)]
     tensors: dict[str, Tensor] = {}
@@ -72,7 +72,6 @@ def save_adapter(
     write_json(folder / CONFIG, config)
     write_json(folder / SOURCE, source)
     write_json(folder / "generation_config.json", generation)
-    copy_tokenizer(base, folder)
     # not safetensors' save_file, whose file only its owner can read
     write_safetensors(folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()])
 

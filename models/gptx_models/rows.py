@@ -15,6 +15,7 @@ import numpy as np
 
 from gptx.chat import ChatTemplate, Message
 from gptx.errors import UsageError
+from gptx.head import read_part
 from gptx.task import Task, prompt
 from gptx.tokenizer import Tokenizer
 from gptx_models.batching import Row
@@ -42,9 +43,11 @@ def rows_of(
     *,
     n_ctx: int,
     end: int | None,
+    pad: int | None = None,
     template: ChatTemplate | None = None,
 ) -> Rows:
-    """end: the id of the end of text, which is learnt after an answer. template: of chat.
+    """end: the id of the end of text, which is learnt after an answer. pad: that of padding, which a head does not read
+    at a text's end. template: of chat.
 
     Too long a text to classify or summarize loses its end, as in transformers' examples. A prompt to complete would mean
     something else, so its example is left out, as in axolotl. Of a conversation the turns that fit are learnt.
@@ -58,7 +61,10 @@ def rows_of(
                 raise UsageError("this model has no chat template, and chat needs one")
             made, whole = _conversation(example, template, tokenizer, n_ctx, end)
         else:
-            row, whole = (_classified if task.head else _answered)(example, task, tokenizer, n_ctx, end)
+            if task.head:
+                row, whole = _classified(example, task, tokenizer, n_ctx, pad)
+            else:
+                row, whole = _answered(example, task, tokenizer, n_ctx, end)
             made = [row] if row else []
         rows += made
         cut += bool(made) and not whole
@@ -108,14 +114,14 @@ def _joined(asked: str, answer: str, tokenizer: Tokenizer, end: int | None) -> t
 
 
 def _classified(
-    example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, end: int | None
+    example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, pad: int | None
 ) -> tuple[Row | None, bool]:
-    """The text; its class is the target of the last token."""
+    """The text; its class is the target of the last token that is no padding."""
     _check_label(example, task)
     asked, whole = _fitting(example.text, task, tokenizer, n_ctx)
     if asked is None:
         return None, False
-    ids = tokenizer.encode(asked)
+    ids = read_part(tokenizer.encode(asked), pad)
     targets = [IGNORED] * (len(ids) - 1) + [task.labels.index(example.answers[0])]
     return Row(np.array(ids, np.int32), np.array(targets, np.int32)), whole
 

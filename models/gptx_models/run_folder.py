@@ -25,7 +25,8 @@ RECIPE = "recipe.toml"  # of the checkpoint
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
 SETTINGS = "recipe"  # in run.json
 MAY_CHANGE = ("steps", "minutes", "epochs", "eval_every", "patience", "sample", "accumulate", "compile", "generation")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+GENERATION = "generation_config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
 
 
 def run_folder(out: Path) -> Path:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gptx_models.data import around
 from gptx_models.model import GPT, Cached, Past
 
 
 @torch.no_grad()
 def sample(
-    gpt: GPT, tokenizer: Tokenizer, prompt: str, *, n_tokens: int = 60, temperature: float = 0.8, end: int | None = None
+    gpt: GPT, tokenizer: Tokenizer, prompt: str, *, ends: Sequence[int], n_tokens: int = 60, temperature: float = 0.8
 ) -> str:
     """The prompt and what goes on from it, drawn with a seed of its own: the training's random numbers stay as they are.
 
-    An empty prompt begins after `end`, as a document does.
+    The text ends at any of `ends`. An empty prompt begins as a document does: after the first of them, or with the
+    tokenizer's bos token.
     """
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [0 if end is None else end]
+    begin = around(tokenizer)[0]
+    ids = [*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] or [*ends[:1]] or [0]
     kept, draw = list(ids), torch.Generator().manual_seed(0)
     gpt.eval()
     past: Past | None = None
@@ -25,7 +30,7 @@ def sample(
     for _ in range(min(n_tokens, gpt.config.n_ctx - len(ids))):
         logits, past = _next(gpt, new, past)
         chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
-        if chosen == end:
+        if chosen in ends:
             break
         kept.append(chosen)
         new = torch.tensor([[chosen]])

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gptx.chat import load_template
 from gptx.errors import UsageError
+from gptx.head import read_part
 from gptx.progress import note, stage
 from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Kind, Task, prompt
-from gptx.tokenizer import Tokenizer, load_tokenizer, read_json
 from gptx_models.batching import Row
+from gptx_models.data import encode
 from gptx_models.examples import INSTRUCTION_TEMPLATE, Example, labels_of, read_examples
 from gptx_models.judge import class_of, greedy, label_scores
 from gptx_models.metrics import accuracy, macro_f1, rouge
@@ -26,6 +26,7 @@ from gptx_models.records import RECORDS
 from gptx_models.rows import answer_text, end_of_turn, prompt_ids, rows_of
 from gptx_models.tensor_files import sha256
 from gptx_models.text_files import TEXTS, documents, files_of
+from gptx_models.words import Words
 
 SUMMARY_TOKENS = 96  # of a summary that is judged, at most a quarter of the context
 Judge = Callable[[GPT, bool], dict[str, float]]  # a model, and whether it has learnt the task
@@ -33,37 +34,14 @@ Judge = Callable[[GPT, bool], dict[str, float]]  # a model, and whether it has l
 
 @dataclass(frozen=True)
 class Study:
+    words: Words
     task: Task
     train: list[Row]
     val: list[Row]
     judge: Judge
     origin: dict[str, Any]  # what all of it was made from
-    eos_token_id: list[int]  # what ends an answer
+    eos_token_id: list[int]  # what ends an answer; the one that is learnt is the first
     bytes_per_token: float | None = None
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a base makes of text: its tokenizer, and the tokens that end a text."""
-
-    tokenizer: Tokenizer
-    ends: list[int]
-    folder: Path
-
-    @property
-    def end(self) -> int | None:
-        return self.ends[0] if self.ends else None
-
-
-def words_of(base: Path, vocab_size: int) -> Words:
-    """Raises UsageError where the base has no tokenizer."""
-    tokenizer = load_tokenizer(base, known=None, vocab_size=vocab_size)
-    if tokenizer is None:
-        raise UsageError(f"{base} has no tokenizer.json, and fine-tuning needs it")
-    eos = read_json(base / "generation_config.json").get(
-        "eos_token_id", read_json(base / "config.json").get("eos_token_id")
-    )
-    return Words(tokenizer, [eos] if isinstance(eos, int) else list(eos or []), base)
 
 
 def study(
@@ -84,6 +62,7 @@ def study(
     origin = {
         "files": [sha256(file) for file in files_of(files, kinds=kinds)],
         "validation": [sha256(file) for file in files_of(validation, kinds=kinds)] if validation else None,
+        "tokenizer": words.digest(),
         "task": kind,
         "context": n_ctx,
         "fields": fields,
@@ -109,14 +88,16 @@ def study(
     if read.instructions:
         default = INSTRUCTION_TEMPLATE
     task = Task(kind, template or default, labels, head)
-    chat = load_template(words.folder, words.tokenizer.special) if kind == "chat" else None
-    made = [rows_of(some, task, words.tokenizer, n_ctx=n_ctx, end=words.end, template=chat) for some in (train, val)]
+    chat = words.template if kind == "chat" else None
+    options: dict[str, Any] = {"n_ctx": n_ctx, "end": words.end, "pad": words.pad, "template": chat}
+    made = [rows_of(some, task, words.tokenizer, **options) for some in (train, val)]
     for name, rows in zip(("examples", "validation examples"), made):
         if str(rows):
             note(f"{name} {rows}")
     turn = end_of_turn(chat, words.tokenizer) if chat else None
-    ends = words.ends if turn is None or turn in words.ends else [turn, *words.ends]
+    ends = words.ends if turn is None else [turn, *(end for end in words.ends if end != turn)]
     return Study(
+        words,
         task,
         train=made[0].rows,
         val=made[1].rows,
@@ -146,6 +127,7 @@ def _of_text(
         raise UsageError(f"{len(ids)} tokens to learn and {len(held_out)} to validate with are too few: give more text")
     text = words.tokenizer.decode(held_out.tolist())
     return Study(
+        words,
         Task("text"),
         train=windows(ids),
         val=windows(held_out),
@@ -157,9 +139,7 @@ def _of_text(
 
 
 def _encoded(words: Words, files: Sequence[Path]) -> np.ndarray:
-    end = [] if words.end is None else [words.end]
-    rows = [[*words.tokenizer.encode(text, add_special_tokens=False), *end] for text in documents(files)]
-    return np.array([token for row in rows for token in row], np.int32)
+    return np.concatenate([row.astype(np.int32) for row in encode(words.inner, documents(files), words.ends)])
 
 
 def _judge(task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> Judge:
@@ -184,7 +164,10 @@ def _classified(
             fitted = prompt_ids(example.text, task, words.tokenizer, room=room)
             if fitted is None:
                 continue
-            at = class_of(gpt, fitted[0]) if task.head else int(label_scores(gpt, fitted[0], labels).argmax())
+            if task.head:
+                at = class_of(gpt, read_part(fitted[0], words.pad))
+            else:
+                at = int(label_scores(gpt, fitted[0], labels).argmax())
             said.append(task.labels[at])
             expected.append(example.answers[0])
     return {"accuracy": accuracy(said, expected), "macro_f1": macro_f1(said, expected)}

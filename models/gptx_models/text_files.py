@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptx.errors import UsageError
-from gptx.json_files import json_kind
+from gptx.json_files import a_json_kind
 from gptx_models.packed_text import PACKINGS, Read, divided, ending, pieces
 from gptx_models.records import json_lines
 
@@ -61,7 +61,7 @@ def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
             if field not in record:
                 raise UsageError(f"{place} has no field {field}; it has {', '.join(record) or 'none'}")
             if not isinstance(text := record[field], str):
-                raise UsageError(f"{place}: the field {field} is a JSON {json_kind(text)}, text is expected")
+                raise UsageError(f"{place}: the field {field} is {a_json_kind(text)}, text is expected")
             yield text
     else:
         yield from divided(pieces(file, read), END_OF_TEXT, longest=LONGEST)

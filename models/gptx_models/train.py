@@ -15,16 +15,20 @@ from gptx.errors import UsageError
 from gptx.folders import new_folder
 from gptx.progress import note
 from gptx_models import corpus
-from gptx_models.checkpoint import SOURCE, load_config, load_model, save_checkpoint
+from gptx_models.checkpoint import load_config, load_model, save_checkpoint
+from gptx_models.config import GPTConfig
 from gptx_models.corpus import Corpus, Texts
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.data import all_windows, random_windows
+from gptx_models.importers.huggingface import source_of
 from gptx_models.loop import Material, Outcome, loop
 from gptx_models.model import GPT
 from gptx_models.recipe import Recipe, write_recipe
 from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
 from gptx_models.sample import sample
-from gptx_models.tensor_files import read_json, sha256
+from gptx_models.tensor_files import open_folder, sha256, weight_files
+from gptx_models.tokenizer_files import quiet
+from gptx_models.words import Words, words_of, words_of_tokenizer
 from gptx_models.world import World
 
 
@@ -44,23 +48,26 @@ def train(
     """Train on `files` and write the checkpoint folder `out`, anew at every evaluation that is better than those before.
 
     A run that lies in OUT.run goes on where it stopped; `force` begins again instead, and replaces `out`.
-    files, validation: see `text_files.documents`; `field` is read of JSONL. tokenizer: see `corpus.make`. start: a
-    checkpoint folder of the recipe's shape, whose weights and tokenizer are trained on. licence: of the text, for the
-    model card.
+    files, validation: see `text_files.documents`; `field` is read of JSONL. tokenizer: a tokenizer.json; without it one
+    is trained on `files`. start: a checkpoint folder of the recipe's shape, whose weights are trained on; its tokenizer,
+    chat template and generation_config.json become the output's. licence: of the text, for the model card; without it
+    the start's.
     """
     world = world or World(torch.device("cpu"))
+    n_ctx = recipe.config(1).n_ctx
+    words = None
     if start is not None:
         if tokenizer is not None:
             raise UsageError("a start has its own tokenizer: leave --tokenizer out")
-        load_config(start)  # what is no checkpoint is said before anything is made
-        tokenizer = start / "tokenizer.json"
-    n_ctx = recipe.config(1).n_ctx
+        config = _shape_of(start, recipe)
+        words = words_of(start, config.vocab_size, tell=note if world.is_main else quiet)
+    elif tokenizer is not None:
+        words = words_of_tokenizer(tokenizer, n_ctx)
     if world.is_main:
-        _prepare(files, validation, field, open_run(out, force=force), recipe, tokenizer, n_ctx)
+        _prepare(files, validation, field, open_run(out, force=force), recipe, tokenizer, start, words)
     world.wait()
     run = run_folder(out)
     data = corpus.read(run)
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), data.end) if data.end is not None else {}
     source = {
         "format": "gptx-train",
         "name": ", ".join(dict.fromkeys(file.name for file in files)),
@@ -69,21 +76,21 @@ def train(
         "cpu": cpu_name(),
     }
     if start is not None:
-        source["start"] = read_json(start / SOURCE) if (start / SOURCE).exists() else {"name": start.name}
+        source["start"] = source_of(start, load_config(start), open_folder(start))
+        source["licence"] = licence or source["start"].get("licence")
 
     def evaluated(gpt: GPT, outcome: Outcome) -> None:
         if recipe.sample:
-            note(sample(gpt, data.tokenizer, recipe.sample, end=data.end))
+            note(sample(gpt, data.tokenizer, recipe.sample, ends=data.ends))
         if outcome.best:
-            save(gpt, outcome, out, run, recipe, source, {**tokens, **recipe.generation})
+            save(gpt, outcome, out, run, recipe, source, {**generation, **recipe.generation})
 
+    generation = {**data.generation, "eos_token_id": data.ends if len(data.ends) > 1 else data.end}
+    generation = {name: value for name, value in generation.items() if value is not None}
     torch.manual_seed(recipe.seed)
-    config = recipe.config(data.vocab_size)
-    if start is not None and load_config(start) != config:
-        raise UsageError(
-            f"{start} has another shape than the recipe: --set model.n_layer=... and the like make them one"
-        )
-    gpt = GPT(config) if start is None else load_model(start)
+    gpt = GPT(recipe.config(data.vocab_size) if start is None else _shape_of(start, recipe))
+    if start is not None:
+        gpt.load_state_dict(load_model(start).state_dict())
     return loop(gpt, _material(data, recipe, n_ctx), recipe, run, world, evaluated=evaluated)
 
 
@@ -94,7 +101,8 @@ def _prepare(
     run: Path,
     recipe: Recipe,
     tokenizer: Path | None,
-    n_ctx: int,
+    start: Path | None,
+    words: Words | None,
 ) -> None:
     """Make the tokens of a run, or see that those that lie there are of the same texts and settings."""
     texts = Texts(tuple(files), field, recipe.prose)
@@ -102,16 +110,28 @@ def _prepare(
     origin = {
         "texts": texts.digest(),
         "validation": held_out.digest() if held_out else None,
-        "tokenizer": sha256(tokenizer) if tokenizer and tokenizer.is_file() else None,
-        "vocab_size": None if tokenizer else recipe.vocab_size,
+        "tokenizer": sha256(tokenizer) if tokenizer else words and words.digest(),
+        "start": start and [sha256(file) for file in weight_files(start)],
+        "vocab_size": None if words else recipe.vocab_size,
         "model": recipe.model,
     }
     settings = {
         name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("model", "vocab_size")
     }
     if not is_begun(run, origin, settings):
-        corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, tokenizer=tokenizer)
+        n_ctx = recipe.config(1).n_ctx
+        corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, words=words)
         begin(run, origin, settings)
+
+
+def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:
+    """The start's configuration with the recipe's dropout. UsageError where the recipe is of another shape."""
+    shape = dataclasses.replace(load_config(start), dropout=recipe.config(1).dropout)
+    found, asked = shape.to_dict(), recipe.config(shape.vocab_size).to_dict()
+    other = [f"{name} {found[name]!r} and not {asked[name]!r}" for name in found if found[name] != asked[name]]
+    if other:
+        raise UsageError(f"{start} has another shape than the recipe: {', '.join(other)}")
+    return shape
 
 
 def save(
@@ -137,7 +157,7 @@ def example(out: Path, recipe: Recipe) -> tuple[str, str]:
     lines = data.tokenizer.decode(data.val[:300].tolist()).split("\n")
     opening = next((line for line in lines[1:] if len(line.split()) > 3), lines[0])
     prompt = recipe.sample or " ".join(opening.split()[:3])
-    return prompt, sample(load_model(out), data.tokenizer, prompt, end=data.end)
+    return prompt, sample(load_model(out), data.tokenizer, prompt, ends=data.ends)
 
 
 def _material(data: Corpus, recipe: Recipe, n_ctx: int) -> Material:

@@ -61,7 +61,9 @@ def of_run_folder(out: Path) -> str:
 )
 @click.option("--field", help="The field of JSONL files that holds the text.  [default: text]")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json.  [default: a BPE trained on FILES]")
-@click.option("--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint's weights.")
+@click.option(
+    "--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint: weights, shape, tokenizer."
+)
 @click.option("--licence", help="Licence of the text, for the model card.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2).")
@@ -92,6 +94,7 @@ def train(
     torchrun --nproc-per-node 8 -m gptx train FILES ...
     """
     from gptx_models import train as training
+    from gptx_models.checkpoint import load_config
     from gptx_models.packed_text import ending
     from gptx_models.recipe import changed, read_recipe, recipe_names
     from gptx_models.run_folder import run_folder
@@ -105,10 +108,15 @@ def train(
         return
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
-    chosen = read_recipe(recipe, changes, given)
+    defaults: dict[str, Any] = {}
+    if start is not None:  # its shape is the run's, and its generation_config.json goes before a shipped recipe's
+        shape = {name: value for name, value in load_config(start).to_dict().items() if name != "vocab_size"}
+        defaults = {"model": shape, "generation": {}}
+    chosen = read_recipe(recipe, changes, given, defaults=defaults)
     check_schedule(changed(changes, given), chosen.schedule)
-    if tokenizer and "vocab_size" in changed(changes, given):
-        raise UsageError("--vocab-size is of a new tokenizer, and --tokenizer gives one: leave one of them out")
+    if (tokenizer or start) and "vocab_size" in changed(changes, given):
+        other = "--tokenizer" if tokenizer else "--from"
+        raise UsageError(f"--vocab-size is of a new tokenizer, and {other} gives one: leave one of them out")
     if field and not any(ending(file) == ".jsonl" for file in files_of([*files, *validation])):
         raise UsageError("--field names a field of JSONL files, and there is none: leave it out")
     with open_world(device, shard=shard) as world:

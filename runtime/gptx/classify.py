@@ -16,7 +16,7 @@ import numpy as np
 from gptx.compare import log_softmax
 from gptx.errors import PromptError, UsageError
 from gptx.fitting import Fitted, fit
-from gptx.head import Head, ProblemType
+from gptx.head import Head, ProblemType, read_part
 from gptx.label_scores import label_scores
 from gptx.task import CLASSIFY_TEMPLATE, Example, Task, check_examples, check_labels, check_template
 from gptx.task import prompt as asked_for
@@ -215,9 +215,8 @@ def _by_head(
     with model.session() as session:
         for text in texts:
             fitted = fit_or_say(text, ask, tokenizer, session.limit, 0)
-            ids = fitted.ids[: head.read_length(fitted.ids)]
             session.rewind([0])
-            logits = session.feed([ids])[0].astype(np.float64)
+            logits = session.feed([read_part(fitted.ids, head.pad)])[0].astype(np.float64)
             yield _result(head, logits, len(fitted.ids), fitted.left_out)
 
 

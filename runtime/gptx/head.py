@@ -48,9 +48,10 @@ class Head:
             return np.exp(-np.logaddexp(0.0, -logits))  # the sigmoid, without overflow
         return np.exp(log_softmax(logits))
 
-    def read_length(self, ids: Sequence[int]) -> int:
-        """How many of a text's tokens are read: to the last one that is not padding, whose logits count."""
-        return 1 + max((at for at, token in enumerate(ids) if token != self.pad), default=0)
+
+def read_part(ids: Sequence[int], pad: int | None) -> list[int]:
+    """The tokens of a text that a head reads: to the last one that is not padding, whose logits count."""
+    return list(ids[: 1 + max((at for at, token in enumerate(ids) if token != pad), default=0)])
 
 
 def head_of(folder: Path, n_class: int, task: Task | None) -> Head:

@@ -79,6 +79,12 @@ def json_kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
+def a_json_kind(value: Any) -> str:
+    """The same with its article: "an object", "a list"."""
+    kind = json_kind(value)
+    return f"an {kind}" if kind == "object" else f"a {kind}"
+
+
 def _too_deep(where: str, advice: str) -> str:
     return f"{where} is not JSON that can be read: more than {MOST_DEEP} brackets stand in each other{advice}"
 
