@@ -163,9 +163,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise UsageError(
-            f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages"
-        )
+        raise UsageError(f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages")
     messages = []
     for number, message in enumerate(value, 1):
         if isinstance(message, dict) and "from" in message and "value" in message:
