@@ -10,23 +10,27 @@ import pytest
 
 from gptx import verify as proving
 from gptx.errors import ArtifactError
-from gptx.verify import Report, Row
+from gptx.verify import Check, Report, Row
 from gptx_command import gptx
 
 Verify = Callable[..., Report]
-GOOD = Row("max_abs", "4.2e-05", "4.3e-05", "0.001", True)
-TOLD = Row("mean_abs", "1e-06", "2e-06", "", True)
-BAD = Row("kl_mean", "1e-09", "0.5", "0.01", False)
+GOOD = Row("max_abs", "difference of a logit: largest", 4.2e-05, 4.3e-05, 0.001, ok=True)
+TOLD = Row("mean_abs", "difference of a logit: mean", None, 2e-06, None, ok=True)
+BAD = Row("kl_mean", "difference of the predictions", 1e-09, float("nan"), 0.01, ok=False)
+APART = Row("perplexity", "perplexity of this model", 3.0, 30.0, None, ok=True, differs=True)
+FILES = Check("files", "9 files have the listed sizes and hashes", ok=True)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> list[dict[str, object]]:
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, *rows: Row, checks: tuple[Check, ...] = (FILES,)
+) -> list[dict[str, object]]:
     calls: list[dict[str, object]] = []
 
     def verify(path: Path, *, device: str, threads: int | None, progress: Callable[[float], None] | None) -> Report:
         calls.append({"path": path, "device": device, "threads": threads})
         if progress is not None:
             progress(0.5)
-        return Report(rows=list(rows), notes=["ran on CPUExecutionProvider"])
+        return Report(checks=[*checks], rows=list(rows), stated={"perplexity": 19.5}, notes=["a note"])
 
     monkeypatch.setattr(proving, "verify", verify)
     return calls
@@ -36,11 +40,17 @@ def test_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pretend(monkeypatch, GOOD, TOLD)
     outcome = gptx("verify", "some/where", "--threads", "2")
     assert outcome.status == 0 and outcome.err.startswith("Verifying: ")
-    lines = outcome.text.splitlines()
-    assert lines[0].split() == ["figure", "certified", "here", "limit"]
-    assert lines[1].split() == ["max_abs", "4.2e-05", "4.3e-05", "0.001", "ok"]
-    assert lines[2].split() == ["mean_abs", "1e-06", "2e-06"]  # has no limit, so it is neither ok nor failed
-    assert lines[3:] == ["ran on CPUExecutionProvider", "some/where: proved on this machine"]
+    lines = [line.split() for line in outcome.text.splitlines() if line]
+    assert lines[:3] == [
+        ["Checked"],
+        ["files", *FILES.what.split(), "ok"],
+        ["figure", "what", "it", "is", "certified", "here", "limit"],
+    ]
+    assert lines[3] == ["max_abs", *GOOD.what.split(), "4.2e-05", "4.3e-05", "0.001", "ok"]
+    assert lines[4] == ["mean_abs", *TOLD.what.split(), "2e-06"]  # has no limit, so it is neither ok nor failed
+    said = outcome.text.splitlines()
+    assert "stated by gptx.json, over all of the proof text, and not proved here: perplexity 19.5" in said
+    assert said[-2:] == ["a note", "some/where: proved on this machine"]
     assert calls == [{"path": Path("some/where"), "device": "cpu", "threads": 2}]
 
 
@@ -48,8 +58,18 @@ def test_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, GOOD, BAD)
     outcome = gptx("verify", "some/where")
     assert outcome.status == 1
-    assert "FAILED" in outcome.text and "some/where: outside its limits here (kl_mean)" in outcome.text
+    assert "FAILED" in outcome.text and "some/where: not proved on this machine (kl_mean)" in outcome.text
     assert "FAILED" in gptx("verify", "some/where", terminal=True).text
+
+
+def test_a_failed_check_and_a_figure_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, GOOD, checks=(FILES, Check("weights", "one holds 3 NaN values", ok=False)))
+    outcome = gptx("verify", "some/where")
+    assert outcome.status == 1 and "some/where: not proved on this machine (weights)" in outcome.text
+    pretend(monkeypatch, GOOD, APART)
+    outcome = gptx("verify", "some/where")
+    assert outcome.status == 0 and ["3", "30", "differs"] in [line.split()[-3:] for line in outcome.text.splitlines()]
+    assert outcome.text.endswith("inside its limits on this machine, but not what its certificate says (perplexity)\n")
 
 
 def test_json_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +77,9 @@ def test_json_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = gptx("verify", "some/where", "--json")
     facts = json.loads(outcome.text)
     assert (outcome.status, facts["passed"], facts["artifact"]) == (1, False, "some/where")
-    assert facts["rows"][0]["name"] == "kl_mean" and facts["notes"] == ["ran on CPUExecutionProvider"]
+    (row,) = facts["rows"]
+    assert (row["name"], row["certified"], row["here"], row["limit"]) == ("kl_mean", 1e-09, None, 0.01)  # numbers
+    assert facts["notes"] == ["a note"] and facts["checks"][0]["ok"] is True
     quiet = gptx("verify", "some/where", "--quiet")
     assert (quiet.status, quiet.out, quiet.err) == (1, b"", "")
 

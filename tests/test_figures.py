@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import gptx
+from gptx.artifact import Shape
 from gptx.compare import Figures, Tally, mean_kl
 from gptx.limits import LIMITS, judge, limits_for
 from gptx.reference import TOP, Reference, compare, summarize
@@ -21,6 +22,7 @@ from gptx.session import Session
 from gptx.verify import self_consistency
 
 VOCAB = 150
+SHAPE = Shape(n_layer=1, n_head=1, n_kv_head=1, head_dim=1, n_ctx=64, vocab_size=VOCAB, n_parameters=1)
 PIECES = [40, 100, 7]  # Tally takes 64 positions at a time
 
 
@@ -155,7 +157,7 @@ def kept(logits: np.ndarray, budget: int = 10**6) -> Reference:
 def test_a_reference_keeps_the_highest_logits(tmp_path: Path) -> None:
     logits, _, _ = pair(n=90)
     kept(logits).save(tmp_path)
-    found = Reference.load(tmp_path)
+    found = Reference.load(tmp_path, SHAPE)
     assert list(found.token_windows()) == [(0, WINDOWS[0]), (40, WINDOWS[1]), (70, WINDOWS[2])]
     top = torch.from_numpy(logits).topk(TOP)
     order = np.argsort(-found.top_logits, axis=-1)

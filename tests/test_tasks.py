@@ -125,7 +125,7 @@ def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Mod
 
 
 def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):
-    taught = shutil.copytree(fp32, tmp_path / "taught")
+    taught = Path(shutil.copytree(fp32, tmp_path / "taught"))
     (taught / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", "{text} ?", LABELS))))
     refresh(taught)
     model = gptx.load(taught)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import gptx
+from gptx.limits import limits_for
 
 N_LAYER, N_HEAD, HEAD_DIM, N_CTX = 2, 2, 8, 64
 WIDTH = N_HEAD * HEAD_DIM
@@ -200,6 +204,21 @@ def write_artifact(
     }  # fmt: skip
     save_manifest(folder, manifest)
     return folder
+
+
+def certify_artifact(folder: Path) -> dict[str, Any]:
+    """Give an artifact of write_artifact a certificate against itself, as export gives it one against PyTorch."""
+    from gpt_export.certify import record_artifact
+    from gpt_export.export import prove
+    from gpt_export.proof import proof
+
+    facts = json.loads((folder / "gptx.json").read_text())
+    shape = facts["model"]
+    text = proof(folder, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], most=200)
+    with gptx.load(folder, threads=1) as model, tempfile.NamedTemporaryFile() as scratch:
+        recording = record_artifact(model, text, Path(scratch.name))
+    recording.reference(48_000, folder, facts["tokens"]).save(folder)
+    return prove(folder, facts, recording, limits_for("fp32"), accept=False, what="a tiny artifact")
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:

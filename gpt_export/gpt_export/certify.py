@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ import torch
 
 import gptx
 from gpt_export.proof import Proof
-from gptx.chat import common_length
+from gptx import artifact, words
+from gptx.chat import common_length, load_template
 from gptx.compare import Tally
+from gptx.context import Context, context_windows, logits_at, reaches_offsets, record_context
 from gptx.cpu import cpu_features, cpu_name
 from gptx.limits import judge
 from gptx.model import Model
 from gptx.progress import stage
 from gptx.reference import Reference, summarize
-from gptx.verify import forced_logits, greedy_tokens, self_consistency
+from gptx.tokenizer import load_tokenizer
+from gptx.verify import forced_logits, greedy_tokens, measure
 from gptx_models.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
+PER_TOKEN = 12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,27 +42,59 @@ class Recording:
     proof: Proof
     logits: list[np.ndarray]  # a window each, (length, vocab_size) float32, mapped from a file
     greedy: list[int]
+    context: Context  # what it said up to the context's last position
 
-    def reference(self, budget: int) -> Reference:
+    def reference(self, budget: int, folder: Path, tokens: dict[str, Any]) -> Reference:
+        """What the artifact in `folder`, whose other files are written, is to carry of it: at most `budget` bytes. `tokens`
+        are those of its manifest."""
         prompt = self.proof.greedy_prompt
-        return summarize(self.proof.windows, lambda i: self.logits[i], (prompt, self.greedy), budget=budget)
+        beside = _words(folder, tokens, self.proof, self.proof.windows[0][:16])
+        taken = sum(array.nbytes for array in vars(self.context).values()) + len(words.dump(beside))
+        made = summarize(
+            self.proof.windows,
+            lambda i: self.logits[i],
+            (prompt, self.greedy),
+            budget=budget - taken,
+            per_token=PER_TOKEN,
+        )
+        found = _words(folder, tokens, self.proof, made.tokens.tolist())
+        return replace(made, context=self.context, words=found)
+
+
+def complete(carried: Reference, recording: Recording, folder: Path, tokens: dict[str, Any]) -> Reference:
+    """`carried`, with what an older gptx did not write into it: the context by `recording`, the words of `folder`."""
+    return replace(
+        carried,
+        context=carried.context or recording.context,
+        words=carried.words or _words(folder, tokens, recording.proof, carried.tokens.tolist()),
+    )
+
+
+def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) -> dict[str, Any]:
+    facts = artifact.Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
+    tokenizer = load_tokenizer(folder, known=facts.vocab_size, vocab_size=text.vocab_size)
+    template = load_template(folder, tokenizer.special) if tokenizer else None
+    return words.record_words(folder, tokenizer, template, facts, text=text.text, proof=proof)
 
 
 def record(
     name: str,
     text: Proof,
     scratch: Path,
-    logits: Callable[[list[int]], np.ndarray],
+    logits: Callable[[list[int], int], np.ndarray | None],
     greedy: Callable[[list[int]], list[int]],
+    *,
+    context: list[tuple[int, int]],
 ) -> Recording:
-    """Run a reference, teacher-forced and greedily. logits(window) -> (length, vocab_size), kept in the file `scratch`;
-    greedy(prompt) -> the tokens that follow."""
+    """Run a reference, teacher-forced and greedily. logits(window, position of its first token) -> (length, vocab_size),
+    kept in the file `scratch`; greedy(prompt) -> the tokens that follow. context: windows as of context_windows."""
     total = sum(map(len, text.windows))
     stored: np.memmap | None = None
     windows, at = [], 0
     with stage("Reference logits", total=total) as advance:
         for window in text.windows:
-            values = logits(window)
+            values = logits(window, 0)
+            assert values is not None
             if stored is None:
                 _reserve(scratch, 4 * total * values.shape[1])
                 stored = np.memmap(scratch, np.float32, "r+", shape=(total, values.shape[1]))
@@ -66,7 +102,9 @@ def record(
             windows.append(stored[at : at + len(window)])
             at += len(window)
             advance(len(window))
-    return Recording(name, text, windows, greedy(text.greedy_prompt))
+    with stage("Reference logits of the whole context"):
+        reached = record_context([token for window in text.windows for token in window], context, logits)
+    return Recording(name, text, windows, greedy(text.greedy_prompt), reached)
 
 
 def _reserve(file: Path, size: int) -> None:
@@ -78,14 +116,22 @@ def _reserve(file: Path, size: int) -> None:
             opened.truncate(size)
 
 
-def record_pytorch(gpt: GPT, text: Proof, scratch: Path) -> Recording:
-    """The reference is the module, in fp32."""
+def record_pytorch(gpt: GPT, text: Proof, scratch: Path, form: str) -> Recording:
+    """The reference is the module, in fp32. form: the artifact's cache form."""
 
-    def logits(window: list[int]) -> np.ndarray:
+    def logits(window: list[int], position: int) -> np.ndarray:
+        positions = torch.arange(position, position + len(window))[None]
         with torch.no_grad():
-            return gpt(torch.tensor([window]))[0].numpy()
+            return gpt(torch.tensor([window]), positions)[0].numpy()
 
-    return record("pytorch fp32", text, scratch, logits, lambda prompt: pytorch_greedy(gpt, prompt, GREEDY))
+    return record(
+        "pytorch fp32",
+        text,
+        scratch,
+        logits,
+        lambda prompt: pytorch_greedy(gpt, prompt, GREEDY),
+        context=context_windows(gpt.config.n_ctx, offsets=form != "scatter"),
+    )
 
 
 def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
@@ -95,8 +141,9 @@ def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
         f"artifact {model.manifest.precision}",
         text,
         scratch,
-        lambda window: forced_logits(model, window),
+        lambda window, position: logits_at(model, window, position),
         lambda prompt: greedy_tokens(model, prompt, n),
+        context=context_windows(model.n_ctx, offsets=reaches_offsets(model)),
     )
 
 
@@ -116,8 +163,9 @@ def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
-def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dict[str, Any]:
-    """The certificate, as gptx.json holds it; `passed` says whether it is inside the limits."""
+def certify(recording: Recording, model: Model, limits: dict[str, float], reference: Reference) -> dict[str, Any]:
+    """The certificate, as gptx.json holds it; `passed` says whether it is inside the limits. `reference`: what the artifact
+    carries, by which gptx verify will measure it again."""
     proof, tally = recording.proof, Tally()
     with stage("Comparing", total=sum(map(len, proof.windows))) as advance:
         for window, expected in zip(proof.windows, recording.logits):
@@ -125,10 +173,12 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
             tally.add(expected, forced_logits(model, window), np.array(following))
             advance(len(window))
     figures = tally.figures()
-    consistency = self_consistency(model, proof.windows[0])
+    with stage("Measuring as gptx verify will"):
+        verified = measure(model, reference)
+    consistency = verified.consistency
     got = greedy_tokens(model, proof.greedy_prompt, len(recording.greedy))
     identical = common_length(recording.greedy, got)
-    rows = judge(figures, consistency, limits)
+    rows = judge(figures, consistency, limits, verified.context)
     return {
         "against": recording.name,
         "text": proof.description,
@@ -139,6 +189,7 @@ def certify(recording: Recording, model: Model, limits: dict[str, float]) -> dic
             "compared": len(recording.greedy),
             "identical": identical,
         },
+        "verified": verified.to_dict(),  # the figures of gptx verify, whose positions are those that the artifact carries
         "limits": limits,
         "passed": all(row.ok for row in rows),
         "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in rows if not row.ok],

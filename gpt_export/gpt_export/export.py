@@ -29,6 +29,7 @@ from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folde
 from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx.providers import onnxruntime
+from gptx.reference import Reference
 from gptx_models.attention import ADDITIVE_CHUNK
 from gptx_models.checkpoint import load_config, load_head, load_model, write_configs
 from gptx_models.config import GPTConfig
@@ -98,7 +99,7 @@ def export_checkpoint(
         with stage("Loading the checkpoint"):
             gpt = load_model(source)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
-            recording = record_pytorch(gpt, text_proof, Path(scratch.name))
+            recording = record_pytorch(gpt, text_proof, Path(scratch.name), form)
             with stage("Tracing the graph"):
                 graph = build_graph(graph_layers(gpt, form), form)
             with stage("Writing the weights"):
@@ -109,7 +110,7 @@ def export_checkpoint(
             facts = manifest_facts(staging, config, form, parameters)
             facts["source"] = {**source_of(source, config, open_folder(source)), **weights_hash(source)}
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
-            recording.reference(reference_budget(parameters)).save(staging)
+            recording.reference(reference_budget(parameters), staging, facts["tokens"]).save(staging)
             certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
         write_card(staging, out.name, card)
     return certificate
@@ -134,7 +135,7 @@ def prove(
     with stage("Loading the artifact"):
         model = gptx.load(staging)
     with model:
-        certificate = certify(recording, model, limits)
+        certificate = certify(recording, model, limits, Reference.load(staging, model.manifest.model))
     settle(certificate, accept=accept, what=what)
     certificate["chain"] = chain(certificate, earlier)
     write_json(staging / MANIFEST, {**manifest, "certificate": certificate})  # the files are hashed already

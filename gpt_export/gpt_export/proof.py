@@ -25,6 +25,8 @@ RANDOM_SEED = 20
 class Proof:
     windows: list[list[int]]  # one after the other, none overlapping: stride = window
     description: dict[str, str | int]  # for the certificate: source, sha256, window, stride, tokens
+    text: str | None  # what the tokens were encoded from; None where they are random
+    vocab_size: int
 
     @property
     def greedy_prompt(self) -> list[int]:
@@ -68,7 +70,7 @@ def proof(
         _check_own_text(own, text, tokens, has_tokenizer=file.exists())
     if not tokens or len(tokens) < 2:
         why = "no tokenizer" if not file.exists() else "the tokenizer cannot write the proof text"
-        source = f"seeded random token ids ({why}), seed {RANDOM_SEED}"
+        source, words = f"seeded random token ids ({why}), seed {RANDOM_SEED}", None
         tokens = np.random.default_rng(RANDOM_SEED).integers(0, vocab_size, 2 * min(n_ctx, WINDOW)).tolist()
         digest = hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
     window = min(n_ctx, WINDOW)
@@ -82,7 +84,7 @@ def proof(
         "stride": window,
         "tokens": sum(map(len, windows)),
     }
-    return Proof(windows, description)
+    return Proof(windows, description, words, vocab_size)
 
 
 def _check_own_text(own: str, text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:

@@ -3,7 +3,6 @@ the artifact they came from (or, with a checkpoint, against PyTorch). What optim
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import gptx
 from gpt_export.caches import CacheForm
-from gpt_export.certify import Recording, record_artifact, record_pytorch
+from gpt_export.certify import Recording, complete, record_artifact, record_pytorch
 from gpt_export.decode import write_decode_graph
 from gpt_export.export import Plan, prove, tool_versions
 from gpt_export.graph import build_graph, save_beside, save_graph
@@ -36,7 +35,7 @@ from gptx.errors import UsageError
 from gptx.folders import check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import stage
-from gptx.reference import FILE as REFERENCE
+from gptx.reference import Reference
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 
@@ -125,10 +124,11 @@ def quantizing(
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
             copy_side_files(source, staging)
-            shutil.copyfile(source / REFERENCE, staging / REFERENCE)
+            carried = Reference.load(source, shape)
+            complete(carried, recording, staging, manifest.raw["tokens"]).save(staging)
             earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
             yield Work(manifest, staging, own, recording, earlier)
-        write_card(staging, out.name, _own_card(source))
+        write_card(staging, out.name, own_card(source))
 
 
 def calibration_of(manifest: Manifest, text: Path | None) -> Proof:
@@ -181,7 +181,7 @@ def _record(manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scra
         raise UsageError(
             f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ"
         )
-    return record_pytorch(load_model(checkpoint), text_proof, scratch)
+    return record_pytorch(load_model(checkpoint), text_proof, scratch, manifest.cache)
 
 
 def gpt_config(manifest: Manifest) -> GPTConfig | None:
@@ -230,7 +230,7 @@ def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> 
     }
 
 
-def _own_card(source: Path) -> str | None:
+def own_card(source: Path) -> str | None:
     """What the source artifact's card says below the part that is written anew."""
     card = source / CARD
     marker = "`gptx verify` with this folder.\n"

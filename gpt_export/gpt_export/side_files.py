@@ -182,9 +182,16 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         *language[2:],
         "",
         "Outside its limits, and accepted as it is." if certificate["accepted"] else "Inside its limits.",
+        *_context(certificate),
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
     (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
+
+
+def _context(certificate: dict[str, Any]) -> list[str]:
+    """The card's line where positions beyond the proof text were not recorded from the reference."""
+    against = certificate.get("context_against")
+    return [f"Positions beyond the proof text are compared with {against}."] if against else []
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import io
 import logging
 import shutil
@@ -36,6 +37,7 @@ from gpt_export.side_files import (
     write_genai_config,
 )
 from gpt_export.stored import check_weights, read_graph
+from gptx.context import context_windows
 from gptx.errors import CheckpointError, GptxError
 from gptx.folders import check_apart, check_output, new_folder
 from gptx.install import pip_command
@@ -78,7 +80,7 @@ def export_via_optimum(
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording, shape["n_parameters"] = _record(source, text_proof, shape["n_ctx"], Path(scratch.name))
             gc.collect()
-            recording.reference(reference_budget(shape["n_parameters"])).save(staging)
+            recording.reference(reference_budget(shape["n_parameters"]), staging, facts["tokens"]).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
             about = read_json(source / SOURCE) or {"format": "huggingface", "name": source.name}
             facts["source"] = {**about, **weights_hash(source), "via": "optimum"}
@@ -112,8 +114,9 @@ def _record(source: Path, text: Proof, n_ctx: int, scratch: Path) -> tuple[Recor
         "transformers fp32",
         text,
         scratch,
-        lambda window: _logits(reference, window),
+        lambda window, position: _logits(reference, window, position),
         lambda prompt: _greedy(reference, prompt, min(GREEDY, n_ctx - len(prompt))),
+        context=context_windows(n_ctx, offsets="position_ids" in inspect.signature(reference.forward).parameters),
     )
     return recording, reference.num_parameters()
 
@@ -128,9 +131,10 @@ def _load_reference(source: Path) -> Any:
             raise CheckpointError(f"transformers cannot load {source}: {_first_line(error)}") from error
 
 
-def _logits(reference: Any, window: list[int]) -> np.ndarray:
+def _logits(reference: Any, window: list[int], position: int) -> np.ndarray:
+    where = {"position_ids": torch.arange(position, position + len(window))[None]} if position else {}
     with torch.no_grad():
-        return reference(torch.tensor([window])).logits[0].float().numpy()
+        return reference(torch.tensor([window]), **where).logits[0].float().numpy()
 
 
 def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:

@@ -25,6 +25,8 @@ SECOND = {"decode": DECODE, "cuda": CUDA}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
+MOST_OF_ANY = (1 << 31) - 1  # every number must fit where numpy and ORT take it
+MOST_PARAMETERS = 1 << 50
 REFERENCE = "gptx_reference.safetensors"
 # Folders of which every file must be listed: a graph can name any file beside it as its weights.
 GRAPH_FOLDERS = ("onnx", "compiled")
@@ -240,8 +242,8 @@ def _field_problems(raw: dict[str, Any]):
             yield f"{name} is {raw.get(name)!r}, expected one of {', '.join(allowed)}"
     if not isinstance(raw.get("gptx_version"), str):
         yield f"gptx_version is {raw.get('gptx_version')!r}, expected a string"
-    if not _positive(raw.get("prefill_chunk")):
-        yield f"prefill_chunk is {raw.get('prefill_chunk')!r}, expected a positive number"
+    if not _positive(raw.get("prefill_chunk")) or raw["prefill_chunk"] > MOST_OF_ANY:
+        yield f"prefill_chunk is {raw.get('prefill_chunk')!a:.80}, expected a positive number"
     optional = ("compiled", "quantization", "source", "certificate")
     for name in ("model", "tokens", "files", *optional):
         if name in optional and not raw.get(name):
@@ -250,12 +252,18 @@ def _field_problems(raw: dict[str, Any]):
             yield f"{name} is {raw.get(name)!r}, expected an object"
             return
     certificate = raw.get("certificate") or {}
-    for name in ("figures", "consistency", "limits", "greedy", "environment"):
-        if not isinstance(certificate.get(name, {}), dict):
-            yield f"certificate.{name} is {certificate[name]!r}, expected an object"
+    for name in ("figures", "consistency", "limits", "greedy", "environment", "verified"):
+        part = certificate.get(name, {})
+        if not isinstance(part, dict):
+            yield f"certificate.{name} is {part!a:.80}, expected an object"
+            continue
+        for key, value in part.items() if name != "environment" else ():
+            # verify says more of a limit that is none
+            if value is not None and not _figure(value) and (name != "limits" or isinstance(value, int)):
+                yield f"certificate.{name}.{key!a:.80} is {value!a:.80}, expected a number"
     links = certificate.get("chain") or []
     if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
-        yield f"certificate.chain is {links!r}, expected a list of objects"
+        yield f"certificate.chain is {links!a:.80}, expected a list of objects"
     for name, graph in SECOND.items():
         if raw.get(name) not in (None, graph):
             yield f"{name} is {raw[name]!r}, expected {graph!r} or nothing"
@@ -263,8 +271,8 @@ def _field_problems(raw: dict[str, Any]):
         if name == "n_class" and raw["model"].get(name, 0) == 0:
             continue
         value = raw["model"].get(name)
-        if name == "n_parameters" and not _positive(value):
-            yield f"model.{name} is {value!r:.80}, expected a positive whole number"
+        if name == "n_parameters" and not (_positive(value) and value <= MOST_PARAMETERS):
+            yield f"model.{name} is {value!a:.80}, expected a positive whole number"
         elif name != "n_parameters" and (problem := size_problem(f"model.{name}", value)):
             yield problem
     tokens = raw["tokens"]
@@ -288,6 +296,15 @@ def _field_problems(raw: dict[str, Any]):
 
 def _positive(value: Any) -> bool:
     return _natural(value) and value > 0
+
+
+def _figure(value: Any) -> bool:
+    """A number that a float can be."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not (isinstance(value, int) and value > 2**63)
+    )
 
 
 def _natural(value: Any) -> bool:

@@ -9,6 +9,30 @@ from gptx.limits import judge
 
 Rows = list[tuple[str, str]]
 
+# What each figure is, for a reader who meets it for the first time. KL divergence is how much one prediction of the next
+# token differs from another, in nats; 0 is no difference.
+MEANING = {
+    "kl_mean": "difference of the predictions (KL, nats): mean",
+    "kl_p999": "the same: the worst position of a thousand",
+    "same_top1": "share of positions with the same likeliest token",
+    "tie_gap": "where it is another: the first one's lead, largest",
+    "max_abs": "difference of a logit: largest",
+    "mean_abs": "difference of a logit: mean",
+    "perplexity_reference": "perplexity of the reference on these tokens",
+    "perplexity": "perplexity of this model on them",
+    "perplexity_error": "its standard error: a short text says little",
+    "context_kl": "KL over the whole context: mean",
+    "context_kl_max": "KL over the whole context: worst position",
+    "context_max_abs": "difference of a logit over the whole context: largest",
+    "cached": "a token at a time or all at once: logits differ by",
+    "pieces": "a text in two pieces or at once: logits differ by",
+    "batch": "rows in a batch or alone: logits differ by",
+    "cached_kl": "a token at a time or all at once: KL",
+    "pieces_kl": "a text in two pieces or at once: KL",
+    "batch_kl": "rows in a batch or alone: KL",
+    "greedy_identical": "greedy text: tokens equal to the reference's, of {greedy}",
+}
+
 
 def certificate_rows(certificate: dict[str, Any]) -> Rows:
     """A certificate's figures as (name, value [limit]), whatever figures it has."""

@@ -29,7 +29,14 @@ class ChatTemplate:
         self.source: str = source
         self._special = dict(special)
         self._path = path or "the chat template"
+        self._date: datetime | None = None  # None: today
         self._template: Any = None
+
+    def with_date(self, date: datetime) -> ChatTemplate:
+        """The same template on that day: what templates write of the date (strftime_now) is then always the same."""
+        other = ChatTemplate(self.source, self._special)
+        other._path, other._date = self._path, date
+        return other
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation. Raises UsageError with the template's own words where it refuses the messages,
@@ -63,6 +70,8 @@ class ChatTemplate:
         import jinja2
 
         environment = _environment()
+        if self._date is not None:
+            environment.globals["strftime_now"] = self._date.strftime
         try:
             return environment.from_string(environment.limited(self.source))
         except jinja2.TemplateSyntaxError as error:

@@ -91,6 +91,11 @@ def _write_manifest(staging: Path, raw: dict[str, Any]) -> None:
 def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str) -> None:
     if (report.graph, report.decode) != expected:  # a note has said why
         raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
-    failed = [f"{row.name} is {row.here}, limit {row.limit or 'a finite number'}" for row in report.rows if not row.ok]
+    failed = [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
+    failed += [
+        f"{row.name} is {row.here:.4g}, limit {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
+        for row in report.rows
+        if not row.ok
+    ]
     if failed and not accept:
         raise ParityError(f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept")

@@ -23,6 +23,7 @@ class Growing:
         self._engine = engine
         self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
         self._mask = np.zeros((batch_size, 0), np.int64)
+        self._skipped = 0  # positions before the first token, of which the past holds nothing
         self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in engine.past_names]
 
     @property
@@ -50,7 +51,8 @@ class Growing:
         with self._engine.turn:
             filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
             if len(self._mask) == 1:
-                self._pasts, self._mask = filled[0], np.ones((1, held[0] + len(new[0])), np.int64)
+                width = held[0] + len(new[0]) - self._skipped
+                self._pasts, self._mask = filled[0], np.ones((1, width), np.int64)
             else:
                 self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
 
@@ -61,12 +63,17 @@ class Growing:
             total = held + start + len(piece)
             positions = np.arange(total - len(piece), total)[None]
             keep = 1 if out is None else 0
-            logits, pasts = self._run(piece[None], positions, np.ones((1, total), np.int64), pasts, keep=keep)
+            mask = np.ones((1, total - self._skipped), np.int64)
+            logits, pasts = self._run(piece[None], positions, mask, pasts, keep=keep)
             if out is None:
                 self.logits[row, 0] = logits[0, -1]
             else:
                 out[start : start + len(piece)] = logits[0]
         return pasts
+
+    def skip(self, places: int) -> None:
+        """Give the first token the position `places`."""
+        self._skipped = places
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep each row's first tokens; columns that no row needs any more are cut off."""

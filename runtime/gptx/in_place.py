@@ -98,6 +98,11 @@ class InPlace:
         if self._bound:
             self._mask[...] = self._mask_of(lengths[slice(*self._bound)], self._mask.shape[1])
 
+    def skip(self, places: int) -> None:
+        """Leave the first places empty and hide them from what `fill` runs."""
+        self._reserve(places, 0)
+        self._ones[:, :places] = 0
+
     def _reserve(self, length: int, used: int) -> None:
         """Make room for `length` tokens a row, keeping the first `used`."""
         if length <= self.capacity:

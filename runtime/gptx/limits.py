@@ -22,6 +22,9 @@ LIMITS: dict[str, dict[str, float]] = {
 }
 
 
+WORST = 100  # a single position of the context may be so many times as far off as the mean of all
+
+
 @dataclass(frozen=True)
 class Judgement:
     name: str
@@ -43,8 +46,14 @@ def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> 
     return {**LIMITS[precision], **(overrides or {})}
 
 
-def judge(figures: Figures, consistency: Mapping[str, float], limits: Mapping[str, float]) -> list[Judgement]:
-    """Each limit applied. `consistency` holds the differences of a model from itself: cached, in a batch."""
+def judge(
+    figures: Figures,
+    consistency: Mapping[str, float],
+    limits: Mapping[str, float],
+    context: Mapping[str, float] | None = None,
+) -> list[Judgement]:
+    """Each limit applied. `consistency` holds the differences of a model from itself: cached, in a batch. `context` holds
+    the figures of context.py, over positions that the text does not reach."""
     rows = []
     relative = limits.get("relative", 0.0) * figures.largest_logit
     if "max_abs" in limits:
@@ -53,6 +62,14 @@ def judge(figures: Figures, consistency: Mapping[str, float], limits: Mapping[st
         rows.append(Judgement("tie_gap", figures.tie_gap, 2 * allowed, figures.tie_gap <= 2 * allowed))
     if "kl_mean" in limits:
         rows.append(Judgement("kl_mean", figures.kl_mean, limits["kl_mean"], figures.kl_mean <= limits["kl_mean"]))
+    for name, value in (context or {}).items():
+        if name == "context_max_abs" and "max_abs" in limits:
+            allowed = max(limits["max_abs"], relative)
+        elif name in ("context_kl", "context_kl_max") and "kl_mean" in limits:
+            allowed = limits["kl_mean"] * (WORST if name == "context_kl_max" else 1)
+        else:
+            continue
+        rows.append(Judgement(name, value, allowed, value <= allowed))
     for name, value in consistency.items():
         limit = limits.get("consistency_kl" if name.endswith("_kl") else "consistency")
         if limit is not None:

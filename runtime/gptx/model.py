@@ -87,6 +87,11 @@ class Model:
     def n_ctx(self) -> int:
         return self.manifest.model.n_ctx
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the graph is told each token's position, and does not count them itself."""
+        return self._opened().takes_positions
+
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Given]) -> Completion: ...
     @overload

@@ -14,6 +14,7 @@ import numpy as np
 from gptx.cache import Cache, open_cache
 from gptx.engine import Engine
 from gptx.errors import PromptError, UsageError
+from gptx.on_device import OnDevice
 
 
 class Session:
@@ -104,6 +105,13 @@ class Session:
         self._tokens[0].append(token)
         self._lengths[0] = held + 1
         return True
+
+    def begin_at(self, position: int) -> None:
+        """Give the next token of an empty session of one row this position. The places before it hold nothing and are
+        not seen: only for windows that are fed whole, with all_logits, on the CPU."""
+        assert len(self._tokens) == 1 and not self._lengths[0] and not isinstance(self._cache, OnDevice | _Closed)
+        self._cache.skip(position)
+        self._tokens, self._lengths = [[0] * position], [position]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""

@@ -49,6 +49,10 @@ class Tokenizer:
     def id(self, token: str) -> int | None:
         return self._inner.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added tokens too."""
+        return self._inner.get_vocab(with_added_tokens=True)
+
     @cached_property
     def vocab_size(self) -> int:
         """The highest id and one."""

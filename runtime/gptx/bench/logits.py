@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptx import artifact
 from gptx.bench.engine import Engine, Job, Logits
 from gptx.compare import Tally
 from gptx.errors import GptxError
@@ -47,7 +47,8 @@ def judged(engine: Engine, job: Job, text: Text) -> dict[str, Any]:
 def _compared(text: Text, logits: Logits) -> Tally:
     """Against what the artifact carries, against the file, or (where it is written first) against itself."""
     if text.carried is not None:
-        return tally(Reference.load(Path(text.carried)), logits)
+        carried = artifact.read(text.carried)
+        return tally(Reference.load(carried.path, carried.model), logits)
     found, at, rows = Tally(), 0, sum(map(len, text.windows))
     mapped: np.ndarray | None = None
     for window in text.windows:

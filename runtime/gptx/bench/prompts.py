@@ -28,7 +28,7 @@ def source(manifest: Manifest, text: Path | None) -> Source:
     if text is not None:
         return _of_text(manifest, text)
     if (manifest.path / FILE).exists():
-        reference = Reference.load(manifest.path)
+        reference = Reference.load(manifest.path, manifest.model)
         digest = hashlib.sha256(reference.tokens.astype("<i4").tobytes()).hexdigest()
         windows = [window for _, window in reference.token_windows()]
         return Source(reference.tokens.tolist(), f"the tokens in {FILE}", digest, windows)

@@ -1,21 +1,18 @@
 """How many bytes of weights a model has, and how many of them one token reads: a file or folder in, Weights out.
 
 All are read but the rows of tables that are only looked up: an embedding that no head shares, positions. In an ONNX
-graph and in safetensors these are known; of other files all bytes count as read. The graph is read as the protocol
-buffer that it is, as the runtime has no onnx.
+graph and in safetensors these are known; of other files all bytes count as read.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gptx.reference import FILE
+from gptx.artifact import REFERENCE
+from gptx.onnx_file import Node, read_onnx
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
 # bits by TensorProto.DataType
@@ -36,7 +33,7 @@ class Weights:
 
 def weights_of(path: Path, dtype: str | None = None) -> Weights:
     """`dtype`: what the weights of a checkpoint are computed in, where they are not left as they are."""
-    checkpoint = [file for file in path.glob("*.safetensors") if file.name != FILE]
+    checkpoint = [file for file in path.glob("*.safetensors") if file.name != REFERENCE]
     if checkpoint:
         return _of_checkpoint(checkpoint, 16 if dtype in ("bfloat16", "float16") else 32)
     graph = next((path / name for name in GRAPHS if (path / name).exists()), None)
@@ -74,90 +71,17 @@ def _of_checkpoint(files: list[Path], bits: int) -> Weights:
 
 
 def _of_graph(file: Path) -> Weights:
-    with file.open("rb") as opened:  # mapped: small graphs have their weights inside
-        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    sizes, rows, outside, whole = _initializers(memoryview(mapped))
+    graph = read_onnx(file)
+    tensors = [tensor for tensor in graph.tensors if tensor.name]  # the others are constants of a node
+    sizes = {tensor.name: math.prod(tensor.dims) * BITS.get(tensor.kind, 32) // 8 for tensor in tensors}
+    rows = {tensor.name: tensor.dims[0] if tensor.dims else 1 for tensor in tensors}
+    outside = {tensor.outside["location"] for tensor in tensors if "location" in tensor.outside}
+    whole = set().union(*(_read_whole(node) for node in graph.nodes))
     stored = file.stat().st_size + sum((file.parent / name).stat().st_size for name in outside)
     read = sum(size if name in whole else size // max(rows[name], 1) for name, size in sizes.items())
     return Weights(stored, read)
 
 
-def _initializers(model: memoryview) -> tuple[dict[str, int], dict[str, int], set[str], set[str]]:
-    """Of each its bytes and its rows; the files beside the graph; the names of those that are read whole."""
-    sizes: dict[str, int] = {}
-    rows: dict[str, int] = {}
-    outside: set[str] = set()
-    whole: set[str] = set()
-    for field, graph in _fields(model):
-        if field != 7:  # ModelProto.graph
-            continue
-        for part, value in _fields(graph):
-            if part == 1:  # node
-                whole |= _read_whole(value)
-            elif part == 5:  # initializer
-                name, dims, bits, location = _tensor(value)
-                sizes[name], rows[name] = math.prod(dims) * bits // 8, dims[0] if dims else 1
-                outside |= {location} if location else set()
-    return sizes, rows, outside, whole
-
-
-def _read_whole(node: memoryview) -> set[str]:
-    inputs: list[str] = []
-    operator = ""
-    for field, value in _fields(node):
-        if field == 1:
-            inputs.append(str(value, "utf-8"))
-        elif field == 4:
-            operator = str(value, "utf-8")
-    rows_only = LOOKED_UP.get(operator, set())
-    return {name for place, name in enumerate(inputs) if place not in rows_only}
-
-
-def _tensor(tensor: memoryview) -> tuple[str, list[int], int, str]:
-    name, dims, bits, location = "", [], 32, ""
-    for field, value in _fields(tensor):
-        if field == 1:
-            dims += [value] if isinstance(value, int) else list(_packed(value))
-        elif field == 2:
-            bits = BITS.get(value, 32)
-        elif field == 8:
-            name = str(value, "utf-8")
-        elif field == 13:  # external_data: a key and a value
-            key, text = (str(part, "utf-8") for _, part in _fields(value))
-            location = text if key == "location" else location
-    return name, dims, bits, location
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protocol buffer: integers, and bytes for everything that has a length."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-        elif kind == 2:
-            size, at = _varint(message, at)
-            yield key >> 3, message[at : at + size]
-            at += size
-        else:
-            at += {1: 8, 5: 4}[kind]
-
-
-def _packed(values: memoryview) -> Iterator[int]:
-    at = 0
-    while at < len(values):
-        value, at = _varint(values, at)
-        yield value
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
+def _read_whole(node: Node) -> set[str]:
+    rows_only = LOOKED_UP.get(node.operator, set())
+    return {name for place, name in enumerate(node.inputs) if place not in rows_only}

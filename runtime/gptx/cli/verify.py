@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 def verify(artifact: Path | None, device: str, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Prove ARTIFACT's certificate again on this machine, without torch.
 
-    Checks every file's hash, then runs the proof text and compares with the reference that the artifact carries.
-    The exit status is 0 when this machine is inside the certificate's limits, else 1. Without ARTIFACT: the model that
-    ships with gptx.
+    Checks every file's hash, that all weights are numbers, and what becomes of a text. Then runs the proof text and the
+    whole context, and compares with the reference model's predictions that the artifact carries. The exit status is 0 when
+    everything is as it should be and inside the certificate's limits, else 1. Without ARTIFACT: the model that ships with
+    gptx.
     """
     from gptx import verify as proving
     from gptx.model import DEFAULT_MODEL
@@ -42,25 +44,59 @@ def verify(artifact: Path | None, device: str, threads: int | None, as_json: boo
         report = proving.verify(path, device=device, threads=threads, progress=told)
     if as_json:
         facts = {"artifact": str(path), "passed": report.passed, **dataclasses.asdict(report)}
-        write_out(json.dumps(facts, indent=1) + "\n")
+        write_out(json.dumps(_finite(facts), indent=1) + "\n")
     elif not quiet:
         _print(report, path)
     sys.exit(0 if report.passed else 1)
 
 
 def _print(report: Report, path: Path) -> None:
-    rows = [(row.name, row.certified, row.here, row.limit, _judged(row)) for row in report.rows]
-    header = ("figure", "certified", "here", "limit", "")
+    checks = [(check.name, check.what, "ok" if check.ok else "FAILED") for check in report.checks]
+    print_table(checks, title="Checked", bad=[not check.ok for check in report.checks])
+    rows = [
+        (row.name, row.what, *map(number, (row.certified, row.here, row.limit)), _judged(row)) for row in report.rows
+    ]
+    header = ("figure", "what it is", "certified", "here", "limit", "")
+    write_out("\n")
     print_table(rows, header=header, bad=[not row.ok for row in report.rows])
-    write_out("".join(f"{note}\n" for note in report.notes))
-    failed = ", ".join(row.name for row in report.rows if not row.ok)
-    write_out(f"{path}: outside its limits here ({failed})\n" if failed else f"{path}: proved on this machine\n")
+    if report.stated:
+        said = ", ".join(f"{name} {number(value)}" for name, value in report.stated.items())
+        write_out(f"\nstated by gptx.json, over all of the proof text, and not proved here: {said}\n")
+    write_out("\n" + "".join(f"{note}\n" for note in report.notes) + f"{path}: {_verdict(report)}\n")
+
+
+def number(value: object) -> str:
+    """A figure as a person reads it; nothing where there is none."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def _judged(row: Row) -> str:
     if not row.ok:
         return "FAILED"
-    return "ok" if row.limit else ""  # what has no limit is only told
+    if row.differs:
+        return "differs"
+    return "ok" if row.limit is not None else ""  # what has no limit is only told
+
+
+def _verdict(report: Report) -> str:
+    failed = [one.name for one in (*report.checks, *report.rows) if not one.ok]
+    if failed:
+        return f"not proved on this machine ({', '.join(failed)})"
+    differs = [row.name for row in report.rows if row.differs]
+    if differs:
+        return f"inside its limits on this machine, but not what its certificate says ({', '.join(differs)})"
+    return "proved on this machine"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""Add to an artifact of an older gptx what gptx verify proves an artifact by today; its weights and figures stay.
+
+    python benchmarks/recertify.py runtime/gptx/default_model
+
+The model that ships with gptx was made before verify reached the whole context, and of its training only these weights
+are kept. So its positions beyond the proof text, and what it makes of text, are recorded from the artifact as it stands:
+later changes show, and a fault that it already had would not. gptx.json says so (certificate.context_against).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import gptx
+from gpt_export.certify import complete, record_artifact
+from gpt_export.export import reference_budget
+from gpt_export.proof import proof
+from gpt_export.quantize import own_card
+from gpt_export.side_files import write_card, write_manifest
+from gptx import artifact
+from gptx.folders import MANIFEST
+from gptx.model import Model
+from gptx.reference import Reference
+from gptx.verify import measure
+from gptx_models.checkpoint import write_json
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    manifest = artifact.read(folder)
+    artifact.check_hashes(manifest)
+    carried = Reference.load(folder, manifest.model)
+    with gptx.load(folder, threads=1) as model:
+        reference = completed(carried, model)
+        certificate = {**manifest.certificate, "verified": measure(model, reference).to_dict()}
+    if reference.context is not carried.context:
+        certificate["context_against"] = "the artifact as it was first shipped, as no fp32 weights of it are kept"
+    reference.save(folder)
+    raw = write_manifest(
+        folder, {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate")}
+    )
+    write_json(folder / MANIFEST, {**raw, "certificate": certificate})
+    write_card(folder, folder.name, own_card(folder))
+
+
+def completed(reference: Reference, model: Model) -> Reference:
+    """With the context and the words, and with so many of the highest logits that the file keeps its size."""
+    facts = model.manifest
+    text = proof(facts.path, vocab_size=facts.model.vocab_size, n_ctx=model.n_ctx)
+    with tempfile.NamedTemporaryFile() as scratch:
+        recording = record_artifact(model, text, Path(scratch.name))
+    found = complete(reference, recording, facts.path, facts.raw["tokens"])
+    budget = reference_budget(facts.model.n_parameters)
+    while size_of(found) > budget and found.top_ids.shape[1] > 8:
+        found = with_highest(found, found.top_ids.shape[1] - 1)
+    return found
+
+
+def with_highest(reference: Reference, count: int) -> Reference:
+    kept = np.argsort(-reference.top_logits, axis=1)[:, :count]
+    ids, logits = (np.take_along_axis(array, kept, 1) for array in (reference.top_ids, reference.top_logits))
+    return dataclasses.replace(reference, top_ids=ids, top_logits=logits)
+
+
+def size_of(reference: Reference) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save(Path(folder))
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""An ONNX file read as the protocol buffer that it is, as the runtime has no onnx: its nodes and its stored tensors.
+
+The file may come from a stranger: whatever does not fit its own lengths is an ArtifactError, and nesting has an end.
+Weights are not read here, only where they lie. Field numbers are those of onnx.proto.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptx.errors import ArtifactError
+
+MOST_DEEP = 16  # graphs in nodes in graphs
+VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # kinds of fields (wire types)
+MODEL_GRAPH, MODEL_FUNCTION = 7, 25
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
+FUNCTION_NODE = 7
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE = 1, 2, 4, 5
+ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """`values`: the fields that hold the numbers in the file itself, each with its number (see TensorProto)."""
+
+    name: str
+    kind: int  # TensorProto.DataType
+    dims: tuple[int, ...]
+    values: list[tuple[int, Any]] = field(repr=False)
+    outside: dict[str, str]  # external_data: location, offset, length
+
+
+@dataclass(frozen=True)
+class Node:
+    operator: str
+    inputs: list[str]
+    outputs: list[str]
+
+
+@dataclass
+class OnnxFile:
+    """All of the file, the bodies of functions and of loops too."""
+
+    path: Path
+    nodes: list[Node] = field(default_factory=list)
+    tensors: list[StoredTensor] = field(default_factory=list)
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Raises ArtifactError for a file that is no ONNX file."""
+    found = OnnxFile(path)
+    try:
+        with path.open("rb") as opened:  # mapped: small graphs have their weights inside
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        for number, _, value in fields_of(memoryview(mapped)):
+            if number == MODEL_GRAPH:
+                _graph(found, value, 0)
+            elif number == MODEL_FUNCTION:
+                _nodes(found, value, FUNCTION_NODE, 0)
+    except (ValueError, TypeError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read as an ONNX graph ({error}): copy the artifact again") from error
+    return found
+
+
+def _graph(found: OnnxFile, graph: memoryview, depth: int) -> None:
+    if depth > MOST_DEEP:
+        raise ValueError(f"graphs stand in graphs more than {MOST_DEEP} deep")
+    for number, _, value in fields_of(graph):
+        if number == GRAPH_INITIALIZER:
+            found.tensors.append(_tensor(value))
+        elif number == GRAPH_SPARSE:
+            found.tensors += _sparse(value)
+    _nodes(found, graph, GRAPH_NODE, depth)
+
+
+def _nodes(found: OnnxFile, graph: memoryview, node_field: int, depth: int) -> None:
+    for number, _, node in fields_of(graph):
+        if number != node_field:
+            continue
+        operator, inputs, outputs = "", [], []
+        for part, _, value in fields_of(node):
+            if part == NODE_INPUT:
+                inputs.append(str(value, "utf-8"))
+            elif part == NODE_OUTPUT:
+                outputs.append(str(value, "utf-8"))
+            elif part == NODE_OPERATOR:
+                operator = str(value, "utf-8")
+            elif part == NODE_ATTRIBUTE:
+                _attribute(found, value, depth)
+        found.nodes.append(Node(operator, inputs, outputs))
+
+
+def _attribute(found: OnnxFile, attribute: memoryview, depth: int) -> None:
+    for number, _, value in fields_of(attribute):
+        if number in ATTRIBUTE_TENSORS:
+            found.tensors.append(_tensor(value))
+        elif number in ATTRIBUTE_GRAPHS:
+            _graph(found, value, depth + 1)
+        elif number in ATTRIBUTE_SPARSE:
+            found.tensors += _sparse(value)
+
+
+def _sparse(message: memoryview) -> list[StoredTensor]:
+    return [_tensor(value) for number, _, value in fields_of(message) if number in (1, 2)]
+
+
+def _tensor(tensor: memoryview) -> StoredTensor:
+    name, kind, dims = "", 0, []
+    values: list[tuple[int, Any]] = []
+    outside: dict[str, str] = {}
+    for number, wire, value in fields_of(tensor):
+        if number == 1:
+            dims += [value] if wire == VARINT else list(packed_varints(value))
+        elif number == 2:
+            kind = value
+        elif number == 8:
+            name = str(value, "utf-8")
+        elif number == 13:  # external_data: a key and a value
+            entry = {part: str(text, "utf-8") for part, _, text in fields_of(value)}
+            outside[entry.get(1, "")] = entry.get(2, "")
+        elif number in (4, 5, 9, 10):  # floats, int32, raw bytes, doubles
+            values.append((number, value))
+    return StoredTensor(name, kind, tuple(dims), values, outside)
+
+
+def fields_of(message: memoryview) -> Iterator[tuple[int, int, Any]]:
+    """(field number, wire type, value) of a protocol buffer: integers, and bytes for everything else. Raises ValueError."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == VARINT:
+            value, at = _varint(message, at)
+            yield key >> 3, kind, value
+            continue
+        if kind == BYTES:
+            size, at = _varint(message, at)
+        elif kind in (DOUBLE, FLOAT):
+            size = 8 if kind == DOUBLE else 4
+        else:
+            raise ValueError(f"a field has the wire type {kind}")
+        if at + size > len(message):
+            raise ValueError("it is cut short, or damaged")
+        yield key >> 3, kind, message[at : at + size]
+        at += size
+
+
+def packed_varints(values: memoryview) -> Iterator[int]:
+    at = 0
+    while at < len(values):
+        value, at = _varint(values, at)
+        yield value
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError("it is cut short, or damaged")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("a number has more than ten bytes")
