@@ -25,7 +25,6 @@ SECOND = {"decode": DECODE, "cuda": CUDA}
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
-MOST_OF_ANY = (1 << 31) - 1  # every number must fit where numpy and ORT take it
 MOST_PARAMETERS = 1 << 50
 REFERENCE = "gptx_reference.safetensors"
 # Folders of which every file must be listed: a graph can name any file beside it as its weights.
@@ -242,8 +241,8 @@ def _field_problems(raw: dict[str, Any]):
             yield f"{name} is {raw.get(name)!r}, expected one of {', '.join(allowed)}"
     if not isinstance(raw.get("gptx_version"), str):
         yield f"gptx_version is {raw.get('gptx_version')!r}, expected a string"
-    if not _positive(raw.get("prefill_chunk")) or raw["prefill_chunk"] > MOST_OF_ANY:
-        yield f"prefill_chunk is {raw.get('prefill_chunk')!a:.80}, expected a positive number"
+    if problem := size_problem("prefill_chunk", raw.get("prefill_chunk")):
+        yield problem
     optional = ("compiled", "quantization", "source", "certificate")
     for name in ("model", "tokens", "files", *optional):
         if name in optional and not raw.get(name):

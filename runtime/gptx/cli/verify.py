@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptx.cli.options import device_option, threads_option
-from gptx.cli.output import write_out
+from gptx.cli.output import printable, write_out
 from gptx.cli.table import print_table
 from gptx.progress import stage
 
@@ -60,9 +60,9 @@ def _print(report: Report, path: Path) -> None:
     write_out("\n")
     print_table(rows, header=header, bad=[not row.ok for row in report.rows])
     if report.stated:
-        said = ", ".join(f"{name} {number(value)}" for name, value in report.stated.items())
+        said = ", ".join(f"{printable(name)} {number(value)}" for name, value in report.stated.items())
         write_out(f"\nstated by gptx.json, over all of the proof text, and not proved here: {said}\n")
-    write_out("\n" + "".join(f"{note}\n" for note in report.notes) + f"{path}: {_verdict(report)}\n")
+    write_out("\n" + "".join(f"{printable(note)}\n" for note in report.notes) + f"{path}: {_verdict(report)}\n")
 
 
 def number(value: object) -> str:
