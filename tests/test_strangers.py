@@ -239,8 +239,11 @@ def test_odd_values_in_the_manifest(folder: Path) -> None:
     replace()
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json",
-                                  "tokenizer.json", "gptx_task.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json", "tokenizer.json",
+     "gptx_task.json"],
+)  # fmt: skip
 def test_odd_values_in_side_files(folder: Path, name: str) -> None:
     path = folder / name
     if name == "gptx_task.json":
