@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, UsageError
+from gptx.logits_processors import penalize
 from gptx.options import DEFAULTS, Options, resolve
-from gptx.sampling import greedy, keep, kth_largest, nucleus, penalize, pick_weighted, picker
+from gptx.sampling import greedy, keep, kth_largest, nucleus, pick_weighted, picker
 
 OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
+KNOWN = 4  # logits, where a processor changes them
 
 
 def logits_of(seed: int, size: int, spread: float = 3.0) -> np.ndarray:
@@ -111,13 +113,13 @@ def test_penalty_as_transformers() -> None:
 
 
 def test_penalty_knows_prompt_and_what_was_picked() -> None:
-    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None)
+    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, known=KNOWN)
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
 
 
 def test_min_new_tokens_puts_the_end_off() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None)
+    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, known=KNOWN)
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
 
@@ -125,13 +127,13 @@ def test_min_new_tokens_puts_the_end_off() -> None:
 def test_greedy_and_temperature_zero() -> None:
     logits = logits_of(5, 1000)
     assert greedy(logits) == logits.argmax()
-    assert picker(OPTIONS, prompt=[1], stops=[], seed=None)(logits) == logits.argmax()
+    assert picker(OPTIONS, prompt=[1], stops=[], seed=None, known=KNOWN)(logits) == logits.argmax()
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
 def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     logits = logits_of(5, 1000)
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1)
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, known=KNOWN)
     assert pick(logits.copy()) == logits.argmax()
 
 
@@ -139,7 +141,7 @@ def test_tiny_temperatures_are_greedy(temperature: float) -> None:
 def test_draws_follow_the_probabilities(size: int) -> None:
     """Chi-squared over the 6 likeliest tokens and the rest."""
     logits = logits_of(2, size)
-    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11)
+    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11, known=KNOWN)
     draws = np.array([pick(logits.copy()) for _ in range(4000)])
     expected = by_transformers(logits)
     top = np.argsort(-expected)[:6]
@@ -151,7 +153,7 @@ def test_draws_follow_the_probabilities(size: int) -> None:
 
 def test_seed_repeats() -> None:
     def draws(seed: int) -> list[int]:
-        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed)
+        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, known=KNOWN)
         return [pick(logits_of(i, 200)) for i in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -185,14 +187,14 @@ def test_nucleus_never_is_empty() -> None:
 def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
     logits = logits_of(0, 300)
     logits[4] = value
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1)
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, known=KNOWN)
     with pytest.raises(ArtifactError, match="not finite"):
         pick(logits)
 
 
 def test_nothing_left_to_pick() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None)
-    with pytest.raises(ArtifactError, match="not finite"):
+    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, known=KNOWN)
+    with pytest.raises(UsageError, match="no token is left to pick: .* stop_tokens with min_new_tokens"):
         pick(np.ones(4, np.float32))
 
 
@@ -239,7 +241,7 @@ def test_seed_is_drawn_and_kept() -> None:
         ({"temperature": -1}, "temperature is -1, expected 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"top_p": 0}, "top_p is 0, expected over 0"),
+        ({"top_p": -0.1}, "top_p is -0.1, expected 0 to 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1, expected 0"),
         ({"top_k": 1.5}, "top_k is 1.5"),
@@ -261,4 +263,4 @@ def test_options_that_make_no_sense(given: dict, says: str) -> None:
 
 def test_the_artifacts_own_mistake_is_named_as_such() -> None:
     with pytest.raises(UsageError, match="top_p is 3.*generation_config.json"):
-        resolve({}, {"top_p": 3}, max_new_tokens=256)
+        resolve({}, {"do_sample": True, "top_p": 3}, max_new_tokens=256)

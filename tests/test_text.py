@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, PromptError
-from gptx.text import Detokenizer, StopStrings, overlap
+from gptx.text import Detokenizer
 from gptx.tokenizer import Tokenizer, load_tokenizer, special_tokens
 from tiny_artifact import byte_tokenizer
 
@@ -131,61 +131,6 @@ def test_context_and_text_are_the_whole(data: st.DataObject) -> None:
     start = tokenizer.decode(prompt)
     if not start.endswith("\ufffd"):
         assert start + "".join(pieces_of(tokenizer, ids, prompt)) == tokenizer.decode(prompt + ids)
-
-
-# Stop strings
-
-
-def cut(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The rule, said plainly: read on a character at a time, until what was read ends with a stop string."""
-    for end in range(1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            return text[: end - max(map(len, found))], True
-    return text, False
-
-
-@settings(deadline=None, max_examples=400)
-@given(
-    pieces=st.lists(st.text(alphabet="abc", max_size=4), max_size=12),
-    stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=4),
-)
-def test_stop_strings_wherever_the_pieces_are_cut(pieces: list[str], stops: list[str]) -> None:
-    matcher, shown = StopStrings(stops), ""
-    expected, found = cut("".join(pieces), stops)
-    for piece in pieces:
-        shown += matcher.push(piece)
-        assert expected.startswith(shown)  # nothing is shown that is taken back
-        if matcher.found:
-            break
-    if not matcher.found:
-        shown += matcher.flush()
-    assert (shown, matcher.found) == (expected, found)
-
-
-def test_only_what_may_be_a_stop_string_is_held_back() -> None:
-    matcher = StopStrings(["\n\n", "END"])
-    assert [matcher.push(piece) for piece in ("one\n", "two E", "N", "Done", "\n")] == [
-        "one",
-        "\ntwo ",
-        "",
-        "ENDone"[:0],
-        "",
-    ]
-    assert matcher.found
-
-
-def test_without_stop_strings_nothing_is_held() -> None:
-    matcher = StopStrings([])
-    assert matcher.push("abc") == "abc"
-    assert matcher.flush() == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "stop", "length"), [("xab", "abc", 2), ("xabc", "abc", 0), ("aa", "aaa", 2), ("", "a", 0)]
-)
-def test_overlap(text: str, stop: str, length: int) -> None:
-    assert overlap(text, stop) == length
 
 
 # The tokenizer of an artifact

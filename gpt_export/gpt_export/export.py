@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import gptx
 from gpt_export.caches import CacheForm, default_form, why_not
 from gpt_export.certify import Recording, certify, record_pytorch
+from gpt_export.genai_search import tell
 from gpt_export.graph import build_graph, save_graph
 from gpt_export.layers import graph_layers
 from gpt_export.proof import MOST, proof
@@ -24,7 +26,7 @@ from gpt_export.side_files import (
     write_json,
     write_manifest,
 )
-from gptx.errors import CheckpointError, ParityError, UsageError
+from gptx.errors import CheckpointError, GptxWarning, ParityError, UsageError
 from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import note, stage
@@ -88,6 +90,7 @@ def export_checkpoint(
     side = read_side_files(source, config.vocab_size, tell=note)
     card = side.kept.pop(CARD, None)
     form = choose_form(config, cache)
+    tell(side.generation, genai=not config.n_class)
     bounds = limits_for("fp32", limits)
     needed = plan_export(config).disk_bytes
     check_apart(source, out)
@@ -132,7 +135,8 @@ def prove(
     Raises ParityError, naming `what`, outside the limits.
     """
     manifest = write_manifest(staging, facts)
-    with stage("Loading the artifact"):
+    with stage("Loading the artifact"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", GptxWarning)  # what it warns of was said of the checkpoint
         model = gptx.load(staging)
     with model:
         certificate = certify(recording, model, limits, Reference.load(staging, model.manifest.model))

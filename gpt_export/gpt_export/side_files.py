@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gptx
+from gpt_export.genai_search import search
 from gptx.folders import MANIFEST
 from gptx.progress import stage
 from gptx.task import FILE as TASK
@@ -76,18 +77,7 @@ def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any],
                 },
             },
         },
-        "search": {
-            "do_sample": bool(generation.get("do_sample", False)),
-            "max_length": shape["n_ctx"],
-            "min_length": 0,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "past_present_share_buffer": shared,
-            "repetition_penalty": float(generation.get("repetition_penalty") or 1.0),
-            "temperature": float(generation.get("temperature") or 1.0),
-            "top_k": int(generation.get("top_k") or 50),
-            "top_p": float(generation.get("top_p") or 1.0),
-        },
+        "search": search(generation, shape, shared=shared),
     }
     write_json(out / "genai_config.json", config)
 

@@ -28,6 +28,7 @@ from gpt_export.export import (
     tool_versions,
     weights_hash,
 )
+from gpt_export.genai_search import tell
 from gpt_export.proof import Proof, proof
 from gpt_export.side_files import (
     copy_side_files,
@@ -74,6 +75,7 @@ def export_via_optimum(
         check_weights(graph, str(source))
         copy_side_files(source, staging)
         config = _agree(staging, graph)
+        tell(read_json(staging / "generation_config.json"), genai=True)
         facts = _facts(graph, config, staging)
         shape = facts["model"]
         text_proof = proof(staging, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)

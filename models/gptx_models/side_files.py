@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptx.generation_fields import FIELDS
 from gptx.task import FILE as TASK
 from gptx_models.tensor_files import read_json, read_text
 from gptx_models.token_ids import IDS, resolve_ids
@@ -53,12 +54,20 @@ def generation_of(
     folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell = quiet, *, adapter: Path | None = None
 ) -> dict[str, Any]:
     """generation_config.json, with the ids that begin, end and pad a text as token_ids.py resolves them. adapter: a
-    folder whose generation_config.json goes before the one in `folder`."""
+    folder whose generation_config.json goes before the one in `folder`.
+
+    Where neither folder has one, its fields are read from config.json, where they stood before it was invented;
+    transformers does the same. A top_k of null stays, as 0: it is off, and an absent one is 50.
+    """
     files = [place / "generation_config.json" for place in (adapter, folder) if place is not None]
     places = [(str(file), read_json(file)) for file in files if file.exists()]
-    others: dict[str, Any] = {}
-    for _, fields in reversed(places):
-        others |= {name: value for name, value in fields.items() if name not in IDS and value is not None}
     config = (str(folder / "config.json"), read_json(folder / "config.json"))
+    legacy = {
+        name: value for name, value in config[1].items() if FIELDS.get(name, "no effect") not in ("no effect", "token")
+    }
+    others: dict[str, Any] = {}
+    for fields in [fields for _, fields in reversed(places)] or [legacy]:
+        off = {"top_k": 0} if places and fields.get("top_k", 0) is None else {}
+        others |= off | {name: value for name, value in fields.items() if name not in IDS and value is not None}
     own = (f"{folder}: the tokenizer", tokenizer.generation)
     return {**resolve_ids([*places, config, own], vocab_size, tell), **others}

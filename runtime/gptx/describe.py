@@ -18,6 +18,7 @@ from gptx import artifact
 from gptx.certificate_rows import Rows, certificate_rows
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.folders import kind_of
+from gptx.generation_fields import FIELDS, unsupported
 from gptx.json_files import parse_json, read_json
 
 # What gptx import reads when it stands alone, by the end of its name
@@ -151,6 +152,11 @@ def generation_in_words(generation: dict[str, Any]) -> str:
         words.append(f"repetition penalty {generation['repetition_penalty']}")
     if generation.get("max_new_tokens"):
         words.append(f"up to {generation['max_new_tokens']} tokens")
+    rules = [name for name, role in FIELDS.items() if role == "rule" and generation.get(name) not in (None, 0, [])]
+    if rules:
+        words.append(f"with {', '.join(rules)}")
+    if unheeded := unsupported(generation):
+        words.append(f"not obeyed: {', '.join(unheeded)}")
     return ", ".join(words)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 
 class GptxError(Exception):
@@ -61,3 +62,12 @@ def warn(text: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "gptx":
         frame, level = frame.f_back, level + 1
     warnings.warn(text, GptxWarning, stacklevel=level)
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as an error message shows it: cut, and whatever it is (Python does not print integers of 5,000 digits)."""
+    try:
+        text = repr(value)
+    except Exception:  # whatever the value's own __repr__ does
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= most else text[: most - 3] + "..."

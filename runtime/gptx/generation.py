@@ -5,13 +5,13 @@ Knows nothing of text: who reads the steps may end a row (a stop string, say) wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
-from gptx.errors import PromptError, UsageError
+from gptx.errors import PromptError, UsageError, shown
 from gptx.options import Options
 from gptx.sampling import Picker, picker
 from gptx.session import Session
@@ -52,12 +52,10 @@ class Generation:
         known: int | None = None,
         seeds: Sequence[int | None] | None = None,
     ) -> None:
-        check_prompts(session, prompts)
-        stops = frozenset((*ends, *options.stop_tokens))
         known = known or session.vocab_size
-        beyond = sorted(token for token in stops if not 0 <= token < session.vocab_size)
-        if beyond:
-            raise UsageError(f"stop token {beyond[0]} is outside the vocabulary: 0 to {session.vocab_size - 1}")
+        check_prompts(prompts, session.lengths, limit=session.limit, longest=options.rules.max_length)
+        stops = frozenset((*ends, *options.stop_tokens))
+        check_options(options, stops, known=known, vocab_size=session.vocab_size)
         self._session, self._known = session, known
         self._padded_ends = sorted(token for token in stops if token >= known)
         self._width = max(known, *(token + 1 for token in self._padded_ends), 0)
@@ -70,12 +68,15 @@ class Generation:
 
     def _plan(self, row: int, options: Options, stops: frozenset[int], seed: int | None) -> RowPlan:
         prompt = [*self._session.tokens[row], *self._next[row]]
-        pick = picker(options, prompt=[i for i in prompt if i < self._width], stops=stops, seed=seed)
-        room = self._session.limit - len(prompt) + 1  # the last token is not fed, so it needs no place
-        most = options.max_new_tokens
-        if most is None or most > room:
-            return RowPlan(pick, stops, room, "context")
-        return RowPlan(pick, stops, most, "length")
+        most: int = self._session.limit - len(prompt) + 1  # the last token is not fed, so it needs no place
+        at_most: FinishReason = "context"
+        longest = options.rules.max_length
+        asked = options.max_new_tokens if longest is None else longest - len(prompt)
+        if asked is not None and asked <= most:
+            most, at_most = asked, "length"
+        last = len(prompt) + most if at_most == "length" else None
+        pick = picker(options, prompt=prompt, stops=stops, seed=seed, known=self._width, last=last)
+        return RowPlan(pick, stops, most, at_most)
 
     def __iter__(self) -> Self:
         return self
@@ -117,11 +118,33 @@ class Generation:
             self._next[row] = ()
 
 
-def check_prompts(session: Session, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise PromptError for what cannot be run, naming the prompt where there are several."""
-    for index, (prompt, held) in enumerate(zip(prompts, session.lengths)):
+def check_options(options: Options, stops: Collection[int], *, known: int, vocab_size: int) -> None:
+    """Raise UsageError for token ids that the model does not have, and for forced ones that cannot be picked."""
+    beyond = sorted(token for token in stops if not 0 <= token < vocab_size)
+    if beyond:
+        raise UsageError(f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}")
+    for field, ids in options.rules.ids().items():
+        most = known if field.startswith("forced") else vocab_size
+        beyond = [token for token in ids if token >= most and token not in stops]
+        if beyond:
+            raise UsageError(
+                f"{field} names token {shown(max(beyond))}, outside the vocabulary of 0 to {most - 1}"
+                " (from the artifact's generation_config.json)"
+            )
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], held: Sequence[int], *, limit: int, longest: int | None) -> None:
+    """Raise PromptError for what cannot be run, naming the prompt where there are several. `held`: tokens that each row
+    has already; `limit`: the model's context; `longest`: tokens of prompt and text together, where that is limited."""
+    for index, (prompt, before) in enumerate(zip(prompts, held)):
         name = f"prompt {index + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+        length = before + len(prompt)
         if not len(prompt):
             raise PromptError(f"{name} is empty: give it at least one token")
-        if held + len(prompt) > session.limit:
-            raise PromptError(f"{name} has {held + len(prompt)} tokens, and the model's context holds {session.limit}")
+        if length > limit:
+            raise PromptError(f"{name} has {length} tokens, and the model's context holds {limit}")
+        if longest is not None and length >= longest:
+            raise PromptError(
+                f"{name} has {length} tokens, and the artifact's generation_config.json limits prompt and text together"
+                f" to max_length {longest}: give max_new_tokens"
+            )

@@ -16,8 +16,9 @@ from gptx.artifact import Manifest
 from gptx.chat import Chat, ChatTemplate, Message, common_length, load_template
 from gptx.classify import Classification, Normalization, classify
 from gptx.engine import Engine, open_engine
-from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.errors import ArtifactError, PromptError, UsageError, warn
 from gptx.generation import Generation
+from gptx.generation_fields import unsupported_in_words
 from gptx.head import Head, head_of
 from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
 from gptx.score import Score, score
@@ -25,7 +26,7 @@ from gptx.session import Session
 from gptx.stream import Completion, Stream, Transcript, run_to_end
 from gptx.summarize import Summary, summarize
 from gptx.task import Example, Task, read_task
-from gptx.text import Detokenizer, StopStrings
+from gptx.text import Detokenizer, StopSet, StopStrings
 from gptx.tokenizer import Tokenizer, load_tokenizer, read_json
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
@@ -37,7 +38,8 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     """Open the artifact at `path`, or the model that ships with gptx.
 
     device: "cpu", "cuda" (runs there or raises ProviderError) or "auto" (CUDA where it works). threads: None is one for
-    each core. Raises ArtifactError, ProviderError, UsageError.
+    each core. Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises ArtifactError,
+    ProviderError, UsageError.
     """
     manifest = artifact.read(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
@@ -45,11 +47,14 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     if tokenizer is None and manifest.tokens.vocab_size is not None:
         raise ArtifactError(f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again")
     task, n_class = read_task(folder), manifest.model.n_class
+    generation = read_json(folder / "generation_config.json")
+    if not n_class and (unheeded := unsupported_in_words(generation)) is not None:
+        warn(f"{folder}: {unheeded}")
     return Model(
         open_engine(manifest, device=device, threads=threads),
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer.special) if tokenizer else None,
-        generation=read_json(folder / "generation_config.json"),
+        generation=generation,
         task=task,
         head=head_of(folder, n_class, task) if n_class else None,
     )
@@ -126,7 +131,8 @@ class Model:
         with self.session(len(prompts)) as session:
             seeds = [None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))]
             generation = self._generation(session, prompts, resolved, seeds)
-            transcripts = [self._transcript(ids, ids, resolved, seed) for ids, seed in zip(prompts, seeds)]
+            stops = StopSet(resolved.stop)
+            transcripts = [self._transcript(ids, ids, stops, seed) for ids, seed in zip(prompts, seeds)]
             completions = run_to_end(generation, transcripts, began=began)
         return completions if batch else completions[0]
 
@@ -298,7 +304,7 @@ class Model:
         # at least one token is fed, for its logits
         session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
         generation = self._generation(session, [ids[session.lengths[0] :]], resolved, [resolved.seed])
-        transcript = self._transcript(ids, context, resolved, resolved.seed)
+        transcript = self._transcript(ids, context, StopSet(resolved.stop), resolved.seed)
         return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
 
     def close(self) -> None:
@@ -330,9 +336,11 @@ class Model:
         tokens = self.manifest.tokens
         return Generation(session, prompts, options, ends=tokens.eos, known=tokens.vocab_size, seeds=seeds)
 
-    def _transcript(self, ids: list[int], context: Sequence[int], options: Options, seed: int | None) -> Transcript:
-        detokenizer = Detokenizer(self.tokenizer, context) if self.tokenizer else None
-        return Transcript(detokenizer, StopStrings(options.stop), len(ids), seed)
+    def _transcript(self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None) -> Transcript:
+        if self.tokenizer is None:
+            return Transcript(None, None, len(ids), seed)
+        strings = StopStrings(stops, self.tokenizer, ids)
+        return Transcript(Detokenizer(self.tokenizer, context), strings, len(ids), seed)
 
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:

@@ -1,40 +1,55 @@
 """From one row's logits to a token id: pure functions, and `picker`, which chooses among them once, before the loop.
 
-In order and meaning as Hugging Face's logits processors: repetition penalty, no end before min_new_tokens, then (where
-temperature is not 0) temperature, top_k, top_p, min_p, and a draw from what is left. Knows nothing of text.
+First the logits processors (logits_processors.py). Then the likeliest token, or (where temperature is not 0) a draw from
+what temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff and eta_cutoff leave. Order and meaning are Hugging
+Face's. Knows nothing of text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gptx.errors import ArtifactError
+from gptx.errors import ArtifactError, UsageError
+from gptx.logits_processors import processors
 from gptx.options import Options
 
 Picker = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
 
+HOTTEST = 1e30  # more makes no difference: all tokens are equally likely
 CHUNK = 64  # how many values are looked at as one where all 50,000 would cost more than the model's step allows
 
 
-def picker(options: Options, *, prompt: Iterable[int], stops: Iterable[int], seed: int | None) -> Picker:
-    """What chooses the tokens of one row: it carries that row's generator, and the tokens that a penalty must know."""
+def picker(
+    options: Options,
+    *,
+    prompt: Sequence[int],
+    stops: Iterable[int],
+    seed: int | None,
+    known: int,
+    last: int | None = None,
+) -> Picker:
+    """What chooses the tokens of one row: it carries that row's generator, and the tokens that a penalty must know.
+    `known`, `last`: see `processors`."""
     draw = greedy if options.temperature == 0 else drawer(options, seed)
-    if options.repetition_penalty == 1 and options.min_new_tokens == 0:
+    chosen = processors(options, prompt=prompt, ends=stops, last=last, known=known)
+    if not chosen:
         return draw
-    seen, forbidden, picked = set(prompt), np.array(sorted(stops), np.int64), 0
+    tokens = list(prompt)
 
     def pick(logits: np.ndarray) -> int:
-        nonlocal picked
-        if options.repetition_penalty != 1:
-            penalize(logits, np.fromiter(seen, np.int64, len(seen)), options.repetition_penalty)
-        if picked < options.min_new_tokens:
-            logits[forbidden] = -np.inf
-        token = draw(logits)
-        seen.add(token)
-        picked += 1
+        logits = logits.astype(np.float32, copy=False)  # a factor could overflow float16
+        for process in chosen:
+            process(logits, tokens)
+        try:
+            token = draw(logits)
+        except ArtifactError:
+            if np.isneginf(logits).all():  # by our bans: a damaged model gives NaN
+                raise _nothing_left() from None
+            raise
+        tokens.append(token)
         return token
 
     return pick
@@ -49,21 +64,25 @@ def greedy(logits: np.ndarray) -> int:
 
 def drawer(options: Options, seed: int | None) -> Picker:
     generator = np.random.Generator(np.random.PCG64(seed))
+    rules = options.rules
+    narrowed: list[Callable[[np.ndarray], np.ndarray]] = []
+    if rules.typical_p < 1:
+        narrowed.append(lambda weights: typical(weights, rules.typical_p))
+    if rules.epsilon_cutoff > 0:
+        narrowed.append(lambda weights: likely(weights, rules.epsilon_cutoff))
+    if rules.eta_cutoff > 0:
+        narrowed.append(lambda weights: likely(weights, eta(weights, rules.eta_cutoff)))
 
     def draw(logits: np.ndarray) -> int:
         ids, weights = keep(
             logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
         )
+        for narrow in narrowed:
+            ids, weights = _narrow(ids, weights, narrow(weights))
         index = pick_weighted(weights, generator.random())
         return index if ids is None else int(ids[index])
 
     return draw
-
-
-def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
-    """Make the tokens in `seen` less likely, in place, each once however often it occurred (Keskar et al. 2019)."""
-    values = logits[seen]
-    logits[seen] = np.where(values < 0, values * penalty, values / penalty)
 
 
 def keep(
@@ -73,7 +92,7 @@ def keep(
 
     Overwrites `logits`: an array of 50,000 is work to allocate. What can be left out is left out before the rest.
     """
-    temperature = max(temperature, 1e-6)  # a float32 cannot tell smaller ones from 0
+    temperature = min(max(temperature, 1e-6), HOTTEST)  # a float32 cannot tell smaller ones from 0
     top = float(logits.max())
     if not math.isfinite(top):
         raise _not_numbers()
@@ -115,6 +134,38 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     return order[: int(np.searchsorted(before, top_p * total)) + 1]
 
 
+def typical(weights: np.ndarray, mass: float) -> np.ndarray:
+    """Indices of the tokens whose surprise is nearest to the entropy, and whose share is at least `mass` (Meister et al.
+    2022, locally typical sampling)."""
+    shares, surprises = _shares(weights)
+    distances = np.abs(surprises - _entropy(shares, surprises))
+    order = np.argsort(distances, kind="stable")
+    enough = int((np.cumsum(shares[order]) < mass).sum())
+    return np.flatnonzero(distances <= distances[order[min(enough, len(order) - 1)]])
+
+
+def likely(weights: np.ndarray, least: float) -> np.ndarray:
+    """Indices of the tokens of at least this probability, and of the likeliest (Hewitt et al. 2022)."""
+    return np.flatnonzero((_shares(weights)[0] >= least) | (weights == weights.max()))
+
+
+def eta(weights: np.ndarray, cutoff: float) -> float:
+    """The least probability of eta sampling: it falls where the entropy is high (Hewitt et al. 2022)."""
+    return min(cutoff, math.sqrt(cutoff) * math.exp(-_entropy(*_shares(weights))))
+
+
+def _shares(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each token's probability and its surprise -log p, in float64."""
+    shares = weights.astype(np.float64) / weights.sum(dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return shares, -np.log(shares)
+
+
+def _entropy(shares: np.ndarray, surprises: np.ndarray) -> float:
+    there = shares > 0
+    return float((shares[there] * surprises[there]).sum())
+
+
 def pick_weighted(weights: np.ndarray, uniform: float) -> int:
     """The index at the share `uniform` (0 to 1) of all weights: first the chunk, then the place in it."""
     chunks = len(weights) // CHUNK if len(weights) > 32 * CHUNK else 0
@@ -136,6 +187,13 @@ def _inverse(ends: np.ndarray, uniform: float) -> int:
     total = ends[-1]
     index = int(np.searchsorted(ends, uniform * total, side="right"))
     return index if index < len(ends) else int(np.searchsorted(ends, total))
+
+
+def _nothing_left() -> UsageError:
+    return UsageError(
+        "no token is left to pick: the options forbid all of them; look at stop_tokens with min_new_tokens, and at what"
+        " the artifact's generation_config.json suppresses"
+    )
 
 
 def _not_numbers() -> ArtifactError:

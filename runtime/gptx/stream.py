@@ -32,7 +32,7 @@ class Transcript:
     """One row's text so far, and what a Completion says of it."""
 
     detokenizer: Detokenizer | None
-    stop_strings: StopStrings
+    stop_strings: StopStrings | None  # None without a tokenizer
     prompt_tokens: int
     seed: int | None
     token_ids: list[int] = field(default_factory=list)
@@ -40,20 +40,23 @@ class Transcript:
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
     _pieces: list[str] = field(default_factory=list)
+    _held: str = ""  # text that may belong to a stop string
 
     def push(self, step: Step) -> str:
         """The text that may be shown after this step; `finish` tells whether the row has ended with it."""
         self.token_ids.append(step.token)
         self.finish = step.finish
-        if self.detokenizer is None:
+        if self.detokenizer is None or self.stop_strings is None:
             return ""
-        piece = "" if step.finish == "stop" else self.stop_strings.push(self.detokenizer.push(step.token))
-        if step.finish and not self.stop_strings.found:
-            piece += self.stop_strings.push(self.detokenizer.flush())
-            if not self.stop_strings.found:
-                piece += self.stop_strings.flush()
-        if self.stop_strings.found:
+        shown = step.finish != "stop"  # the token that ends a text is no part of it
+        text = self._held + (self.detokenizer.push(step.token) if shown else "")
+        if self.stop_strings.push(step.token, visible=shown):
             self.finish = "stop"
+        if self.finish:
+            text += self.detokenizer.flush()
+        held = self.stop_strings.held if self.stop_strings.found or not self.finish else 0
+        certain = max(len(text) - held, 0)
+        piece, self._held = text[:certain], text[certain:]
         if piece:
             self._pieces.append(piece)
         return piece

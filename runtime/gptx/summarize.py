@@ -45,11 +45,14 @@ def summarize(
     if examples:
         given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
     resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)
-    assert resolved.max_new_tokens is not None
-    room = model.n_ctx + 1 - min(resolved.max_new_tokens, model.n_ctx // 2)  # the last token is not fed
+    context = model.n_ctx + 1  # the last token is not fed
+    if resolved.max_new_tokens is not None:
+        given["max_new_tokens"] = resolved.max_new_tokens
+    else:
+        context = min(context, resolved.rules.max_length or context)
+    room = context - min(resolved.max_new_tokens or SUMMARY_TOKENS, (context - 1) // 2)
     ask = functools.partial(asked_for, template, examples=examples)
     fitted = fit_or_say(text, ask, model.tokenizer, room, len(examples))
-    given["max_new_tokens"] = resolved.max_new_tokens
     completion = model.generate(fitted.ids, **given)
     facts: dict[str, Any] = asdict(completion) | {"text": (completion.text or "").strip()}
     return Summary(**facts, left_out=fitted.left_out)

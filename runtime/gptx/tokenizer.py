@@ -27,7 +27,7 @@ class Tokenizer:
         """`add_special_tokens`: let tokenizer.json's own post-processor add what it adds, a bos token for instance."""
         try:
             return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        except (UnicodeError, TypeError) as error:  # half a surrogate pair, or no text at all
+        except Exception as error:  # half a surrogate pair, no text at all, or (Exception itself) a word of no token
             raise PromptError(f"the prompt is not text that can be encoded: {error}") from error
 
     def continuation(self, prompt: str, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -17,7 +17,7 @@ from gptx.cli.options import model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_prompt
 from gptx.errors import UsageError
-from gptx.options import MAX_NEW_TOKENS, Given
+from gptx.options import MAX_NEW_TOKENS, Given, limits_length
 
 if TYPE_CHECKING:
     from gptx.model import Model
@@ -97,7 +97,7 @@ def run(
 def start(model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None) -> Stream:
     """The stream for one prompt; 256 new tokens where neither the call nor the artifact says how many."""
     options = sampling.copy()
-    if options.get("max_new_tokens") is None and model.generation.get("max_new_tokens") is None:
+    if options.get("max_new_tokens") is None and not limits_length(model.generation):
         options["max_new_tokens"] = MAX_NEW_TOKENS
     if chat:
         assert isinstance(given, str)
