@@ -65,7 +65,10 @@ def test_a_resumed_run_reads_the_same(lengths: list[int], size: int, seed: int, 
 @given(LENGTHS, SIZES)
 def test_validation_is_every_row_once(lengths: list[int], size: int):
     rows = made(lengths)
-    assert content(list(all_rows(rows, batch_size=size))) == expected(rows)
+    batches = list(all_rows(rows, batch_size=size))
+    assert content(batches) == expected(rows)
+    widths = [inputs.shape[1] for inputs, _ in batches]
+    assert widths == sorted(widths, reverse=True)  # a lack of memory shows at once
 
 
 def test_epochs_and_seeds_differ_and_little_is_padding():

@@ -162,6 +162,14 @@ def test_the_context_runs_full(model: Model) -> None:
     assert len(chat.tokens) == 300
 
 
+def test_a_prompt_may_fill_the_context_and_no_more(model: Model) -> None:
+    taken = len(model.chat_ids([{"role": "user", "content": "#"}])) - 1  # of the template; "#" is one token
+    chat = model.chat()
+    with pytest.raises(PromptError, match="the conversation has 301 tokens with this message, and .* holds 300"):
+        chat.stream("#" * (301 - taken))
+    assert len(chat.send("#" * (300 - taken)).token_ids) == 1
+
+
 def test_reset(model: Model) -> None:
     chat = model.chat(system="be good")
     first = chat.send("hello", max_new_tokens=6).token_ids
@@ -170,6 +178,10 @@ def test_reset(model: Model) -> None:
     assert chat.messages == [{"role": "system", "content": "be good"}]
     assert chat.send("hello", max_new_tokens=6).token_ids == first
     chat.close()
+    unled = model.chat()
+    unled.send("hello", max_new_tokens=6)
+    unled.reset()
+    assert unled.messages == []
 
 
 def test_no_template(artifacts: dict[str, Path]) -> None:
@@ -179,5 +191,5 @@ def test_no_template(artifacts: dict[str, Path]) -> None:
 
 def test_common_length() -> None:
     assert common_length([1, 2, 3], [1, 2, 4]) == 2
-    assert common_length([1, 2], [1, 2, 4]) == 2
+    assert common_length([1, 2], [1, 2, 4]) == common_length([1, 2, 4], [1, 2]) == 2
     assert common_length([], [1]) == 0

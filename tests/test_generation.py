@@ -178,6 +178,9 @@ def test_to_the_end_of_the_context(endless: Model) -> None:
     assert text == completion.text
     assert endless.generate([1, 2, 3]).finish_reason == "context"
     assert len(endless.generate([1] * 64).token_ids) == 1
+    for most, reason in ((5, "length"), (6, "context")):  # there is room for 5
+        completion = endless.generate([1] * 60, max_new_tokens=most)
+        assert (len(completion.token_ids), completion.finish_reason) == (5, reason)
 
 
 def test_stop_strings(endless: Model) -> None:

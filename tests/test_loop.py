@@ -20,6 +20,7 @@ from gptx_models.data import all_windows, random_windows
 from gptx_models.loop import LOG_EVERY, Batch, Material, Outcome, loop
 from gptx_models.loss import IGNORED, Objective
 from gptx_models.model import GPT
+from gptx_models.optimizer import optimizers_of, set_learning_rate
 from gptx_models.recipe import Recipe
 from gptx_models.schedule import learning_rate
 from gptx_models.state import STATE
@@ -205,6 +206,42 @@ def test_schedules(schedule: str):
     assert rates[100] == pytest.approx(1.0 if schedule == "constant" else 0.1)
     if schedule == "wsd":
         assert (rates[10:76] == 1).all() and rates[88] == pytest.approx(0.1 + 0.9 * 12 / 25)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_past_its_end_a_run_keeps_the_lowest_rate(schedule: str):
+    """As the last step of a run that was measured in minutes may be."""
+    recipe = dataclasses.replace(RECIPE, schedule=schedule, floor=0.1)
+    assert learning_rate(50, 1.5, recipe) == pytest.approx(0.1 * recipe.learning_rate)
+
+
+def test_muon_by_its_definition():
+    """Jordan et al. 2024 with Nesterov's momentum of 0.95: a step is the nearest orthogonal matrix, which
+    the optimizer takes from a few products and we from the singular value decomposition."""
+    gpt, random = GPT(SHAPE), torch.Generator().manual_seed(1)
+    muon, adamw = optimizers_of(gpt, dataclasses.replace(RECIPE, optimizer="muon", weight_decay=0.5))
+    weight = gpt.layers[0].mlp.up.weight
+    momentum = torch.zeros_like(weight)
+    for _ in range(6):
+        weight.grad, before = torch.randn(weight.shape, generator=random), weight.detach().clone()
+        set_learning_rate([muon, adamw], 0.1)
+        muon.step()
+        momentum = 0.95 * momentum + weight.grad
+        u, _, v = torch.linalg.svd(weight.grad + 0.95 * momentum, full_matrices=False)
+        taken = (1 - 0.1 * 0.5) * before - weight.detach()
+        assert F.cosine_similarity(taken.flatten(), (u @ v).flatten(), dim=0) > 0.96
+    assert {id(p) for group in muon.param_groups for p in group["params"]} == {
+        id(linear.weight) for linear in gpt.blocks.modules() if isinstance(linear, torch.nn.Linear)
+    }
+
+
+def test_what_is_frozen_is_no_optimizers():
+    gpt = GPT(SHAPE).requires_grad_(False)
+    gpt.layers[1].mlp.requires_grad_(True)
+    for name in ("adamw", "muon"):
+        optimizers = optimizers_of(gpt, dataclasses.replace(RECIPE, optimizer=name))
+        found = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+        assert found == {id(p) for p in gpt.layers[1].mlp.parameters()}
 
 
 def test_a_batch_that_does_not_divide_is_named(tmp_path: Path):

@@ -240,9 +240,12 @@ def test_numbers_that_make_no_adapter(wrong: dict):
         Lora(**wrong)
 
 
-def test_unknown_targets_are_named():
-    with pytest.raises(UsageError, match="no module is called q_proj: there are c_attn, c_fc, c_proj, or all-linear"):
-        add_lora(GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=8)), Lora(targets=("q_proj",)))
+@pytest.mark.parametrize("target", ["q_proj", "attn", "proj"])  # the end of a name, from a dot on
+def test_unknown_targets_are_named(target: str):
+    with pytest.raises(
+        UsageError, match=f"no module is called {target}: there are c_attn, c_fc, c_proj, or all-linear"
+    ):
+        add_lora(GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=8)), Lora(targets=(target,)))
 
 
 def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):

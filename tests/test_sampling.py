@@ -137,6 +137,14 @@ def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     assert pick(logits.copy()) == logits.argmax()
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
+def test_near_ties_at_small_temperatures(temperature: float) -> None:
+    logits = np.array([0, temperature, -temperature], np.float32)
+    np.testing.assert_allclose(
+        ours(logits, temperature=temperature), by_transformers(logits, temperature=temperature), atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("size", [7, 5000])
 def test_draws_follow_the_probabilities(size: int) -> None:
     """Chi-squared over the 6 likeliest tokens and the rest."""

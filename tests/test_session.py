@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_rows_stop_and_go_on(engine: Engine, expected: np.ndarray) -> None:
     assert session.lengths == held
 
 
+def test_a_row_that_fills_the_context_idles_beside_others(engine: Engine, expected: np.ndarray) -> None:
+    session = Session(engine, 3)
+    session.feed([IDS[:10], [*IDS, 1, 2, 3, 4], IDS[:10]])
+    for n in range(10, 16):
+        close(session.feed([[IDS[n]], [], [IDS[n]]])[[0, 2]], expected[[n, n]])
+    with pytest.raises(PromptError, match="row 1: 64 tokens held and 1 new ones do not fit into a context of 64"):
+        session.feed([[], [5], []])
+
+
 def test_full_row_idles_beside_others(engine: Engine, expected: np.ndarray) -> None:
     session = Session(engine, 3, size=24)
     session.feed([IDS[:10], IDS[:24], IDS[:10]])
@@ -173,9 +183,16 @@ def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) 
     close(session.feed([[IDS[20]]])[0], expected[20])
 
 
-@pytest.mark.parametrize("form", ["shared", "scatter"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "growing"])
 def test_the_buffer_grows_with_use(form: str, tmp_path: Path) -> None:
-    engine = open_engine(read(write_artifact(tmp_path / "a", form, n_ctx=600)), threads=1)
+    form, _, cuda = form.partition(" on ")
+    artifact = read(write_artifact(tmp_path / "a", form, n_ctx=600))
+    with pretend_cuda() if cuda else nullcontext():
+        engine = open_engine(artifact, device="cuda" if cuda else "cpu", threads=1)
+        check_growth(engine)
+
+
+def check_growth(engine: Engine) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 250, 600)]
     session, whole = Session(engine, 2), Session(engine, size=600)
     assert session.capacity == 128
@@ -188,6 +205,21 @@ def test_the_buffer_grows_with_use(form: str, tmp_path: Path) -> None:
     assert whole.capacity == 600
     close(session.feed([[], ids[300:600]])[1], whole.feed([ids])[0])
     assert session.capacity == 600
+    session.rewind([100, 120])
+    whole.rewind([0])
+    expected, single = whole.feed([ids[:300]], all_logits=True)[0], Session(engine)
+    single.feed([ids[:3]])
+    for n in range(3, 260):  # past 128 and 256
+        close(single.feed([[ids[n]]])[0], expected[n])
+    for n in range(120, 260):
+        close(session.feed([[ids[n - 20]], [ids[n]]]), expected[[n - 20, n]])
+
+
+def test_what_was_rewound_takes_no_room(artifacts: dict[str, Path]) -> None:
+    session = Session(open_engine(read(artifacts["growing"]), threads=1), 2)
+    session.feed([IDS[:30], IDS[:20]])
+    session.rewind([7, 11])
+    assert session.capacity == 11
 
 
 def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +263,10 @@ def test_a_refused_feed_changes_nothing(engine: Engine, expected: np.ndarray) ->
     with pytest.raises(PromptError, match="60 tokens held and 5 new ones do not fit into a context of 64"):
         session.feed([IDS[:5]])
     assert session.lengths == [60]
+    session.feed([IDS[:4]])
+    with pytest.raises(PromptError, match="64 tokens held and 1 new ones do not fit into a context of 64"):
+        session.feed([IDS[:1]])
+    assert session.lengths == [64]
 
 
 def test_bad_arguments(engine: Engine) -> None:
