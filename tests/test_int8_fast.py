@@ -19,6 +19,7 @@ from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
 from gptx import artifact, compiled, providers
 from gptx.compile import compile_artifact
+from gptx.cpu import cpu_features, int8_saturates
 from gptx.describe import describe
 from gptx.engine import open_engine
 from gptx.errors import ArtifactError, UsageError
@@ -179,6 +180,10 @@ def test_rows_of_a_batch(fast: Path) -> None:
             assert near(logits[row], forced_logits(model, tokens)[-1])
 
 
+@pytest.mark.skipif(
+    int8_saturates(cpu_features()),
+    reason="on this CPU ONNX Runtime's 8-bit products saturate in sessions that do not set what gptx sets",
+)
 def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -> None:
     from optimum.onnxruntime import ORTModelForCausalLM
 
