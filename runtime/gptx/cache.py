@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from gptx.cache_memory import check_memory, no_memory
 from gptx.engine import Engine
 from gptx.growing import Growing
 from gptx.in_place import InPlace
@@ -22,7 +23,16 @@ Cache = InPlace | OnDevice | Growing
 
 
 def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
-    """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come."""
+    """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come.
+    Raises UsageError for more rows than this machine has memory for."""
+    check_memory(engine, batch_size, size or 1)
+    try:
+        return _open(engine, batch_size, limit, size)
+    except MemoryError as error:
+        raise no_memory(engine, batch_size, size or 1) from error
+
+
+def _open(engine: Engine, batch_size: int, limit: int, size: int | None) -> Cache:
     if engine.manifest.cache == "growing":
         return Growing(engine, batch_size)
     if engine.provider == CUDA:

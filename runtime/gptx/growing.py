@@ -37,11 +37,11 @@ class Growing:
         positions = np.array([[min(count, limit)] for count in held])
         mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
         with self._engine.turn:
-            logits, self._pasts = self._run(ids, positions, mask, self._pasts, keep=1)
+            logits, pasts = self._run(ids, positions, mask, self._pasts, keep=1)
         for row, token in enumerate(tokens):
             if token is None:
                 mask[row, -1] = 0
-        self._mask = mask
+        self._pasts, self._mask = pasts, mask
         self.logits[:, 0] = logits[:, -1]
 
     def fill(
@@ -77,13 +77,15 @@ class Growing:
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep each row's first tokens; columns that no row needs any more are cut off."""
-        self._mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
-        needed = np.flatnonzero(self._mask.any(axis=0))
+        mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
+        needed = np.flatnonzero(mask.any(axis=0))
         width = int(needed[-1]) + 1 if len(needed) else 0
+        pasts = self._pasts
         if width < self.capacity:
-            self._mask = np.ascontiguousarray(self._mask[:, :width])
+            mask = np.ascontiguousarray(mask[:, :width])
             with self._engine.turn:
-                self._pasts = [self._place(self._host(past)[:, :, :width]) for past in self._pasts]
+                pasts = [self._place(self._host(past)[:, :, :width]) for past in pasts]
+        self._pasts, self._mask = pasts, mask
 
     def _row(self, past: Any, row: int) -> Any:
         """(B, G, P, D) -> (1, G, tokens held, D)"""
@@ -96,14 +98,15 @@ class Growing:
         mask[:, : self.capacity] = self._mask
         for row, length in lengths.items():
             mask[row] = np.arange(width) < length
+        pasts = []
         for index, past in enumerate(self._pasts):
             stacked = self._empty(len(mask), width)
             stacked[:, :, : self.capacity] = self._host(past)
             for row, length in lengths.items():
                 stacked[row] = 0
                 stacked[row, :, :length] = self._host(filled[row][index])[0]
-            self._pasts[index] = self._place(stacked)
-        self._mask = mask
+            pasts.append(self._place(stacked))
+        self._pasts, self._mask = pasts, mask
 
     def _empty(self, batch_size: int, width: int) -> np.ndarray:
         model = self._engine.manifest.model

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gptx.binding import Binding
+from gptx.cache_memory import check_memory, no_memory
 from gptx.engine import Engine
-from gptx.errors import GptxError
 
 SMALLEST = 128  # tokens that a buffer holds at first
 MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
@@ -107,29 +107,32 @@ class InPlace:
         """Make room for `length` tokens a row, keeping the first `used`."""
         if length <= self.capacity:
             return
-        self._bound = None  # also where growing fails: the arrays are others then
-        capacity = capacity_for(length, self._limit)
         model, batch_size = self._engine.manifest.model, len(self._ids)
-        shape = (batch_size, model.n_kv_head, capacity, model.head_dim)
+        check_memory(self._engine, batch_size, length)
+        self._bound = None  # the arrays are others then
+        capacity = capacity_for(length, self._limit)
+        before, shape = ((batch_size, model.n_kv_head, size, model.head_dim) for size in (self.capacity, capacity))
         try:
             while len(self._buffers) < 2 * model.n_layer:
                 self._buffers.append(Buffer(shape, self._engine.cache_dtype))
             for buffer in self._buffers:
                 buffer.grow(shape, used)
         except MemoryError as error:
-            size = 2 * model.n_layer * math.prod(shape) * self._engine.cache_dtype.itemsize / 1e9
-            what = f"{batch_size} rows of {capacity} tokens"
-            raise GptxError(f"no memory for the cache: {what} take {size:.1f} GB; run fewer rows at once") from error
+            for buffer in self._buffers:
+                buffer.shrink(before, used)
+            raise no_memory(self._engine, batch_size, capacity) from error
         self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
 
     def _bind_step(self, first: int, last: int, length: int, held: Sequence[int]) -> None:
         """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
         self._reserve(length, max(held))
+        known, self._bound = self._bound, None  # until all is bound: this may be interrupted
         self._mask = self._mask_of(held[first:last], min(length + MASK_AHEAD, self.capacity))
         binding = self._binding(first, last)
         binding.mask(self._mask)
-        if self._bound == (first, last):
+        if known == (first, last):
+            self._bound = known
             return
         binding.rows([buffer.rows(first, last) for buffer in self._buffers])
         binding.small(self._ids[first:last], self._positions[first:last], 1)
@@ -171,3 +174,13 @@ class Buffer:
         new = np.zeros(shape, self._array.dtype)
         new[:, :, :used] = self._array[:, :, :used]
         self._array = new
+
+    def shrink(self, shape: tuple[int, ...], used: int) -> None:
+        """Take the shape from before `grow` again, where other buffers could not grow. It needs no new memory: every
+        row moves towards the beginning of the larger array's."""
+        if shape == self._array.shape:
+            return
+        small = self._array.reshape(-1)[: math.prod(shape)].reshape(shape)
+        for place in np.ndindex(*shape[:2]):  # in order of memory: no row is overwritten before it has moved
+            small[place][:used] = self._array[place][:used]
+        self._array = small

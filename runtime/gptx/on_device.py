@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptx.binding import Binding
+from gptx.cache_memory import cache_bytes
 from gptx.engine import Engine
 from gptx.errors import GptxError
 from gptx.in_place import capacity_for
@@ -104,7 +105,7 @@ class OnDevice:
                 if not is_full(error):
                     raise
                 if not engine.spare.clear():
-                    what = f"{shape[0]} rows of {shape[1]} tokens take {Room.bytes_of(engine, shape) / 1e9:.1f} GB"
+                    what = f"{shape[0]} rows of {shape[1]} tokens take {cache_bytes(engine, *shape) / 1e9:.1f} GB"
                     says = f"the device has no memory for the cache: {what}; run fewer rows at once"
                     raise GptxError(says) from error
 
@@ -153,14 +154,9 @@ class Room:
         steps.stay(ids, positions, mask, logits)
         return room
 
-    @staticmethod
-    def bytes_of(engine: Engine, shape: tuple[int, int]) -> int:
-        model = engine.manifest.model
-        return 2 * model.n_layer * math.prod(shape) * model.n_kv_head * model.head_dim * engine.cache_dtype.itemsize
-
     @property
     def size(self) -> int:
-        return self.bytes_of(self.engine, self.shape)
+        return cache_bytes(self.engine, *self.shape)
 
     def places(self, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
         """Pointer and shape of rows first..last in each buffer."""

@@ -1,0 +1,35 @@
+"""How much memory the cache of a session takes, and whether the machine has so much at all."""
+
+from __future__ import annotations
+
+from gptx.cpu import memory
+from gptx.engine import Engine
+from gptx.errors import GptxError, UsageError
+
+
+def cache_bytes(engine: Engine, rows: int, tokens: int) -> int:
+    """Of the keys and values of so many tokens in each of so many rows."""
+    model = engine.manifest.model
+    return 2 * model.n_layer * rows * tokens * model.n_kv_head * model.head_dim * engine.cache_dtype.itemsize
+
+
+def check_memory(engine: Engine, rows: int, tokens: int) -> None:
+    """Raise UsageError where a cache and its rows' logits are larger than all memory of this machine."""
+    n_logits = engine.manifest.model.n_logits
+    # on a device, the host holds one layer's keys at a time
+    host = 1 if engine.device == "cpu" else 2 * engine.manifest.model.n_layer
+    needed = cache_bytes(engine, rows, tokens) // host + rows * n_logits * engine.logits_dtype.itemsize
+    total, _ = memory()
+    if total is not None and needed > total:
+        raise UsageError(
+            f"no memory for the cache: {rows:,} rows of {tokens:,} tokens take {needed / 1e9:,.1f} GB with their logits,"
+            f" and this machine has {total / 1e9:,.1f} GB; run fewer rows at once"
+        )
+
+
+def no_memory(engine: Engine, rows: int, tokens: int) -> GptxError:
+    """The error for a cache that found no memory."""
+    size = cache_bytes(engine, rows, tokens) / 1e9
+    return GptxError(
+        f"no memory for the cache: {rows:,} rows of {tokens:,} tokens take {size:,.1f} GB; run fewer rows at once"
+    )
