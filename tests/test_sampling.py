@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,3 +274,29 @@ def test_options_that_make_no_sense(given: dict, says: str) -> None:
 def test_the_artifacts_own_mistake_is_named_as_such() -> None:
     with pytest.raises(UsageError, match="top_p is 3.*generation_config.json"):
         resolve({}, {"do_sample": True, "top_p": 3}, max_new_tokens=256)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), "1e9", 1j])
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_numbers_that_no_float_holds(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*, expected "):
+        resolve({name: value}, {}, max_new_tokens=None)
+    with pytest.raises(UsageError, match=f"{name} is .*generation_config"):
+        resolve({}, {"do_sample": True, name: value}, max_new_tokens=None)
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-310, 1e-30, 1e30, 1e300, 1.7e308])
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_numbers_near_the_ends_of_floats(name: str, value: float) -> None:
+    """They take part in the draw, and nothing overflows."""
+    options = resolve({"temperature": 1.0, "seed": 1, name: value}, {}, max_new_tokens=None)
+    logits = np.random.default_rng(0).normal(size=50).astype(np.float32) * 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pick = picker(options, prompt=[1, 2, 3], stops=[], seed=1, known=50)
+        picked = [pick(logits.copy()) for _ in range(20)]
+    assert all(0 <= token < 50 for token in picked)
+    if name == "temperature" and value < 1:
+        assert set(picked) == {int(logits.argmax())}
+    if name == "temperature" and value > 1:
+        assert len(set(picked)) > 10  # all tokens are equally likely

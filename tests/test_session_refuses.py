@@ -213,7 +213,9 @@ def test_a_cache_that_cannot_grow(form: str, fail_at: int, tmp_path: Path, monke
         np.testing.assert_allclose(session.feed(new), spared.feed(new), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [None, "a", b"1", 1.5, 1.0, True, 0, -1, [], {}, object(), NAN, -(10**30)])
+@pytest.mark.parametrize(
+    "batch_size", [None, "a", b"1", 1.5, 1.0, True, 0, -1, [], {}, object(), NAN, -(10**30), 10**400]
+)
 def test_batch_sizes_that_are_none(engine: Engine, batch_size: Any) -> None:
     with pytest.raises(UsageError, match=r"batch_size is .*, expected at least 1"):
         Session(engine, batch_size)
@@ -225,7 +227,7 @@ def test_sizes_that_are_none(engine: Engine, size: Any) -> None:
         Session(engine, size=size)
 
 
-@pytest.mark.parametrize("batch_size", [10**9, 10**12, 10**30])
+@pytest.mark.parametrize("batch_size", [10**9, 10**12])
 def test_more_rows_than_the_machine_has_memory_for(engine: Engine, batch_size: int) -> None:
     with pytest.raises(UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 tokens? take [\d,.]+ GB"):
         Session(engine, batch_size)

@@ -51,6 +51,15 @@ def test_scores_are_the_models(model: gptx.Model, gpt: GPT):
     assert found.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / n_bytes, rel=1e-3)
 
 
+def test_an_overlap_near_the_context_is_told(model: gptx.Model):
+    """It takes a window for every token."""
+    ids = [int(token) for token in np.random.default_rng(0).integers(0, 300, 300)]
+    says = r"an overlap of 128 tokens reads this text 73 times, in 172 windows of 128 tokens: a smaller one is quicker"
+    with pytest.warns(gptx.GptxWarning, match=says):
+        found = model.score(ids, overlap=128)
+    assert len(found.logprobs) == 300
+
+
 def test_a_long_text_is_scored_in_windows(model: gptx.Model, gpt: GPT):
     ids = [int(token) for token in np.random.default_rng(0).integers(0, 300, 300)]
     found = model.score(ids, overlap=40)

@@ -11,8 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gptx.errors import ArtifactError, PromptError, UsageError
-from gptx.options import Given
+from gptx.arguments import is_list, text
+from gptx.errors import ArtifactError, PromptError, UsageError, shown
+from gptx.one_thread import OneThread
+from gptx.options import Given, Options, resolve
 from gptx.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class ChatTemplate:
 
         from gptx.template_limits import Budget, TemplateStopped, within
 
-        given = [dict(message) for message in messages]
+        given = checked_messages(messages)
         try:
             if self._template is None:
                 self._template = self._compile()
@@ -78,6 +80,23 @@ class ChatTemplate:
             raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
         except (RecursionError, SyntaxError, MemoryError):  # from Python's own compiler, which has its limits too
             raise ArtifactError(f"{self._path} is not a template that can be read: it nests too deep") from None
+
+
+def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Copies of a conversation's messages. Raises PromptError for what are none, before a template has to fail."""
+    expected = 'expected {"role": "user", "content": "..."}'
+    if not is_list(messages):
+        raise PromptError(f"the messages are {shown(messages)}, expected a list of messages such as {expected[9:]}")
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
+            raise PromptError(f"message {number} is {shown(message)}, {expected}")
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str):
+            raise PromptError(f"the role of message {number} is {shown(role)}, {expected}")
+        # parts of a content and messages that only call tools are the template's to read
+        if not isinstance(content, str | list) and (content is not None or set(message) <= {"role", "content"}):
+            raise PromptError(f"the content of message {number} is {shown(content)}, expected a text")
+    return [dict(message) for message in messages]
 
 
 class _Refused(Exception):
@@ -152,10 +171,19 @@ def default_template(value: Any) -> str | None:
 
 
 class Chat:
-    """One conversation. What the model has read stays in its cache: a turn feeds only what is new."""
+    """One conversation. What the model has read stays in its cache: a turn feeds only what is new.
+
+    Any thread may call it, but a chat gives one answer at a time: while another thread reads an answer, every call but
+    `tokens` raises UsageError. An answer's stream may be closed from any thread.
+    """
 
     def __init__(self, model: Model, *, system: str | None = None) -> None:
         model.need_chat()
+        if system is not None and not isinstance(system, str):
+            raise UsageError(f"system is {shown(system)}, expected a text")
+        self._call = OneThread(
+            "this chat is being asked in another thread: wait for its answer, or open a chat of its own"
+        )
         self._model = model
         self._session = model.session()
         self._open: Stream | None = None
@@ -164,7 +192,13 @@ class Chat:
     def stream(self, message: str, **options: Unpack[Given]) -> Stream:
         """The answer, piece by piece; options as in Model.stream. It becomes part of the conversation when it has ended
         or is closed. Raises PromptError, and leaves the conversation as it was, when the context has no room for it."""
-        self._settle()
+        text("the message", message)
+        resolved = resolve(options, self._model.generation, max_new_tokens=None)
+        with self._call:
+            self._settle()
+            return self._answer(message, resolved)
+
+    def _answer(self, message: str, options: Options) -> Stream:
         asked = [*self.messages, {"role": "user", "content": message}]
         ids = self._model.chat_ids(asked)
         if len(ids) > self._session.limit:
@@ -194,17 +228,25 @@ class Chat:
 
     def reset(self) -> None:
         """Start over, with the same system message."""
-        self._settle()
-        self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+        with self._call:
+            self._settle()
+            self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def close(self) -> None:
-        self._settle()
-        self._session.close()
+        with self._call:
+            self._settle()
+            self._session.close()
 
     def _settle(self) -> None:
-        """An answer that nobody read to its end is part of the conversation as far as it was read."""
-        if self._open is not None:
-            self._open.close()
+        """An answer that nobody read to its end is part of the conversation as far as it was read. Raises UsageError
+        where another thread is reading it."""
+        stream = self._open
+        if stream is not None:
+            if stream.is_read_elsewhere():
+                raise UsageError(
+                    "this chat is answering in another thread: wait for that answer, or close its stream first"
+                )
+            stream.close(wait=True)
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gptx.compare import log_softmax
-from gptx.errors import PromptError, UsageError
+from gptx.errors import PromptError, UsageError, shown
 from gptx.fitting import Fitted, fit
 from gptx.head import Head, ProblemType, read_part
 from gptx.label_scores import label_scores
-from gptx.task import CLASSIFY_TEMPLATE, Example, Task, check_examples, check_labels, check_template
+from gptx.task import CLASSIFY_TEMPLATE, Example, Task, check_examples, check_labels, check_template, check_texts
 from gptx.task import prompt as asked_for
 from gptx.tokenizer import Tokenizer
 
@@ -67,7 +67,7 @@ def classify(
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
             name = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
-            raise PromptError(f"{name} is {'empty' if isinstance(text, str) else repr(text)}: give a text to classify")
+            raise PromptError(f"{name} is {'empty' if isinstance(text, str) else shown(text)}: give a text to classify")
     found = classify_each(
         model,
         texts,
@@ -93,10 +93,15 @@ def classify_each(
     """Each result as soon as it is there, before the next text is asked for. No text may be empty."""
     if model.tokenizer is None:
         raise UsageError(f"{model.path} has no tokenizer, so there is no text to classify")
-    if normalization not in ("sum", "mean"):
-        raise UsageError(f"normalization is {normalization!r}, expected sum or mean")
+    if not isinstance(normalization, str) or normalization not in ("sum", "mean"):
+        raise UsageError(f"normalization is {shown(normalization)}, expected sum or mean")
+    if not isinstance(calibrate, bool):
+        raise UsageError(f"calibrate is {shown(calibrate)}, expected True or False")
     if template is not None:
         check_template(template)
+    if labels is not None:
+        check_texts("labels", labels)
+    check_examples(examples)
     task = model.task if model.task is not None and model.task.kind == "classify" else None
     if model.head is not None:
         if examples or calibrate:
@@ -110,7 +115,6 @@ def classify_each(
     if not labels:
         raise UsageError(f"{model.path} names no labels of its own: give at least two to choose from")
     check_labels(labels)
-    check_examples(examples)
     other = next((answer for _, answer in examples if answer not in labels), None)
     if other is not None:
         raise UsageError(f"an example has the label {other!r}, which is none of {', '.join(labels)}")

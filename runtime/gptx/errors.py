@@ -65,9 +65,12 @@ def warn(text: str) -> None:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as an error message shows it: cut, and whatever it is (Python does not print integers of 5,000 digits)."""
+    """A value as an error message shows it: cut, on one line, and whatever it is (Python does not print integers of
+    5,000 digits)."""
     try:
         text = repr(value)
     except Exception:  # whatever the value's own __repr__ does
         text = f"a {type(value).__name__} that cannot be printed"
+    if "\n" in text:  # an array's rows
+        text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -5,22 +5,24 @@ A Model may be shared between threads: sessions, streams and chats hold what cha
 
 from __future__ import annotations
 
-import operator
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
 from gptx import artifact
+from gptx.arguments import integer, is_list
 from gptx.artifact import Manifest
 from gptx.chat import Chat, ChatTemplate, Message, common_length, load_template
 from gptx.classify import Classification, Normalization, classify
 from gptx.engine import Engine, open_engine
-from gptx.errors import ArtifactError, PromptError, UsageError, warn
+from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation import Generation
 from gptx.generation_fields import unsupported_in_words
 from gptx.head import Head, head_of
 from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.providers import check_options
 from gptx.score import Score, score
 from gptx.session import Session
 from gptx.stream import Completion, Stream, Transcript, run_to_end
@@ -41,6 +43,9 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     each core. Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises ArtifactError,
     ProviderError, UsageError.
     """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
+    check_options(device, threads)
     manifest = artifact.read(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
     tokenizer = load_tokenizer(folder, known=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size)
@@ -61,7 +66,11 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
 
 
 class Model:
-    """An opened artifact. `tokenizer` and `template` are None where the artifact has none."""
+    """An opened artifact. `tokenizer` and `template` are None where the artifact has none.
+
+    Any number of threads may call a model at the same time. Sessions, streams and chats hold what changes: each of them
+    serves one thread at a time, and says so where two meet.
+    """
 
     def __init__(
         self,
@@ -154,8 +163,10 @@ class Model:
         """As generate, piece by piece while it comes, and to the end of text or context where max_new_tokens is given
         neither here nor in generation_config.json."""
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        self._need_language("generated")
+        resolved = resolve(options, self.generation, max_new_tokens=None)
         ids = self.encode(prompt)
-        return self.stream_ids(ids, options, context=ids)
+        return self.stream_ids(ids, resolved, context=ids)
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its cache from turn to turn. Raises UsageError where there is no chat template."""
@@ -221,6 +232,8 @@ class Model:
 
         A text too long for the context loses its end: `left_out` tells how many tokens. Raises PromptError, UsageError.
         """
+        if not isinstance(text, str) and not is_list(text):
+            raise PromptError(f"the text is {shown(text)}, expected a text or a list of texts")
         texts = [text] if isinstance(text, str) else text
         results = classify(
             self,
@@ -261,13 +274,12 @@ class Model:
         return self.tokenizer.encode(prompt)
 
     def _token_ids(self, prompt: Sequence[int]) -> list[int]:
-        # bytes are a sequence of integers too, and were meant as text
-        if isinstance(prompt, bytes | bytearray | Mapping) or not hasattr(prompt, "__iter__"):
+        if not is_list(prompt) and not isinstance(prompt, Iterator):
             raise PromptError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
         ids, last = [_token_id(token) for token in prompt], self.manifest.model.vocab_size - 1
         beyond = next((token for token in ids if not 0 <= token <= last), None)
         if beyond is not None:
-            raise PromptError(f"token id {beyond} is outside the model's vocabulary: 0 to {last}")
+            raise PromptError(f"token id {shown(beyond)} is outside the model's vocabulary: 0 to {last}")
         return ids
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
@@ -287,24 +299,25 @@ class Model:
     def stream_ids(
         self,
         ids: list[int],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         context: Sequence[int] = (),
         session: Session | None = None,
         on_end: Callable[[Completion], None] | None = None,
     ) -> Stream:
-        """A Stream from token ids. `context`: tokens whose text the new text goes on from. `session`: one that may hold
-        a part of the prompt already; what it holds beyond that is forgotten."""
+        """A Stream from checked token ids.
+
+        `context`: tokens whose text the new text goes on from. `session`: one that may hold a part of the prompt
+        already; what it holds beyond that is forgotten.
+        """
         began = time.perf_counter()
-        self._need_language("generated")
-        resolved = resolve(options, self.generation, max_new_tokens=None)
         owned = None if session else self.session()
         session = session or owned
         assert session is not None
         # at least one token is fed, for its logits
         session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
-        generation = self._generation(session, [ids[session.lengths[0] :]], resolved, [resolved.seed])
-        transcript = self._transcript(ids, context, StopSet(resolved.stop), resolved.seed)
+        generation = self._generation(session, [ids[session.lengths[0] :]], options, [options.seed])
+        transcript = self._transcript(ids, context, StopSet(options.stop), options.seed)
         return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
 
     def close(self) -> None:
@@ -345,17 +358,15 @@ class Model:
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is a list of prompts, and not one prompt of text or token ids."""
-    if isinstance(prompt, str | Mapping) or not hasattr(prompt, "__len__"):
-        return False
-    return len(prompt) > 0 and not _is_token_id(prompt[0])
+    return is_list(prompt) and len(prompt) > 0 and not _is_token_id(prompt[0])
 
 
 def _is_token_id(value: object) -> bool:
-    return hasattr(value, "__index__")
+    return integer(value) is not None or isinstance(value, bool)
 
 
 def _token_id(value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise PromptError(f"a prompt is a text or a list of token ids, and this one holds {value!r:.80}") from None
+    number = integer(value)
+    if number is None:
+        raise PromptError(f"a prompt is a text or a list of token ids, and this one holds {shown(value)}")
+    return number

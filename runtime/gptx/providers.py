@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptx.cpu import cpu_features, int8_saturates
-from gptx.errors import ProviderError, UsageError
+from gptx.errors import ProviderError, UsageError, shown
 from gptx.install import pip_command
 
 Device = Literal["cpu", "cuda", "auto"]
@@ -92,10 +92,10 @@ def conflict() -> str | None:
 
 def check_options(device: str, threads: int | None) -> None:
     """Raises UsageError."""
-    if device not in get_args(Device):
-        raise UsageError(f"device is {device!r}, expected one of {', '.join(get_args(Device))}")
+    if not isinstance(device, str) or device not in get_args(Device):
+        raise UsageError(f"device is {shown(device)}, expected one of {', '.join(get_args(Device))}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
-        raise UsageError(f"threads is {threads!r}, expected 1 to {MOST_THREADS}, or None for one per core")
+        raise UsageError(f"threads is {shown(threads)}, expected 1 to {MOST_THREADS}, or None for one per core")
 
 
 def tries_cuda(device: str) -> bool:

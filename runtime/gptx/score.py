@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptx.arguments import count
 from gptx.compare import CHUNK, logsumexp
-from gptx.errors import PromptError, UsageError
+from gptx.errors import PromptError, warn
 from gptx.text import Detokenizer
 
 if TYPE_CHECKING:
     from gptx.model import Model, Prompt
     from gptx.session import Session
+
+
+MANY_WINDOWS, MANY_TIMES = 100, 10  # from here on a text takes so long that the caller is told
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class Score:
 def score(model: Model, text: Prompt, *, overlap: int | None = None) -> Score:
     """As Model.score says."""
     n_ctx = model.n_ctx
-    if overlap is not None and not 1 <= overlap <= n_ctx:
-        raise UsageError(f"overlap is {overlap}, expected 1 to {n_ctx}, the model's context")
+    if overlap is not None:
+        overlap = count("overlap", overlap, f"1 to {n_ctx}, the model's context", n_ctx)
     ids = model.encode(text)
     if len(ids) < 2:
         raise PromptError("one token alone has nothing before it to be judged by: give a longer text")
     repeated = overlap or max(1, n_ctx // 2)
+    _warn_of_many(sum(1 for _ in windows(len(ids), n_ctx, repeated)), len(ids), n_ctx, repeated)
     with model.session(1, size=min(len(ids), n_ctx)) as session:
         values = [value for window in windows(len(ids), n_ctx, repeated) for value in _window(session, ids, *window)]
     pieces = _pieces(model, ids)
@@ -58,6 +63,15 @@ def score(model: Model, text: Prompt, *, overlap: int | None = None) -> Score:
         bits_per_byte=_bits_per_byte(text, pieces, total),
         overlap=repeated if len(ids) > n_ctx + 1 else 0,
     )
+
+
+def _warn_of_many(n_windows: int, length: int, n_ctx: int, overlap: int) -> None:
+    times = n_windows * n_ctx // length
+    if n_windows > MANY_WINDOWS and times >= MANY_TIMES:
+        warn(
+            f"an overlap of {overlap} tokens reads this text {times:,} times, in {n_windows:,} windows of {n_ctx:,} tokens:"
+            " a smaller one is quicker"
+        )
 
 
 def windows(length: int, n_ctx: int, overlap: int) -> Iterator[tuple[int, int, int]]:

@@ -18,6 +18,8 @@ from gptx.errors import PromptError, UsageError, shown
 from gptx.on_device import OnDevice
 from gptx.one_thread import OneThread
 
+MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be counted in a float
+
 
 class Session:
     """Rows of tokens and their cache.
@@ -30,7 +32,7 @@ class Session:
 
     def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
         n_ctx = engine.manifest.model.n_ctx
-        n_rows = count("batch_size", batch_size, "at least 1")
+        n_rows = count("batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS)
         if size is not None:
             size = count("size", size, f"1 to {n_ctx}, the model's context", n_ctx)
         self.limit: int = size or n_ctx

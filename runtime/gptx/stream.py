@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from gptx.errors import UsageError
 from gptx.generation import FinishReason, Generation, Step
 from gptx.session import Session
 from gptx.text import Detokenizer, StopStrings
@@ -100,6 +102,9 @@ class Stream:
 
     Without a tokenizer there is no text: iterating gives nothing, and `completion` has the token ids. `close` ends it
     early (so does leaving a `with` block); what was generated until then is in `completion`.
+
+    One thread at a time may iterate; another one meanwhile gets UsageError. `close` may be called from any thread: where
+    a step is running in another thread, the stream ends with that step.
     """
 
     def __init__(
@@ -114,6 +119,10 @@ class Stream:
         self._generation, self._transcript = generation, transcript
         self._began, self._owned, self._on_end = began, owned, on_end
         self._ended = False
+        self._asked_to_end = False  # by close, while a step runs
+        self._stepping = False
+        self._turn = threading.RLock()  # of the thread that reads the next piece or ends the stream
+        self._reader = threading.get_ident()  # the thread that read last
 
     @property
     def completion(self) -> Completion:
@@ -123,20 +132,50 @@ class Stream:
     def __iter__(self) -> Self:
         return self
 
+    def is_read_elsewhere(self) -> bool:
+        """Whether another thread that still lives has read last, and the stream goes on."""
+        if self._ended or self._asked_to_end or self._reader == threading.get_ident():
+            return False
+        return any(thread.ident == self._reader for thread in threading.enumerate())
+
     def __next__(self) -> str:
-        while not self._ended:
+        if not self._turn.acquire(False):
+            raise UsageError("another thread is reading this stream: let one thread read it")
+        try:
+            self._stepping, self._reader = True, threading.get_ident()
+            return self._next_piece()
+        finally:
+            self._stepping = False
+            self._turn.release()
+            if self._asked_to_end:
+                self.close()
+
+    def _next_piece(self) -> str:
+        while not self._ended and not self._asked_to_end:
             before = time.perf_counter()
             steps = next(self._generation)
             now = time.perf_counter()
             piece = self._transcript.push(steps[0])
             self._transcript.timed(since_call=now - self._began, step=now - before)
             if self._transcript.finish:
-                self.close()
+                self._end()
             if piece:
                 return piece
         raise StopIteration
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = False) -> None:
+        """End the stream. `wait`: return only when a step that runs in another thread has ended."""
+        self._asked_to_end = True
+        # of two threads that meet here at least one finds the lock free: __next__ comes here when it has let it go
+        if not self._turn.acquire(wait):
+            return
+        try:
+            if not self._stepping:  # else this is a signal's handler, in the middle of this thread's own step
+                self._end()
+        finally:
+            self._turn.release()
+
+    def _end(self) -> None:
         if self._ended:
             return
         self._ended = True

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gptx.classify import fit_or_say
-from gptx.errors import PromptError, UsageError
+from gptx.errors import PromptError, UsageError, shown
 from gptx.options import resolve, warn_of_unused
 from gptx.stream import Completion
-from gptx.task import SUMMARIZE_TEMPLATE, Example, check_examples
+from gptx.task import SUMMARIZE_TEMPLATE, Example, check_examples, check_template
 from gptx.task import prompt as asked_for
 
 if TYPE_CHECKING:
@@ -32,19 +32,23 @@ def summarize(
 ) -> Summary:
     """As Model.summarize says."""
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"the text is {'empty' if isinstance(text, str) else repr(text)}: give a text to summarize")
+        raise PromptError(f"the text is {'empty' if isinstance(text, str) else shown(text)}: give a text to summarize")
     if model.tokenizer is None:
         raise UsageError(f"{model.path} has no tokenizer, so there is no text to summarize")
     check_examples(examples)
+    if template is not None:
+        check_template(template)
     task = model.task if model.task is not None and model.task.kind == "summarize" else None
     template = template or (task.template if task else None) or SUMMARIZE_TEMPLATE
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if "temperature" not in given:
-        warn_of_unused(given)
+    greedy = "temperature" not in given
+    if greedy:
         given["temperature"] = 0.0
     if examples:
         given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
     resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)
+    if greedy:
+        warn_of_unused(given)
     context = model.n_ctx + 1  # the last token is not fed
     if resolved.max_new_tokens is not None:
         given["max_new_tokens"] = resolved.max_new_tokens

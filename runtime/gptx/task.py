@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gptx.errors import ArtifactError, UsageError
+from gptx.errors import ArtifactError, UsageError, shown
 from gptx.json_files import read_json
 
 Kind = Literal["text", "completion", "chat", "classify", "summarize"]
@@ -32,15 +32,15 @@ class Task:
     head: bool = False  # classify: a classification head (logits are of the labels) instead of label tokens
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UsageError(f"kind is {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
+        if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
+            raise UsageError(f"kind is {shown(self.kind)}, expected one of {', '.join(get_args(Kind))}")
         if not isinstance(self.head, bool):
-            raise UsageError(f"head is {self.head!r}, expected true or false")
+            raise UsageError(f"head is {shown(self.head)}, expected true or false")
         if self.template is not None:
             check_template(self.template)
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
-        if self.labels != ():
+        if not isinstance(self.labels, tuple) or self.labels:
             check_labels(self.labels)
         if self.kind != "classify" and (self.labels or self.head):
             raise UsageError(f"labels and a head belong to the kind classify, not to {self.kind}")
@@ -82,7 +82,7 @@ def prompt(template: str, text: str, examples: Sequence[Example] = ()) -> str:
 def check_template(template: str) -> None:
     """Raises UsageError."""
     if not isinstance(template, str):
-        raise UsageError(f"the template is {template!r:.80}, expected a text with {TEXT} in it")
+        raise UsageError(f"the template is {shown(template)}, expected a text with {TEXT} in it")
     count = template.count(TEXT)
     if count != 1:
         raise UsageError(f"the template {template!r} holds {TEXT} {_times(count)}, expected once")
@@ -90,10 +90,15 @@ def check_template(template: str) -> None:
         raise UsageError(f"the template {template!r} ends in a space, and the answer brings its own: leave it out")
 
 
+def check_texts(name: str, texts: Sequence[str]) -> None:
+    """Raises UsageError for what is no list of texts."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{name} are {shown(texts)}, expected a list of texts")
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Raises UsageError: at least two labels, all different, none empty or with white space around it."""
-    if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(x, str) for x in labels):
-        raise UsageError(f"labels are {labels!r:.80}, expected a list of texts")
+    check_texts("labels", labels)
     bare = next((label for label in labels if not label.strip() or label != label.strip()), None)
     if bare is not None:
         raise UsageError(f"the label {bare!r} is empty or has white space around it")
@@ -107,10 +112,12 @@ def check_labels(labels: Sequence[str]) -> None:
 
 def check_examples(examples: Sequence[Example]) -> None:
     """Raises UsageError for what is no list of (text, answer)."""
+    if isinstance(examples, str) or not isinstance(examples, Sequence):
+        raise UsageError(f"examples are {shown(examples)}, expected a list of pairs: a text and its answer")
     for number, example in enumerate(examples, 1):
         pair = not isinstance(example, str) and isinstance(example, Sequence) and len(example) == 2
         if not pair or not all(isinstance(part, str) and part.strip() for part in example):
-            raise UsageError(f"example {number} is {example!r:.80}, expected a text and its answer")
+            raise UsageError(f"example {number} is {shown(example)}, expected a text and its answer")
 
 
 def _times(count: int) -> str:
