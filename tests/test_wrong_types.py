@@ -150,7 +150,7 @@ def test_task(argument: str) -> None:
         (lambda m: m.chat().stream(5), "the message is 5, expected a text"),
         (lambda m: m.chat_ids(None), "the messages are None, expected a list of messages such as"),
         (lambda m: m.chat_ids(["hi"]), "message 1 is 'hi', expected"),
-        (lambda m: m.chat_ids([{"content": "hi"}]), "the role of message 1 is None, expected"),
+        (lambda m: m.chat_ids([{"role": 5, "content": "hi"}]), "the role of message 1 is 5, expected"),
         (lambda m: m.chat_ids([{"role": "user"}]), "the content of message 1 is None, expected a text"),
         (lambda m: m.template.render([{"role": "user", "content": 5}]), "the content of message 1 is 5, expected a text"),
         (lambda m: m.encode(5), "a prompt is a text or a list of token ids, not int"),

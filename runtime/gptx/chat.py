@@ -90,7 +90,7 @@ def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
             raise PromptError(f"message {number} is {shown(message)}, {expected}")
-        role, content = message.get("role"), message.get("content")
+        role, content = message.get("role", ""), message.get("content")
         if not isinstance(role, str):
             raise PromptError(f"the role of message {number} is {shown(role)}, {expected}")
         # parts of a content and messages that only call tools are the template's to read
