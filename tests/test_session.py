@@ -229,7 +229,9 @@ def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest
     engine = open_engine(read(artifacts["shared"]), threads=1)
     session = Session(engine, 2)
     monkeypatch.setattr("gptx.in_place.Buffer.grow", full)
-    with pytest.raises(GptxError, match="no memory for the cache: 2 rows of 64 tokens take 0.0 GB; run fewer rows"):
+    with pytest.raises(
+        GptxError, match="no memory for the cache: 2 rows of 64 tokens would take 0.0 GB; run fewer rows"
+    ):
         Session(engine, 2)
     assert session.capacity == 64
 

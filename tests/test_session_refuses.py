@@ -229,9 +229,11 @@ def test_sizes_that_are_none(engine: Engine, size: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [10**9, 10**12])
 def test_more_rows_than_the_machine_has_memory_for(engine: Engine, batch_size: int) -> None:
-    with pytest.raises(UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 tokens? take [\d,.]+ GB"):
+    with pytest.raises(UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 token would take [\d,.]+ GB"):
         Session(engine, batch_size)
-    with pytest.raises(UsageError, match=r"rows of 64 tokens take [\d,.]+ GB with their logits, and this machine has"):
+    with pytest.raises(
+        UsageError, match=r"rows of 64 tokens would take [\d,.]+ GB with their logits, and this machine has"
+    ):
         Session(engine, batch_size, size=64)
 
 
@@ -244,7 +246,7 @@ def test_memory_is_compared_with_what_the_rows_take(
     monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed, 0))
     Session(engine, 3, size=64)
     monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed - 1, 0))
-    with pytest.raises(UsageError, match="3 rows of 64 tokens take 0.0 GB"):
+    with pytest.raises(UsageError, match="3 rows of 64 tokens would take 0.0 GB"):
         Session(engine, 3, size=64)
     session = Session(engine, 3)
     session.feed([[1], [2], [3]])

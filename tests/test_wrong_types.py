@@ -56,7 +56,8 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 # takes no argument, or only what the library itself hands over
 NO_ARGUMENTS = {
-    "Model.close", "Model.need_chat", "Model.stream_ids", "Chat.reset", "Chat.close", "Session.close", "Session.begin_at",
+    "Model.close", "Model.need_chat", "Model.stream_ids", "Model.stream_options",
+    "Chat.reset", "Chat.close", "Session.close", "Session.begin_at",
     "Stream.close", "Stream.is_read_elsewhere",
 }  # fmt: skip
 
@@ -164,7 +165,12 @@ def test_what_the_sentence_says(model: Model, call: Callable[[Model], Any], says
 def test_a_refused_message_leaves_the_open_answer_alone(model: Model) -> None:
     chat = model.chat()
     answer = chat.stream("hi")
-    wrong: list[dict[str, Any]] = [{"message": None}, {"message": "a", "temperature": "hot"}, {"message": b"a"}]
+    wrong: list[dict[str, Any]] = [
+        {"message": None},
+        {"message": "a", "temperature": "hot"},
+        {"message": b"a"},
+        {"message": "a", "stop_tokens": [10**6]},
+    ]
     for arguments in wrong:
         with pytest.raises((UsageError, PromptError)):
             chat.send(**arguments)

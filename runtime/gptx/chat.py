@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from gptx.arguments import is_list, text
 from gptx.errors import ArtifactError, PromptError, UsageError, shown
 from gptx.one_thread import OneThread
-from gptx.options import Given, Options, resolve
+from gptx.options import Given, Options
 from gptx.tokenizer import read_json
 
 if TYPE_CHECKING:
@@ -193,10 +193,10 @@ class Chat:
         """The answer, piece by piece; options as in Model.stream. It becomes part of the conversation when it has ended
         or is closed. Raises PromptError, and leaves the conversation as it was, when the context has no room for it."""
         text("the message", message)
-        resolved = resolve(options, self._model.generation, max_new_tokens=None)
+        checked = self._model.stream_options(options)
         with self._call:
             self._settle()
-            return self._answer(message, resolved)
+            return self._answer(message, checked)
 
     def _answer(self, message: str, options: Options) -> Stream:
         asked = [*self.messages, {"role": "user", "content": message}]

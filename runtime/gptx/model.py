@@ -19,6 +19,7 @@ from gptx.classify import Classification, Normalization, classify
 from gptx.engine import Engine, open_engine
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation import Generation
+from gptx.generation import check_options as check_stops
 from gptx.generation_fields import unsupported_in_words
 from gptx.head import Head, head_of
 from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
@@ -163,10 +164,9 @@ class Model:
         """As generate, piece by piece while it comes, and to the end of text or context where max_new_tokens is given
         neither here nor in generation_config.json."""
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
-        self._need_language("generated")
-        resolved = resolve(options, self.generation, max_new_tokens=None)
+        checked = self.stream_options(options)
         ids = self.encode(prompt)
-        return self.stream_ids(ids, resolved, context=ids)
+        return self.stream_ids(ids, checked, context=ids)
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its cache from turn to turn. Raises UsageError where there is no chat template."""
@@ -295,6 +295,15 @@ class Model:
         """The prompt of a conversation, as token ids that `generate` takes."""
         tokenizer, template = self.need_chat()
         return tokenizer.encode(template.render(messages), add_special_tokens=False)
+
+    def stream_options(self, given: Mapping[str, Any]) -> Options:
+        """A stream's options, checked: what the call gives, else the artifact's own. Raises UsageError."""
+        self._need_language("generated")
+        options = resolve(given, self.generation, max_new_tokens=None)
+        model, tokens = self.manifest.model, self.manifest.tokens
+        known = tokens.vocab_size or model.vocab_size
+        check_stops(options, (*tokens.eos, *options.stop_tokens), known=known, vocab_size=model.vocab_size)
+        return options
 
     def stream_ids(
         self,
