@@ -265,6 +265,7 @@ def test_a_closed_session(engine: Engine) -> None:
         lambda: session.advance([(1,)]),
         lambda: session.advance([[1]]),
         lambda: session.rewind([3]),
+        lambda: session.rewind([5]),
     ):
         with pytest.raises(UsageError, match="this session is closed"):
             call()

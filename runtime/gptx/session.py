@@ -123,6 +123,8 @@ class Session:
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""
         with self._call:
+            if isinstance(self._cache, _Closed):
+                raise _closed()
             kept = []
             for row, (given, held) in enumerate(zip(rows_of("rewind", lengths, self.batch_size), self._lengths)):
                 length = integer(given)
