@@ -1,7 +1,4 @@
-"""gptx.load and Model: an artifact's path in, text out. Ties the parts together; each of them can be used alone.
-
-A Model may be shared between threads: sessions, streams and chats hold what changes, and each belongs to one thread.
-"""
+"""gptx.load and Model: an artifact's path in, text out. Ties the parts together; each of them can be used alone."""
 
 from __future__ import annotations
 
