@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 from exported import write_checkpoint
 from gpt_export.export import export_checkpoint
@@ -30,37 +32,51 @@ def operators_are_read_once() -> Iterator[None]:
         yield
 
 
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path`, made by the first of pytest's processes that needs it (pytest -n has several)."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            make(path)
+    return path
+
+
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what is made once and only read: all processes of a run have the same."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "pipeline"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def artifacts(pipeline: Path) -> dict[str, Path]:
     """One model, three times: cache form -> artifact. Its vocabulary is padded by 3 empty ids."""
-    folder = tmp_path_factory.mktemp("artifacts")
     return {
-        cache: write_artifact(folder / cache, cache, padding=3, prefill_chunk=8)
+        cache: once(pipeline / cache, lambda path, cache=cache: write_artifact(path, cache, padding=3, prefill_chunk=8))
         for cache in ("shared", "growing", "scatter")
     }
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(pipeline: Path) -> Path:
     """A GPT-2 of two small layers with a byte-level tokenizer."""
-    return write_checkpoint(tmp_path_factory.mktemp("pipeline") / "checkpoint")
+    return once(pipeline / "checkpoint", write_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def fp32(checkpoint: Path) -> Path:
+def fp32(pipeline: Path, checkpoint: Path) -> Path:
     """The artifact that export makes of `checkpoint`."""
-    out = checkpoint.with_name("fp32")
-    export_checkpoint(checkpoint, out)
-    return out
+    return once(pipeline / "fp32", lambda path: export_checkpoint(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
-def quantized(fp32: Path) -> dict[str, Path]:
+def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
     """What quantize makes of `fp32`: recipe -> artifact. Random weights have no room for error, so it is accepted."""
-    made = {to: fp32.with_name(to) for to in ("int8", "int8-channels", "int4", "fp16")}
-    for to, out in made.items():
-        quantize_artifact(fp32, out, to=to, accept=True)
-    return made
+    return {
+        to: once(pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True))
+        for to in ("int8", "int8-channels", "int4", "fp16")
+    }
 
 
 @pytest.fixture
