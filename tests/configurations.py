@@ -40,9 +40,20 @@ def small_presets() -> dict[str, GPTConfig]:
 
 
 def config_of(choice: Choice) -> GPTConfig:
+    """One layer, or two where a window makes them different."""
     values = {key: value for key, value in choice.items() if key not in ("cache", "bias")}
-    bias = choice.get("bias", True)
-    return GPTConfig(**{**SMALL, "head_dim": 16, "attn_bias": bias, "mlp_bias": bias, "norm_bias": bias, **values})
+    bias, n_layer = choice.get("bias", True), 2 if choice["window"] else 1
+    return GPTConfig(
+        **{
+            **SMALL,
+            "n_layer": n_layer,
+            "head_dim": 16,
+            "attn_bias": bias,
+            "mlp_bias": bias,
+            "norm_bias": bias,
+            **values,
+        }
+    )
 
 
 def valid(choice: Choice) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 import gptx
 from exported import CONFIG, write_checkpoint
-from gpt_export.caches import CacheForm
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
 from gptx_command import gptx as command
@@ -28,17 +27,23 @@ FORMS = ["gpt2-shared", "gpt2-growing", "llama-shared", "llama-growing", "gpt2-i
 FORMS += ["llama-fp16"]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("loaders")
+
+
 @pytest.fixture(scope="module", params=FORMS)
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(request: pytest.FixtureRequest, folder: Path) -> Path:
     kind, form = request.param.split("-")
-    folder = tmp_path_factory.mktemp("loaders")
-    write_checkpoint(folder / "checkpoint", GPT2 if kind == "gpt2" else LLAMA)
-    cache: CacheForm = "growing" if form == "growing" else "shared"
-    export_checkpoint(folder / "checkpoint", folder / "artifact", cache=cache)
-    if not form.startswith(("int", "fp")):
-        return folder / "artifact"
-    quantize_artifact(folder / "artifact", folder / form, to=form, accept=True)
-    return folder / form
+    checkpoint, shared, out = (folder / f"{kind}-{name}" for name in ("checkpoint", "shared", form))
+    if not checkpoint.exists():
+        write_checkpoint(checkpoint, GPT2 if kind == "gpt2" else LLAMA)
+        export_checkpoint(checkpoint, shared)
+    if form == "growing":
+        export_checkpoint(checkpoint, out, cache="growing")
+    elif form != "shared":
+        quantize_artifact(shared, out, to=form, accept=True)
+    return out
 
 
 def greedy(artifact: Path) -> list[list[int]]:

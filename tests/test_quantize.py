@@ -167,8 +167,10 @@ def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path],
     assert np.abs(got - expected).mean() < 0.02 * np.abs(expected).mean()
 
 
-@pytest.mark.parametrize("scheme", ["int8-channels", "int8-blocks", "int4"])
-@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+@pytest.mark.parametrize(
+    ("scheme", "activation"),
+    [("int8-channels", "relu"), ("int8-blocks", "swiglu"), ("int4", "relu"), ("int4", "swiglu")],
+)
 def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: Path) -> None:
     """In 16 bits, or with weights of 4 in 32. relu leaves rows of zeros here and there: they have no largest value to be
     scaled by."""

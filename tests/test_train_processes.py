@@ -70,7 +70,15 @@ def test_sharding_one_process_is_refused(text: Path, tmp_path: Path):
     assert done.returncode == 1 and "torchrun" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("written", ["*.run/state.pt", "*.run/state.pt.part", ".broken.*.part", "broken/config.json"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "*.run/state.pt.part",
+        "broken/config.json",
+        pytest.param("*.run/state.pt", marks=pytest.mark.slow),
+        pytest.param(".broken.*.part", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_with_the_same_losses(written: str, text: Path, whole: Path, tmp_path: Path):
     """Killed as soon as a file appears that is written in the course of a checkpoint."""
     command = [*ONE, *arguments(text, tmp_path / "broken")]

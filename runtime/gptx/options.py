@@ -5,6 +5,7 @@ A value is the call's argument, else generation_config.json's, else greedy. Know
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 import os
@@ -178,8 +179,8 @@ def _problem(name: str, value: Any) -> str | None:
         lowest, expected = _COUNTS[name]
         if value is None and name == "max_new_tokens":
             return None
-        good = _is_index(value) and operator.index(value) >= lowest
-        good = good and (name != "seed" or operator.index(value) <= MOST_SEED)
+        highest = MOST_SEED if name == "seed" else math.inf
+        good = _is_index(value) and lowest <= operator.index(value) <= highest
         return None if good else f"{name} is {shown(value)}, expected {expected}"
     if name in ("stop", "stop_strings"):
         good = isinstance(value, Sequence) and all(isinstance(text, str) and text for text in value)

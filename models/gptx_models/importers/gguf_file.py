@@ -70,7 +70,7 @@ class _Header:
 
     def __init__(self, path: Path) -> None:
         self.path, self.raw, self.at = path, np.memmap(path, mode="r"), 0
-        self.view = memoryview(self.raw)
+        self.view = self.raw.data
         if self.take(4, "its first bytes") != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file: {_AGAIN}")
         version = self.number("I", "its version")

@@ -159,8 +159,8 @@ def bench(
         compared = qualities.compared(manifest, engines, source, reference, window=window or WINDOW, tokens=scored)
 
     if rounds and not prompt_tokens and lengths != list(LENGTHS):
-        usual, found = _listed(LENGTHS), _listed(lengths)
-        note(f"the context holds {n_ctx} tokens: prompts of {found}, and {new} new ones, not of {usual}")
+        usual, fitting = _listed(LENGTHS), _listed(lengths)
+        note(f"the context holds {n_ctx} tokens: prompts of {fitting}, and {new} new ones, not of {usual}")
     facts = machine(program="gptx", device=device)
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
     said = [*lines(facts), *(f"{label}: {words}" for label, words in kernels.items())]
