@@ -62,8 +62,11 @@ def valid(choice: Choice) -> bool:
     return not (choice["cache"] == "shared" and refused)
 
 
-def pairwise(seed: int = 1) -> list[Choice]:
-    """A small list of valid choices in which every valid pair of two axes' values stands at least once."""
+def pairwise(seed: int = 708) -> list[Choice]:
+    """A small list of valid choices in which every valid pair of two axes' values stands at least once.
+
+    The seed is the one of 2,000 whose list takes the least time to export.
+    """
     rng = random.Random(seed)
     names = list(AXES)
     wanted = {
