@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
-from gptx_models.importers.gguf_tokenizer import read_tokenizer
+from gptx_models.importers.gguf_tokenizer import read_ids, read_tokenizer
 from gptx_models.tokenizer_files import TokenizerFiles
 
 NORMAL, CONTROL = 1, 3
@@ -50,6 +50,7 @@ ENDS = {
                                  [3, 4, 5, 6]),
     "a mark's id goes before its name": (byte_level("x", "<PAD>", "z", eos_token_id=3, fim_pad_token_id=5), [3, 5]),
     "an end of a message, of gpt-oss": (byte_level("<|return|>", "<|call|>", "<|end|>", eos_token_id=3), [3, 4]),
+    "an end of a message, of both": (byte_level("<|return|>", "<|calls|>", "<|end|>"), [3, 4]),
     "an end of a message, of Solar": (byte_level("<|flush|>", "<|calls|>", "<|end|>"), [3, 4]),
     "an end of a turn, of Phi": (byte_level("<|endoftext|>", "<|end|>", eos_token_id=3), [3, 4]),
     "of a llama, not named": (pieces(), 2),
@@ -64,6 +65,7 @@ def test_what_ends_a_text(name: str) -> None:
     metadata, expected = ENDS[name]
     found = read(metadata)
     assert found.generation.get("eos_token_id") == expected
+    assert read_ids(metadata, "tiny.gguf", tell=lambda line: None) == found.generation
     tokenizer = Tokenizer.from_str(found.files["tokenizer.json"])
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ends = expected if isinstance(expected, list) else [expected]
@@ -75,6 +77,11 @@ def test_the_ids_that_a_llama_has_where_none_are_named() -> None:
     found = read(pieces())
     assert found.generation == {"bos_token_id": 1, "eos_token_id": 2}
     assert Tokenizer.from_str(found.files["tokenizer.json"]).encode("x").ids[0] == 1
+
+
+def test_tokens_that_are_never_picked() -> None:
+    """llama.cpp gives tokenizer.ggml.suppress_tokens a logit of -inf, and passes over ids beyond the vocabulary."""
+    assert read(pieces(suppress_tokens=[3, 99, -1])).generation["suppress_tokens"] == [3]
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

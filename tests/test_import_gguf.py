@@ -452,6 +452,9 @@ def test_unknown_pre_tokenizer_is_an_error_unless_a_tokenizer_is_given(tmp_path:
     known = imported(tokenizer_only(tmp_path / "k.gguf", lambda w: write_byte_level(w, "gpt-2")), tmp_path / "known")
     folder = imported(path, tmp_path, tokenizer=known)
     assert (folder / "tokenizer.json").read_text() == (known / "tokenizer.json").read_text()
+    # what ends a text stands in the GGUF file, which the tokenizer.json alone does not say
+    bare = imported(path, tmp_path / "bare", tokenizer=known / "tokenizer.json")
+    assert (bare / "generation_config.json").read_text() == (known / "generation_config.json").read_text()
 
 
 @pytest.mark.parametrize("keep", [3, 100, 3000, -1000])

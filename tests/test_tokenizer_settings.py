@@ -11,6 +11,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer
 
+from gptx.errors import CheckpointError
 from gptx.tokenizer import load_tokenizer
 from gptx_models.tokenizer_files import read_tokenizer_folder
 from tokenizers_of_all_kinds import byte_level, llama, word_piece
@@ -115,6 +116,17 @@ CASES: dict[str, tuple[Make, dict[str, Files]]] = {
         files({**FAST, "additional_special_tokens": CHATML}, {"additional_special_tokens": ["<mark>", flags("<w>")]}),
     ),
     "additional tokens of the vocabulary": (byte_level, files({**FAST, "additional_special_tokens": ["the"]})),
+    "an end that is an additional token too": (
+        byte_level,
+        files({**FAST, "eos_token": "<|im_end|>", "additional_special_tokens": CHATML}),
+    ),
+    "a special token that its flags call none": (with_marks, files({**FAST, "eos_token": "<mark>"})),
+    "additional tokens with other flags": (
+        with_marks,
+        files(FAST, {"additional_special_tokens": [flags("<mark>", lstrip=True)]}),
+    ),
+    "tokens of Roberta's class": (byte_level, files({"tokenizer_class": "RobertaTokenizer", "pad_token": "the"})),
+    "a class like Bert's": (word_piece, files({"tokenizer_class": "ElectraTokenizerFast"})),
     "extra tokens by name": (
         byte_level,
         files({**FAST, "extra_special_tokens": {"image_token": "<mark>", "box_token": "the"}}),
@@ -177,3 +189,43 @@ def test_written_files_are_read_as_they_are(name: str, tmp_path: Path) -> None:
     said: list[str] = []
     assert read_tokenizer_folder(out, VOCABULARY, tell=said.append).files == files
     assert not said
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True},
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "additional_special_tokens": CHATML},
+    ],
+)
+def test_vocab_json_and_merges_txt(config: Files, tmp_path: Path) -> None:
+    """Without a tokenizer.json transformers converts the older files, each class in its own way."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder_of(folder, byte_level, files(config))
+    (folder / "tokenizer.json").unlink()
+    byte_level().model.save(str(folder))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    out.mkdir()
+    for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
+        (out / file).write_text(text)
+    ours = load_tokenizer(out, known=None, vocab_size=VOCABULARY)
+    assert ours is not None and ours.special == theirs.special_tokens_map
+    for text in (*TEXTS, "cafe\u0301 1234  x"):
+        assert ours.encode(text) == theirs(text).input_ids, text
+
+
+def test_vocab_json_of_another_class_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", byte_level, files({"tokenizer_class": "RobertaTokenizer"}))
+    (folder / "tokenizer.json").unlink()
+    byte_level().model.save(str(folder))
+    with pytest.raises(
+        CheckpointError, match="vocab.json and merges.txt and no tokenizer.json.*not of RobertaTokenizer"
+    ):
+        read_tokenizer_folder(folder, VOCABULARY)
+
+
+def test_the_class_of_transformers_5(tmp_path: Path) -> None:
+    """Loaders that are older do not know its name."""
+    folder = folder_of(tmp_path / "in", byte_level, files({**FAST, "tokenizer_class": "TokenizersBackend"}))
+    written = json.loads(read_tokenizer_folder(folder, VOCABULARY).files["tokenizer_config.json"])
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from gptx.chat import default_template
 from gptx.errors import CheckpointError
@@ -104,7 +104,8 @@ def read_tokenizer_folder(folder: Path, vocab_size: int | None = None, *, tell: 
     if (folder / "tokenizer.json").exists():
         text, tokenizer = _read(folder / "tokenizer.json")
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        text, tokenizer = _of_vocab_and_merges(folder)
+        text, tokenizer = _of_vocab_and_merges(folder, class_name(beside), beside.config)
+        beside.merges = True
     elif (folder / SENTENCEPIECE).exists():
         _check_sentencepiece_class(folder, beside)
         text, tokenizer = read_sentencepiece_model(folder / SENTENCEPIECE, beside.config, tell)
@@ -282,8 +283,23 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
-def _of_vocab_and_merges(folder: Path) -> tuple[str, Tokenizer]:
-    """vocab.json and merges.txt of GPT-2 (byte-level) or GPT-1 (lower case, words end in </w>): (tokenizer.json, it)."""
+_OF_MERGES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer", "OpenAIGPTTokenizer", "PreTrainedTokenizerFast")
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _of_vocab_and_merges(folder: Path, name: str | None, config: Mapping[str, Any]) -> tuple[str, Tokenizer]:
+    """(tokenizer.json, the tokenizer) of vocab.json and merges.txt, as transformers converts them.
+
+    They are those of GPT-2 (byte-level), of Qwen2 (byte-level, with a pattern of its own that cuts words) or of GPT-1
+    (lower case, words end in </w>). name: of the class. config: tokenizer_config.json. Raises CheckpointError.
+    """
+    if config.get("tokenizer_class") and name not in _OF_MERGES:
+        raise CheckpointError(
+            f"{folder} has vocab.json and merges.txt and no tokenizer.json, and gptx reads those of"
+            f" {', '.join(_OF_MERGES)}, not of {name}: {_CONVERT}"
+        )
     vocab = read_json(folder / "vocab.json")
     first_gpt = any(token.endswith("</w>") for token in vocab)
     lines = read_text(folder / "merges.txt").split("\n")
@@ -298,6 +314,11 @@ def _of_vocab_and_merges(folder: Path) -> tuple[str, Tokenizer]:
         empty.decoder = decoders.BPEDecoder(suffix="</w>")
     else:
         empty.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if name == "Qwen2Tokenizer":
+            space = config.get("add_prefix_space") is True
+            cut = pre_tokenizers.Split(Regex(_QWEN2), "isolated")
+            bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)
+            empty.normalizer, empty.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Sequence([cut, bytes_])
         empty.decoder = decoders.ByteLevel()
         empty.post_processor = processors.ByteLevel(trim_offsets=False)
     shape = json.loads(empty.to_str())

@@ -41,6 +41,7 @@ def _tokens(bos: str | None, eos: str | None, unk: str | None, pad: str | None =
 _END = "<|endoftext|>"
 _FILL = ("▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>")
 _BERT = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+_ROBERTA = {**_tokens("<s>", "</s>", "<unk>", "<pad>"), "sep_token": "</s>", "cls_token": "<s>", "mask_token": "<mask>"}
 CLASSES: dict[str, TokenizerClass] = {
     "LlamaTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>"), adds_bos=True),
     "CodeLlamaTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>"), _FILL, adds_bos=True),
@@ -52,8 +53,11 @@ CLASSES: dict[str, TokenizerClass] = {
     "Qwen2Tokenizer": TokenizerClass(_tokens(None, _END, _END, _END)),
     "BloomTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>", "<pad>")),
     "OpenAIGPTTokenizer": TokenizerClass(_tokens(None, None, "<unk>")),
-    "BertTokenizer": TokenizerClass(_BERT, bert=True),
+    "WhisperTokenizer": TokenizerClass(_tokens(_END, _END, _END)),
+    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "XLMRobertaTokenizer"), TokenizerClass(_ROBERTA)),
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), TokenizerClass(_BERT, bert=True)),
 }
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # no settings of their own; the latter is of transformers 5
 OF_MODEL = {  # the class that transformers takes where no file names one
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
@@ -68,6 +72,7 @@ class Beside:
 
     where: str
     config: dict[str, Any] = field(default_factory=dict)  # tokenizer_config.json
+    merges: bool = False  # the tokenizer comes from vocab.json and merges.txt: GPT-2's class obeys add_bos_token then
     special: dict[str, Any] = field(default_factory=dict)  # special_tokens_map.json
     added: dict[str, Any] = field(default_factory=dict)  # added_tokens.json: text -> id
     model: dict[str, Any] = field(default_factory=dict)  # config.json of the model
@@ -108,6 +113,8 @@ def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | 
             "add_eos_token": bool(beside.config.get("add_eos_token", False)),
         }
         _set_ends(tokenizer, special, **settings)
+    elif beside.merges and beside.config.get("add_bos_token") and name in ("GPT2Tokenizer", "CodeGenTokenizer"):
+        _set_ends(tokenizer, special, add_bos_token=True, add_eos_token=False)
     raw = json.loads(text)
     made = {**raw, "truncation": None, "padding": None, "added_tokens": _added_tokens(tokenizer, raw, beyond)}
     made |= {part: state for part, state in _parts(tokenizer).items() if state != before[part]}
@@ -121,7 +128,7 @@ def class_name(beside: Beside) -> str | None:
     for fields in (beside.config, beside.model):
         name = fields.get("tokenizer_class")
         if isinstance(name, str) and name:
-            return name.removesuffix("Fast") if name != "PreTrainedTokenizerFast" else name
+            return name.removesuffix("Fast") if name not in PLAIN else PLAIN[0]
     return OF_MODEL.get(str(beside.model.get("model_type")))
 
 
@@ -216,10 +223,13 @@ def _legacy(values: Mapping[str, Any], special: set[str], what: str) -> dict[int
 
 
 def _all(named: Mapping[str, Any]) -> list[Any]:
-    """The special tokens in transformers' order, each once."""
+    """The special tokens in transformers' order, each at its first place."""
     values = [named[role] for role in SPECIAL if named.get(role)] + list(named.get(ADDITIONAL, ()))
     values += [token for role, token in named.items() if role not in (*SPECIAL, ADDITIONAL)]
-    return list({str(token): token for token in reversed(values)}.values())[::-1]
+    found: dict[str, Any] = {}
+    for token in values:
+        found.setdefault(str(token), token)
+    return list(found.values())
 
 
 def _add(tokenizer: Tokenizer, named: Mapping[str, Any], added: Mapping[int, AddedToken], where: str) -> None:
@@ -229,7 +239,8 @@ def _add(tokenizer: Tokenizer, named: Mapping[str, Any], added: Mapping[int, Add
     known = {repr(token) for token in there}
     new: list[Any] = [token for _, token in sorted(added.items()) if repr(token) not in known]
     texts = {token.content for token in there} | {str(token) for token in new}
-    new += [token for token in _all(named) if str(token) not in texts]
+    # a token that is given with flags replaces the one that is there, as in transformers
+    new += [token for token in _all(named) if isinstance(token, AddedToken) or token not in texts]
     special = {str(token) for token in _all(named)}
     flagged = []
     for token in new:

@@ -22,7 +22,7 @@ from gptx_models.config import GPTConfig, number_problem
 from gptx_models.hf_config import family_of
 from gptx_models.hf_layout import LAYOUTS, Layout, to_halves, written_names
 from gptx_models.importers.gguf_file import StoredTensor, open_gguf
-from gptx_models.importers.gguf_tokenizer import read_tokenizer
+from gptx_models.importers.gguf_tokenizer import read_ids, read_tokenizer
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.tensor_files import sha256
 from gptx_models.tokenizer_files import TokenizerFiles
@@ -71,7 +71,10 @@ _OTHERWISE = (0, False)
 
 
 def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
-    """Read one GGUF file whole, but for the tokenizer where it is not wanted. Raises CheckpointError."""
+    """Read one GGUF file. Where its tokenizer is not wanted, the ids of its special tokens are read all the same.
+
+    Raises CheckpointError.
+    """
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in GGUF_LAYOUTS:
@@ -80,7 +83,11 @@ def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet
             "export the original Hugging Face model with `gptx export --via optimum`"
         )
     config = _config(metadata, tensors, str(path))
-    tokenizer = read_tokenizer(metadata, str(path), tell=tell) if tokenizer_wanted else TokenizerFiles()
+    tokenizer = (
+        read_tokenizer(metadata, str(path), tell=tell)
+        if tokenizer_wanted
+        else TokenizerFiles(generation=read_ids(metadata, str(path), tell=tell))
+    )
     layout = GGUF_LAYOUTS[architecture]
     source = _source(path, tensors, config, permuted=architecture == "llama")
     with shown(source) as read:

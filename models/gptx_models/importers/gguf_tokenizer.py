@@ -68,9 +68,8 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
             "(SentencePiece): give a tokenizer.json with --tokenizer"
         )
     vocab = _Vocabulary.of(fields)
-    ids = {name: _id(fields, key, vocab, tell) for name, key in _SPECIAL.items()}
+    ids = _ids(fields, vocab, tell)
     if kind == "llama":
-        ids |= {name: token for name, token in _SENTENCEPIECE_IDS.items() if ids[name] is None and token < len(vocab)}
         tokenizer, add_bos = _sentencepiece(fields, vocab, ids["unk"]), True
     else:
         tokenizer, add_bos = _byte_level(fields, vocab, tell)
@@ -89,9 +88,28 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
         add_eos=add_eos,
         chat_template=fields.get("tokenizer.chat_template", str),
     )
+    return TokenizerFiles(files, _generation(fields, vocab, ids, ends))
+
+
+def read_ids(metadata: dict[str, Any], where: str, *, tell: Tell) -> dict[str, Any]:
+    """What the file says of generation alone, where the tokenizer comes from another file. Raises CheckpointError."""
+    fields = _Fields(metadata, where)
+    tokens = fields.each("tokens", (str,), "texts")
+    if not tokens:
+        return {}
+    vocab = _Vocabulary(tokens, [], [])
+    ids = _ids(fields, vocab, tell)
+    return _generation(fields, vocab, ids, _ends(ids, vocab))
+
+
+def _generation(fields: _Fields, vocab: _Vocabulary, ids: dict[str, int | None], ends: list[int]) -> dict[str, Any]:
+    """The fields of generation_config.json. As in llama.cpp, ids of suppress_tokens beyond the vocabulary are passed
+    over."""
     eos: int | list[int] | None = ends if len(ends) > 1 else (ends or [None])[0]
+    suppressed = [token for token in fields.each("suppress_tokens", (int,), "token ids") if 0 <= token < len(vocab)]
     found = {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["pad"]}
-    return TokenizerFiles(files, {name: value for name, value in found.items() if value is not None})
+    found["suppress_tokens"] = suppressed or None
+    return {name: value for name, value in found.items() if value is not None}
 
 
 _SPECIAL = {
@@ -129,7 +147,7 @@ def _ends(ids: dict[str, int | None], vocab: _Vocabulary) -> list[int]:
     found = {token: vocab.tokens[token] for token in ends if token is not None}
     texts = set(found.values())
     dropped: set[str] = set()
-    if {"<|return|>", "<|call|>"} <= texts or ({"<|flush|>"} <= texts and texts & {"<|call|>", "<|calls|>"}):
+    if texts & {"<|call|>", "<|calls|>"} and texts & {"<|return|>", "<|flush|>"}:
         dropped.add("<|end|>")  # of gpt-oss and Solar: the end of a message, and not of the turn
     if "<|tool_response>" in texts:
         dropped.add("</s>")  # of Gemma 4
@@ -193,6 +211,14 @@ class _Vocabulary:
         if twice is not None:
             raise CheckpointError(f"{where}: tokenizer.ggml.tokens has {twice!r:.80} twice")
         return cls(tokens, types[:end], scores[:end])
+
+
+def _ids(fields: _Fields, vocab: _Vocabulary, tell: Tell) -> dict[str, int | None]:
+    """The special tokens that the file names by their ids, and those that llama.cpp assumes."""
+    ids = {name: _id(fields, key, vocab, tell) for name, key in _SPECIAL.items()}
+    if fields.get("model", str) == "llama":
+        ids |= {name: token for name, token in _SENTENCEPIECE_IDS.items() if ids[name] is None and token < len(vocab)}
+    return ids
 
 
 def _id(fields: _Fields, key: str, vocab: _Vocabulary, tell: Tell) -> int | None:
