@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,20 @@ def test_its_certificate_has_no_language(artifacts: dict[str, Path]):
         assert certificate["figures"]["perplexity"] is None and certificate["greedy"]["compared"] == 0
         card = (path / "README.md").read_text()
         assert "perplexity" not in card and "text-classification" in card
+        assert "| task | classifies by a head, as one of cat, dog, log |" in card and "onnxruntime-genai" not in card
         assert not (path / "genai_config.json").exists()
     verified = command("verify", str(artifacts["fp32"]))
     assert verified.status == 0 and "perplexity" not in verified.text and "kl_mean" in verified.text
-    assert command("inspect", str(artifacts["int8"])).status == 0
+
+
+def test_it_says_what_it_is_for(checkpoint: Path, artifacts: dict[str, Path], tmp_path: Path):
+    for folder in (checkpoint, *artifacts.values()):
+        shown = command("inspect", folder).text
+        assert re.search("task +classifies by a head, as one of cat, dog, log", shown)
+        assert "generates" not in shown and "gptx run" not in shown
+    assert f"Next\n  gptx classify -m {artifacts['int8']} TEXT\n" in command("inspect", artifacts["int8"]).text
+    imported = command("import", checkpoint, tmp_path / "imported")
+    assert "classification head for LABEL_0, LABEL_1, LABEL_2" in imported.err
 
 
 def test_it_does_not_write(artifacts: dict[str, Path]):

@@ -144,7 +144,7 @@ def test_prompt_and_standard_input(artifact: Path, args: tuple[str, ...], stdin:
 def test_a_terminal_is_not_read_when_there_is_a_prompt(artifact: Path) -> None:
     assert run(artifact, "the cat", "--echo", stdin=b"typed", terminal=True).text.startswith("the cat")
     outcome = run(artifact, terminal=True)
-    assert outcome.status == 2 and "a prompt is missing" in outcome.err
+    assert outcome.status == 2 and "the prompt is missing" in outcome.err
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n", None])

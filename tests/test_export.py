@@ -119,6 +119,22 @@ def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--limit", "perplexty=3"],
+        ["--limit", "kl_mean=nan"],
+        ["--text", "no.txt"],
+        ["--text", "."],
+        ["--tokenizer", "no.json"],
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(checkpoint: Path, tmp_path: Path, options: list[str]) -> None:
+    dry, real = (gptx("export", checkpoint, tmp_path / "out", *options, *dry) for dry in (["--dry-run"], []))
+    assert (dry.status, dry.out) == (real.status, real.out) == (1, b"")
+    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
+
+
 def test_a_disk_too_small_is_said_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +246,7 @@ def test_the_next_command_can_be_pasted(checkpoint: Path, tmp_path: Path) -> Non
     folder = Path(shutil.copytree(checkpoint, tmp_path / "a checkpoint"))
     (folder / "tokenizer.json").unlink()
     outcome = gptx("export", folder, tmp_path / "an artifact")
-    assert outcome.text.endswith(f"run it: gptx run -m '{tmp_path}/an artifact' --tokens 1,2,3\n")
+    assert outcome.text.endswith(f"next: gptx run -m '{tmp_path}/an artifact' --tokens 1,2,3\n")
 
 
 def test_the_current_folder_is_not_replaced(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def test_a_finished_run_stays_and_another_is_refused(base: Path, tmp_path: Path)
     assert again.exit_code == 0 and "going on from step" in again.stderr
     assert all(torch.equal(load_file(tmp_path / "out/model.safetensors")[name], first[name]) for name in first)
     other = run(base, write(tmp_path / "other.jsonl", reviews(41)), tmp_path / "out", "--task classify --epochs 1")
-    assert "another files" in str(other.exception) and "--force" in str(other.exception)
+    assert "other files" in str(other.exception) and "--force" in str(other.exception)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_what_is_frozen_is_no_optimizers():
 
 
 def test_a_batch_that_does_not_divide_is_named(tmp_path: Path):
-    with pytest.raises(UsageError, match="batch_size 4 does not divide among 1 processes of 3 pieces"):
+    with pytest.raises(UsageError, match="batch_size 4 does not divide into 3 pieces"):
         run(tmp_path, dataclasses.replace(RECIPE, accumulate=3))
 
 

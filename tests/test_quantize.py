@@ -495,3 +495,15 @@ def test_dry_run_refuses_what_could_not_be_written(fp32: Path, tmp_path: Path) -
     outcome = command("quantize", fp32, tmp_path / "file", "--to", "int8", "--dry-run")
     assert (outcome.status, list(tmp_path.iterdir())) == (1, [tmp_path / "file"])
     assert "is a file" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--text", "no.txt"], ["--calibration", "no.txt"], ["--checkpoint", "no"], ["--picture", "a.jpg"], ["--force"]],
+)
+def test_a_dry_run_refuses_what_the_run_would(fp32: Path, tmp_path: Path, options: list[str]) -> None:
+    out = fp32 if options == ["--force"] else tmp_path / "out"
+    to = ("--budget", "1%") if "--picture" in options else ("--to", "int8")
+    dry, real = (command("quantize", fp32, out, *to, *options, *dry) for dry in (["--dry-run"], []))
+    assert (dry.status, dry.out) == (real.status, real.out) == (1, b"")
+    assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]

@@ -3,6 +3,7 @@ sequences where a terminal or a person wants none."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -71,6 +72,18 @@ def test_what_onnxruntime_says_does_not_reach_standard_output(artifact: Path, tm
     outcome = gptx("run", "-m", broken, "the cat")
     assert (outcome.status, outcome.out) == (1, b"")
     assert "cannot open it" in outcome.err and "GroupQuer" in outcome.err and outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("args", ["--version", "--help", "run --help", "completion bash", "train --list"])
+def test_a_full_disk_is_one_sentence(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gptx_command.Stream.write", full)
+    said: list[str] = []
+    monkeypatch.setattr("gptx.cli.fail", said.append)
+    assert gptx(*args.split()).status == 1
+    assert len(said) == 1 and "No space left on device" in said[0]
 
 
 # Escape sequences
@@ -214,6 +227,19 @@ def test_an_empty_line_keeps_its_place(artifact: Path, tmp_path: Path, source: s
     results = [json.loads(line) for line in as_json.text.splitlines()]
     assert [one.get("label") for one in results] == [found[0], None, None, found[1]]
     assert results[2] == {"text": " ", "error": "the line is empty"}
+    none = gptx("classify", "-m", artifact, *labels, "--file", "-", stdin=b"\n\n")
+    assert none.err.endswith("are empty and got no label\n")
+    assert (
+        gptx("classify", "-m", artifact, *labels, "--file", "-").err
+        == "gptx: standard input holds no line to classify\n"
+    )
+
+
+def test_an_empty_text_is_called_a_text(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert "the text is empty" in gptx("score", "-m", artifact, "--file", tmp_path / "empty.txt").err
+    assert "the text is empty" in gptx("score", "-m", artifact, "").err
+    assert "the text is empty" in gptx("classify", "-m", artifact).err
 
 
 def test_results_come_before_the_next_line_is_asked_for(artifact: Path) -> None:

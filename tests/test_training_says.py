@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def finished(text: Path) -> Path:
         ({"schedule": "wsd"}, 'schedule "cosine" instead of "wsd"'),
         ({"model": {**RECIPE.model, "n_layer": 2}}, "another model"),
         ({"vocab_size": 290}, "another vocab size"),
+        ({"prose": True}, "other texts, prose false instead of true"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(
@@ -134,9 +136,18 @@ def test_a_setting_is_read_as_people_type_it(change: str, expected: dict[str, An
         ("optim.lr=1", "unknown: optim"),
         ("model=3", "model is 3, expected a table"),
         ("steps=soon", "steps is 'soon', expected a positive integer"),
-        ("vocab_size=10", "vocab_size is 10, expected 257 or more, an integer"),
-        ("minutes=0", "minutes is 0, expected more"),
-        ("learning_rate=nan", "learning_rate is nan, expected 0 or more, a number"),
+        ("vocab_size=10", "vocab_size is 10, expected an integer of 257 or more"),
+        ("minutes=0", "minutes is 0, expected a number over 0"),
+        ("learning_rate=nan", "learning_rate is nan, expected a number over 0"),
+        ("learning_rate=inf", "learning_rate is inf, expected a number over 0"),
+        ("weight_decay=inf", "weight_decay is inf, expected a number of 0 or more"),
+        ("beta2=1.0", "beta2 is 1.0, expected a number from 0 to 1, 1 excluded"),
+        ("decay=2", "decay is 2, expected a number from 0 to 1"),
+        ("floor=3", "floor is 3, expected a number from 0 to 1"),
+        ("clip=0", "clip is 0, expected a number over 0"),
+        ("seed=4294967296", "seed is 4294967296, expected an integer from 0 to 2**32 - 1"),
+        ("generation.temprature=1", "generation.temprature: no such field in generation_config.json"),
+        ("generation.temperature=hot", "[generation]: temperature is 'hot', expected 0 (greedy) or more"),
     ],
 )
 def test_a_setting_that_is_none_is_one_sentence(change: str, says: str) -> None:
@@ -152,12 +163,49 @@ def test_a_setting_that_is_none_is_one_sentence(change: str, says: str) -> None:
         ("--schedule cosine --decay 0.3", "decay is a setting of the schedule wsd, and this one is cosine"),
         ("--schedule constant --floor 0.3", "floor is a setting of the schedule wsd and cosine"),
         ("--field body", "--field names a field of JSONL files, and there is none"),
+        ("--steps 4 --set steps=5", "--set steps=5 and --steps 4 are two values"),
+        ("--batch-size 4 --accumulate 3", "batch_size 4 does not divide into 3 pieces"),
+        ("--validation missing.txt", "missing.txt is missing"),
+        ("--validation /dev/null", "/dev/null is of an unknown kind"),
+        ("--set model.n_ctx=9999", "tokens to train on and"),
     ],
 )
 def test_options_of_train_that_do_nothing_are_refused(options: str, says: str, text: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(train_command, [str(text), "--out", str(tmp_path / "out"), *options.split()])
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", ["missing.txt", "TEXT --accumulate 3"])
+def test_force_removes_nothing_for_a_run_that_cannot_begin(options: str, text: Path, finished: Path) -> None:
+    def state() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in finished.with_name("finished.run").iterdir() if file.is_file()}
+
+    before = state()
+    refused = CliRunner().invoke(
+        train_command, [*options.replace("TEXT", str(text)).split(), "--out", str(finished), "--force"]
+    )
+    assert isinstance(refused.exception, UsageError) and state() == before
+
+
+def test_a_run_that_ended_takes_other_generation_settings_and_licence(text: Path, tmp_path: Path) -> None:
+    """They need no step to be heard."""
+    train.train([text], tmp_path / "out", dataclasses.replace(RECIPE, steps=1))
+    ended = dataclasses.replace(RECIPE, steps=1, generation={"top_k": 7})
+    train.train([text], tmp_path / "out", ended, licence="cc0-1.0")
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["top_k"] == 7
+    assert json.loads((tmp_path / "out/gptx_source.json").read_text())["licence"] == "cc0-1.0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.run"]
+
+
+def test_what_train_says_last_can_be_pasted(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = "--steps 1 --batch-size 2 --set model.n_layer=1 --set model.n_embd=16 --set model.n_ctx=16 --vocab-size 300"
+    done = CliRunner().invoke(train_command, [str(text), "--out", "my tales", "--sample", "- it's", *shape.split()])
+    assert done.exit_code == 0, done.exception
+    export, run = (shlex.split(part) for part in done.stdout.splitlines()[-1].removeprefix("next: ").split(" && "))
+    assert export == ["gptx", "export", "my tales", "my tales-onnx"]
+    assert run == ["gptx", "run", "-m", "my tales-onnx", "--", "- it's"]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,15 @@ from typing import Any
 
 import click
 
-from gptx.cli.output import write_out
+from gptx import artifact
+from gptx.cli.output import printable, write_out
 from gptx.errors import OutputError, UsageError
 from gptx.folders import check_apart, check_output, kind_of
 from gptx.progress import note
+from gptx.uses import task_in_words, use_command
 from gptx_models.checkpoint import load_config
+
+EXAMPLE = '"Once upon a time"'
 
 
 def proof_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -87,10 +90,15 @@ def export(
         certificate = export_via_optimum(folder, out, **options)
         _report(out, certificate)
         return
-    from gpt_export.export import export_checkpoint, plan_export
+    from gpt_export.export import export_checkpoint
+    from gpt_export.proof import read_text
+    from gptx.limits import limits_for
 
     check_apart(Path(source), out)
-    check_output(out, force=force or dry_run)
+    check_output(out, force=force)
+    if dry_run:
+        limits_for("fp32", options["limits"])
+        read_text("proof", text)
     # beside OUT, where there is room for weights, rather than in a /tmp that may be memory
     beside = next(parent for parent in out.absolute().parents if parent.exists())
     with _scratch(beside) as scratch:
@@ -100,7 +108,7 @@ def export(
             from gptx_models.peft_files import base_of
 
             if dry_run:
-                _print_plan(plan_export(load_config(base_of(checkpoint))))
+                _plan_export(base_of(checkpoint), cache)
                 return
             merge(checkpoint, scratch / "merged", exact=True)
             checkpoint = scratch / "merged"
@@ -111,7 +119,7 @@ def export(
             checkpoint = scratch / "checkpoint"
             import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note)
         if dry_run and kind_of(checkpoint) == "checkpoint":
-            _print_plan(plan_export(load_config(checkpoint)))
+            _plan_export(checkpoint, cache)
             return
         certificate = export_checkpoint(checkpoint, out, cache=cache, **options)  # type: ignore[arg-type]
     _report(out, certificate)
@@ -183,12 +191,15 @@ def quantize(
     were measured are printed, drawn, and stored in gptx.json.
     """
     from gpt_export.budget import parse_budget
-    from gpt_export.quantize import check_recipe, plan_quantize, quantize_artifact
+    from gpt_export.proof import read_text
+    from gpt_export.quantize import check_checkpoint, check_recipe, expect_fp32, plan_quantize, quantize_artifact
 
     if (to is None) == (budget is None):
         raise click.UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
     if picture and not budget:
         raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
+    if picture and picture.suffix.lower() != ".png":
+        raise UsageError(f"--picture {picture}: it is a PNG file, so let its name end with .png")
     if to == "fp16" and calibration:
         raise UsageError("--calibration is what 8 and 4 bits are fitted to, and fp16 is not: leave it out")
     options: dict[str, Any] = dict(
@@ -196,10 +207,17 @@ def quantize(
     )
     allowed = parse_budget(budget) if budget is not None else None
     if dry_run:
-        check_output(out, force=True)
+        for read in (source, checkpoint or source):
+            check_apart(read, out)
+        check_output(out, force=force)
+        read_text("proof", text)
+        read_text("calibration", calibration)
+        if checkpoint is not None:
+            check_checkpoint(expect_fp32(source), checkpoint)
         if allowed is not None:
-            from gpt_export.within import plan_within
+            from gpt_export.within import new_picture, plan_within
 
+            new_picture(out, picture, force=force)
             _print_plan(plan_within(source, allowed, calibration=calibration, limits=options["limits"]))
         else:
             assert to is not None
@@ -239,11 +257,19 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
+def _plan_export(checkpoint: Path, cache: Any) -> None:
+    from gpt_export.export import choose_form, plan_export
+
+    config = load_config(checkpoint)
+    choose_form(config, cache)
+    _print_plan(plan_export(config))
+
+
 def _print_plan(plan: Any) -> None:
     write_out(
         f"parameters  {plan.parameters / 1e6:,.1f} M\n"
-        f"artifact    {plan.artifact_bytes / 1e6:,.0f} MB\n"
-        f"disk        {plan.disk_bytes / 1e6:,.0f} MB while it is made\n"
+        f"artifact    {plan.artifact_bytes / 1e6:,.1f} MB\n"
+        f"disk        {plan.disk_bytes / 1e6:,.1f} MB while it is made\n"
         f"memory      {plan.memory_bytes / 1e6:,.0f} MB at most (estimate)\n"
     )
 
@@ -252,14 +278,16 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     """What was made and what it cost, on standard output."""
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
-    prompt = '"Once upon a time"' if (out / "tokenizer.json").exists() else "--tokens 1,2,3"
-    against, verb, text = f"against {certificate['against']} on {figures['positions']} tokens:", "classify", ""
+    against, text = f"against {certificate['against']} on {figures['positions']} tokens:", ""
     if greedy["compared"]:  # a language model
         against += f" perplexity {figures['perplexity']:.4f} ({figures['perplexity_reference']:.4f}),"
-        verb, text = "run", f", greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
+        text = f", greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
+    manifest = artifact.read(out)
+    task = task_in_words(out, manifest.model.n_class)
+    told = f"task: {printable(task)}\n" if task else ""
     write_out(
         f"{out}: graph and weights {size / 1e6:,.1f} MB\n"
         f"{against} mean KL {figures['kl_mean']:.2e},\n"
         f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e}{text}\n"
-        f"{verb} it: gptx {verb} -m {shlex.quote(str(out))} {prompt}\n"
+        f"{told}next: {use_command(manifest, EXAMPLE)}\n"
     )

@@ -46,25 +46,14 @@ def proof(
     UsageError when the user's own text is not there, not UTF-8, too short, or nothing that this tokenizer can write;
     CheckpointError when the tokenizer is damaged or another model's.
     """
-    if text is None:
-        source, content = f"gptx {own} text", resources.files("gpt_export").joinpath(f"{own}.txt").read_bytes()
-    else:
-        try:
-            source, content = text.name, text.read_bytes()
-        except OSError as error:
-            raise UsageError(f"cannot read the {own} text {text}: {error.strerror}") from error
-    try:
-        words = content.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the {own} text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}"
-        ) from error
+    source, content, read = read_text(own, text)
+    words: str | None = read
 
     file = folder / "tokenizer.json"
     tokens = None
     if file.exists():
         check_vocabulary(file, vocab_size)
-        tokens = _encode(load_tokenizer(file), words)
+        tokens = _encode(load_tokenizer(file), read)
     digest = hashlib.sha256(content).hexdigest()
     if text is not None:
         _check_own_text(own, text, tokens, has_tokenizer=file.exists())
@@ -85,6 +74,23 @@ def proof(
         "tokens": sum(map(len, windows)),
     }
     return Proof(windows, description, words, vocab_size)
+
+
+def read_text(own: str, text: Path | None) -> tuple[str, bytes, str]:
+    """The name, the bytes and the words of the user's `text`, or of our own page. Raises UsageError."""
+    if text is None:
+        source, content = f"gptx {own} text", resources.files("gpt_export").joinpath(f"{own}.txt").read_bytes()
+    else:
+        try:
+            source, content = text.name, text.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the {own} text {text}: {error.strerror}") from error
+    try:
+        return source, content, content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the {own} text {source} is not UTF-8: byte {error.start} is {content[error.start]:#x}"
+        ) from error
 
 
 def _check_own_text(own: str, text: Path, tokens: list[int] | None, *, has_tokenizer: bool) -> None:

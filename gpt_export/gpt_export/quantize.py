@@ -176,12 +176,17 @@ def _record(manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scra
     if checkpoint is None:
         with gptx.load(manifest.path) as model:
             return record_artifact(model, text_proof, scratch)
+    check_checkpoint(manifest, checkpoint)
+    return record_pytorch(load_model(checkpoint), text_proof, scratch, manifest.cache)
+
+
+def check_checkpoint(manifest: Manifest, checkpoint: Path) -> None:
+    """Raises UsageError for a checkpoint of another shape, and CheckpointError for what is none."""
     config = gpt_config(manifest)
     if config is None or load_config(checkpoint).to_dict() != config.to_dict():
         raise UsageError(
             f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ"
         )
-    return record_pytorch(load_model(checkpoint), text_proof, scratch, manifest.cache)
 
 
 def gpt_config(manifest: Manifest) -> GPTConfig | None:

@@ -11,6 +11,7 @@ from gpt_export.genai_search import search
 from gptx.folders import MANIFEST
 from gptx.progress import stage
 from gptx.task import FILE as TASK
+from gptx.uses import task_in_words
 from gptx_models import tensor_files
 from gptx_models.checkpoint import write_json
 from gptx_models.tensor_files import sha256
@@ -126,7 +127,7 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
     certificate, shape = manifest["certificate"], manifest["model"]
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/"))
-    source = manifest["source"]
+    source, task = manifest["source"], task_in_words(out, shape.get("n_class", 0))
     language = (
         [
             f"| perplexity | {_number(figures['perplexity'])} ± {_number(figures['perplexity_error'])} |",
@@ -145,11 +146,11 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         f"# {name}",
         "",
         f"A GPT of {shape['n_parameters'] / 1e6:,.1f}M parameters as ONNX in {manifest['precision']},"
-        f" written by gptx {manifest['gptx_version']}. It loads in gptx, onnxruntime-genai, optimum and transformers.js"
-        f" where its configuration allows it (cache form: {manifest['cache']}, config.json: {manifest['model_type']}).",
+        f" written by gptx {manifest['gptx_version']}. {_loaders(manifest)}",
         "",
         "| | |",
         "|---|---|",
+        *([f"| task | {task} |"] if task else []),
         f"| layers, width | {shape['n_layer']}, {shape['n_embd']} |",
         f"| heads, of keys and values | {shape['n_head']}, {shape['n_kv_head']} |",
         f"| context, vocabulary | {shape['n_ctx']}, {shape['vocab_size']} |",
@@ -176,6 +177,15 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
     (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
+
+
+def _loaders(manifest: dict[str, Any]) -> str:
+    if manifest["model"].get("n_class"):
+        return "It has a classification head, and `gptx classify` or `gptx.load(...).classify` reads a text with it."
+    return (
+        "It loads in gptx, onnxruntime-genai, optimum and transformers.js where its configuration allows it"
+        f" (cache form: {manifest['cache']}, config.json: {manifest['model_type']})."
+    )
 
 
 def _context(certificate: dict[str, Any]) -> list[str]:

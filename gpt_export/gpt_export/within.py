@@ -67,9 +67,7 @@ def quantize_within(
     Raises UsageError where the size is too small for any mix, ParityError where none keeps the perplexity.
     """
     manifest, config = check_budget(source, budget, limits)
-    out = Path(os.path.abspath(out))  # of ".", too, the picture's name is made
-    picture_file = picture_file or out.with_name(f"{out.name}-pareto.png")
-    check_new_file(picture_file, force=force)
+    picture_file = new_picture(out, picture_file, force=force)
     needed = plan_quantize(manifest, "int8").disk_bytes
     with quantizing(
         manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
@@ -81,6 +79,14 @@ def quantize_within(
         drawn = picture(search.points, chosen, title)
     write_file(picture_file, drawn)
     return Outcome(certificate, table(search.points, chosen), picture_file)
+
+
+def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
+    """Where the picture goes, by default OUT-pareto.png. Raises OutputError where it cannot be written."""
+    out = Path(os.path.abspath(out))  # of ".", too, the picture's name is made
+    picture_file = picture_file or out.with_name(f"{out.name}-pareto.png")
+    check_new_file(picture_file, force=force)
+    return picture_file
 
 
 def check_budget(source: Path, budget: Budget, limits: Mapping[str, float] | None = None) -> tuple[Manifest, GPTConfig]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from gptx_models.checkpoint import SOURCE, load_config
+from gptx.progress import note
+from gptx.uses import listed
+from gptx_models.checkpoint import SOURCE, load_config, load_head
 from gptx_models.importers import import_checkpoint
 from gptx_models.tensor_files import open_folder, read_json
 
@@ -32,13 +34,9 @@ def import_(source: str, out: Path, tokenizer: Path | None, allow_pickle: bool, 
     SOURCE is a Hugging Face folder (gpt2, openai-gpt, llama, mistral) or its name on the hub (org/name), a GGUF file
     (llama, gpt2), nanoGPT's ckpt.pt, or a .bin of llama2.c.
     """
-    folder = import_checkpoint(source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=_say)
-    _say(describe(folder))
-    _say(f"next: gptx export {shlex.quote(str(out))} OUT")
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+    folder = import_checkpoint(source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=note)
+    note(describe(folder))
+    note(f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}")
 
 
 def describe(folder: Path) -> str:
@@ -50,6 +48,7 @@ def describe(folder: Path) -> str:
         f"{raw['model_type']} of {parameters / 1e6:,.1f}M parameters",
         f"{config.n_layer} layers of width {config.n_embd}",
         f"context of {config.n_ctx:,} tokens",
+        *_head(folder, config.n_class),
         _tokenizer(folder, config.vocab_size),
         f"{size / 1e6:,.1f} MB in fp32{_stored(source)}",
     ]
@@ -61,6 +60,11 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+def _head(folder: Path, n_class: int) -> list[str]:
+    head = load_head(folder) if n_class else None
+    return [f"classification head for {listed(head.labels)}"] if head else []
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> str:

@@ -26,14 +26,14 @@ from gptx_models.batching import all_rows, row_batches, steps_per_epoch
 from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint, write_json
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.importers.huggingface import source_of
-from gptx_models.loop import Material, Outcome, evaluate, loop
+from gptx_models.loop import Material, Outcome, check, evaluate, loop
 from gptx_models.lora import Lora, add_lora
 from gptx_models.loss import Objective
 from gptx_models.metrics import perplexity
 from gptx_models.model import GPT
 from gptx_models.peft_files import load_adapter, save_adapter
 from gptx_models.recipe import Recipe, write_recipe
-from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
+from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder, settle
 from gptx_models.study import Study
 from gptx_models.tensor_files import open_folder, sha256
 from gptx_models.world import World
@@ -67,6 +67,7 @@ def finetune(
     world = world or World(torch.device("cpu"))
     settings = {**dataclasses.asdict(recipe), "epochs": epochs}
     recipe = _in_epochs(recipe, epochs, len(study.train), set_by_hand)
+    check(recipe, world)
     gpt = _model(base, study.task, recipe, lora)
     if world.is_main:
         run = open_run(out, force=force)
@@ -104,6 +105,7 @@ def finetune(
     outcome = loop(gpt, material, recipe, run, world, evaluated=evaluated)
     after: dict[str, float] = {}
     if world.is_main:
+        settle(out, generation=_generation(study, recipe), licence=licence)
         best = load_adapter(out, base) if lora else load_model(out)
         after = _judged(best, True, study, material, recipe, world)
         note("; ".join(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in after))
@@ -150,6 +152,14 @@ def _judged(gpt: GPT, taught: bool, study: Study, material: Material, recipe: Re
     return figures
 
 
+def _generation(study: Study, recipe: Recipe) -> dict[str, Any]:
+    """generation_config.json of the output."""
+    generation = study.words.generation | recipe.generation
+    if study.eos_token_id:
+        generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+    return generation
+
+
 def _save(
     gpt: GPT,
     outcome: Outcome,
@@ -161,9 +171,7 @@ def _save(
     recipe: Recipe,
 ) -> None:
     source = {**source, "training": dataclasses.asdict(outcome)}
-    generation = study.words.generation | recipe.generation
-    if study.eos_token_id:
-        generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+    generation = _generation(study, recipe)
     with new_folder(out, force=True) as folder:
         if lora:
             save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)

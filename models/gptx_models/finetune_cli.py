@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from gptx.cli.output import write_out
 from gptx.errors import UsageError
-from gptx_models.train_cli import check_schedule, of_run_folder, recipe_options
+from gptx_models.train_cli import check_schedule, export_command, of_run_folder, recipe_options
 
 KINDS = ("text", "completion", "chat", "classify", "summarize")
 _OF_TRAIN = ("vocab_size", "prose", "sample", "eval_tokens")  # the base and the task decide these
@@ -143,9 +144,13 @@ def finetune(
             set_by_hand=set_by_hand,
         )
         if world.is_main:
-            for name, value in done.after.items():
-                click.echo(f"{name}: {done.before[name]:.4f} before, {value:.4f} after")
-            click.echo(f"{out}: {done.outcome.tokens:,} tokens in {done.outcome.seconds / 60:.1f} min, {done.outcome}")
-            click.echo(of_run_folder(out))
-            click.echo(f"next: gptx export {out} {out}-onnx")
+            figures = [
+                f"{name}: {done.before[name]:.4f} before, {value:.4f} after\n" for name, value in done.after.items()
+            ]
+            write_out(
+                f"{''.join(figures)}"
+                f"{out}: {done.outcome.tokens:,} tokens in {done.outcome.seconds / 60:.1f} min, {done.outcome}\n"
+                f"{of_run_folder(out)}\n"
+                f"next: {export_command(out)}\n"
+            )
     leave(world)

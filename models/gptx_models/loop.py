@@ -79,7 +79,7 @@ def loop(
     whole model on the CPU, after each evaluation. Raises CheckpointError where the loss is no number or diverges, and
     KeyboardInterrupt, with the state written, where the run was interrupted.
     """
-    _check(recipe, world)
+    check(recipe, world)
     gpt.to(world.device)
     objective = Objective(gpt, masked=material.masked)
     model = compiled(distributed(objective, world), recipe)
@@ -270,13 +270,15 @@ def time_left(done: float, seconds: float) -> str:
     return f"{seconds / 60:.1f} min, {seconds / 60 * (1 - done) / max(done, 1e-9):.1f} left"
 
 
-def _check(recipe: Recipe, world: World) -> None:
+def check(recipe: Recipe, world: World) -> None:
+    """Raise UsageError for settings that do not go together."""
     if world.shard and (recipe.optimizer == "muon" or recipe.precision == "fp16"):
         raise UsageError("--shard goes with optimizer adamw and precision bf16 or fp32: Muon needs whole matrices")
     if recipe.batch_size % (recipe.accumulate * world.size):
-        raise UsageError(
-            f"batch_size {recipe.batch_size} does not divide among {world.size} processes of {recipe.accumulate} pieces"
-        )
+        pieces = f"{recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
+        processes = f"{world.size} processes" if world.size > 1 else ""
+        among = " times ".join(filter(None, (processes, pieces)))
+        raise UsageError(f"batch_size {recipe.batch_size} does not divide into {among}")
 
 
 def _number(norm: Tensor) -> float:

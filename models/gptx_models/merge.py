@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from gptx.cli.output import write_out
 from gptx.errors import CheckpointError
 from gptx.folders import check_apart, check_output, new_folder
 from gptx.head import Head, default_labels, read_head
@@ -103,8 +104,10 @@ def command(adapter: Path, out: Path, base: Path | None, force: bool) -> None:
     The weights are stored in the base's type. (`gptx export ADAPTER` merges too, in fp32.)
     """
     base = merge(adapter, out, base=base, force=force)
-    click.echo(f"{out}: {adapter} merged into {base}, stored in {_TYPES[stored_as(out)]}")
-    click.echo(f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}")
+    write_out(
+        f"{out}: {adapter} merged into {base}, stored in {_TYPES[stored_as(out)]}\n"
+        f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}\n"
+    )
 
 
 _TYPES: dict[Stored, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}

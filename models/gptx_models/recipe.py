@@ -7,13 +7,15 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gptx.errors import UsageError
+from gptx.generation_fields import FIELDS
+from gptx.options import FROM_FILE, resolve
 from gptx_models.config import GPTConfig
 
 OptimizerKind = Literal["adamw", "muon"]
@@ -21,9 +23,22 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def _says(help: str, default: Any, at_least: float = 0) -> Any:
-    """A setting with what `gptx train --help` says of it and its smallest value."""
-    return field(default=default, metadata={"help": help, "at_least": at_least})
+Allowed = tuple[Callable[[Any], bool], str]  # whether a number may be this, and which numbers may
+
+_COUNT: Allowed = (lambda value: value >= 1, "a positive integer")
+_COUNT_OR_NONE: Allowed = (lambda value: value >= 0, "an integer of 0 or more")
+_VOCABULARY: Allowed = (lambda value: value >= 257, "an integer of 257 or more")
+_SEED: Allowed = (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1")
+_POSITIVE: Allowed = (lambda value: 0 < value < math.inf, "a number over 0")
+_FINITE: Allowed = (lambda value: 0 <= value < math.inf, "a number of 0 or more")
+_LIMIT: Allowed = (lambda value: value > 0, "a number over 0 (inf: no limit)")
+_SHARE: Allowed = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
+_MOMENTUM: Allowed = (lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")
+
+
+def _says(help: str, default: Any, allowed: Allowed | None = None) -> Any:
+    """A setting with what `gptx train --help` says of it and, if it is a number, its allowed values."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -31,29 +46,31 @@ class Recipe:
     """The settings of a run. `model` holds GPTConfig's fields but vocab_size, which the tokenizer decides."""
 
     model: dict[str, Any]
-    steps: int = field(metadata={"help": "Updates of the weights.", "at_least": 1})
-    vocab_size: int = _says("Size of the byte-level BPE that is trained where no tokenizer is given.", 4096, 257)
+    steps: int = field(metadata={"help": "Updates of the weights.", "allowed": _COUNT})
+    vocab_size: int = _says(
+        "Size of the byte-level BPE that is trained where no tokenizer is given.", 4096, _VOCABULARY
+    )
     prose: bool = _says("Clean books into paragraphs of a line each; else the text is taken as it stands.", False)
-    batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, 1)
-    accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, 1)
+    batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, _COUNT)
+    accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, _COUNT)
     optimizer: OptimizerKind = _says("Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw")
-    learning_rate: float = _says("Largest learning rate.", 1e-3)
+    learning_rate: float = _says("Largest learning rate.", 1e-3, _POSITIVE)
     schedule: Schedule = _says("After the warm-up: cosine, warm-up-stable-decay, or constant.", "cosine")
-    warmup: int = _says("Steps in which the learning rate rises.", 100)
-    decay: float = _says("Share of the run, at its end, in which wsd decays.", 0.2)
-    floor: float = _says("What the schedule ends at, as a share of learning_rate.", 0.1)
-    weight_decay: float = _says("Of matrices; gains and biases have none.", 0.1)
-    beta1: float = _says("AdamW's first momentum.", 0.9)
-    beta2: float = _says("AdamW's second momentum.", 0.95)
-    clip: float = _says("Largest norm of the gradient.", 1.0)
+    warmup: int = _says("Steps in which the learning rate rises.", 100, _COUNT_OR_NONE)
+    decay: float = _says("Share of the run, at its end, in which wsd decays.", 0.2, _SHARE)
+    floor: float = _says("What the schedule ends at, as a share of learning_rate.", 0.1, _SHARE)
+    weight_decay: float = _says("Of matrices; gains and biases have none.", 0.1, _FINITE)
+    beta1: float = _says("AdamW's first momentum.", 0.9, _MOMENTUM)
+    beta2: float = _says("AdamW's second momentum.", 0.95, _MOMENTUM)
+    clip: float = _says("Largest norm of the gradient.", 1.0, _LIMIT)
     precision: Precision = _says("What matrices are multiplied in (autocast); weights and optimizer are fp32.", "bf16")
     compile: bool = _says("torch.compile, where there is a C++ compiler: pays in runs of ten minutes or more.", False)
-    seed: int = _says("Of the weights, the places in the text and dropout.", 1)
-    eval_every: int = _says("Steps from one evaluation, and state on disk, to the next.", 250, 1)
-    eval_tokens: int = _says("Tokens of the validation text that are evaluated; 0: all.", 0)
-    patience: int = _says("Stop after so many evaluations without a better one; 0: never.", 0)
+    seed: int = _says("Of the weights, the places in the text and dropout.", 1, _SEED)
+    eval_every: int = _says("Steps from one evaluation, and state on disk, to the next.", 250, _COUNT)
+    eval_tokens: int = _says("Tokens of the validation text that are evaluated; 0: all.", 0, _COUNT_OR_NONE)
+    patience: int = _says("Stop after so many evaluations without a better one; 0: never.", 0, _COUNT_OR_NONE)
     sample: str = _says("Prompt of the sample that each evaluation prints.", "")
-    minutes: float = _says("Stop after so long; the schedule then ends with the time.", math.inf)
+    minutes: float = _says("Stop after so long; the schedule then ends with the time.", math.inf, _LIMIT)
     generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json of the checkpoint
 
     def config(self, vocab_size: int) -> GPTConfig:
@@ -95,16 +112,19 @@ def read_recipe(
     read = {**read, **(defaults or {})} if name in shipped else _laid_over(defaults or {}, read)
     read = _laid_over(read, changed(changes, values))
     if problems := list(_problems(read)):
-        known = ", ".join(sorted(f.name for f in dataclasses.fields(Recipe)))
-        raise UsageError(f"the recipe {name}: {'; '.join(problems)} (known settings: {known})")
+        raise UsageError(f"the recipe {name}: {'; '.join(problems)}")
     return Recipe(**read)
 
 
 def changed(changes: Sequence[str], values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What `changes` and `values` set, as a table. Raises UsageError."""
+    """What `changes` and `values` set, as a table. Raises UsageError, also where they set one thing to two values."""
     table: dict[str, Any] = {}
     for change in changes:
         table = _laid_over(table, _change(change))
+    for name, value in (values or {}).items():
+        if name in table and table[name] != value:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise UsageError(f"--set {name}={table[name]} and {option} are two values: leave one of them out")
     return _laid_over(table, values or {})
 
 
@@ -123,14 +143,17 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
-def _problems(values: dict[str, Any]):
+def _problems(values: dict[str, Any]) -> Iterator[str]:
     known = {f.name for f in dataclasses.fields(Recipe)}
-    yield from (f"unknown: {key}" for key in sorted(set(values) - known))
+    if unknown := sorted(set(values) - known):
+        yield f"unknown: {', '.join(unknown)} (known settings: {', '.join(sorted(known))})"
     yield from (f"missing: {key}" for key in ("model", "steps") if key not in values)
     for key in ("model", "generation"):
         if not isinstance(values.get(key, {}), dict):
             yield f"{key} is {values[key]!r}, expected a table"
-    least = {f.name: f.metadata.get("at_least", 0) for f in dataclasses.fields(Recipe)}
+        elif key == "generation":
+            yield from _problems_of_generation(values.get(key, {}))
+    allowed = {f.name: f.metadata.get("allowed") for f in dataclasses.fields(Recipe)}
     for key, (kind, _) in settings().items():
         if key not in values:
             continue
@@ -140,14 +163,21 @@ def _problems(values: dict[str, Any]):
                 yield f"{key} is {value!r}, expected one of {', '.join(kind)}"
         elif kind is float or kind is int:
             number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            if not number or not value >= least[key]:
-                what = "an integer" if kind is int else "a number"
-                expected = f"{least[key]:g} or more, {what}" if least[key] != 1 else f"a positive {what.split()[1]}"
+            may_be, expected = allowed[key]
+            if not number or not may_be(value):
                 yield f"{key} is {value!r}, expected {expected}"
-            elif key == "minutes" and value == 0:
-                yield "minutes is 0, expected more"
         elif not isinstance(value, kind):
             yield f"{key} is {value!r}, expected {'true or false' if kind is bool else 'a text'}"
+
+
+def _problems_of_generation(generation: dict[str, Any]) -> Iterator[str]:
+    """Fields that no generation_config.json has, and values that gptx would refuse when the model is run."""
+    if unknown := sorted(set(generation) - set(FIELDS)):
+        yield f"{', '.join(f'generation.{name}' for name in unknown)}: no such field in generation_config.json"
+    try:
+        resolve({}, generation, max_new_tokens=1)
+    except UsageError as error:
+        yield f"[generation]: {str(error).replace(FROM_FILE, '')}"
 
 
 def _toml(value: Any) -> str:

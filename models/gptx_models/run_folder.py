@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gptx.errors import CheckpointError, UsageError
+from gptx.errors import CheckpointError, OutputError, UsageError
 from gptx.folders import check_output, remove_leftovers
 from gptx.progress import note
-from gptx_models.checkpoint import write_json
+from gptx_models.checkpoint import SOURCE, write_json
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.state import STATE
 from gptx_models.tensor_files import read_json
@@ -42,10 +44,29 @@ def open_run(out: Path, *, force: bool) -> Path:
     check_output(out, force=force or (run / RUN).exists())  # the run's own output is replaced
     remove_leftovers(out)
     if force:
-        for name in (STATE, RUN, METRICS, PICTURE, TRAIN, VAL, *TOKENIZER):
-            (run / name).unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
+        _clear(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {run}: {error.strerror}") from error
     return run
+
+
+@contextmanager
+def beginning(run: Path) -> Iterator[None]:
+    """Remove what was written of a run that could not begin, and its folder if nothing else lies there."""
+    try:
+        yield
+    except BaseException:
+        _clear(run)
+        with suppress(OSError):
+            run.rmdir()
+        raise
+
+
+def _clear(run: Path) -> None:
+    for name in (STATE, RUN, METRICS, PICTURE, TRAIN, VAL, *TOKENIZER):
+        (run / name).unlink(missing_ok=True)
 
 
 def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> bool:
@@ -55,7 +76,7 @@ def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> boo
         return False
     before, origin = read_json(run / RUN), _as_json(origin)
     other = [key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]]
-    wrong = [f"another {', '.join(other)}"] if other else []
+    wrong = [f"{'other' if name.endswith('s') else 'another'} {name}" for name in other]
     old, new = before.get(SETTINGS) or {}, _as_json(settings)
     changed = [name for name in new if name in old and new[name] != old[name]]
     if not (run / STATE).exists():  # nothing was learnt yet
@@ -76,8 +97,24 @@ def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> boo
 
 def begin(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> None:
     """To be called when all that the origin decides lies in the folder."""
-    write_json(run / f"{RUN}.part", {**_as_json(origin), SETTINGS: _as_json(settings)})
-    os.replace(run / f"{RUN}.part", run / RUN)
+    _replace_json(run / RUN, {**_as_json(origin), SETTINGS: _as_json(settings)})
+
+
+def _replace_json(file: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    write_json(part, value)
+    os.replace(part, file)
+
+
+def settle(out: Path, *, generation: dict[str, Any], licence: str | None) -> None:
+    """Write into a run's output what may be other than when its weights were saved: a run that ended, or found nothing
+    better since, saves no weights any more."""
+    if generation != read_json(out / GENERATION):
+        _replace_json(out / GENERATION, generation)
+    source = read_json(out / SOURCE)
+    if licence and licence != source.get("licence"):
+        _replace_json(out / SOURCE, {**source, "licence": licence})
 
 
 def size_of(run: Path) -> int:

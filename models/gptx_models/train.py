@@ -21,10 +21,10 @@ from gptx_models.corpus import Corpus, Texts
 from gptx_models.curve import METRICS, PICTURE
 from gptx_models.data import all_windows, random_windows
 from gptx_models.importers.huggingface import source_of
-from gptx_models.loop import Material, Outcome, loop
+from gptx_models.loop import Material, Outcome, check, loop
 from gptx_models.model import GPT
 from gptx_models.recipe import Recipe, write_recipe
-from gptx_models.run_folder import RECIPE, begin, is_begun, open_run, run_folder
+from gptx_models.run_folder import RECIPE, begin, beginning, is_begun, open_run, run_folder, settle
 from gptx_models.sample import sample
 from gptx_models.tensor_files import open_folder, sha256, weight_files
 from gptx_models.tokenizer_files import quiet
@@ -54,6 +54,7 @@ def train(
     the start's.
     """
     world = world or World(torch.device("cpu"))
+    check(recipe, world)
     n_ctx = recipe.config(1).n_ctx
     words = None
     if start is not None:
@@ -64,7 +65,7 @@ def train(
     elif tokenizer is not None:
         words = words_of_tokenizer(tokenizer, n_ctx)
     if world.is_main:
-        _prepare(files, validation, field, open_run(out, force=force), recipe, tokenizer, start, words)
+        _prepare(files, validation, field, out, recipe, tokenizer, start, words, force=force)
     world.wait()
     run = run_folder(out)
     data = corpus.read(run)
@@ -91,20 +92,26 @@ def train(
     gpt = GPT(recipe.config(data.vocab_size) if start is None else _shape_of(start, recipe))
     if start is not None:
         gpt.load_state_dict(load_model(start).state_dict())
-    return loop(gpt, _material(data, recipe, n_ctx), recipe, run, world, evaluated=evaluated)
+    outcome = loop(gpt, _material(data, recipe, n_ctx), recipe, run, world, evaluated=evaluated)
+    if world.is_main:
+        settle(out, generation={**generation, **recipe.generation}, licence=licence)
+    return outcome
 
 
 def _prepare(
     files: list[Path],
     validation: list[Path] | None,
     field: str,
-    run: Path,
+    out: Path,
     recipe: Recipe,
     tokenizer: Path | None,
     start: Path | None,
     words: Words | None,
+    *,
+    force: bool,
 ) -> None:
-    """Make the tokens of a run, or see that those that lie there are of the same texts and settings."""
+    """Make the tokens of a run, or see that those that lie there are of the same texts and settings. Texts that cannot be
+    read are found before `force` removes anything."""
     texts = Texts(tuple(files), field, recipe.prose)
     held_out = Texts(tuple(validation), field, recipe.prose) if validation else None
     origin = {
@@ -118,10 +125,12 @@ def _prepare(
     settings = {
         name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("model", "vocab_size")
     }
+    run = open_run(out, force=force)
     if not is_begun(run, origin, settings):
         n_ctx = recipe.config(1).n_ctx
-        corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, words=words)
-        begin(run, origin, settings)
+        with beginning(run):
+            corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, words=words)
+            begin(run, origin, settings)
 
 
 def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from gptx.cli.output import note, printable, write_out
 from gptx.errors import UsageError
 
 
@@ -43,6 +44,10 @@ def of_run_folder(out: Path) -> str:
 
     run = run_folder(out)
     return f"{run.name} ({size_of(run) / 1e6:,.1f} MB) is needed only to go on with more --steps: it can be removed"
+
+
+def export_command(out: Path) -> str:
+    return f"gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}"
 
 
 @click.command()
@@ -104,7 +109,7 @@ def train(
 
     given = {name: value for name, value in given.items() if value is not None}
     if list_recipes:
-        click.echo("\n".join(recipe_names()))
+        write_out("\n".join(recipe_names()) + "\n")
         return
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
@@ -135,12 +140,16 @@ def train(
             )
         except KeyboardInterrupt:
             if world.is_main and (run_folder(out) / STATE).exists():
-                click.echo("stopped: the same command goes on from here", err=True)
+                note("stopped: the same command goes on from here")
             raise
         if world.is_main:
-            click.echo(f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}")
             prompt, text = training.example(out, chosen)
-            click.echo(text)
-            click.echo(of_run_folder(out))
-            click.echo(f"next: gptx export {out} {out}-onnx && gptx run -m {out}-onnx {shlex.quote(prompt)}")
+            artifact = shlex.quote(f"{out}-onnx")
+            apart = "-- " if prompt.startswith("-") else ""
+            write_out(
+                f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}\n"
+                f"{printable(text)}\n"
+                f"{of_run_folder(out)}\n"
+                f"next: {export_command(out)} && gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}\n"
+            )
     leave(world)

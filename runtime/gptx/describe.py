@@ -19,7 +19,9 @@ from gptx.certificate_rows import Rows, certificate_rows
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.folders import kind_of
 from gptx.generation_fields import FIELDS, unsupported
+from gptx.head import N_LABELS
 from gptx.json_files import parse_json, read_json
+from gptx.uses import task_in_words, use_command
 
 # What gptx import reads when it stands alone, by the end of its name
 _IMPORTABLE = {".gguf": "a GGUF file", ".pt": "a PyTorch checkpoint", ".bin": "a llama2.c or PyTorch checkpoint"}
@@ -50,11 +52,12 @@ def describe(path: Path) -> Description:
         return _checkpoint(path)
     if kind == "file" and path.suffix in _IMPORTABLE:
         raise CheckpointError(
-            f"{path} is {_IMPORTABLE[path.suffix]}: gptx import {path} OUT makes a checkpoint folder of it"
+            f"{path} is {_IMPORTABLE[path.suffix]}: gptx import {_quoted(path)} OUT makes a checkpoint folder of it"
         )
     if kind == "adapter":
         raise ArtifactError(
-            f"{path} is a LoRA adapter: inspect what gptx merge {path} OUT or gptx export {path} OUT makes"
+            f"{path} is a LoRA adapter: inspect what gptx merge {_quoted(path)} OUT"
+            f" or gptx export {_quoted(path)} OUT makes"
         )
     if kind == "folder":
         raise ArtifactError(f"{path} is neither an artifact nor a checkpoint: it holds no gptx.json and no config.json")
@@ -85,7 +88,8 @@ def _artifact(path: Path) -> Description:
         ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
         ("tokenizer", _tokenizer(manifest.tokens, model.vocab_size)),
         ("chat template", "yes: gptx chat, gptx run --chat" if (path / "chat_template.jinja").exists() else "none"),
-        ("generates", generation_in_words(generation)),
+        *_task(path, model.n_class),
+        *([] if model.n_class else [("generates", generation_in_words(generation))]),
         *_source(raw.get("source") or {}),
     ]
     data = {
@@ -99,7 +103,7 @@ def _artifact(path: Path) -> Description:
         "files": dict(files),
     }
     proof = certificate_rows(raw.get("certificate") or {})
-    commands = [f"gptx run -m {_quoted(path)} PROMPT", f"gptx verify {_quoted(path)}"]
+    commands = [use_command(manifest), f"gptx verify {_quoted(path)}"]
     return Description("artifact", facts, files, proof, commands, data)
 
 
@@ -125,6 +129,7 @@ def _checkpoint(path: Path) -> Description:
         ("types", ", ".join(f"{dtype} ({n})" for dtype, n in types.most_common()) or "unknown"),
         ("tokenizer", "tokenizer.json" if (path / "tokenizer.json").exists() else "none: it will run on token ids"),
         ("chat template", "yes" if (path / "chat_template.jinja").exists() else "none"),
+        *_task(path, _outputs(config)),
         *_source(_json(path / "gptx_source.json")),
     ]
     data = {
@@ -138,6 +143,22 @@ def _checkpoint(path: Path) -> Description:
         "next": command,
     }
     return Description("checkpoint", facts, files, [], [command], data)
+
+
+def _task(path: Path, n_class: int) -> Rows:
+    words = task_in_words(path, n_class)
+    return [("task", words)] if words else []
+
+
+def _outputs(config: dict[str, Any]) -> int:
+    """Of the classification head that a checkpoint's config.json speaks of, by transformers' rules; 0: of none."""
+    names, of_gptx = config.get("architectures"), config.get("n_class")
+    if isinstance(of_gptx, int) and of_gptx > 0:
+        return of_gptx
+    if not (isinstance(names, list) and any("ForSequenceClassification" in str(name) for name in names)):
+        return 0
+    labels, count = config.get("id2label"), config.get("num_labels")
+    return len(labels) if labels and isinstance(labels, dict) else count if isinstance(count, int) else N_LABELS
 
 
 def generation_in_words(generation: dict[str, Any]) -> str:

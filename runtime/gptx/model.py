@@ -341,7 +341,7 @@ class Model:
     def _need_language(self, what: str) -> None:
         if self.manifest.model.n_class:
             raise UsageError(
-                f"{self.path} has a classification head in place of a language model's, so no text is {what}: classify"
+                f"{self.path} has a classification head in place of a language model's, so no text is {what}: take classify"
             )
 
     def _opened(self) -> Engine:

@@ -4,6 +4,7 @@ and one a minute on the way."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -71,4 +72,12 @@ def _lines(stage_text: str, total: float | None, began: float) -> Advance:
 
 def note(text: str) -> None:
     """A line that stays."""
-    print(text, file=sys.stderr)
+    print(without_orders(text) if sys.stderr.isatty() else text, file=sys.stderr)
+
+
+# On a terminal a control character is an order: a model could move the cursor or set the title. Tab and newline stay.
+_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def without_orders(text: str) -> str:
+    return _ORDERS.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -45,6 +45,8 @@ def score(model: Model, text: Prompt, *, overlap: int | None = None) -> Score:
     n_ctx = model.n_ctx
     if overlap is not None:
         overlap = count("overlap", overlap, f"1 to {n_ctx}, the model's context", n_ctx)
+    if isinstance(text, str) and not text:
+        raise PromptError("the text is empty: give a text to score")
     ids = model.encode(text)
     if len(ids) < 2:
         raise PromptError("one token alone has nothing before it to be judged by: give a longer text")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from gptx.cli.output import fail, set_up_streams
+from gptx.cli.output import fail, set_up_streams, write_out
 from gptx.errors import GptxError, GptxWarning
 
 VERBS = {
@@ -123,7 +123,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted:
         from gptx.doctor import version_line
 
-        click.echo(version_line())
+        write_out(f"{version_line()}\n")
         ctx.exit()
 
 
@@ -166,4 +166,8 @@ def main() -> None:
         sys.exit(0)
     except GptxError as error:
         fail(str(error))
+        sys.exit(1)
+    except OSError as error:  # click prints --help itself; or a disk was filled by what has no better sentence
+        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        fail(f"{error.strerror or error}{where}")
         sys.exit(1)

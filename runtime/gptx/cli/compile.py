@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -25,13 +24,14 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     from gptx import compiled
     from gptx.artifact import read
     from gptx.compile import compile_artifact
+    from gptx.uses import use_command
 
     report = compile_artifact(artifact, out, accept=accept, force=force)
     manifest = read(out)
     made = manifest.raw["compiled"]
     size = sum(manifest.files[name].size for name in compiled.FILES if name in manifest.files)
-    figures = ", ".join(f"{row.name} {row.here}" for row in report.rows if row.limit)
+    figures = ", ".join(f"{row.name} {row.here:.3g}" for row in report.rows if row.limit and row.here is not None)
     write_out(
         f"{out}: compiled for {made['cpu']} and ONNX Runtime {made['onnxruntime']}, {size / 1e6:,.1f} MB beside the "
-        f"portable graph\nproved on this machine: {figures}\nrun it: gptx run -m {shlex.quote(str(out))} PROMPT\n"
+        f"portable graph\nproved on this machine: {figures}\nnext: {use_command(manifest)}\n"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from gptx.cli.output import write_out
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -20,4 +22,4 @@ def completion(shell: str) -> None:
 
     script = get_completion_class(shell)
     assert script is not None
-    click.echo(script(group, {}, "gptx", "_GPTX_COMPLETE").source())
+    write_out(script(group, {}, "gptx", "_GPTX_COMPLETE").source() + "\n")

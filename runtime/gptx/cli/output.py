@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gptx.errors import OutputError
-from gptx.progress import color_system
+from gptx.progress import color_system, without_orders
 
 if TYPE_CHECKING:
     from gptx.stream import Completion
 
-# On a terminal a control character is an order: a model could move the cursor or set the title. Tab and newline stay.
-_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
 
 
@@ -71,10 +69,6 @@ class Printer:
 def printable(text: str) -> str:
     """Without what a terminal would obey, where standard output is one."""
     return without_orders(text.replace("\r", "")) if sys.stdout.isatty() else text
-
-
-def without_orders(text: str) -> str:
-    return _ORDERS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def write_out(text: str) -> None:

@@ -19,22 +19,22 @@ NOTICE_AFTER = 2.0  # seconds of silence on a pipe until we say what we wait for
 SOCKET_WAIT = 1.0  # seconds that a socket has, see _something_piped
 
 
-def read_prompt(argument: str | None) -> str:
-    """The argument; or standard input for `-` or no argument; or both, with an empty line between.
+def read_prompt(argument: str | None, name: str = "the prompt") -> str:
+    """What is called `name`: the argument; or standard input for `-` or no argument; or both, with an empty line between.
 
     Line ends at the end of standard input are dropped: `echo Once upon a time | gptx run` goes on in that line.
     """
     if argument is not None and argument != "-":
-        prompt = checked(argument, "the prompt")
+        prompt = checked(argument, name)
         if not prompt:
-            raise PromptError("the prompt is empty: give some text to go on from")
+            raise PromptError(f"{name} is empty")
         piped = _read_stdin() if _something_piped() else ""
         return f"{prompt}\n\n{piped}" if piped else prompt
     if argument is None and _is_terminal():
-        raise click.UsageError("a prompt is missing: give it as an argument, or pipe it in")
+        raise click.UsageError(f"{name} is missing: give it as an argument, or pipe it in")
     piped = _read_stdin()
     if not piped:
-        raise PromptError("the prompt is empty: standard input held no text")
+        raise PromptError(f"{name} is empty: standard input held no text")
     return piped
 
 

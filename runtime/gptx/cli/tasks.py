@@ -132,19 +132,19 @@ def classify(
             if len(empty) == 1
             else f"{len(empty)} lines, of which line {empty[0]} is the first, are"
         )
-        raise PromptError(f"{which} empty and got no label; the others did")
+        raise PromptError(f"{which} empty and got no label" + ("; the others did" if left_out else ""))
     if not left_out:
-        raise UsageError(f"{source} holds no line to classify")
+        raise UsageError(f"{'standard input' if source == '-' else source} holds no line to classify")
 
 
 def _texts(text: str | None, source: str | None) -> Iterable[str]:
     """TEXT, or the lines of --file; those of standard input as they come."""
     if source is None:
         hint_of_a_file(text, f"--file {shlex.quote(text or '')}")
-        prompt = read_prompt(text)
-        if not prompt.strip():
+        whole = read_prompt(text, "the text")
+        if not whole.strip():
             raise PromptError("the text is empty: give a text to classify")
-        return [prompt]
+        return [whole]
     if text is not None:
         raise UsageError("give either TEXT or --file, not both")
     return lines_of_stdin() if source == "-" else read_lines(source)
@@ -234,7 +234,7 @@ def score(
 def _text_of(text: str | None, source: str | None) -> str:
     if source is None:
         hint_of_a_file(text, f"--file {shlex.quote(text or '')}")
-        return read_prompt(text)
+        return read_prompt(text, "the text")
     if text is not None:
         raise UsageError("give either TEXT or --file, not both")
     return "\n".join(read_lines(source))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @device_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--quiet", is_flag=True, help="Print nothing; the exit status says it.")
+@click.option("--quiet", is_flag=True, help="No progress and no tables; the exit status says it.")
 def verify(artifact: Path | None, device: str, threads: int | None, as_json: bool, quiet: bool) -> None:
     """Prove ARTIFACT's certificate again on this machine, without torch.
 
