@@ -102,16 +102,19 @@ def test_a_stopped_run_goes_on_with_the_same_losses(changes: dict, tmp_path: Pat
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path):
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_run_goes_on_where_it_was(number: int, ends: type[BaseException], tmp_path: Path):
+    """Its exit status says which signal it was, 130 or 143."""
     whole, _ = run(tmp_path / "whole")
 
     def interrupted(step: int) -> Batch:
         if step == 13:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return material().batch(step)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ends) as ended:
         run(tmp_path / "broken", given=material(batch=interrupted))
+    assert ends is KeyboardInterrupt or ended.value.args == (143,)
     steps: list[int] = []
 
     def watched(step: int) -> Batch:

@@ -238,7 +238,7 @@ def test_shipped_recipes_make_models_of_their_size():
         ("steps = 3\nstepz = 4\n[model]", "unknown: stepz"),
         ("steps = 0\n[model]", "steps is 0, expected a positive integer"),
         ("steps = ", "is not TOML"),
-        ("steps = 3\nlearning_rate = 'fast'\n[model]", "learning_rate is 'fast', expected a number over 0"),
+        ("steps = 3\nlearning_rate = 'fast'\n[model]", "learning_rate is 'fast', expected a number of 0 or more"),
         ("steps = 3\nschedule = 'step'\n[model]", "schedule is 'step', expected one of cosine, wsd, constant"),
         ("steps = 3\ncompile = 1\n[model]", "compile is 1, expected true or false"),
     ],

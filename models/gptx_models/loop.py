@@ -77,7 +77,7 @@ def loop(
 
     The state, metrics.csv and loss.png lie in the folder `run`. `evaluated` is called in the main process, with the
     whole model on the CPU, after each evaluation. Raises CheckpointError where the loss is no number or diverges, and
-    KeyboardInterrupt, with the state written, where the run was interrupted.
+    KeyboardInterrupt, or of SIGTERM SystemExit, with the state written, where the run was interrupted.
     """
     check(recipe, world)
     gpt.to(world.device)
@@ -156,6 +156,10 @@ def loop(
             if (point or world.size == 1) and world.any(bool(interrupted)):
                 progress.seconds = time.perf_counter() - began
                 write_state(run, gpt, optimizers, progress, world)
+                if world.is_main:
+                    note("stopped: the same command goes on from here")
+                if signal.SIGTERM in interrupted:
+                    raise SystemExit(128 + signal.SIGTERM)
                 raise KeyboardInterrupt
     if outcome is None:
         if world.is_main:

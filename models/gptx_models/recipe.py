@@ -29,7 +29,6 @@ _COUNT: Allowed = (lambda value: value >= 1, "a positive integer")
 _COUNT_OR_NONE: Allowed = (lambda value: value >= 0, "an integer of 0 or more")
 _VOCABULARY: Allowed = (lambda value: value >= 257, "an integer of 257 or more")
 _SEED: Allowed = (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1")
-_POSITIVE: Allowed = (lambda value: 0 < value < math.inf, "a number over 0")
 _FINITE: Allowed = (lambda value: 0 <= value < math.inf, "a number of 0 or more")
 _LIMIT: Allowed = (lambda value: value > 0, "a number over 0 (inf: no limit)")
 _SHARE: Allowed = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
@@ -54,7 +53,7 @@ class Recipe:
     batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, _COUNT)
     accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, _COUNT)
     optimizer: OptimizerKind = _says("Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw")
-    learning_rate: float = _says("Largest learning rate.", 1e-3, _POSITIVE)
+    learning_rate: float = _says("Largest learning rate.", 1e-3, _FINITE)
     schedule: Schedule = _says("After the warm-up: cosine, warm-up-stable-decay, or constant.", "cosine")
     warmup: int = _says("Steps in which the learning rate rises.", 100, _COUNT_OR_NONE)
     decay: float = _says("Share of the run, at its end, in which wsd decays.", 0.2, _SHARE)
@@ -153,7 +152,7 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is {values[key]!r}, expected a table"
         elif key == "generation":
             yield from _problems_of_generation(values.get(key, {}))
-    allowed = {f.name: f.metadata.get("allowed") for f in dataclasses.fields(Recipe)}
+    allowed = {f.name: f.metadata["allowed"] for f in dataclasses.fields(Recipe) if f.metadata}
     for key, (kind, _) in settings().items():
         if key not in values:
             continue

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptx.cli.output import note, printable, write_out
+from gptx.cli.output import printable, write_out
 from gptx.errors import UsageError
 
 
@@ -102,8 +102,6 @@ def train(
     from gptx_models.checkpoint import load_config
     from gptx_models.packed_text import ending
     from gptx_models.recipe import changed, read_recipe, recipe_names
-    from gptx_models.run_folder import run_folder
-    from gptx_models.state import STATE
     from gptx_models.text_files import files_of
     from gptx_models.world import leave, open_world
 
@@ -125,23 +123,18 @@ def train(
     if field and not any(ending(file) == ".jsonl" for file in files_of([*files, *validation])):
         raise UsageError("--field names a field of JSONL files, and there is none: leave it out")
     with open_world(device, shard=shard) as world:
-        try:
-            done = training.train(
-                list(files),
-                out,
-                chosen,
-                validation=list(validation),
-                field=field or "text",
-                tokenizer=tokenizer,
-                start=start,
-                licence=licence,
-                force=force,
-                world=world,
-            )
-        except KeyboardInterrupt:
-            if world.is_main and (run_folder(out) / STATE).exists():
-                note("stopped: the same command goes on from here")
-            raise
+        done = training.train(
+            list(files),
+            out,
+            chosen,
+            validation=list(validation),
+            field=field or "text",
+            tokenizer=tokenizer,
+            start=start,
+            licence=licence,
+            force=force,
+            world=world,
+        )
         if world.is_main:
             prompt, text = training.example(out, chosen)
             artifact = shlex.quote(f"{out}-onnx")
