@@ -151,3 +151,10 @@ main()
 def test_sigterm_while_an_extension_module_is_loaded_is_no_error() -> None:
     ended = subprocess.run([sys.executable, "-c", _LOADING, "load"], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_into_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = gptx(verb, "--help")
+    assert outcome.status == 0 and max(map(len, outcome.text.splitlines())) <= 80

@@ -168,19 +168,21 @@ def quantize(
     """Quantize SOURCE, an fp32 artifact, to the artifact folder OUT.
 
     \b
-    int8           8 bits, next to no loss; about 1.1 bytes a parameter. One of the two
-                   below: channels on a CPU with AMX, else blocks
+    int8           8 bits, next to no loss; about 1.1 bytes a parameter.
+                   int8-channels on a CPU with AMX, else int8-blocks
     int8-blocks    blocks of 64: the faster decode
-    int8-channels  a scale a channel: the faster prefill and batches; activations in
-                   8 bits a token, or 16 in the layers where they matter
-    int8-fast      channels, and a second graph of blocks that a single row decodes with:
-                   both speeds for twice the memory; the files are no larger
-    int4           4-bit blocks of 32, embedding and head in 8 bits; about 0.7 bytes a
-                   parameter, and a visible loss; next to none where the weights
-                   were 4-bit before (GGUF's Q4_1), and are kept
-    int4-fast      4-bit blocks of 128 in layers whose width they divide, and rows of rare
-                   tokens in 4 bits: faster, smaller, and half as much again lost
-    fp16           half precision for CUDA; on a CPU it halves the file, not the time
+    int8-channels  a scale a channel: the faster prefill and batches;
+                   activations in 8 bits a token, or 16 where they matter
+    int8-fast      channels, and a second graph of blocks for single rows:
+                   both speeds for twice the memory; files are no larger
+    int4           4-bit blocks of 32, embedding and head in 8 bits; about
+                   0.7 bytes a parameter, and a visible loss; next to none
+                   if the weights were 4-bit before (GGUF's Q4_1: kept)
+    int4-fast      4-bit blocks of 128 in layers whose width they divide,
+                   and rows of rare tokens in 4 bits: faster, smaller, and
+                   half as much again lost
+    fp16           half precision for CUDA; on a CPU half the file, not
+                   half the time
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).

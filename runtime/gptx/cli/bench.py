@@ -98,14 +98,16 @@ def bench(
 
     \b
     gptx:ARTIFACT                 another artifact
-    genai[:ARTIFACT]              onnxruntime-genai; without a path the same artifact
-    optimum[:ARTIFACT]            optimum-onnx; without a path the same artifact
+    genai[:ARTIFACT]              onnxruntime-genai; default: the same artifact
+    optimum[:ARTIFACT]            optimum-onnx; default: the same artifact
     transformers:CHECKPOINT[:DTYPE]
     ctranslate2:CHECKPOINT[:TYPE] converted first (int8, int8_float32, ...)
     llamacpp:FILE.gguf            llama-cpp-python
-    openvino:FOLDER[:f32]         an IR folder, as optimum-intel writes it; else bf16 where the CPU has it
-    torch:CHECKPOINT              gptx's own PyTorch module, for --quality only
-    torchcompile:CHECKPOINT[:DTYPE]  transformers with a static cache and torch.compile
+    openvino:FOLDER[:f32]         an IR folder, as optimum-intel writes it;
+                                  without :f32 bf16 where the CPU has it
+    torch:CHECKPOINT              gptx's own PyTorch module, --quality only
+    torchcompile:CHECKPOINT[:DTYPE]
+                                  transformers: static cache, torch.compile
 
     With --device cuda: gptx, transformers and torchcompile.
 
