@@ -281,3 +281,12 @@ def test_a_short_text_too(length: int, artifacts: dict[str, Path]) -> None:
         found = self_consistency(model, list(range(length)))
     assert set(found) == {f"{way}{kl}" for way in ("cached", "pieces", "batch") for kl in ("", "_kl")}
     assert max(found.values()) < 1e-4
+
+
+def test_a_perplexity_beyond_all_floats() -> None:
+    """Of damaged weights, whose logits are huge: exp() of their loss overflowed."""
+    reference, logits = np.zeros((4, 8), np.float32), np.zeros((4, 8), np.float32)
+    logits[:, 0] = 1e30
+    tally = Tally()
+    tally.add(reference, logits, np.full(4, 3))
+    assert tally.figures().perplexity == pytest.approx(np.exp(700.0))

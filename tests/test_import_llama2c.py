@@ -180,6 +180,11 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
 
 
+def version_2(group: int) -> bytes:
+    numbers = (DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT)
+    return struct.pack("<Ii7iBi", 0x616B3432, 2, *numbers, 1, group).ljust(256, b"\0")
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
@@ -187,6 +192,10 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
         (lambda raw: raw[:20], "too short"),
         (lambda raw: b"\x00" * 300, "its header says"),
         (lambda raw: struct.pack("<Ii", 0x616B3432, 7) + raw[8:], "version 7 .* expected 0, 1 or 2"),
+        *(
+            (lambda raw, group=group: version_2(group) + raw, f"groups of {group} weights")
+            for group in (0, -32, 7, 2**31 - 1)
+        ),
     ],
 )
 def test_damaged(damage: Any, said: str, tmp_path: Path) -> None:

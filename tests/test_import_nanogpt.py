@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from gptx.errors import CheckpointError
 from gptx_models.checkpoint import load_model
 from gptx_models.importers import import_checkpoint
+from gptx_models.importers.nanogpt import read_meta
 
 transformers = pytest.importorskip("transformers")  # the independent reference
 
@@ -161,6 +162,9 @@ def test_nothing_in_a_file_runs_unless_allowed(tmp_path: Path) -> None:
         ),
         ({"model": {}, "model_args": ARGS}, "missing tensors: transformer.wte.weight, .*transformer.ln_f.weight"),
         ({"model": {}, "model_args": {**ARGS, "n_head": 3.5}}, "n_head is 3.5"),
+        ({"model": {"a": torch.zeros(2, 2).to_sparse()}, "model_args": ARGS}, "a is sparse, nested or without values"),
+        ({"model": {"a": torch.empty(2, 2, device="meta")}, "model_args": ARGS}, "a is sparse, nested or without"),
+        ({"model": {"a": torch.zeros(1).expand(2**30)}, "model_args": ARGS}, "would have 4,294,967,296 bytes"),
     ],
 )
 def test_other_files(content: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -180,9 +184,37 @@ def test_damaged(damage: Any, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("raw", [b"", b"not a pickle", pickle.dumps({"stoi": {"ab": 0}}), pickle.dumps([1])[:-2]])
-def test_broken_meta(raw: bytes, tmp_path: Path) -> None:
-    checkpoint(tmp_path / "ckpt.pt")
+@pytest.mark.parametrize("settings", [5, [], {"dataset": 5}, {"dataset": "a" * 5000}, {"dataset": "\0"}])
+def test_settings_that_name_no_data_set(settings: Any, tmp_path: Path) -> None:
+    """The weights are of parameters, as they are where no state_dict was saved."""
+    path = tmp_path / "ckpt.pt"
+    model = checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    weights = {name: nn.Parameter(value) for name, value in model.state_dict().items()}
+    torch.save({**content, "model": weights, "config": settings}, path)
+    import_checkpoint(str(path), tmp_path / "out")
+    assert torch.equal(load_model(tmp_path / "out").wte.weight, model.state_dict()["transformer.wte.weight"])
+
+
+BROKEN_META = {
+    "empty": b"",
+    "text": b"not a pickle",
+    "cut short": pickle.dumps([1])[:-2],
+    "a frame of 2**64 bytes": b"\x80\x04\x95" + b"\xff" * 8,
+    "bytes of 2**40": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x",
+    "place 2**32 of the memo": b"\x80\x02Nr\xff\xff\xff\xff.",
+    "a list as a key": b"\x80\x02}]K\x01s.",
+    **{
+        repr(stoi): pickle.dumps({"stoi": stoi})
+        for stoi in ({"ab": 0}, {"a": "b"}, {"a": 1.5}, {"a": -1}, {"a": 2**31}, {"a": 2**5000}, {"a": 0, "b": 0},
+                     {"a": 0, "b": 15}, {"a": True}, {"\ud800": 0})
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", BROKEN_META.values(), ids=[ascii(name) for name in BROKEN_META])
+def test_broken_meta(raw: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "meta.pkl").write_bytes(raw)
     with pytest.raises(CheckpointError, match="meta.pkl"):
-        import_checkpoint(str(tmp_path / "ckpt.pt"), tmp_path / "out")
+        read_meta(tmp_path / "meta.pkl")
+    assert capfd.readouterr() == ("", "")  # the tokenizers library prints a line about a hole in the ids

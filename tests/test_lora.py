@@ -216,7 +216,11 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
         ({"r": None}, "r is None, expected a positive whole number"),
         ({"rank_pattern": {"c_attn": 3}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all'"),
-        ({"r": 3}, r"has a \(2, 16\) .*lora_A.weight, expected one of \(3, 16\)"),
+        ({"r": 3}, r"r is 3, and the weights are of rank \[2\]"),
+        ({"r": 2**24}, r"r is 16777216, and the weights are of rank \[2\]"),  # matrices of gigabytes
+        ({"modules_to_save": 5}, "modules_to_save 5"),
+        ({"modules_to_save": [["score"]]}, r"modules_to_save \[\['score'\]\]"),
+        ({"base_model_name_or_path": "a" * 5000}, "which is not here: gptx merge"),
     ],
 )
 def test_what_is_not_computed_is_refused(changes: dict, says: str, tmp_path: Path):

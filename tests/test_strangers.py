@@ -310,6 +310,15 @@ def test_python_files_beside_the_weights_are_ignored(checkpoint: Path, tmp_path:
     assert not (tmp_path / "imported" / "modeling_evil.py").exists()
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "\0"])
+def test_an_index_with_names_that_no_file_has(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    shutil.copyfile(checkpoint / "config.json", tmp_path / "config.json")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    with pytest.raises(CheckpointError, match="index.json names 1 files, and these are missing") as caught:
+        load_model(tmp_path)
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "link.safetensors"])
 def test_an_index_names_files_of_its_folder(checkpoint: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))

@@ -238,6 +238,8 @@ def test_shipped_recipes_make_models_of_their_size():
         ("steps = 3\nstepz = 4\n[model]", "unknown: stepz"),
         ("steps = 0\n[model]", "steps is 0, expected a positive integer"),
         ("steps = ", "is not TOML"),
+        ("x = " + "[" * 3000, "is not TOML that can be read: brackets nest too deep"),
+        ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),
         ("steps = 3\nlearning_rate = 'fast'\n[model]", "learning_rate is 'fast', expected a number of 0 or more"),
         ("steps = 3\nschedule = 'step'\n[model]", "schedule is 'step', expected one of cosine, wsd, constant"),
         ("steps = 3\ncompile = 1\n[model]", "compile is 1, expected true or false"),

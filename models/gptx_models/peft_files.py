@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptx.bounds import size_problem
-from gptx.errors import CheckpointError
+from gptx.errors import CheckpointError, shown
 from gptx.progress import note
 from gptx_models.checkpoint import SOURCE, load_model, read_family, write_json
 from gptx_models.config import number_problem
@@ -87,10 +88,14 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
     tensors = _tensors(folder)
     gpt = load_model(base)
     if _HEAD in tensors:
-        gpt = _with_head(gpt, tensors.pop(_HEAD))
+        gpt = _with_head(gpt, tensors.pop(_HEAD), folder)
     modules = {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
     family = _family(gpt, base, modules, folder)
-    add_lora(gpt, _lora(config, modules, folder), family)
+    lora = _lora(config, modules, folder)
+    ranks = {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight") and value.ndim}
+    if modules and ranks != {lora.rank}:  # now, as matrices of a rank that is not theirs could fill the memory
+        raise CheckpointError(f"{folder / CONFIG}: r is {lora.rank}, and the weights are of rank {sorted(ranks)}")
+    add_lora(gpt, lora, family)
     _fill(gpt, tensors, folder)
     merged = merge_lora(gpt).eval()
     for name, weight in merged.named_parameters():  # of a scale without measure
@@ -104,31 +109,32 @@ def base_of(folder: Path, base: Path | None = None) -> Path:
     if base is not None:
         return base
     name = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    named = name[:200] or "a base that it does not name"
     whole = has_weights(folder)
     for place in (Path(name), folder / name):
-        if name and (place / "config.json").exists():
+        if name and os.path.exists(place / "config.json"):  # Path.exists() raises for a name that is too long
             if whole and not place.samefile(folder):
                 note(f"{folder} holds a whole model too, which is not read: the adapter is for {place}")
             return place
     if whole:
         raise CheckpointError(
-            f"{folder} holds a whole model and an adapter for {name or 'a base that it does not name'}, which is not here:"
+            f"{folder} holds a whole model and an adapter for {named}, which is not here:"
             f" name that base with gptx merge --base, or take {CONFIG} away where the model itself is meant"
         )
     raise CheckpointError(
-        f"{folder} adapts {name or 'a base that it does not name'}, which is not here:"
-        f" gptx merge {folder} OUT --base CHECKPOINT says where it is"
+        f"{folder} adapts {named}, which is not here: gptx merge {folder} OUT --base CHECKPOINT says where it is"
     )
 
 
 def _check(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{folder} is an adapter of the kind {kind}, and gptx reads LORA")
+        raise CheckpointError(f"{folder} is an adapter of the kind {kind!s:.80}, and gptx reads LORA")
     unread = {name: value for name, value in config.items() if value and name not in _TOLD}
-    if set(unread.get("modules_to_save", ())) <= {"score", "classifier"}:  # PEFT names both for any classifier
-        unread.pop("modules_to_save", None)
-    other = [f"{name} {value!r}" for name, value in unread.items() if value not in _FINE.get(name, ())]
+    saved = unread.get("modules_to_save")
+    if isinstance(saved, list) and all(name in ("score", "classifier") for name in saved):
+        del unread["modules_to_save"]  # PEFT names both for any classifier
+    other = [f"{name} {shown(value)}" for name, value in unread.items() if value not in _FINE.get(name, ())]
     if other:
         raise CheckpointError(f"{folder} has what gptx does not compute: {'; '.join(other)}: merge it with PEFT")
 
@@ -169,7 +175,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_head(gpt: GPT, weight: Tensor) -> GPT:
+def _with_head(gpt: GPT, weight: Tensor, folder: Path) -> GPT:
+    if weight.ndim != 2 or weight.shape[1] != gpt.config.n_embd or not len(weight):
+        raise CheckpointError(f"{folder}: {_HEAD} is {list(weight.shape)}, expected [classes, {gpt.config.n_embd}]")
     classified = GPT(dataclasses.replace(gpt.config, n_class=weight.shape[0]))
     weights = {name: value for name, value in gpt.state_dict().items() if not name.startswith("head.")}
     classified.load_state_dict({**weights, "head.weight": weight})

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from gptx.errors import UsageError
+from gptx.errors import UsageError, shown
 from gptx.generation_fields import FIELDS
 from gptx.options import FROM_FILE, resolve
 from gptx_models.config import GPTConfig
@@ -25,12 +25,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 Allowed = tuple[Callable[[Any], bool], str]  # whether a number may be this, and which numbers may
 
-_COUNT: Allowed = (lambda value: value >= 1, "a positive integer")
-_COUNT_OR_NONE: Allowed = (lambda value: value >= 0, "an integer of 0 or more")
-_VOCABULARY: Allowed = (lambda value: value >= 257, "an integer of 257 or more")
+# Bounds above, too: Python's integers have any size, and what they are given to takes 63 bits or a float
+_COUNT: Allowed = (lambda value: 1 <= value < 2**63, "a positive integer below 2**63")
+_COUNT_OR_NONE: Allowed = (lambda value: 0 <= value < 2**63, "an integer of 0 or more, below 2**63")
+_ROWS: Allowed = (lambda value: 1 <= value <= 2**24, "a positive integer of at most 2**24")
+_VOCABULARY: Allowed = (lambda value: 257 <= value <= 2**24, "an integer of 257 or more, at most 2**24")
 _SEED: Allowed = (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1")
-_FINITE: Allowed = (lambda value: 0 <= value < math.inf, "a number of 0 or more")
-_LIMIT: Allowed = (lambda value: value > 0, "a number over 0 (inf: no limit)")
+_FINITE: Allowed = (lambda value: 0 <= value <= 1e300, "a number of 0 or more, at most 1e300")
+_LIMIT: Allowed = (lambda value: 0 < value <= 1e300 or value == math.inf, "a number over 0 (inf: no limit)")
 _SHARE: Allowed = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _MOMENTUM: Allowed = (lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")
 
@@ -50,7 +52,7 @@ class Recipe:
         "Size of the byte-level BPE that is trained where no tokenizer is given.", 4096, _VOCABULARY
     )
     prose: bool = _says("Clean books into paragraphs of a line each; else the text is taken as it stands.", False)
-    batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, _COUNT)
+    batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, _ROWS)
     accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, _COUNT)
     optimizer: OptimizerKind = _says("Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw")
     learning_rate: float = _says("Largest learning rate.", 1e-3, _FINITE)
@@ -149,7 +151,9 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
     yield from (f"missing: {key}" for key in ("model", "steps") if key not in values)
     for key in ("model", "generation"):
         if not isinstance(values.get(key, {}), dict):
-            yield f"{key} is {values[key]!r}, expected a table"
+            yield f"{key} is {shown(values[key])}, expected a table"
+        elif _not_json(values.get(key, {})):
+            yield f"[{key}] holds what JSON cannot hold: {_not_json(values[key])}"
         elif key == "generation":
             yield from _problems_of_generation(values.get(key, {}))
     allowed = {f.name: f.metadata["allowed"] for f in dataclasses.fields(Recipe) if f.metadata}
@@ -159,14 +163,23 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
         value = values[key]
         if isinstance(kind, tuple):
             if value not in kind:
-                yield f"{key} is {value!r}, expected one of {', '.join(kind)}"
+                yield f"{key} is {shown(value)}, expected one of {', '.join(kind)}"
         elif kind is float or kind is int:
             number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
             may_be, expected = allowed[key]
             if not number or not may_be(value):
-                yield f"{key} is {value!r}, expected {expected}"
+                yield f"{key} is {shown(value)}, expected {expected}"
         elif not isinstance(value, kind):
-            yield f"{key} is {value!r}, expected {'true or false' if kind is bool else 'a text'}"
+            yield f"{key} is {shown(value)}, expected {'true or false' if kind is bool else 'a text'}"
+
+
+def _not_json(table: dict[str, Any]) -> str | None:
+    """Why a table cannot be written into a JSON file; None where it can. TOML has dates, and inf."""
+    try:
+        json.dumps(table, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _problems_of_generation(generation: dict[str, Any]) -> Iterator[str]:
@@ -192,15 +205,17 @@ def _toml(value: Any) -> str:
 def _parse(text: str, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number of thousands of digits
         raise UsageError(f"{what} is not TOML: {error}") from error
+    except RecursionError:
+        raise UsageError(f"{what} is not TOML that can be read: brackets nest too deep") from None
 
 
 def _change(text: str) -> dict[str, Any]:
     """NAME=VALUE as a table. A value that is no TOML is a word, a text or a number as people type them."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not value or value[0] in "[{\"'" or not re.fullmatch(r"\w+(\.\w+)*", name):
             raise UsageError(f"--set {text} is not NAME=VALUE, such as model.n_layer=6 or model.norm=rmsnorm") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptx import json_files
-from gptx.errors import CheckpointError
+from gptx.errors import CheckpointError, shown
 from gptx.folders import LFS_POINTER, lies_inside
 from gptx_models.weights import TensorSource, check_finite, unwrapped
 
@@ -70,7 +71,9 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
                 raise CheckpointError(f"{index} has no weight_map from tensors to files: copy or download it again")
             names = sorted(set(places.values()))
-            missing = [name for name in names if not (folder / name).exists()]
+            missing = [
+                shown(name) for name in names if not os.path.exists(folder / name)
+            ]  # any name, too long ones too
             if missing or not names:
                 raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {', '.join(missing)}")
             if outside := [name for name in names if not lies_inside(folder / name, folder)]:
@@ -123,10 +126,30 @@ def _open_bin(path: Path) -> TensorSource:
 
 
 def of_state_dict(tensors: dict[str, Tensor], where: str) -> TensorSource:
-    """Tensors that PyTorch has opened already, as a TensorSource."""
+    """Tensors that PyTorch has opened already, as a TensorSource. Raises CheckpointError for sparse ones and the like."""
+    odd = next((name for name, value in tensors.items() if not _is_plain(value)), None)
+    if odd is not None:
+        raise CheckpointError(f"{where}: {odd} is sparse, nested or without values: save it as a plain tensor")
+    _check_not_shared(tensors, where)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     types = {name: _TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")) for name, value in tensors.items()}
-    return TensorSource(where, shapes, lambda name: tensors[name], types)
+    return TensorSource(where, shapes, lambda name: tensors[name].detach(), types)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_nested and not value.is_meta
+
+
+def _check_not_shared(tensors: dict[str, Tensor], where: str) -> None:
+    """Views let a file of a few bytes claim a model of any size. Embedding and head may be one tensor, so twice the bytes
+    is right."""
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    claimed, there = sum(value.numel() * value.element_size() for value in tensors.values()), sum(storages.values())
+    if claimed > 2 * there:
+        raise CheckpointError(
+            f"{where}: its tensors would have {claimed:,} bytes, and the file holds {there:,} of them: many are views of"
+            " the same memory"
+        )
 
 
 def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:

@@ -87,7 +87,7 @@ class Tally:
     def figures(self) -> Figures:
         kl, nll = np.concatenate(self.kl), np.concatenate(self.nll)
         same = np.concatenate(self.same)
-        perplexity = math.exp(nll.mean()) if len(nll) else math.nan
+        perplexity = perplexity_of(nll)
         error = perplexity * float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else math.nan
         reference = np.concatenate(self.nll_reference)
         return Figures(
@@ -99,10 +99,15 @@ class Tally:
             kl_p999=max(float(np.quantile(kl, 0.999)), 0.0),
             same_top1=float(same.mean()),
             tie_gap=self.tie_gap,
-            perplexity_reference=math.exp(reference.mean()) if len(reference) else math.nan,
+            perplexity_reference=perplexity_of(reference),
             perplexity=perplexity,
             perplexity_error=error,
         )
+
+
+def perplexity_of(nll: np.ndarray) -> float:
+    """NaN of no token."""
+    return math.exp(min(nll.mean(), 700.0)) if len(nll) else math.nan  # more is no float
 
 
 def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:

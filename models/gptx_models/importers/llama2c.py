@@ -131,6 +131,8 @@ def _source(path: Path, file: _File) -> TensorSource:
     config, group = file.config, file.group
     shapes = _shapes(config, file.version)
     quantized = {name for name, shape in shapes.items() if file.version == 2 and len(shape) == 2}
+    if quantized and (group < 1 or any(math.prod(shapes[name]) % group for name in quantized)):
+        raise CheckpointError(f"{path} is not a .bin of llama2.c: its header says groups of {group} weights")
     offsets: dict[str, int] = {}
     end = file.start
     for name, shape in shapes.items():

@@ -5,6 +5,8 @@ Neither file may run code: tensors and plain values only, unless `allow_pickle`.
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -86,15 +88,19 @@ def _config(args: dict[str, Any], where: str) -> GPTConfig:
 
 def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
     """meta.pkl beside the checkpoint, or where nanoGPT keeps it: out-NAME/ckpt.pt belongs to data/DATASET/meta.pkl."""
-    dataset = checkpoint.get("config", {}).get("dataset")
+    settings = checkpoint.get("config")
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
     places = [path.parent / "meta.pkl"]
-    if dataset:
-        places.append(path.parent.parent / "data" / str(dataset) / "meta.pkl")
-    return next((place for place in places if place.exists()), None)
+    if isinstance(dataset, str) and dataset:
+        places.append(path.parent.parent / "data" / dataset / "meta.pkl")
+    return next((place for place in places if os.path.exists(place)), None)
 
 
-class _Plain(pickle.Unpickler):
-    """Unpickles dicts, lists, strings and numbers, and nothing that has a class or function."""
+class _Plain(pickle._Unpickler):
+    """Unpickles dicts, lists, strings and numbers, and nothing that has a class or function.
+
+    Written in Python: pickle.Unpickler takes gigabytes for a small file that names such a length or index.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -105,18 +111,26 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
     check_file(path)
     try:
         with path.open("rb") as file:
-            meta = pickle.load(file) if allow_pickle else _Plain(file).load()
+            meta = pickle.load(file) if allow_pickle else _Plain(io.BytesIO(file.read())).load()
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than plain values, or is broken ({error}): where you trust who wrote it, read it with "
             "--allow-pickle, which runs code from the file"
         ) from error
-    except (EOFError, ValueError, IndexError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a whole pickle file: {error}") from error
+    except Exception as error:  # what is no pickle can raise anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is not a whole pickle file: {first}") from error
     stoi = meta.get("stoi") if isinstance(meta, dict) else None
-    if not isinstance(stoi, dict) or not all(isinstance(c, str) and len(c) == 1 for c in stoi):
+    if not isinstance(stoi, dict) or not all(isinstance(c, str) and len(c) == 1 and not _is_half(c) for c in stoi):
         raise CheckpointError(f"{path} is not a meta.pkl of nanoGPT's characters: expected stoi, from character to id")
+    if any(type(token) is not int for token in stoi.values()) or set(stoi.values()) != set(range(len(stoi))):
+        raise CheckpointError(f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once: nanoGPT counts so")
     return TokenizerFiles(companions(character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={}))
+
+
+def _is_half(character: str) -> bool:
+    """Whether this is half of a surrogate pair, which is no text."""
+    return "\ud800" <= character <= "\udfff"
 
 
 def character_tokenizer(ids: dict[str, int]) -> Tokenizer:
