@@ -113,13 +113,6 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
     assert outcome.err == "gptx: cannot write to standard output: No space left on device\n"
 
 
-@pytest.mark.parametrize("words", [["merge", "{}", "out"], ["train", "{}.txt"], ["run", "-m", "{}", "a"]])
-def test_a_name_that_is_too_long_is_one_line(words: list[str]) -> None:
-    outcome = gptx(*(word.format("n" * 5000) for word in words))
-    assert outcome.status == 1 and outcome.out == b""
-    assert outcome.err.startswith("gptx: ") and outcome.err.count("\n") == 1
-
-
 def test_a_missing_choice_is_one_line() -> None:
     outcome = gptx("quantize", "A", "B")
     assert outcome.status == 2 and outcome.err.count("\n") == 1

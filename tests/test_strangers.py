@@ -310,10 +310,9 @@ def test_python_files_beside_the_weights_are_ignored(checkpoint: Path, tmp_path:
     assert not (tmp_path / "imported" / "modeling_evil.py").exists()
 
 
-@pytest.mark.parametrize("name", ["a" * 5000, "\0"])
-def test_an_index_with_names_that_no_file_has(checkpoint: Path, tmp_path: Path, name: str) -> None:
+def test_an_index_with_a_name_that_no_file_can_have(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copyfile(checkpoint / "config.json", tmp_path / "config.json")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "a" * 5000}}))
     with pytest.raises(CheckpointError, match="index.json names 1 files, and these are missing") as caught:
         load_model(tmp_path)
     assert len(str(caught.value)) < 400
