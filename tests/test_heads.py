@@ -17,7 +17,7 @@ from gpt_export.export import export_checkpoint
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.head import Head, read_head
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_head
+from gptx_models.checkpoint import load_config, load_head, load_model
 from gptx_models.data import train_tokenizer
 from gptx_models.importers import import_checkpoint
 from tiny_artifact import refresh
@@ -134,6 +134,26 @@ def test_an_imported_head_is_described_as_it_was(name: str, checkpoints: dict[in
     assert after.architectures == before.architectures
     import_checkpoint(str(tmp_path / "ours"), tmp_path / "again")
     assert load_head(tmp_path / "again") == load_head(tmp_path / "ours")
+
+
+def test_token_types_that_the_pipeline_adds_are_told(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+    """GPT-2 of transformers adds the embedding of each token type, and a tokenizer of no class of its own gives types."""
+    values = {"num_labels": 2, "problem_type": "regression", "pad_token_id": 0}
+    source = described(shutil.copytree(checkpoints[2], tmp_path / "theirs"), values)
+    gpt, ids = load_model(source), transformers.AutoTokenizer.from_pretrained(source)("the cat")["input_ids"]
+    with torch.no_grad():
+        ours = dict(zip(("LABEL_0", "LABEL_1"), gpt(torch.tensor([ids]))[0, -1].tolist()))
+    assert theirs(source, "the cat") != pytest.approx(ours, abs=1e-3)
+    told: list[str] = []
+    import_checkpoint(str(source), tmp_path / "first", tell=told.append)
+    assert "token_type_ids" in "".join(told)
+    path = source / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+    assert theirs(source, "the cat") == pytest.approx(ours, abs=1e-5)
+    told.clear()
+    import_checkpoint(str(source), tmp_path / "second", tell=told.append)
+    assert "token_type_ids" not in "".join(told)
 
 
 def test_import_and_export_make_what_export_makes(

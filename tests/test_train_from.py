@@ -13,9 +13,10 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from gptx.errors import UsageError
+from gptx.errors import GptxError, UsageError
 from gptx.task import Task
 from gptx_models import corpus
 from gptx_models.checkpoint import load_config, load_model
@@ -200,13 +201,43 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(texts: Path, tmp_path: Path)
         ("--vocab-size 300", "--vocab-size is of a new tokenizer, and --from gives one"),
         ("--tokenizer other.json", "a start has its own tokenizer: leave --tokenizer out"),
         ("--set model.n_layer=3", "another shape than the recipe: n_layer 1 and not 3"),
+        ("--force --out {start}", "is the source itself, and the output would replace it"),
     ],
 )
 def test_what_the_start_decides_is_not_given_again(options: str, says: str, texts: Path, tmp_path: Path) -> None:
     start = plain(tmp_path / "start")
-    refused = run(texts, "--from", start, "--out", tmp_path / "out", *options.split())
+    refused = run(texts, "--from", start, "--out", tmp_path / "out", *options.format(start=start).split())
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
+def classifies(start: Path) -> None:
+    config = transformers.LlamaConfig.from_pretrained(start, num_labels=3)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(start)
+
+
+def holds_nan(start: Path) -> None:
+    weights = load_file(start / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, start / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(classifies, "gptx finetune goes on from it, with --task classify"), (holds_nan, "holds nan")]
+)
+def test_a_start_that_cannot_go_on(change: Callable[[Path], None], says: str, texts: Path, tmp_path: Path) -> None:
+    start = plain(tmp_path / "start")
+    change(start)
+    refused = run(texts, "--from", start, "--out", tmp_path / "out")
+    assert isinstance(refused.exception, GptxError) and says in str(refused.exception)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
+def test_too_little_text_for_a_start(tmp_path: Path) -> None:
+    """Its context is its own, so a shorter one is not advised."""
+    (tmp_path / "text.txt").write_text("the cat")
+    refused = run(tmp_path / "text.txt", "--from", plain(tmp_path / "start"), "--out", tmp_path / "out")
+    assert str(refused.exception).endswith("each must be more than the context of 32; give more text")
 
 
 def test_a_start_without_a_tokenizer_is_refused(texts: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from gpt_export.quantize import quantize_artifact
 from gpt_export.rewrite import quantize_graph
 from gpt_export.stored import read_graph
 from gptx.artifact import GRAPH
+from gptx.describe import describe
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
@@ -212,7 +213,8 @@ def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
 # --- wrappers -------------------------------------------------------------------------------------------------------
 
 WRAPPERS = ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "_orig_mod.module.",
-            "_fsdp_wrapped_module._orig_mod.", "module.base_model.model."]  # fmt: skip
+            "_fsdp_wrapped_module._orig_mod.", "module.base_model.model.", "model.", "_forward_module.",
+            "pretrained_model.", "module.module."]  # fmt: skip
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -232,6 +234,16 @@ def test_names_of_wrappers(wrapper: str, binary: bool, tmp_path: Path) -> None:
     assert set(source["tensor_types"]) == set(open_folder(tmp_path / "imported").shapes)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_lightning_calls_the_model_model(tied: bool, tmp_path: Path) -> None:
+    """Around GPT-2 with its head and without it: neither is a llama's own prefix."""
+    folder = written(tmp_path, "gpt2", tie_word_embeddings=tied)
+    expected, weights = ours(folder), tensors(folder)
+    bare = {name.removeprefix("transformer."): value for name, value in weights.items()}
+    for names in (weights, bare) if tied else (weights,):
+        assert torch.equal(ours(rewrite(folder, {f"model.{name}": value for name, value in names.items()})), expected)
+
+
 def test_layers_that_were_compiled_one_by_one(tmp_path: Path) -> None:
     folder = written(tmp_path)
     expected, weights = ours(folder), tensors(folder)
@@ -242,12 +254,14 @@ def test_layers_that_were_compiled_one_by_one(tmp_path: Path) -> None:
         ours(folder)
 
 
-def test_a_prefix_of_some_names_is_none_of_a_wrapper(tmp_path: Path) -> None:
+def test_a_prefix_of_some_names_is_none_of_a_wrapper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written(tmp_path)
     weights = tensors(folder)
     rewrite(folder, {("module." if "norm" in name else "") + name: value for name, value in weights.items()})
+    capsys.readouterr()
     with pytest.raises(CheckpointError, match="missing tensors: .*model.norm.weight"):
         ours(folder)
+    assert "another head" not in capsys.readouterr().err
 
 
 def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
@@ -321,6 +335,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("index", "says"), [
     ({"weight_map": {"a": "../outside.safetensors"}}, "names files outside its folder: ../outside.safetensors"),
+    ({"weight_map": {"a": "b" * 5000}}, "these are missing: bbb"),
     ({"weight_map": ["a"]}, "no weight_map"), ({"weight_map": {"a": 5}}, "no weight_map"), ({}, "no weight_map"),
 ])  # fmt: skip
 def test_indices_that_are_none(index: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -339,3 +354,44 @@ def test_weights_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({**weights, "model.norm.weight": torch.ones(32).to(dtype)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="in floating point: model.norm.weight is"):
         ours(folder)
+
+
+def test_links_and_folders_in_place_of_weights(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.unlink()
+    for make, says in (
+        (lambda: file.symlink_to("blobs/1"), "is a link to blobs/1, which is not there|a link that leads nowhere"),
+        (lambda: file.symlink_to(file.name), "is a link to model.safetensors, which is not|a link that leads nowhere"),
+        (file.mkdir, "is not a file"),
+    ):
+        make()
+        for read in (ours, describe):
+            with pytest.raises(CheckpointError, match=f"model.safetensors ({says})|is ({says})"):
+                read(folder)
+        file.rmdir() if file.is_dir() else file.unlink()
+
+
+def test_weights_under_other_names_are_named(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    (folder / "consolidated.00.pth").touch()
+    with pytest.raises(CheckpointError, match="no weights: .*found consolidated.00.pth, model.fp16.safetensors"):
+        ours(folder)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [({"state_dict": {}, "epoch": 3}, "state_dict is of type dict, epoch is of type int: save the model's own"),
+     ({7: torch.ones(2)}, "7 is no name"), ([1], r"it holds \[1\], expected tensors by name"),
+     (Path("x"), "save it again as safetensors")],
+    ids=["nested", "a number as name", "a list", "Python objects"],
+)  # fmt: skip
+def test_torchs_files_that_hold_other_things(entry: Any, says: str, tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    weights = tensors(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({**weights, **entry} if isinstance(entry, dict) else entry, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=f"pytorch_model.bin .*{says}") as caught:
+        ours(folder)
+    assert "allow-pickle" not in str(caught.value)  # no verb has that option for a folder

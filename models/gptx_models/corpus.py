@@ -98,9 +98,10 @@ def make(
     else:
         n_train, n_val = _split(run, n_train, token_type(made))
     if min(n_train, n_val) <= n_ctx:
+        shorter = ", or --set model.n_ctx=N" if words.where is None else ""  # a start has its own context
         raise UsageError(
             f"{n_train} tokens to train on and {n_val} to validate with are too few:"
-            f" each must be more than the context of {n_ctx}; give more text, or --set model.n_ctx=N"
+            f" each must be more than the context of {n_ctx}; give more text{shorter}"
         )
     words.write(run)
     write_json(run / GENERATION, {**words.generation, "eos_token_id": ends} if ends else words.generation)

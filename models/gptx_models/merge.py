@@ -23,6 +23,7 @@ from gptx_models.peft_files import CONFIG, base_of, load_adapter
 from gptx_models.side_files import generation_of
 from gptx_models.tensor_files import Stored, open_folder, read_json
 from gptx_models.tokenizer_files import TokenizerFiles, check_vocabulary, read_tokenizer_folder
+from gptx_models.weights import some
 
 
 def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = False, force: bool = False) -> Path:
@@ -33,7 +34,8 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = F
     """
     if not (adapter / CONFIG).is_file():
         what = "is no adapter folder: it has no " + CONFIG if adapter.exists() else "does not exist"
-        raise CheckpointError(f"{adapter} {what}")
+        inner = sorted(file.parent.name for file in adapter.glob(f"*/{CONFIG}"))
+        raise CheckpointError(f"{adapter} {what}" + (f", but holds adapters: {some(inner)}: name one" if inner else ""))
     base = base_of(adapter, base)
     for source in (adapter, base):
         check_apart(source, out)

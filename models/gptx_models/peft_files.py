@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptx.bounds import size_problem
 from gptx.errors import CheckpointError, shown
+from gptx.folders import kind_of
 from gptx.progress import note
 from gptx_models.checkpoint import SOURCE, load_model, read_family, write_json
 from gptx_models.config import number_problem
@@ -106,16 +107,22 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
 def base_of(folder: Path, base: Path | None = None) -> Path:
     """The base's folder: `base`, or the one that the adapter names by its path, which may be relative to the adapter.
     CheckpointError where there is none."""
-    if base is not None:
-        return base
     name = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
     named = name[:200] or "a base that it does not name"
     whole = has_weights(folder)
-    for place in (Path(name), folder / name):
-        if name and os.path.exists(place / "config.json"):  # Path.exists() raises for a name that is too long
-            if whole and not place.samefile(folder):
+    for place in (Path(name), folder / name) if base is None else (base,):
+        # load_model refuses an artifact and an adapter
+        if (name or base) and kind_of(place) in ("checkpoint", "artifact", "adapter"):
+            if os.path.realpath(place) == os.path.realpath(folder):
+                raise CheckpointError(
+                    f"{folder} adapts the model in its own folder: move {CONFIG} and the adapter's weights to another"
+                    f" folder, and name {folder} with gptx merge --base"
+                )
+            if whole and base is None:
                 note(f"{folder} holds a whole model too, which is not read: the adapter is for {place}")
             return place
+    if base is not None:
+        return base
     if whole:
         raise CheckpointError(
             f"{folder} holds a whole model and an adapter for {named}, which is not here:"

@@ -7,12 +7,14 @@ nothing of weights.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gptx.generation_fields import FIELDS
 from gptx.task import FILE as TASK
+from gptx_models.hf_config import head_of
 from gptx_models.tensor_files import read_json, read_text
 from gptx_models.token_ids import IDS, resolve_ids
 from gptx_models.tokenizer_files import TokenizerFiles, quiet, read_tokenizer_folder
@@ -43,11 +45,29 @@ def read_side_files(
     is given a line for each thing that is left out. Raises CheckpointError."""
     if tokenizer is None:
         tokenizer = read_tokenizer_folder(folder, vocab_size, tell=tell)
+    if _adds_token_types(read_json(folder / "config.json"), tokenizer.files):
+        tell(
+            f"{folder}: transformers' pipeline adds the embedding of token 0 to each token's, as this tokenizer gives"
+            " token_type_ids and its GPT-2 takes them; gptx does not. Where the model was trained without them, say"
+            ' "model_input_names": ["input_ids", "attention_mask"] in tokenizer_config.json, and the two agree'
+        )
     return SideFiles(
         tokenizer.files,
         generation_of(folder, tokenizer, vocab_size, tell),
         {name: read_text(folder / name) for name in KEPT if (folder / name).exists()},
     )
+
+
+def _adds_token_types(config: dict[str, Any], files: dict[str, str]) -> bool:
+    """Whether transformers' text-classification pipeline hands token_type_ids to the model, and the model adds the rows of
+    its token embedding that they name. Its generation is called without them."""
+    if config.get("model_type") not in ("gpt2", "openai-gpt") or head_of(config) is None:
+        return False
+    settings = json.loads(files.get("tokenizer_config.json", "{}"))
+    names = settings.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 
 def generation_of(

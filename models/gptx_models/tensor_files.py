@@ -21,7 +21,7 @@ from torch import Tensor
 from gptx import json_files
 from gptx.errors import CheckpointError, shown
 from gptx.folders import LFS_POINTER, lies_inside
-from gptx_models.weights import TensorSource, check_finite, unwrapped
+from gptx_models.weights import TensorSource, check_finite, some, unwrapped
 
 Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them
 STORED: dict[Stored, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,6 +53,7 @@ def open_file(path: Path) -> TensorSource:
 
 
 _STEMS = ("model.safetensors", "pytorch_model.bin")
+_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")  # where weights may be
 
 
 def has_weights(folder: Path) -> bool:
@@ -63,7 +64,7 @@ def has_weights(folder: Path) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the shards that its index names, or the same of pytorch_model.bin."""
     for stem in _STEMS:
-        if (folder / stem).exists():
+        if os.path.lexists(folder / stem):  # a link that leads nowhere is not passed over
             return [folder / stem]
         index = folder / f"{stem}.index.json"
         if index.exists():
@@ -71,20 +72,26 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
                 raise CheckpointError(f"{index} has no weight_map from tensors to files: copy or download it again")
             names = sorted(set(places.values()))
-            missing = [
-                shown(name) for name in names if not os.path.exists(folder / name)
-            ]  # any name, too long ones too
+            missing = [shown(name) for name in names if not os.path.exists(folder / name)]  # too long ones too
             if missing or not names:
-                raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {', '.join(missing)}")
+                raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {some(missing)}")
             if outside := [name for name in names if not lies_inside(folder / name, folder)]:
                 raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
             return [folder / name for name in names]
-    raise CheckpointError(f"{folder} holds no weights: expected model.safetensors or model.safetensors.index.json")
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in _OTHERS)
+    found = f", and found {some(others)}" if others else ""
+    raise CheckpointError(
+        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or an index of such files{found}"
+    )
 
 
 def check_file(path: Path) -> None:
     """Raise CheckpointError where a file is missing, empty, or Git LFS left a pointer instead of it."""
     if not path.is_file():
+        if path.is_symlink() and not os.path.exists(path):
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, which is not there: copy or download it again"
+            )
         raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -119,25 +126,24 @@ def _open_safetensors(path: Path) -> TensorSource:
 
 
 def _open_bin(path: Path) -> TensorSource:
-    tensors = load_torch_file(path)
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"{path} is not a state_dict: expected tensors by name")
-    return of_state_dict(tensors, str(path))
+    return of_state_dict(load_torch_file(path, advice="save it again as safetensors, with PyTorch"), str(path))
 
 
-def of_state_dict(tensors: dict[str, Tensor], where: str) -> TensorSource:
-    """Tensors that PyTorch has opened already, as a TensorSource. Raises CheckpointError for sparse ones and the like."""
-    odd = next((name for name, value in tensors.items() if not _is_plain(value)), None)
-    if odd is not None:
-        raise CheckpointError(f"{where}: {odd} is sparse, nested or without values: save it as a plain tensor")
+def of_state_dict(tensors: Any, where: str) -> TensorSource:
+    """Tensors by name that PyTorch has opened already, as a TensorSource. Raises CheckpointError."""
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{where} is not a state_dict: it holds {shown(tensors)}, expected tensors by name")
+    other = [problem for name, value in tensors.items() if (problem := _no_weight(name, value))]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise CheckpointError(
+            f"{where} is not a state_dict, tensors by name: {', '.join(other[:3])}{more}:"
+            " save the model's own state_dict() with torch.save"
+        )
     _check_not_shared(tensors, where)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     types = {name: _TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")) for name, value in tensors.items()}
     return TensorSource(where, shapes, lambda name: tensors[name].detach(), types)
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and not value.is_nested and not value.is_meta
 
 
 def _check_not_shared(tensors: dict[str, Tensor], where: str) -> None:
@@ -152,8 +158,22 @@ def _check_not_shared(tensors: dict[str, Tensor], where: str) -> None:
         )
 
 
-def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:
-    """What torch.save wrote: tensors and plain values only, unless `allow_pickle`. Raises CheckpointError."""
+def _no_weight(name: Any, value: Any) -> str | None:
+    """Why an entry of a state_dict is no weight; None where it is one."""
+    if not isinstance(name, str):
+        return f"{name!r:.80} is no name"
+    if not isinstance(value, Tensor):
+        return f"{name:.80} is of type {type(value).__name__}"
+    plain = value.layout == torch.strided and not value.is_nested and not value.is_meta
+    return None if plain else f"{name:.80} is sparse, nested or without values"
+
+
+_ALLOW = "read it with --allow-pickle, which runs code from the file"
+
+
+def load_torch_file(path: Path, *, allow_pickle: bool = False, advice: str = _ALLOW) -> Any:
+    """What torch.save wrote: tensors and plain values only, unless `allow_pickle`. `advice`: what to do with a file that
+    holds more and that is trusted. Raises CheckpointError."""
     import pickle
 
     check_file(path)
@@ -162,8 +182,8 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False) -> Any:
     except pickle.UnpicklingError as error:
         first = str(error).replace("\n", " ").split(". ")[0]
         raise CheckpointError(
-            f"{path} holds Python objects beyond tensors and plain values, or is broken ({first}): where you trust "
-            "who wrote it, read it with --allow-pickle, which runs code from the file"
+            f"{path} holds Python objects beyond tensors and plain values, or is broken ({first}): where you trust"
+            f" who wrote it, {advice}"
         ) from error
     except Exception as error:  # what is no pickle can raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0]

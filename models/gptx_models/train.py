@@ -12,7 +12,7 @@ import torch
 
 from gptx.cpu import cpu_name
 from gptx.errors import UsageError
-from gptx.folders import new_folder
+from gptx.folders import check_apart, new_folder
 from gptx.progress import note
 from gptx_models import corpus
 from gptx_models.checkpoint import load_config, load_model, save_checkpoint
@@ -57,10 +57,13 @@ def train(
     check(recipe, world)
     n_ctx = recipe.config(1).n_ctx
     words = None
+    weights = {}
     if start is not None:
         if tokenizer is not None:
             raise UsageError("a start has its own tokenizer: leave --tokenizer out")
+        check_apart(start, out)
         config = _shape_of(start, recipe)
+        weights = load_model(start).state_dict()  # damaged ones are found before a run is begun
         words = words_of(start, config.vocab_size, tell=note if world.is_main else quiet)
     elif tokenizer is not None:
         words = words_of_tokenizer(tokenizer, n_ctx)
@@ -91,7 +94,8 @@ def train(
     torch.manual_seed(recipe.seed)
     gpt = GPT(recipe.config(data.vocab_size) if start is None else _shape_of(start, recipe))
     if start is not None:
-        gpt.load_state_dict(load_model(start).state_dict())
+        gpt.load_state_dict(weights)
+        weights.clear()
     outcome = loop(gpt, _material(data, recipe, n_ctx), recipe, run, world, evaluated=evaluated)
     if world.is_main:
         settle(out, generation={**generation, **recipe.generation}, licence=licence)
@@ -134,8 +138,14 @@ def _prepare(
 
 
 def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:
-    """The start's configuration with the recipe's dropout. UsageError where the recipe is of another shape."""
+    """The start's configuration with the recipe's dropout. UsageError for a start that writes no text, and where the
+    recipe is of another shape."""
     shape = dataclasses.replace(load_config(start), dropout=recipe.config(1).dropout)
+    if shape.n_class:
+        raise UsageError(
+            f"{start} has a classification head in place of a language model's: gptx finetune goes on from it, with"
+            " --task classify --head"
+        )
     found, asked = shape.to_dict(), recipe.config(shape.vocab_size).to_dict()
     other = [f"{name} {found[name]!r} and not {asked[name]!r}" for name in found if found[name] != asked[name]]
     if other:

@@ -24,7 +24,11 @@ from gptx_models.model import GPT
 
 # types that hold a weight only with a scale beside it, or that hold something else
 _NUMBERS = re.compile(r"I\d|U\d|BOOL|F[468]_|C\d|q?u?int|float8|bool|complex")
-_WRAPPERS = ("module.", "base_model.model.")  # DistributedDataParallel, PEFT
+# the embedding's name in a family's file (or the head's), after the names of the wrappers around the model
+# (DistributedDataParallel, PEFT, Lightning, ...)
+_AROUND = re.compile(
+    r"(|.*?\.)(?:transformer\.(?:wte|tokens_embed)|model\.embed_tokens|wte|tokens_embed|embed_tokens|lm_head)\.weight"
+)
 # torch.compile, FSDP and activation checkpointing wrap modules anywhere
 _WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _ADAPTER = re.compile(
@@ -47,13 +51,17 @@ class TensorSource:
 
 
 def unwrapped(source: TensorSource) -> TensorSource:
-    """`source` with the model's own names, without those of wrappers that were around it when it was saved."""
+    """`source` with the model's own names, without those of wrappers that were around it when it was saved.
+
+    A wrapper around the whole model stands before all names, whatever it is called.
+    """
     names = {_WRAPPED.sub("", name): name for name in source.shapes}
     if len(names) < len(source.shapes):
         twice = next(name for name in source.shapes if names[_WRAPPED.sub("", name)] != name)
         raise CheckpointError(f"{source.where}: {twice} is there twice, once as a wrapped module's")
-    while wrapper := next((w for w in _WRAPPERS if names and all(name.startswith(w) for name in names)), None):
-        names = {_WRAPPED.sub("", name.removeprefix(wrapper)): theirs for name, theirs in names.items()}
+    around = {found[1] for name in names if (found := _AROUND.fullmatch(name))}
+    if len(around) == 1 and all(name.startswith(tuple(around)) for name in names):
+        names = {name.removeprefix(*around): theirs for name, theirs in names.items()}
     return replace(
         source,
         shapes={ours: source.shapes[theirs] for ours, theirs in names.items()},
@@ -165,13 +173,11 @@ def check(
     }
     found = {name for name in source.shapes if not re.search(layout.ignored, name)} - {head}
     missing = [name for name in expected if name not in source.shapes]
-    unexpected = sorted(found - set(expected))
+    unexpected, others = sorted(found - set(expected)), []
     if any(name.startswith(layout.prefix) for name in expected) and layout.prefix:
         own = (layout.prefix, "score." if classes else "lm_head.")
         others = [name for name in unexpected if not name.startswith(own)]
         unexpected = [name for name in unexpected if name.startswith(own)]
-        if others and not any(_ADAPTER.search(name) for name in others):
-            note(f"{source.where} holds tensors of another head, which are left out: {_some(others)}")
     wrong = [
         f"{name} is {list(source.shapes[name])} where the configuration says {list(shape)}"
         for name, shape in expected.items()
@@ -180,22 +186,25 @@ def check(
     problems = []
     quantized = [f"{name} is {source.types[name]}" for name in expected if _NUMBERS.match(source.types.get(name, ""))]
     if quantized:
-        problems.append(f"expected weights of 16, 32 or 64 bits in floating point: {_some(quantized)}")
+        problems.append(f"expected weights of 16, 32 or 64 bits in floating point: {some(quantized)}")
     if adapter := [name for name in found if _ADAPTER.search(name)]:
         problems.append(
-            f"they are of PEFT's model with an adapter that was not merged ({_some(sorted(adapter))}): merge it there with"
+            f"they are of PEFT's model with an adapter that was not merged ({some(sorted(adapter))}): merge it there with"
             " merge_and_unload(), and save what that gives"
         )
     elif missing or unexpected:
-        problems += [f"missing tensors: {_some(missing)}"] if missing else []
-        problems += [f"unexpected tensors: {_some(unexpected)}"] if unexpected else []
+        problems += [f"missing tensors: {some(missing)}"] if missing else []
+        problems += [f"unexpected tensors: {some(unexpected)}"] if unexpected else []
     if wrong:
-        problems.append(f"wrong shapes: {_some(wrong)}")
+        problems.append(f"wrong shapes: {some(wrong)}")
     if problems:
         raise CheckpointError(f"{source.where}: the weights do not fit the configuration: {'; '.join(problems)}")
+    if others:
+        note(f"{source.where} holds tensors of another head, which are left out: {some(others)}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of many names, for a message."""
     return ", ".join(names[:_TOLD]) + (f" and {len(names) - _TOLD} more" if len(names) > _TOLD else "")
 
 

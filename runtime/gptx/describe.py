@@ -230,6 +230,9 @@ def _tensors(path: Path) -> dict[str, tuple[list[int], str]]:
     for file in sorted(path.glob("*.safetensors")):
         if file.name == "gptx_reference.safetensors":
             continue
+        if not file.is_file():
+            what = "a link that leads nowhere" if file.is_symlink() else "not a file"
+            raise CheckpointError(f"{file} is {what}: copy or download it again")
         with file.open("rb") as opened:
             start = opened.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 
 from gptx.errors import CheckpointError
 from gptx_models.config import GPTConfig
@@ -35,7 +34,7 @@ def import_nanogpt(
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise CheckpointError(f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args")
     config = _config(checkpoint["model_args"], str(path))
-    source = unwrapped(of_state_dict(_tensors(checkpoint["model"], path), str(path)))
+    source = unwrapped(of_state_dict(checkpoint["model"], str(path)))
     with shown(source) as read:
         model = build(config, LAYOUT, read)
     names = written_names(model, LAYOUT, LAYOUTS[family_of(config)])
@@ -50,14 +49,6 @@ def import_nanogpt(
         return Imported(model, about)
     tell(f"the tokenizer is made from {meta}")
     return Imported(model, about, read_meta(meta, allow_pickle=allow_pickle).files)
-
-
-def _tensors(model: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(model, dict) or not all(
-        isinstance(name, str) and isinstance(v, Tensor) for name, v in model.items()
-    ):
-        raise CheckpointError(f"{path}: model is not a state_dict: expected tensors by name")
-    return model
 
 
 def _config(args: dict[str, Any], where: str) -> GPTConfig:
