@@ -153,15 +153,11 @@ def test_an_adapter_for_the_model_in_its_own_folder(whole: Path, made: tuple[GPT
     torch.testing.assert_close(logits(load_model(tmp_path / "out")), theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("base", "says"), [("{adapter}", "is a LoRA adapter, not a checkpoint"), ("b" * 5000, "not here")]
-)
-def test_bases_that_are_none(base: str, says: str, made: tuple[GPT, Path, Path], tmp_path: Path) -> None:
+def test_a_base_that_is_an_adapter_and_a_folder_of_adapters(made: tuple[GPT, Path, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(made[1], tmp_path / "adapter"))
     path = folder / "adapter_config.json"
-    base = base.format(adapter=made[1])
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
-    with pytest.raises(CheckpointError, match=says):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(made[1])}))
+    with pytest.raises(CheckpointError, match="is a LoRA adapter, not a checkpoint"):
         merge(folder, tmp_path / "out")
     with pytest.raises(CheckpointError, match="has no adapter_config.json, but holds adapters: adapter: name one"):
         merge(tmp_path, tmp_path / "out")
@@ -178,12 +174,12 @@ def test_adapters_of_other_kinds(kind: Any, with_config: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"r": True}, "r is True"), ({"r": 2**70}, "r is .*at most"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-     ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'"), ({"modules_to_save": 5}, "modules_to_save 5")],
+     ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'")],
 )  # fmt: skip
 def test_numbers_that_are_none(changes: dict[str, Any], says: str, with_config: Path, tmp_path: Path) -> None:
     path = with_config / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(CheckpointError, match=f"(adapter_config.json: |does not compute: ){says}"):
+    with pytest.raises(CheckpointError, match=f"adapter_config.json: {says}"):
         merge(with_config, tmp_path / "out")
 
 

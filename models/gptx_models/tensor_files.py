@@ -72,7 +72,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
                 raise CheckpointError(f"{index} has no weight_map from tensors to files: copy or download it again")
             names = sorted(set(places.values()))
-            missing = [shown(name) for name in names if not os.path.exists(folder / name)]  # too long ones too
+            missing = [name[:200] for name in names if not os.path.exists(folder / name)]  # too long ones too
             if missing or not names:
                 raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {some(missing)}")
             if outside := [name for name in names if not lies_inside(folder / name, folder)]:
