@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 import gptx
 from gptx.artifact import Shape
+from gptx.bench.logits import change
 from gptx.compare import Figures, Tally, mean_kl
 from gptx.limits import LIMITS, judge, limits_for
 from gptx.reference import TOP, Reference, compare, summarize
@@ -228,10 +229,11 @@ def test_the_lead_of_a_choice_outside_the_kept_ones_is_that_of_their_last() -> N
     assert found.same_top1 == pytest.approx(89 / 90)
 
 
-def test_windows_of_one_token() -> None:
+def test_windows_of_one_token(tmp_path: Path) -> None:
     """Each has a full position, which is its first and its last."""
     logits, other, _ = pair(n=2)
-    found = summarize([[1], [2]], lambda n: logits[n : n + 1], ([1], []), budget=10**6)
+    summarize([[1], [2]], lambda n: logits[n : n + 1], ([1], []), budget=10**6).save(tmp_path)
+    found = Reference.load(tmp_path, SHAPE)
     assert found.full_positions.tolist() == [0, 1]
     figures = compare(found, lambda window: other[window[0] - 1 :][:1])
     assert figures.max_abs == pytest.approx(np.abs(logits - other).max(), rel=1e-6)
@@ -290,3 +292,4 @@ def test_a_perplexity_beyond_all_floats() -> None:
     tally = Tally()
     tally.add(reference, logits, np.full(4, 3))
     assert tally.figures().perplexity == pytest.approx(np.exp(700.0))
+    assert change(tally)["change"] == pytest.approx(np.exp(700.0))

@@ -206,6 +206,13 @@ def test_the_rarer_filters_as_transformers(
         assert (kept if ids is None else ids[kept]).tolist() == expected
 
 
+def test_typical_p_next_to_1_keeps_all() -> None:
+    """Whichever side of it the sum of all shares falls."""
+    for seed in range(30):
+        weights = np.random.default_rng(seed).random(50).astype(np.float32) + np.float32(0.1)
+        assert typical(weights, np.nextafter(1, 0)).tolist() == list(range(50))
+
+
 def test_the_rarer_filters_take_part_in_a_draw() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     for fields, left in (
@@ -368,6 +375,7 @@ SHAPE = {"n_ctx": 128, "vocab_size": 300}
         ({"min_length": 7, "max_length": 60}, {"min_length": 7, "max_length": 60}),
         ({"max_length": 6000}, {"max_length": 128}),
         ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram_size": 3}),
+        ({"no_repeat_ngram_size": 10**12}, {"no_repeat_ngram_size": 2**31 - 1}),  # genai reads it as an int
         ({"num_beams": 4, "length_penalty": 0.8}, {"num_beams": 4, "length_penalty": 0.8, "early_stopping": False}),
     ],
 )

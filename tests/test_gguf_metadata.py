@@ -244,6 +244,7 @@ def test_tensors_that_are_not_what_they_say(plain: Gguf, tmp_path: Path) -> None
     refused(replace(plain, twice=name), f"has the tensor {name} twice", tmp_path)
     refused(replace(plain, twice="llama.block_count"), "has the key llama.block_count twice", tmp_path)
     refused(replace(plain, shift=8), "begins at 8, which is no multiple of the alignment, 32", tmp_path)
+    refused(replace(plain, tensors={}, alignment=1), "the tensor token_embd.weight is missing", tmp_path)
     refused(replace(plain, n_tensors=2**63), "not a whole GGUF file|twice|not UTF-8|dimensions", tmp_path)
     refused(replace(plain, n_keys=2**63), "not a whole GGUF file|of type|not UTF-8|twice", tmp_path)
 

@@ -53,6 +53,10 @@ ENDS = {
     "an end of a message, of both": (byte_level("<|return|>", "<|calls|>", "<|end|>"), [3, 4]),
     "an end of a message, of Solar": (byte_level("<|flush|>", "<|calls|>", "<|end|>"), [3, 4]),
     "an end of a turn, of Phi": (byte_level("<|endoftext|>", "<|end|>", eos_token_id=3), [3, 4]),
+    "every name that ends a text by itself": (byte_level(
+        "<|eot_id|>", "<|im_end|>", "<|return|>", "<|flush|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+        "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
+        "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["), list(range(3, 21))),
     "of a llama, not named": (pieces(), 2),
     "of a llama, beyond": (pieces(eos_token_id=2**32 - 1, bos_token_id=99), 2),
     "of a llama, another": (pieces("<|im_end|>", eos_token_id=4), [4, 2]),

@@ -321,9 +321,21 @@ def test_hub_by_name(hub: Callable[..., dict[str, str]], theirs: Path, tmp_path:
     about = json.loads((first / "gptx_source.json").read_text())
     assert about["name"] == "org/tiny-gpt2" and about["revision"] == COMMIT and about["licence"] == "mit"
     assert encode(first) == encode(theirs)
+    old = json.loads((tmp_path / "first" / "org" / "old" / "gptx_source.json").read_text())
+    assert old["format"] == "huggingface" and "licence" not in old  # it has no model card
 
     # without the network: what is in the cache, and a sentence for the rest
     said = hub(tmp_path / "second", "org/tiny-gpt2", "org/other", port=9)
     assert said["org/tiny-gpt2"].startswith("wrote") and Hub.asked == []
     assert "http://127.0.0.1:9 cannot be reached: check the network" in said["org/other"]
     assert sorted(p.name for p in (tmp_path / "second" / "org").iterdir()) == ["tiny-gpt2"]
+
+
+@pytest.mark.parametrize(("fault", "says"), [("first line\nsecond line", "first line"), ("", "OSError")])
+def test_a_download_that_fails(fault: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(name: str, **options: object) -> None:
+        raise OSError(fault)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(CheckpointError, match=rf"^downloading org/model failed \({says}\): run it again"):
+        import_checkpoint("org/model", tmp_path / "out")

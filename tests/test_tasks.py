@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 import gptx
 from gptx.errors import PromptError, UsageError
+from gptx.label_scores import label_scores
+from gptx.session import Session
 from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, task_json
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
@@ -100,6 +103,21 @@ def test_labels_that_begin_alike_are_each_as_likely_as_alone(
     for label in labels:
         whole = model.encode(f"{asked} {label}") + ending
         assert found.scores[label] == pytest.approx(sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3)
+
+
+def test_what_labels_have_in_common_is_read_once(model: gptx.Model, monkeypatch: pytest.MonkeyPatch):
+    labels = [[5, 6, 7], [5, 6, 8, 9], [5], [10], [5, 6, 7, 9], [10, 11], [5, 6]]
+    read, feed = [], Session.feed
+
+    def counted(session: Session, rows: list[list[int]], **options: Any) -> Any:
+        read.extend(rows[0])
+        return feed(session, rows, **options)
+
+    monkeypatch.setattr(Session, "feed", counted)
+    with model.session() as session:
+        label_scores(session, [1, 2, 3], labels)
+    beginnings = {tuple(label[:n]) for label in labels for n in range(1, len(label))}
+    assert sorted(read) == sorted([1, 2, 3, *(beginning[-1] for beginning in beginnings)])
 
 
 def test_a_list_is_each_alone(model: gptx.Model):

@@ -178,6 +178,25 @@ def test_as_transformers(name: str, tmp_path: Path) -> None:
             assert ours.decode(ids, skip_special_tokens=skipped) == shown, text
 
 
+@pytest.mark.parametrize(
+    ("wanted", "legacy", "tokens"),
+    [
+        (True, True, "▁the ▁cat </s> ▁the"),
+        (True, False, "▁the ▁cat </s> t h e"),
+        (False, True, "t h e ▁cat </s> t h e"),
+        (False, False, "t h e ▁cat </s> t h e"),
+    ],
+)
+def test_the_space_before_a_llamas_text(wanted: bool, legacy: bool, tokens: str, tmp_path: Path) -> None:
+    """By hand from transformers' LlamaConverter: it asks for a tokenizer.model here. With `legacy` a text
+    begins after each special token."""
+    folder = folder_of(tmp_path / "in", llama, files({**LLAMA, "add_prefix_space": wanted, "legacy": legacy}))
+    read = Tokenizer.from_str(read_tokenizer_folder(folder, VOCABULARY).files["tokenizer.json"])
+    found = read.encode("the cat</s>the", add_special_tokens=False)
+    assert found.tokens == tokens.split()
+    assert read.decode(found.ids, skip_special_tokens=False) == "the cat</s>" + (" the" if wanted and legacy else "the")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_written_files_are_read_as_they_are(name: str, tmp_path: Path) -> None:
     files = read_tokenizer_folder(folder_of(tmp_path / "in", *CASES[name]), VOCABULARY).files

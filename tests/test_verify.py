@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gptx.artifact import read
 from gptx.errors import ArtifactError, GptxError
 from gptx.limits import LIMITS
 from gptx.reference import Reference
-from gptx.verify import Report, measure, verify
+from gptx.verify import Measured, Report, forced_logits, measure, verify
 from gptx.weight_checks import check_weights, graphs_of, rotary_problems
 from tiny_artifact import byte_tokenizer, certify_artifact, refresh, write_artifact
 
@@ -168,6 +169,16 @@ def test_every_type_in_every_place_is_searched(folder: Path, kind: int, stored: 
         manifest = read(folder)
         count, wrong = check_weights(manifest, graphs_of(manifest))
         assert (count, len(wrong)) == (1, int(bad))
+
+
+def test_a_compiled_graph_is_searched_too(folder: Path) -> None:
+    values = numpy_helper.from_array(np.array([np.nan, 1], np.float32), "values")
+    (folder / "compiled").mkdir()
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [values])), folder / "compiled/graph.pb")
+    refresh(folder)
+    manifest = read(folder)
+    _, wrong = check_weights(manifest, graphs_of(manifest))
+    assert wrong == ["'values' of compiled/graph.pb holds 1 NaN values"]
 
 
 def test_a_mask_may_hold_minus_infinity(folder: Path) -> None:
@@ -573,6 +584,28 @@ def test_every_precisions_limits_hold_for_the_context(certified: Path) -> None:
             judged = {row.name: row.ok for row in judge(measured.figures, measured.consistency, limits, bad)}
             assert judged.get(name, False) is False
             assert any(one.startswith("context") for one in judged), precision
+
+
+@pytest.mark.parametrize(("name", "value"), [("mean_abs", np.nan), ("perplexity", np.inf), ("pieces_kl", np.nan)])
+def test_a_figure_without_a_limit_must_be_a_finite_number(
+    certified: Path, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*args: Any) -> Measured:
+        found = measure(*args)
+        if name in found.consistency:
+            return replace(found, consistency={**found.consistency, name: value})
+        return replace(found, figures=replace(found.figures, **{name: value}))
+
+    monkeypatch.setattr("gptx.verify.measure", other)
+    assert failed(verify(certified, threads=1)) == {name}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_short_window_at_the_beginning_of_the_context(certified: Path, length: int) -> None:
+    with gptx.load(certified, threads=1) as model:
+        found = context.logits_at(model, [5, 6, 7][:length], 0)
+        assert found is not None
+        np.testing.assert_allclose(found, forced_logits(model, [5, 6, 7][:length]), atol=1e-4)
 
 
 def test_progress_ends_at_the_whole(certified: Path) -> None:
