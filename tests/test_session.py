@@ -136,19 +136,6 @@ def test_rewind(engine: Engine, expected: np.ndarray) -> None:
     close(session.feed([IDS[:30]])[0], expected[29])
 
 
-def test_rewind_after_so_many_steps_that_the_mask_was_renewed(
-    engine: Engine, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gptx.in_place.MASK_AHEAD", 4)
-    session = Session(engine)
-    session.feed([IDS[:20]])
-    for _ in range(7):
-        session.feed([[3]])
-    session.rewind([20])
-    for n in range(20, 23):
-        close(session.feed([[IDS[n]]])[0], expected[n])
-
-
 def test_rewind_rows(engine: Engine, expected: np.ndarray) -> None:
     session = Session(engine, 2)
     session.feed([IDS[:30], IDS[:12]])

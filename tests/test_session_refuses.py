@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gptx.artifact import read
 from gptx.binding import Binding
+from gptx.cache_memory import check_memory
 from gptx.engine import Engine, open_engine
 from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
 from gptx.growing import Growing
@@ -252,6 +253,20 @@ def test_memory_is_compared_with_what_the_rows_take(
     session.feed([[1], [2], [3]])
     monkeypatch.setattr("gptx.cache_memory.memory", lambda: (None, None))
     Session(engine, 3, size=64)
+
+
+def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 4 that the test before this one counts."""
+    needed = 3 * (64 * 64 + 280 * 4)
+    with pretend_cuda():
+        engine = open_engine(read(artifacts["shared"]), device="cuda", threads=1)
+    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed, 0))
+    check_memory(engine, 3, 64)
+    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed - 1, 0))
+    with pytest.raises(UsageError, match="3 rows of 64 tokens"):
+        check_memory(engine, 3, 64)
 
 
 def test_a_closed_session(engine: Engine) -> None:

@@ -80,7 +80,7 @@ def test_memory_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "{% for i in range(100000) %}{% for j in range(100000) if i < 0 %}{% endfor %}{% endfor %}",
         "{% for i in range(100000) %}{% set x = range(100000) | sort %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-        "{% set b, c = [[1] * 1000] * 100, [[1] * 1000] * 100 %}" + "{% if b == c and 2 in b %}{% endif %}" * 2500,
+        "{% set b, c = [[1] * 1000] * 100, [[1] * 1000] * 100 %}" + "{{ b == c }}{{ [2] in b }}" * 3000,
     ],
 )
 def test_time_is_bounded_in_any_thread(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +97,18 @@ def test_time_is_bounded_in_any_thread(source: str, monkeypatch: pytest.MonkeyPa
     thread.join(60)
     assert said and "ran for more than" in said[0]
     assert int(said[0].split()[-1]) <= 5  # compiling a long one included
+
+
+@pytest.mark.parametrize("comparison", ["b == c", "2 in b", "'x' not in 'y'", "0 < 1 < 2"])
+def test_a_comparison_that_may_take_long_is_a_step(comparison: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(template_limits.Budget, "step", lambda self, size=0: steps.append(size))
+    counts = []
+    for n in (1, 11):
+        steps.clear()
+        render("{% set b = [1] %}{% set c = [1] %}" + f"{{% if {comparison} %}}{{% endif %}}" * n)
+        counts.append(len(steps))
+    assert counts[1] - counts[0] >= 10
 
 
 @pytest.mark.parametrize(

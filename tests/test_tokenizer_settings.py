@@ -115,6 +115,13 @@ CASES: dict[str, tuple[Make, dict[str, Files]]] = {
         byte_level,
         files({**FAST, "additional_special_tokens": CHATML}, {"additional_special_tokens": ["<mark>", flags("<w>")]}),
     ),
+    "tokens of the map that their flags call none": (
+        byte_level,
+        files(
+            FAST,
+            {"bos_token": flags("<w>", special=False), "additional_special_tokens": [flags("<mark>", special=False)]},
+        ),
+    ),
     "additional tokens of the vocabulary": (byte_level, files({**FAST, "additional_special_tokens": ["the"]})),
     "an end that is an additional token too": (
         byte_level,

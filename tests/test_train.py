@@ -63,6 +63,8 @@ def test_trains_and_loads_again(text: Path, tmp_path: Path):
     assert float(sum(every)) / (len(made.val) - 1) == pytest.approx(outcome.val_loss, rel=2e-3)  # that was in bf16
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["do_sample"] is True and generation["eos_token_id"] == made.end
+    special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())
+    assert special == dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     source = json.loads((tmp_path / "out/gptx_source.json").read_text())
     assert source["licence"] == "cc0-1.0" and source["training"]["steps"] == 6 and source["recipe"]["seed"] == 1
     assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "gpt2"

@@ -608,6 +608,15 @@ def test_a_short_window_at_the_beginning_of_the_context(certified: Path, length:
         np.testing.assert_allclose(found, forced_logits(model, [5, 6, 7][:length]), atol=1e-4)
 
 
+def test_a_reference_of_a_context_of_one_token(certified: Path, tmp_path: Path) -> None:
+    shape = read(certified).model
+    values = np.arange(shape.n_logits, dtype=np.float32)[None]
+    one = context.record_context([5], [(1, 0)], lambda window, at: values)
+    replace(Reference.load(certified, shape), context=one).save(tmp_path)
+    found = Reference.load(tmp_path, shape).context
+    assert found is not None and found.windows() == [(slice(0, 1), [5], 0)]
+
+
 def test_progress_ends_at_the_whole(certified: Path) -> None:
     told: list[float] = []
     verify(certified, threads=1, progress=told.append)
