@@ -260,8 +260,8 @@ def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
 ) -> None:
     """Of the 4 that the test before this one counts."""
     needed = 3 * (64 * 64 + 280 * 4)
-    with pretend_cuda():
-        engine = open_engine(read(artifacts["shared"]), device="cuda", threads=1)
+    engine = open_engine(read(artifacts["shared"]), threads=1)
+    monkeypatch.setattr(Engine, "device", "cuda")
     monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed, 0))
     check_memory(engine, 3, 64)
     monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed - 1, 0))
