@@ -115,10 +115,6 @@ CASES: dict[str, tuple[Make, dict[str, Files]]] = {
         byte_level,
         files({**FAST, "additional_special_tokens": CHATML}, {"additional_special_tokens": ["<mark>", flags("<w>")]}),
     ),
-    "tokens of the map without flags": (
-        word_piece,
-        files(BERT, {"eos_token": {"content": "<W>"}, "additional_special_tokens": [{"content": "<Mark>"}]}),
-    ),
     "additional tokens of the vocabulary": (byte_level, files({**FAST, "additional_special_tokens": ["the"]})),
     "an end that is an additional token too": (
         byte_level,

@@ -158,7 +158,7 @@ def _named(tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass) -> tuple[
         where = f"{beside.where}/special_tokens_map.json"
         for role in SPECIAL:
             if role in beside.special:
-                named[role] = _token(beside.special[role], f"{where}: {role}", special=True)
+                named[role] = _token(beside.special[role], f"{where}: {role}")
         more = [token for token in _additional(beside.special, where) if str(token) not in map(str, named[ADDITIONAL])]
         named[ADDITIONAL] = [*named[ADDITIONAL], *more]
         texts = {str(token) for token in _all(named)}
@@ -173,14 +173,12 @@ def _named(tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass) -> tuple[
     }, added
 
 
-def _token(value: Any, what: str, *, special: bool | None = None) -> str | AddedToken | None:
+def _token(value: Any, what: str) -> str | AddedToken | None:
     """A token as the files write it: its text, or an object with its flags."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, dict) and isinstance(value.get("content"), str):
         flags = {name: value[name] for name in _FLAGS if isinstance(value.get(name), bool)}
-        if special is not None:
-            flags["special"] = special
         return AddedToken(value["content"], **flags)
     raise CheckpointError(f"{what} is {value!r:.80}, expected a token's text")
 
@@ -197,7 +195,7 @@ def _additional(fields: Mapping[str, Any], where: str) -> list[Any]:
             continue
         if values is not None and not isinstance(values, list):
             raise CheckpointError(f"{where}: {name} is {values!r:.80}, expected a list of tokens")
-        found += [_token(value, f"{where}: {name}", special=True) for value in values or []]
+        found += [_token(value, f"{where}: {name}") for value in values or []]
     return [token for token in found if token is not None]
 
 
