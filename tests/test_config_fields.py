@@ -68,6 +68,7 @@ OBEYED: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("gpt2", (), {"activation_function": "gelu_fast"}),
     ("gpt2", (), {"activation_function": "gelu_python"}),
     ("gpt2", (), {"reorder_and_upcast_attn": True}),
+    ("gpt2", (), {"scale_attn_by_inverse_layer_idx": None}),
     ("gpt2", ("tie_word_embeddings", "layer_norm_epsilon", "activation_function", "n_inner"), {}),
     ("openai-gpt", ("tie_word_embeddings", "layer_norm_epsilon", "afn"), {}),
     ("llama", ("tie_word_embeddings", "rms_norm_eps", "rope_theta", "num_key_value_heads", "hidden_act", "head_dim"), {}),
@@ -142,6 +143,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"use_sliding_window": True}, "use_sliding_window is True"),
     ("llama", {"sliding_window": 4}, "sliding_window is 4, which a llama does not have"),
     ("gpt2", {"sliding_window": 4}, "sliding_window is 4"),
+    ("gpt2", {"scale_attn_weights": None}, "scale_attn_weights is None"),  # transformers: not scaled
     ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is"),
     ("mistral", {"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "layer_types is"),
     ("mistral", {"sliding_window": 4, "layer_types": ["sliding_attention"]}, "layer_types names 1 layers of 2"),
@@ -165,6 +167,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor is 4.0, exp"),
     ("llama", {"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "rope_scaling is of type None"),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}, "rope_theta": 6.0}, "rope_theta is 6.0,"),
+    ("llama", {"rope_scaling": {"rope_type": "default", "rope_theta": 5.0}}, "rope_theta is 10000.0, and 5.0"),
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     *[("llama", {"rope_theta": theta}, "rope_theta is .*above 0") for theta in (0, -1.0, float("nan"), "1e4", 10**400)],
     *[("llama", {"rms_norm_eps": eps}, "rms_norm_eps is .*at least 0") for eps in (-1e-6, float("inf"), "1e-6", True)],

@@ -57,7 +57,8 @@ def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
 
 
 def test_the_table_has_transformers_fields() -> None:
-    assert set(FIELDS) == set(vars(transformers.GenerationConfig()))
+    of_version_5 = {"top_h"}
+    assert set(FIELDS) == set(vars(transformers.GenerationConfig())) | of_version_5
 
 
 def ends(fields: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +84,8 @@ GREEDY: dict[str, dict[str, Any]] = {
     "several forced": {"forced_eos_token_id": [2, 1], "max_new_tokens": 6},
     "forced at max_length": {"forced_eos_token_id": 0, "max_length": 9, "max_new_tokens": None},
     "max_length": {"max_length": 9, "max_new_tokens": None},
+    "max_length as 9.0": {"max_length": 9.0, "max_new_tokens": None},
+    "max_new_tokens as 5.0": {"max_new_tokens": 5.0},
     "max_length of 20, transformers' default": {"max_length": 20, "max_new_tokens": None},
     "max_new_tokens beats max_length": {"max_length": 5, "max_new_tokens": 8},
     "min_length": {"min_length": 15, "eos_token_id": [A, B, C]},
@@ -137,10 +140,12 @@ def test_forced_bos_as_transformers(pair: tuple[Reference, Model]) -> None:
         {"temperature": 0.0, "top_p": 0.0, "top_k": -1, "min_p": 7.0, "typical_p": -3, "epsilon_cutoff": "a"},
         {"use_cache": False, "prompt_lookup_num_tokens": 3, "renormalize_logits": True, "remove_invalid_values": True},
         {"length_penalty": 2.0, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 1.0, "made_up": []},
+        {"penalty_alpha": -0.6, "top_h": 0.4},
         {"penalty_alpha": 0.6, "top_k": 1, "cache_implementation": "static", "do_sample": None, "stop_strings": None},
         dict.fromkeys(FIELDS),
     ],
-    ids=["only sampling reads them", "another way to the same", "only beams read them", "conditions not met", "null"],
+    ids=["only sampling reads them", "another way to the same", "only beams read them", "not in greedy",
+         "conditions not met", "null"],
 )  # fmt: skip
 def test_what_changes_nothing(pair: tuple[Reference, Model], fields: dict[str, Any]) -> None:
     reference, ours = pair
@@ -235,6 +240,7 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
         ({"num_beams": 3, "length_penalty": 2.0}, {"num_beams", "length_penalty"}),
         ({"do_sample": True, "num_beams": 2, "num_return_sequences": 2}, {"num_beams", "num_return_sequences"}),
         ({"penalty_alpha": 0.6}, {"penalty_alpha"}),
+        ({"do_sample": True, "top_h": 0.4}, {"top_h"}),
         ({"guidance_scale": 1.5}, {"guidance_scale"}),
         ({"watermarking_config": {"bias": 2.0}}, {"watermarking_config"}),
         ({"token_healing": True}, {"token_healing"}),
@@ -269,8 +275,9 @@ def test_every_other_field_is_obeyed_or_without_effect() -> None:
     values |= {"constraints": [1], "force_words_ids": [[1]], "num_return_sequences": 2, "penalty_alpha": 1}
     values |= {"dola_layers": "low", "guidance_scale": 2, "watermarking_config": {}, "token_healing": True}
     values |= {"max_time": 1, "is_assistant": True, "cache_implementation": "quantized"}
+    values |= {"do_sample": True, "top_h": 0.5}
     found = set(unsupported(values)) | set(unsupported({"penalty_alpha": 1}))
-    assert found == named == set(values)
+    assert found == named == set(values) - {"do_sample"}
 
 
 def test_the_command_names_it_in_a_line(tmp_path: Path) -> None:
@@ -366,6 +373,7 @@ SHAPE = {"n_ctx": 128, "vocab_size": 300}
         ({}, {"do_sample": False, "max_length": 128, "min_length": 0, "num_beams": 1, "top_k": 50, "top_p": 1.0}),
         ({"do_sample": True, "top_k": 0}, {"do_sample": True, "top_k": 0, "temperature": 1.0}),
         ({"do_sample": True, "top_k": None}, {"top_k": 0}),
+        ({"do_sample": True, "top_k": 7.0}, {"top_k": 7}),
         ({"do_sample": True, "top_k": 9999}, {"top_k": 300}),  # more than the vocabulary is an error there
         ({"do_sample": True, "temperature": 0.4, "top_p": 0.9}, {"temperature": 0.4, "top_p": 0.9, "top_k": 50}),
         ({"do_sample": True, "top_p": 0.0}, {"do_sample": False}),

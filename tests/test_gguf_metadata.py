@@ -133,6 +133,7 @@ REFUSED: list[tuple[dict[str, Key | None], str]] = [
     ({"attention__scale": (FLOAT, 0.5)}, "attention.scale is 0.5, which gptx's GPT does not compute"),
     ({"attention__causal": (BOOL, False)}, "attention.causal is False"),
     ({"attention__sliding_window": (STRING, "4")}, "attention.sliding_window is '4'"),
+    ({"attention__sliding_window": (UINT32, 4)}, "attention.sliding_window is 4, which llama.cpp does not compute here"),
     ({"attention__sliding_window_pattern": (UINT32, 4)}, "attention.sliding_window_pattern is 4"),
     ({"attention__max_alibi_bias": (FLOAT, 8.0)}, "attention.max_alibi_bias is 8.0"),
     ({"attention__clamp_kqv": (FLOAT, 8.0)}, "attention.clamp_kqv is 8.0"),

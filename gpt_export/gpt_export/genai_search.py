@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
-from gptx.generation_fields import NO_RULES, Rules, unsupported, unsupported_in_words
+from gptx.generation_fields import NO_RULES, Rules, unsupported, unsupported_in_words, whole
 from gptx.options import FROM_FILE, Options, resolve
 from gptx.progress import note
 
@@ -22,7 +22,7 @@ def search(generation: Mapping[str, Any], shape: Mapping[str, Any], *, shared: b
     options = _options(generation)
     sampled, rules = options.temperature > 0, options.rules
     beams = generation["num_beams"] if "num_beams" in unsupported(generation) else 1
-    top_k = generation.get("top_k", 50)
+    top_k = whole(generation.get("top_k", 50))
     values = {
         # top_p 0 leaves the likeliest token alone; genai takes it for none
         "do_sample": sampled and options.top_p > 0,

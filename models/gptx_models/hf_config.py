@@ -131,9 +131,10 @@ class _Fields:
         self.problems += [problem] if problem else []
         return problem is not None
 
-    def expect(self, name: str, expected: Any) -> None:
-        """A field that GPT computes for one value only, which is also Hugging Face's default."""
-        found = self.get(name, expected)
+    def expect(self, name: str, expected: bool, *, null: bool = True) -> None:
+        """A switch that GPT computes for one value only, which is also Hugging Face's default. null: whether a null is
+        that value, too; for transformers it is false."""
+        found = None if not null and name in self.raw and self.raw[name] is None else self.get(name, expected)
         if found != expected:
             self.problems.append(f"{name} is {found!r:.80}, and gptx's GPT computes only {expected!r}")
 
@@ -171,7 +172,7 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def _gpt2(fields: _Fields) -> dict[str, Any]:
-    fields.expect("scale_attn_weights", True)
+    fields.expect("scale_attn_weights", True, null=False)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
     return _gpt2_shape(fields) | {
         "n_inner": fields.size("n_inner", 0),
@@ -261,7 +262,7 @@ def _rope(fields: _Fields) -> tuple[float, dict[str, Any] | None]:
         fields.problems.append(problem)
         theta = 10000.0
     if len(thetas) == 2 and thetas[0] != thetas[1]:
-        fields.problems.append(f"rope_theta is {thetas[1]!r:.80}, and {thetas[0]!r:.80} in rope_parameters")
+        fields.problems.append(f"rope_theta is {thetas[1]!r:.80}, and {thetas[0]!r:.80} among the rope's own fields")
     if given.get("partial_rotary_factor", 1) != 1:
         fields.problems.append(f"partial_rotary_factor is {given['partial_rotary_factor']!r:.80}, expected 1.0")
     given = {name: value for name, value in given.items() if name not in ("rope_theta", "partial_rotary_factor")}

@@ -1,7 +1,8 @@
 """The fields of generation_config.json: which ones gptx obeys, which ones change no text, and which ones it cannot obey.
 
-The fields are those of transformers' GenerationConfig (4.57), the names of the groups are ours. `Rules` holds the obeyed
-fields that are no option of a call: what the artifact asks of the logits. Knows nothing of models or of tokens' text.
+The fields are those of transformers' GenerationConfig (4.57, and top_h of 5), the names of the groups are ours.
+`Rules` holds the obeyed fields that are no option of a call: what the artifact asks of the logits. Knows nothing of
+models or of tokens' text.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FIELDS: dict[str, Role] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty"), "not obeyed"),
     **dict.fromkeys(("early_stopping", "constraints", "force_words_ids", "num_return_sequences"), "not obeyed"),
     **dict.fromkeys(("penalty_alpha", "dola_layers", "guidance_scale", "watermarking_config"), "not obeyed"),
-    **dict.fromkeys(("token_healing", "max_time", "is_assistant", "cache_implementation"), "not obeyed"),
+    **dict.fromkeys(("token_healing", "max_time", "is_assistant", "cache_implementation", "top_h"), "not obeyed"),
     # speed and memory: the same text
     **dict.fromkeys(("use_cache", "cache_config", "return_legacy_cache", "prefill_chunk_size", "low_memory"), "no effect"),
     **dict.fromkeys(("compile_config", "disable_compile", "prompt_lookup_num_tokens"), "no effect"),
@@ -51,6 +52,10 @@ def unsupported(generation: Mapping[str, Any]) -> dict[str, str]:
     def given(name: str, *neutral: Any) -> bool:
         return generation.get(name) is not None and generation[name] not in neutral
 
+    def above(name: str, least: float, absent: Any = None) -> bool:
+        value = generation.get(name, absent)
+        return isinstance(value, int | float) and value > least
+
     beams, sampled = given("num_beams", 1), bool(generation.get("do_sample"))
     found: dict[str, str] = {}
 
@@ -62,10 +67,12 @@ def unsupported(generation: Mapping[str, Any]) -> dict[str, str]:
         neutral = {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0, "length_penalty": 1}
         changed = [name for name in names if given(name, neutral.get(name, False))]
         add("beam search", *changed, *(name for name in ("constraints", "force_words_ids") if given(name)))
-    elif not sampled and given("penalty_alpha", 0) and generation.get("top_k", 50) not in (None, 0, 1):
+    elif not sampled and above("penalty_alpha", 0) and above("top_k", 1, absent=50):
         add("contrastive search", "penalty_alpha")
     if given("num_return_sequences", 1):
         add("several texts for one prompt", "num_return_sequences")
+    if sampled and given("top_h"):
+        add("sampling by a share of the entropy", "top_h")
     if given("dola_layers"):
         add("decoding by contrasting layers", "dola_layers")
     if given("guidance_scale", 1):
@@ -146,7 +153,12 @@ def read_rules(generation: Mapping[str, Any], *, sampled: bool) -> tuple[Rules, 
 def _integer(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
-    return operator.index(value)
+    return operator.index(whole(value))
+
+
+def whole(value: Any) -> Any:
+    """3.0 as 3, which some writers of JSON make of it and which transformers takes as a length; else the value."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _count(value: Any) -> int:

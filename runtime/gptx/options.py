@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, SupportsIndex, TypedDict, TypeGuard
 
 from gptx.errors import UsageError, shown, warn
-from gptx.generation_fields import NO_RULES, Rules, read_rules
+from gptx.generation_fields import NO_RULES, Rules, read_rules, whole
 
 MAX_NEW_TOKENS = 256  # where neither the call nor the artifact says, in generate and gptx run
 TOP_K = 50  # transformers' default where do_sample is true and the file has no top_k
@@ -132,6 +132,7 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     values = {name: generation[name] for name in names if generation.get(name) is not None}
+    values |= {name: whole(value) for name, value in values.items() if name in _COUNTS}
     if generation.get("stop_strings") is not None:
         values["stop"] = generation["stop_strings"]
     if not generation.get("do_sample"):

@@ -203,14 +203,14 @@ def _llama(fields: _Fields, shape: dict[str, Any], tensors: dict[str, StoredTens
     window = fields.get("attention.sliding_window") or 0
     if window and (problem := size_problem("llama.attention.sliding_window", window)):
         fields.problems.append(problem)
-        window = 0
+    elif window and window < shape["n_ctx"]:  # llama.cpp has none in this architecture, Mistral's class has one
+        fields.problems.append(f"llama.attention.sliding_window is {window}, which llama.cpp does not compute here")
     return {
         "n_kv_head": fields.size("attention.head_count_kv", shape["n_head"]),
         "head_dim": head_dim,
         "position": "rope",
         "rope_theta": fields.number("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(fields),
-        "window": window if 0 < window < shape["n_ctx"] else None,
         "activation": "swiglu",
         "norm": "rmsnorm",
         "norm_eps": fields.number("attention.layer_norm_rms_epsilon", low=0.0),
