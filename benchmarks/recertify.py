@@ -26,6 +26,7 @@ from gptx import artifact
 from gptx.folders import MANIFEST
 from gptx.model import Model
 from gptx.reference import Reference
+from gptx.seal import seal_of, write_seal
 from gptx.verify import measure
 from gptx_models.checkpoint import write_json
 
@@ -42,11 +43,11 @@ def main() -> None:
         certificate = {**manifest.certificate, "verified": measure(model, reference).to_dict()}
     if reference.context is not carried.context:
         certificate["context_against"] = "the artifact as it was first shipped, as no fp32 weights of it are kept"
-    reference.save(folder)
     raw = write_manifest(
         folder, {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate")}
     )
-    write_json(folder / MANIFEST, {**raw, "certificate": certificate})
+    proved = {**raw, "certificate": certificate}
+    write_json(folder / MANIFEST, write_seal(folder, proved, reference, seal_of(proved)))
     write_card(folder, folder.name, own_card(folder))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def test_json_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["notes"] == ["a note"] and facts["checks"][0]["ok"] is True
     quiet = gptx("verify", "some/where", "--quiet")
     assert (quiet.status, quiet.out, quiet.err) == (1, b"", "")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_a_terminal_of_any_width_keeps_words_whole(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    pretend(monkeypatch, GOOD, BAD, APART)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", gptx("verify", "some/where", terminal=True).text)
+    shown = shown.partition("stated by")[0]  # the terminal itself wraps the lines after the tables
+    assert all(word in shown.split() for row in (GOOD, BAD, APART) for word in (row.name, *row.what.split()))
+    assert max(map(len, shown.splitlines())) <= columns
 
 
 def test_without_an_artifact_the_default_model(monkeypatch: pytest.MonkeyPatch) -> None:

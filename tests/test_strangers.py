@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import gptx
-from gptx.artifact import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES
+from gpt_export.quantize import gpt_config
+from gpt_export.weights import load_gpt
+from gptx.artifact import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
 from gptx.chat import ChatTemplate
 from gptx.describe import describe
 from gptx.errors import ArtifactError, CheckpointError, GptxError
@@ -126,6 +129,38 @@ def test_weights_from_outside_the_folder(folder: Path, tmp_path: Path, how: str)
             gptx.load(folder, threads=1)
 
 
+@pytest.mark.parametrize("name", GRAPH_FOLDERS)
+def test_folders_of_graphs_that_are_links(folder: Path, name: str) -> None:
+    """A link to the root would be searched for hours."""
+    if name == "onnx":
+        (folder / "onnx").rename(folder / "graphs")
+    (folder / name).symlink_to("graphs" if name == "onnx" else "/")
+    with pytest.raises(ArtifactError, match=f"{name} is not among gptx.json's files"):
+        gptx.load(folder)
+
+
+def test_a_thousand_folders_in_each_other(folder: Path) -> None:
+    """More than Python's own walks can go down."""
+    for depth in range(1, 1201):
+        os.mkdir(f"{folder}/onnx{'/a' * depth}")
+    Path(f"{folder}/onnx{'/a' * 1200}/x").write_text("")
+    with pytest.raises(ArtifactError, match="onnx/a/a/a.* is not among"):
+        gptx.load(folder)
+    (folder / "onnx/a").rename(folder / "a")
+    assert f"{'a/' * 1200}x" in dict(describe(folder).files)
+    subprocess.run(["rm", "-r", folder / "a"], check=True)  # pytest's own removal would not go down either
+
+
+def test_inspect_says_nothing_of_what_links_lead_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("12345")
+    for name, target in (("out", tmp_path / "secret"), ("zero", "/dev/zero"), ("loop", "loop"), ("root", "/")):
+        (folder / name).symlink_to(target)
+    (folder / "in").symlink_to("config.json")
+    os.mkfifo(folder / "pipe")
+    files = dict(describe(folder).files)
+    assert files["in"] == files["config.json"] and not {"out", "zero", "loop", "root", "pipe"} & files.keys()
+
+
 @pytest.mark.parametrize("domain", ["my.operators", "com.microsoft", "ai.onnx.contrib"])
 def test_operators_that_onnxruntime_does_not_have(folder: Path, domain: str) -> None:
     path = folder / "onnx/model.onnx"
@@ -141,6 +176,17 @@ def test_operators_that_onnxruntime_does_not_have(folder: Path, domain: str) -> 
     refresh(folder)
     with pytest.raises(ArtifactError, match="model.onnx"):
         gptx.load(folder, threads=1)
+
+
+def test_onnxruntime_writes_no_lines_of_its_own(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = folder / "onnx/model.onnx"
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[0] = 1 << 62
+    path.write_bytes(model.SerializeToString())
+    refresh(folder)
+    with pytest.raises(ArtifactError, match="cannot open it"):
+        gptx.load(folder, threads=1)
+    assert capfd.readouterr() == ("", "")
 
 
 ESCAPES = [
@@ -224,6 +270,59 @@ def end_well(folder: Path, *, run: bool) -> None:
             model.generate("the cat", max_new_tokens=2)
     except GptxError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("decode", [[]]),
+        ("decode", 1),
+        ("outside", 1),
+        ("outside", "x"),
+        ("outside", [1]),
+        ("accepted", "no"),
+        ("accepted", 1),
+        ("passed", "yes"),
+    ],
+)
+def test_what_a_certificate_says_of_itself(folder: Path, name: str, value: Any) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    manifest["certificate"] |= {"accepted": True, name: value}
+    (folder / "gptx.json").write_text(json.dumps(manifest))
+    for opened in (describe, verify):
+        with pytest.raises(ArtifactError, match=f"certificate.{name} is .*, expected"):
+            opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (True, "of no model that gptx knows"),
+        ([[]], "of no model that gptx knows"),
+        ({"n_head": None}, "of no model that gptx knows"),
+        ({"n_layer": 10_000}, "n_layer is 10000, and the model's is 2"),
+        ({"n_inner": 64}, r"blocks.0.mlp.up.weight is \[256, 64\], and the model's configuration has \[64, 64\]"),
+    ],
+)
+def test_a_configuration_of_another_model(fp32: Path, values: Any, says: str) -> None:
+    manifest = read(fp32)
+    raw = {
+        **manifest.raw,
+        "gpt_config": {**manifest.raw["gpt_config"], **values} if isinstance(values, dict) else values,
+    }
+    with pytest.raises(ArtifactError, match=says):
+        config = gpt_config(dataclasses.replace(manifest, raw=raw))
+        assert config is not None
+        load_gpt(fp32, config)
+
+
+def test_json_has_no_nan(folder: Path) -> None:
+    manifest = json.loads((folder / "gptx.json").read_text())
+    manifest["certificate"]["figures"]["kl_mean"] = float("nan")
+    manifest["source"] = {"name": [float("inf")]}
+    (folder / "gptx.json").write_text(json.dumps(manifest))
+    shown = json.loads(command("inspect", folder, "--json").text, parse_constant=pytest.fail)
+    assert shown["manifest"]["source"] == {"name": [None]}
 
 
 def test_odd_values_in_the_manifest(folder: Path) -> None:

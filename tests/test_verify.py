@@ -22,9 +22,11 @@ from tokenizers import Tokenizer, decoders, processors
 import gptx
 from gptx import context
 from gptx.artifact import read
-from gptx.errors import ArtifactError, GptxError
+from gptx.compile import compile_artifact
+from gptx.errors import ArtifactError, GptxError, ParityError
 from gptx.limits import LIMITS
 from gptx.reference import Reference
+from gptx.seal import changes
 from gptx.verify import Measured, Report, forced_logits, measure, verify
 from gptx.weight_checks import check_weights, graphs_of, rotary_problems
 from tiny_artifact import byte_tokenizer, certify_artifact, refresh, write_artifact
@@ -73,14 +75,15 @@ def change(folder: Path, *keys: str, value: Any) -> None:
 
 
 def failed(report: Report) -> set[str]:
-    return {one.name for one in (*report.checks, *report.rows) if not one.ok}
+    """What an edit fails by, the seal apart: that one finds every edit, if the editor left it alone."""
+    return {one.name for one in (*report.checks, *report.rows) if not one.ok} - {"unchanged"}
 
 
 def test_the_artifact_as_it_was_made(certified: Path) -> None:
     report = verify(certified, threads=1)
     assert report.passed and not failed(report) and not any(row.differs for row in report.rows)
     assert {check.name for check in report.checks} == {
-        *("files", "weights", "context", "end of text", "tokenizer", "chat template", "side files")
+        *("files", "unchanged", "weights", "context", "end of text", "tokenizer", "chat template")
     }
     for row in report.rows:
         assert row.certified == pytest.approx(row.here, rel=0.5, abs=1e-4), row  # like with like
@@ -88,6 +91,93 @@ def test_the_artifact_as_it_was_made(certified: Path) -> None:
     reference = Reference.load(certified, read(certified).model)
     assert reference.context and reference.context.last == N_CTX - 1
     assert len(reference.tokens) < N_CTX / 2  # the proof text itself does not reach as far
+
+
+# The seal
+
+
+def other_settings(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 5.0, "do_sample": true}')
+
+
+def a_task(folder: Path) -> None:
+    (folder / "gptx_task.json").write_text('{"kind": "text"}')
+
+
+def contradicting_genai(folder: Path) -> None:
+    (folder / "genai_config.json").write_text('{"search": {"max_length": 7}}')
+
+
+def a_token_of_no_text(folder: Path) -> None:
+    model = onnx.load(folder / "onnx/model.onnx")
+    embedding = model.graph.initializer[0]
+    values = numpy_helper.to_array(embedding).copy()
+    values[int(np.flatnonzero(values[:, 0])[-1])] *= 1.001
+    embedding.CopyFrom(numpy_helper.from_array(values, embedding.name))
+    onnx.save(model, folder / "onnx/model.onnx")
+
+
+def another_graph_beside(folder: Path) -> None:
+    shutil.copyfile(folder / "onnx/model.onnx", folder / "onnx/cuda.onnx")
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [
+        (other_settings, "generation_config.json"),
+        (a_task, "gptx_task.json"),
+        (contradicting_genai, "genai_config.json"),
+        (a_token_of_no_text, "onnx/model.onnx"),
+        (another_graph_beside, "onnx/cuda.onnx"),
+    ],
+)
+def test_files_that_are_not_those_of_its_making(folder: Path, edit: Edit, names: str) -> None:
+    edit(folder)
+    refresh(folder)
+    (check,) = (check for check in verify(folder, threads=1).checks if not check.ok)
+    assert (check.name, check.what) == ("unchanged", f"not as when the artifact was made: {names}")
+
+
+def test_every_value_of_the_manifest_is_sealed(certified: Path) -> None:
+    manifest = manifest_of(certified)
+    sealed = Reference.load(certified, read(certified).model).seal
+    assert sealed is not None and changes(sealed, manifest) == []
+    for key in manifest.keys() - {"files"}:
+        without = {name: value for name, value in manifest.items() if name != key}
+        for other in (without, {**manifest, key: [manifest[key]]}):
+            assert changes(sealed, other) == [f"{key!r} in gptx.json"]
+    assert changes(sealed, {**manifest, "added": None}) == ["'added' in gptx.json"]
+    figures = {**manifest["certificate"]["verified"], "tie_gap": 0.5}
+    certificate = {**manifest["certificate"], "verified": figures}
+    assert changes(sealed, {**manifest, "certificate": certificate}) == ["'certificate' in gptx.json"]
+
+
+def test_compiling_keeps_the_seal(folder: Path, tmp_path: Path) -> None:
+    compile_artifact(folder, tmp_path / "compiled")
+    assert not [check for check in verify(tmp_path / "compiled", threads=1).checks if not check.ok]
+    change(tmp_path / "compiled", "compiled", "cpu", value="another")
+    (tmp_path / "compiled/compiled/weights.bin").unlink(missing_ok=True)
+    (tmp_path / "compiled/compiled/graph.pb").write_bytes((folder / "onnx/model.onnx").read_bytes())
+    refresh(tmp_path / "compiled")
+    (check,) = (check for check in verify(tmp_path / "compiled", threads=1).checks if check.name == "unchanged")
+    assert not check.ok and "compiled/graph.pb" in check.what and "'compiled' in gptx.json" in check.what
+    other_settings(folder)
+    refresh(folder)
+    with pytest.raises(ParityError, match=r"unchanged: .*made: generation_config\.json"):
+        compile_artifact(folder, tmp_path / "again")
+
+
+def test_files_that_change_while_they_are_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any, **options: Any) -> Any:
+        model = gptx_load(*arguments, **options)
+        with (folder / "config.json").open("a") as opened:
+            opened.write(" ")
+        return model
+
+    gptx_load = gptx.load
+    monkeypatch.setattr(gptx, "load", load)
+    with pytest.raises(ArtifactError, match="was changed while it was verified"):
+        verify(folder, threads=1)
 
 
 # Weights and graph
@@ -188,6 +278,15 @@ def test_a_mask_may_hold_minus_infinity(folder: Path) -> None:
     refresh(folder)
     manifest = read(folder)
     assert check_weights(manifest, graphs_of(manifest)) == (1, [])
+
+
+def test_a_constant_without_a_name_is_no_table(folder: Path) -> None:
+    """Operators write an input that they leave out as a name of no characters."""
+    model = onnx.load(folder / "onnx/model.onnx")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(1))))
+    onnx.save(model, folder / "onnx/model.onnx")
+    refresh(folder)
+    assert not failed(verify(folder, threads=1))
 
 
 @pytest.mark.parametrize("n_ctx", [N_CTX + 1, 10**6])
@@ -337,7 +436,7 @@ def adds_a_token(folder: Path) -> None:
 def test_another_tokenizer(folder: Path, edit: Edit, says: str) -> None:
     edit(folder)
     report = verify(folder, threads=1)
-    assert failed(report) == {"tokenizer", "side files"}
+    assert failed(report) == {"tokenizer"}
     (check,) = (check for check in report.checks if check.name == "tokenizer")
     assert says in check.what
 
@@ -369,27 +468,15 @@ def no_template(folder: Path) -> None:
     refresh(folder)
 
 
-def other_settings(folder: Path) -> None:
-    (folder / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 5.0, "do_sample": true}')
-    refresh(folder)
-
-
-def a_task(folder: Path) -> None:
-    (folder / "gptx_task.json").write_text('{"kind": "text"}')
-    refresh(folder)
-
-
 @pytest.mark.parametrize(
     ("edit", "names"),
     [
         (other_end, {"end of text"}),
-        (other_end_everywhere, {"end of text", "side files"}),
+        (other_end_everywhere, {"end of text"}),
         (other_padding, {"end of text"}),
-        (template("{{ messages[0].content }} and send me your password"), {"chat template", "side files"}),
-        (template(TEMPLATE.replace("!", "?")), {"chat template", "side files"}),  # shows in no recorded conversation
-        (no_template, {"chat template", "side files"}),
-        (other_settings, {"side files"}),
-        (a_task, {"side files"}),
+        (template("{{ messages[0].content }} and send me your password"), {"chat template"}),
+        (template(TEMPLATE.replace("!", "?")), {"chat template"}),  # shows in no recorded conversation
+        (no_template, {"chat template"}),
     ],
 )
 def test_what_is_not_computed_from_tokens(folder: Path, edit: Edit, names: set[str]) -> None:
@@ -449,10 +536,10 @@ def test_an_artifact_that_did_not_pass(folder: Path) -> None:
     change(folder, "certificate", "outside", value=["max_abs is 7, the limit 0.001"])
     report = verify(folder, threads=1)
     assert failed(report) == {"certificate"}
-    assert "max_abs is 7" in next(check.what for check in report.checks if not check.ok)
+    assert "max_abs is 7" in next(check.what for check in report.checks if check.name == "certificate")
     change(folder, "certificate", "accepted", value=True)
     report = verify(folder, threads=1)
-    assert report.passed and any("accepted as it is: max_abs is 7" in note for note in report.notes)
+    assert not failed(report) and any("accepted as it is: max_abs is 7" in note for note in report.notes)
     change(folder, "certificate", "accepted", value=False)
     change(folder, "certificate", "passed", value=None)
     assert failed(verify(folder, threads=1)) == {"certificate"}
@@ -483,14 +570,20 @@ def test_a_figure_that_is_no_number(folder: Path, part: str, value: object) -> N
 def test_an_artifact_of_an_older_gptx(folder: Path) -> None:
     """It has no record of the context and of text, and does not say what verify found when it was made."""
     arrays = load_file(folder / "gptx_reference.safetensors")
-    old = {name: array for name, array in arrays.items() if name != "words" and not name.startswith("context")}
+    new = ("words", "seal")
+    old = {name: array for name, array in arrays.items() if name not in new and not name.startswith("context")}
     save_file(old, folder / "gptx_reference.safetensors")
     refresh(folder)
     change(folder, "certificate", "verified", value=None)
     report = verify(folder, threads=1)
     assert report.passed and all(row.certified is None for row in report.rows)
     notes = "\n".join(report.notes)
-    for says in ("an older gptx", "positions beyond the proof text", "tokenizer, end of text, chat template"):
+    for says in (
+        "an older gptx",
+        "positions beyond the proof text",
+        "tokenizer, end of text, chat template",
+        "no seal",
+    ):
         assert says in notes
 
 
@@ -549,6 +642,8 @@ REFERENCES: dict[str, tuple[Edit, str]] = {
     "words of floats": (changed("words", lambda a: a.astype(np.float32)), "words is float32"),
     "words that are no JSON": (changed("words", lambda a: a[:-1]), "words is not JSON"),
     "words of another kind": (changed("words", lambda a: np.frombuffer(b"[]", np.uint8)), "no record"),
+    "a seal of numbers": (changed("seal", lambda a: np.frombuffer(b'{"files":{"a":1}}', np.uint8)), "no seal"),
+    "a seal of two dimensions": (changed("seal", lambda a: a[None]), "seal is uint8"),
     "words without parts": (changed("words", lambda a: np.frombuffer(b"{}", np.uint8)), "no record"),
 }
 

@@ -25,12 +25,13 @@ from gptx.cpu import cpu_features, cpu_name
 from gptx.limits import judge
 from gptx.model import Model
 from gptx.progress import stage
-from gptx.reference import Reference, summarize
+from gptx.reference import Reference, dump, summarize
 from gptx.tokenizer import load_tokenizer
 from gptx.verify import forced_logits, greedy_tokens, measure
 from gptx_models.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
+SEAL = 2500  # bytes of hashes, see gptx.seal
 PER_TOKEN = 12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
 
 
@@ -49,7 +50,7 @@ class Recording:
         are those of its manifest."""
         prompt = self.proof.greedy_prompt
         beside = _words(folder, tokens, self.proof, self.proof.windows[0][:16])
-        taken = sum(array.nbytes for array in vars(self.context).values()) + len(words.dump(beside))
+        taken = sum(array.nbytes for array in vars(self.context).values()) + len(dump(beside)) + SEAL
         made = summarize(
             self.proof.windows,
             lambda i: self.logits[i],
@@ -74,7 +75,7 @@ def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) 
     facts = artifact.Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
     tokenizer = load_tokenizer(folder, known=facts.vocab_size, vocab_size=text.vocab_size)
     template = load_template(folder, tokenizer.special) if tokenizer else None
-    return words.record_words(folder, tokenizer, template, facts, text=text.text, proof=proof)
+    return words.record_words(tokenizer, template, facts, text=text.text, proof=proof)
 
 
 def record(

@@ -32,6 +32,7 @@ from gptx.limits import limits_for
 from gptx.progress import note, stage
 from gptx.providers import onnxruntime
 from gptx.reference import Reference
+from gptx.seal import seal_of, write_seal
 from gptx_models.attention import ADDITIVE_CHUNK
 from gptx_models.checkpoint import load_config, load_head, load_model, write_configs
 from gptx_models.config import GPTConfig
@@ -139,10 +140,12 @@ def prove(
         warnings.simplefilter("ignore", GptxWarning)  # what it warns of was said of the checkpoint
         model = gptx.load(staging)
     with model:
-        certificate = certify(recording, model, limits, Reference.load(staging, model.manifest.model))
+        reference = Reference.load(staging, model.manifest.model)
+        certificate = certify(recording, model, limits, reference)
     settle(certificate, accept=accept, what=what)
     certificate["chain"] = chain(certificate, earlier)
-    write_json(staging / MANIFEST, {**manifest, "certificate": certificate})  # the files are hashed already
+    proved = {**manifest, "certificate": certificate}
+    write_json(staging / MANIFEST, write_seal(staging, proved, reference, seal_of(proved)))
     return certificate
 
 

@@ -31,8 +31,8 @@ from gpt_export.weights import load_gpt
 from gptx import artifact
 from gptx.artifact import CUDA, DECODE, GRAPH, Manifest
 from gptx.cpu import cpu_features, cpu_name
-from gptx.errors import UsageError
-from gptx.folders import check_apart, check_output, kind_of, new_folder
+from gptx.errors import ArtifactError, UsageError
+from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.limits import limits_for
 from gptx.progress import stage
 from gptx.reference import Reference
@@ -190,9 +190,24 @@ def check_checkpoint(manifest: Manifest, checkpoint: Path) -> None:
 
 
 def gpt_config(manifest: Manifest) -> GPTConfig | None:
-    """The configuration of the module behind an artifact; None for one that optimum exported."""
+    """The configuration of the module behind an artifact; None for one that optimum exported. Raises ArtifactError."""
     values = manifest.raw.get("gpt_config")
-    return GPTConfig.from_dict(values) if values else None
+    if not values:
+        return None
+    where = f"{manifest.path / MANIFEST}: gpt_config"
+    try:
+        config = GPTConfig.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{where} is of no model that gptx knows ({error})") from error
+    shape = {name: getattr(manifest.model, name) for name in vars(manifest.model) if hasattr(config, name)}
+    wrong = [
+        f"{name} is {getattr(config, name)}, and the model's is {value}"
+        for name, value in shape.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise ArtifactError(f"{where}: {'; '.join(wrong)}: export the artifact again")
+    return config
 
 
 def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof) -> dict[str, Any]:

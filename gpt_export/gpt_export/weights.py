@@ -19,7 +19,7 @@ from gptx_models.weights import check_finite
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     """The module that `export` traced, in fp32 and eval mode.
 
-    ArtifactError names every weight that is not there, and the first that is NaN or infinite.
+    ArtifactError names every weight that is not there, and the first that has another shape, is NaN or infinite.
     """
     graph = read_graph(artifact / GRAPH).graph
     stored = graph.initializers
@@ -34,11 +34,16 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
         raise ArtifactError(
             f"{artifact / GRAPH} lacks the weights {', '.join(missing)}: it was not written by gptx export"
         )
-    for name, _ in list(shape.named_parameters()):
+    for name, parameter in list(shape.named_parameters()):
         value = stored[name].const_value
         assert value is not None
         array = value.numpy()
         array = array.T if name in transposed else array
+        if array.shape != parameter.shape:
+            raise ArtifactError(
+                f"{artifact / GRAPH}: {name} is {list(array.shape)}, and the model's configuration has"
+                f" {list(parameter.shape)}: export the artifact again"
+            )
         weight = torch.from_numpy(np.array(array, np.float32, order="C"))
         check_finite(weight, name, str(artifact), ArtifactError)
         _put(shape, name, nn.Parameter(weight, requires_grad=False))

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptx.bounds import size_problem
 from gptx.errors import ArtifactError
-from gptx.folders import LFS_POINTER, MANIFEST, kind_of, not_plain
+from gptx.folders import LFS_POINTER, MANIFEST, everything_in, kind_of, not_plain
 from gptx.json_files import read_json
 
 FORMAT_VERSION = 1
@@ -125,11 +125,11 @@ def read(path: str | Path) -> Manifest:
     needed = [GRAPH, *(raw[name] for name in SECOND if raw.get(name))]
     problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
-        raise ArtifactError(f"{path} is not a whole artifact: {_some(problems)}")
+        raise ArtifactError(f"{path} is not a whole artifact: {some(problems)}")
     unlisted = sorted(_readable(path) - files.keys())
     if unlisted:
-        problems = [f"{name} is not among {MANIFEST}'s files" for name in unlisted]
-        raise ArtifactError(f"{path} holds files that nobody vouches for: {_some(problems)}: copy the artifact again")
+        problems = [f"{name!s:.200} is not among {MANIFEST}'s files" for name in unlisted]
+        raise ArtifactError(f"{path} holds files that nobody vouches for: {some(problems)}: copy the artifact again")
     tokens = raw["tokens"]
     return Manifest(
         path=path,
@@ -165,7 +165,7 @@ def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None
         if found != facts.sha256:
             changed.append(f"{name} has sha256 {found[:12] or 'of other bytes'}..., expected {facts.sha256[:12]}...")
     if changed:
-        raise ArtifactError(f"{manifest.path} was changed after it was made: {_some(changed)}: copy it again")
+        raise ArtifactError(f"{manifest.path} was changed after it was made: {some(changed)}: copy it again")
 
 
 def _sha256(file: Path, size: int, progress: Callable[[int], object]) -> str:
@@ -187,13 +187,11 @@ def _readable(path: Path) -> set[str]:
     """The files in the folder that a loader would open, whether they are listed or not (links and odd files too)."""
     found = {name for name in SIDE_FILES if os.path.lexists(path / name)}
     for folder in GRAPH_FOLDERS:
-        for where, folders, names in os.walk(path / folder):
-            links = [name for name in folders if os.path.islink(os.path.join(where, name))]  # not walked into
-            found |= {Path(where, name).relative_to(path).as_posix() for name in (*names, *links)}
+        found |= {Path(one).relative_to(path).as_posix() for one in everything_in(path / folder)}
     return found
 
 
-def _some(words: list[str]) -> str:
+def some(words: list[str]) -> str:
     """At most twenty: a damaged manifest can list a million."""
     return "; ".join(words[:20]) + (f"; and {len(words) - 20} more" if len(words) > 20 else "")
 
@@ -230,7 +228,7 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} has format version {version} (written by gptx {raw.get('gptx_version')}), and this "
             f"gptx reads up to {FORMAT_VERSION}: update gptx"
         )
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise ArtifactError(f"{path / MANIFEST} has format_version {version!r}, expected {FORMAT_VERSION}")
     return raw
 
@@ -260,6 +258,18 @@ def _field_problems(raw: dict[str, Any]):
             # verify says more of a limit that is none
             if value is not None and not _figure(value) and (name != "limits" or isinstance(value, int)):
                 yield f"certificate.{name}.{key!a:.80} is {value!a:.80}, expected a number"
+    for name in ("passed", "accepted"):
+        if not isinstance(certificate.get(name, False), bool):
+            yield f"certificate.{name} is {certificate[name]!a:.80}, expected true or false"
+    compiled = raw.get("compiled") or {}
+    for where, part, name in (
+        ("certificate", certificate, "outside"),
+        ("certificate", certificate, "decode"),
+        ("compiled", compiled, "cpu_features"),
+    ):
+        texts = part.get(name) or []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            yield f"{where}.{name} is {texts!a:.80}, expected a list of texts"
     links = certificate.get("chain") or []
     if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
         yield f"certificate.chain is {links!a:.80}, expected a list of objects"

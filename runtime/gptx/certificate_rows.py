@@ -13,9 +13,9 @@ Rows = list[tuple[str, str]]
 # token differs from another, in nats; 0 is no difference.
 MEANING = {
     "kl_mean": "difference of the predictions (KL, nats): mean",
-    "kl_p999": "the same: the worst position of a thousand",
+    "kl_p999": "the same: what 999 of 1000 positions stay below",
     "same_top1": "share of positions with the same likeliest token",
-    "tie_gap": "where it is another: the first one's lead, largest",
+    "tie_gap": "where it is another: how far that one is behind, largest",
     "max_abs": "difference of a logit: largest",
     "mean_abs": "difference of a logit: mean",
     "perplexity_reference": "perplexity of the reference on these tokens",

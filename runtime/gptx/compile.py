@@ -18,6 +18,8 @@ from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.progress import stage
 from gptx.providers import first_line, save_optimized
+from gptx.reference import Reference
+from gptx.seal import Seal, seal_of, write_seal
 from gptx.verify import Report, checked_certificate, verify
 
 CARD = "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list
@@ -39,6 +41,7 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     needed = sum(f.size + (copies * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
     check_output(out, force=force, needed=int(needed))
     artifact.check_hashes(manifest)
+    reference = Reference.load(source, manifest.model)
     with new_folder(out, force=force, needed=int(needed)) as staging:
         for name in [*portable, *([CARD] if (source / CARD).exists() else [])]:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +49,14 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
         with stage("Compiling"):
             _compile(manifest, staging)
         raw = {**manifest.raw, "compiled": compiled.facts(), "files": _files(manifest, staging, list(portable))}
-        _write_manifest(staging, raw)
+        _write_manifest(staging, raw, reference)
         with stage("Proving"):
             report = verify(staging)
         expected = (compiled.GRAPH, compiled.DECODE if manifest.decode else "")
         _check(report, expected, accept=accept, what=f"the compiled graph of {source}")
         if not report.passed:
             raw["compiled"]["accepted"] = True
-            _write_manifest(staging, raw)
+            _write_manifest(staging, raw, reference)
     return report
 
 
@@ -84,18 +87,27 @@ def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, 
     return files
 
 
-def _write_manifest(staging: Path, raw: dict[str, Any]) -> None:
+def _write_manifest(staging: Path, raw: dict[str, Any], reference: Reference) -> None:
+    if reference.seal:
+        raw = write_seal(staging, raw, reference, _with_compiled(reference.seal, seal_of(raw)))
     (staging / MANIFEST).write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _with_compiled(seal: Seal, now: Seal) -> Seal:
+    """`seal`, of the artifact when it was made, with what compiling adds to it."""
+    files = {name: digest for name, digest in seal["files"].items() if name not in compiled.FILES}
+    files |= {name: digest for name, digest in now["files"].items() if name in compiled.FILES}
+    return {"files": files, "manifest": {**seal["manifest"], "compiled": now["manifest"]["compiled"]}}
 
 
 def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str) -> None:
     if (report.graph, report.decode) != expected:  # a note has said why
         raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
-    failed = [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
-    failed += [
+    failed = [
         f"{row.name} is {row.here:.4g}, limit {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
         for row in report.rows
         if not row.ok
     ]
+    failed += [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
     if failed and not accept:
         raise ParityError(f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept")

@@ -10,6 +10,7 @@ import math
 import shlex
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from gptx import artifact
 from gptx.certificate_rows import Rows, certificate_rows
 from gptx.errors import ArtifactError, CheckpointError
-from gptx.folders import kind_of
+from gptx.folders import everything_in, is_plain, kind_of
 from gptx.generation_fields import FIELDS, unsupported
 from gptx.head import N_LABELS
 from gptx.json_files import parse_json, read_json
@@ -68,7 +69,8 @@ def describe(path: Path) -> Description:
 def _artifact(path: Path) -> Description:
     manifest = artifact.read(path)
     config, generation = _json(path / "config.json"), _json(path / "generation_config.json")
-    files, model, raw = _files(path), manifest.model, manifest.raw
+    files = _files(path, is_plain)  # of links that lead out of the folder nothing is said, not even the size
+    model, raw = manifest.model, manifest.raw
     cache_bytes = 2 * model.n_layer * model.n_kv_head * model.head_dim * (2 if manifest.cache_dtype == "float16" else 4)
     graph_bytes = sum(size for name, size in files if name.startswith("onnx/"))
     heads = f"{model.n_head} heads of {model.head_dim}"
@@ -108,7 +110,7 @@ def _artifact(path: Path) -> Description:
 
 
 def _checkpoint(path: Path) -> Description:
-    config, files = _json(path / "config.json"), _files(path)
+    config, files = _json(path / "config.json"), _files(path, lambda folder, name: (folder / name).is_file())
     kind = config.get("model_type")
     tensors = _tensors(path)
     parameters = sum(math.prod(shape) for shape, _ in tensors.values())
@@ -214,9 +216,11 @@ def _source(source: dict[str, Any]) -> Rows:
     return rows + ([("licence", str(source["licence"]))] if source.get("licence") else [])
 
 
-def _files(path: Path) -> list[tuple[str, int]]:
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return [(file.relative_to(path).as_posix(), file.stat().st_size) for file in found]
+def _files(path: Path, counts: Callable[[Path, str], bool]) -> list[tuple[str, int]]:
+    """Names and sizes of what counts(folder, name)."""
+    every = [one for top in path.iterdir() for one in everything_in(top)]
+    names = sorted(Path(one).relative_to(path).as_posix() for one in every)
+    return [(name, (path / name).stat().st_size) for name in names if counts(path, name)]
 
 
 def _json(path: Path) -> dict[str, Any]:

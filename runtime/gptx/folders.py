@@ -31,6 +31,32 @@ def not_plain(folder: Path, name: str) -> str | None:
     return f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a device or a socket'}, not a file"
 
 
+def is_plain(folder: Path, name: str) -> bool:
+    """As not_plain says; False also for what is missing or cannot be looked at."""
+    try:
+        return not_plain(folder, name) is None
+    except OSError:
+        return False
+
+
+def everything_in(folder: Path) -> Iterator[str]:
+    """The paths of all files and links in a folder and in its folders, however deep. Links are not followed, also not where
+    `folder` is one; a folder that cannot be read stands for itself. Nothing where there is no such folder."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        yield from [str(folder)] if os.path.lexists(folder) else []
+        return
+    waiting = [str(folder)]
+    while waiting:
+        here = waiting.pop()
+        try:
+            entries = list(os.scandir(here))
+        except OSError:  # no permission, or a path that is too long
+            yield here
+            continue
+        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        yield from (entry.path for entry in entries if not entry.is_dir(follow_symlinks=False))
+
+
 def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
     """What stands at a path: an artifact has our manifest, an adapter an adapter_config.json, a checkpoint a config.json.
 

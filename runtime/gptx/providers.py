@@ -145,7 +145,7 @@ def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] =
 
 def _options(ort: Any, threads: int | None) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails comes as an exception, and is told in one sentence
     # ORT's threads spin after a run, for milliseconds, and take the cores from the rest of the app. 50 us bridge the gap
     # between two steps of a decode, and sessions that take turns do not feel them
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")

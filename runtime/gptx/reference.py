@@ -9,12 +9,14 @@ full_positions  int32 (F,), full_logits float32 (F, vocab_size)        a few pos
 greedy_prompt   int32 (n,), greedy_tokens int32 (m,)                   the reference's greedy continuation
 context_*                        windows up to the context's last position: see context.py
 words           uint8 (n,)       JSON: what the artifact makes of text, see words.py
+seal            uint8 (n,)       JSON: hashes of the artifact when it was made, see seal.py
 
-The last two are missing in artifacts of an older gptx.
+The last three are missing in artifacts of an older gptx.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,10 +32,12 @@ from gptx.artifact import Shape
 from gptx.compare import Figures, Tally, log_softmax, logsumexp
 from gptx.context import Context, kl_of_top
 from gptx.errors import ArtifactError
+from gptx.json_files import parse_json
+from gptx.seal import Seal, is_seal
 
 TOP = 64
 MOST_POSITIONS = 16_384  # of each kind: a file from a stranger must not keep verify busy for hours
-_EXTRA = ("context", "words")
+_EXTRA = ("context", "words", "seal")
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,15 @@ class Reference:
     greedy_tokens: np.ndarray
     context: Context | None = None
     words: dict[str, Any] | None = None
+    seal: Seal | None = None
 
     def save(self, folder: Path) -> None:
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _EXTRA}
         if self.context is not None:
             arrays |= {f.name: getattr(self.context, f.name) for f in fields(self.context)}
-        if self.words is not None:
-            arrays["words"] = np.frombuffer(words.dump(self.words), np.uint8)
+        for name, value in (("words", self.words), ("seal", self.seal)):
+            if value is not None:
+                arrays[name] = np.frombuffer(dump(value), np.uint8)
         # not save_file, whose file only its owner can read
         (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
@@ -78,8 +84,12 @@ class Reference:
         if missing:
             raise ArtifactError(f"{path} lacks {', '.join(missing)}: export the artifact again")
         context = Context(**{name: arrays[name] for name in of_context}) if has_context else None
-        stored = words.parse(arrays["words"], str(path)) if "words" in arrays else None
-        reference = cls(**{name: arrays[name] for name in names}, context=context, words=stored)
+        reference = cls(
+            **{name: arrays[name] for name in names},
+            context=context,
+            words=_parse(path, arrays, "words", words.is_record, "record of what the artifact makes of text"),
+            seal=_parse(path, arrays, "seal", is_seal, "seal"),
+        )
         problems = list(_problems(reference, shape))
         if problems:
             raise ArtifactError(f"{path} is not a reference of this model: {'; '.join(problems)}: copy it again")
@@ -89,6 +99,27 @@ class Reference:
         """(start, token ids) of each window."""
         for start, length in self.windows.tolist():
             yield start, self.tokens[start : start + length].tolist()
+
+
+def dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parse(
+    path: Path, arrays: dict[str, np.ndarray], name: str, is_one: Callable[[Any], bool], what: str
+) -> dict[str, Any] | None:
+    """The JSON object in an array of bytes; None where there is no such array. Raises ArtifactError."""
+    array = arrays.get(name)
+    if array is None:
+        return None
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ArtifactError(
+            f"{path}: {name} is {array.dtype} {list(array.shape)}, expected bytes of text: copy it again"
+        )
+    value = parse_json(array.tobytes(), f"{path}: {name}", ArtifactError, advice=": copy the artifact again")
+    if not is_one(value):
+        raise ArtifactError(f"{path}: {name} is no {what}: export the artifact again")
+    return value
 
 
 _ANY = -1  # a length that is not known beforehand

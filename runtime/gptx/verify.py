@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptx.artifact import some
 from gptx.certificate_rows import MEANING
 from gptx.chat import common_length
 from gptx.compare import Figures, mean_kl
@@ -23,8 +24,9 @@ from gptx.errors import ArtifactError
 from gptx.folders import MANIFEST
 from gptx.limits import LIMITS, judge
 from gptx.reference import Reference, compare
+from gptx.seal import Seal, changes
 from gptx.tokenizer import read_json
-from gptx.weight_checks import check_tables, check_weights, graphs_of, rotary_problems
+from gptx.weight_checks import check_tables, check_weights, graphs_of, is_graph, rotary_problems
 from gptx.words import Check, compare_words
 
 if TYPE_CHECKING:
@@ -91,12 +93,15 @@ def verify(
 
     told = _Progress(progress or (lambda share: None))
     manifest = artifact.read(path)
+    before = _states(manifest)
     told.begin(0.15, sum(facts.size for facts in manifest.files.values()))
     artifact.check_hashes(manifest, lambda name, n: told.advance(n))  # first: what is damaged is not to be opened
     certificate = checked_certificate(manifest)
     reference = Reference.load(manifest.path, manifest.model)
     report = Report()
     report.checks.append(Check("files", f"{len(manifest.files)} files have the listed sizes and hashes", True))
+    if reference.seal is not None:
+        report.checks.append(_unchanged(reference.seal, manifest))
     told.begin(0.15, sum(facts.size for name, facts in manifest.files.items() if name.startswith("onnx/")))
     _check_graphs(report, manifest, told.advance)
     with gptx.load(path, device=device, threads=threads) as model:
@@ -110,8 +115,25 @@ def verify(
         report.decode = model.decode.relative_to(model.path).as_posix() if model.decode else ""
         single = f", single rows in {report.decode}" if report.decode else ""
         report.notes.insert(0, f"ran {report.graph} on {model.provider}{single}")
+        if idle := [name for name in manifest.files if is_graph(name) and name not in (report.graph, report.decode)]:
+            report.notes.append(f"not run here, so of these only hashes and weights were checked: {', '.join(idle)}")
+    if _states(manifest) != before:  # one set of bytes was hashed, and another may have been run
+        raise ArtifactError(f"{path} was changed while it was verified: verify it again, when nothing writes to it")
     _judge_certificate(report, manifest, certificate)
     return report
+
+
+def _states(manifest: Manifest) -> list[tuple[int, ...] | None]:
+    """What changes when a file is written; None for one that is gone."""
+    return [_state(manifest.path / name) for name in (MANIFEST, *manifest.files)]
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class _Progress:
@@ -238,6 +260,12 @@ def _in_a_batch(model: Model, text: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return alone.reshape(-1, alone.shape[-1]), run(starts).reshape(-1, alone.shape[-1])
 
 
+def _unchanged(stored: Seal, manifest: Manifest) -> Check:
+    found = changes(stored, manifest.raw)
+    says = "files and gptx.json are as when the artifact was made"
+    return Check("unchanged", f"not as when the artifact was made: {some(found)}" if found else says, not found)
+
+
 def _check_graphs(report: Report, manifest: Manifest, progress: Callable[[int], object]) -> None:
     """Whether all weights are numbers, and the tables of positions reach as far as gptx.json says."""
     graphs = graphs_of(manifest)
@@ -256,7 +284,7 @@ def _check_words(model: Model, reference: Reference) -> list[Check]:
     """What the artifact makes of text, against its record; and the tokens of gptx.json against the files that name them."""
     proof = reference.tokens.tolist()
     tokens = model.manifest.tokens
-    checks = compare_words(reference.words, model.path, model.tokenizer, model.template, tokens, proof)
+    checks = compare_words(reference.words, model.tokenizer, model.template, tokens, proof)
     generation, config = (read_json(model.path / name) for name in ("generation_config.json", "config.json"))
     wrong = []
     for name, ours in (("bos", tokens.bos), ("eos", list(tokens.eos)), ("pad", tokens.pad)):
@@ -337,6 +365,11 @@ def _tell_what_is_missing(
         report.notes.append("not proved on this device: positions beyond the proof text")
     elif reference.context.last + 1 < manifest.model.n_ctx:
         report.notes.append(f"not proved: positions from {reference.context.last + 1:,} on")
+    report.notes.append(f"stated by {MANIFEST} alone: where the model comes from, its licence, and how it was made")
+    if reference.seal is None:
+        report.notes.append(
+            "not proved, as the artifact carries no seal: that files and gptx.json are as they were when it was made"
+        )
     if reference.words is None:
         report.notes.append(
             "not proved, as the artifact carries nothing to prove it with: tokenizer, end of text, chat template"
@@ -348,7 +381,7 @@ def _tell_what_is_missing(
 
 def _judge_certificate(report: Report, manifest: Manifest, certificate: dict[str, Any]) -> None:
     """What the certificate says of itself: whether it passed, and by which limits."""
-    outside = "; ".join(str(reason)[:200] for reason in certificate.get("outside") or []) or "it does not say where"
+    outside = "; ".join(reason[:200] for reason in certificate.get("outside") or []) or "it does not say where"
     if certificate.get("accepted"):
         report.notes.append(f"outside its limits when it was made, and accepted as it is: {outside}")
     elif certificate.get("passed") is not True:

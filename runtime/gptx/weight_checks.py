@@ -27,15 +27,18 @@ SMALL_FLOATS: dict[int, tuple[list[int], list[int]]] = {
     20: ([0x80], []),  # float8e5m2fnuz
     24: ([0xFF], []),  # float8e8m0
 }
-GRAPH_ENDS = (".onnx", ".pb")
 _PASS_ON = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 # operator -> which of its inputs are tables of positions
 _TABLES = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (1, 2, 3)}
 
 
+def is_graph(name: str) -> bool:
+    return name.endswith((".onnx", ".pb"))
+
+
 def graphs_of(manifest: Manifest) -> list[OnnxFile]:
     """Every graph that gptx.json lists. Raises ArtifactError."""
-    return [read_onnx(manifest.path / name) for name in manifest.files if name.endswith(GRAPH_ENDS)]
+    return [read_onnx(manifest.path / name) for name in manifest.files if is_graph(name)]
 
 
 def check_weights(
@@ -138,7 +141,7 @@ def _values(manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int
 
 def position_tables(graph: OnnxFile) -> dict[str, StoredTensor]:
     """Stored tensors of which a row is taken by position: learned or computed positions, cosines and sines."""
-    stored = {tensor.name: tensor for tensor in graph.tensors if tensor.dims}
+    stored = {tensor.name: tensor for tensor in graph.tensors if tensor.dims and tensor.name}  # "": no input
     positions = {"position_ids"}
     found = {}
     for node in graph.nodes:
@@ -178,7 +181,7 @@ def rotary_problems(manifest: Manifest, graphs: list[OnnxFile]) -> list[str]:
     """Rotary tables that do not go on as they begin: each row is the one before, turned by the second row's angles."""
     problems = []
     for graph in graphs:
-        stored = {tensor.name: tensor for tensor in graph.tensors}
+        stored = {tensor.name: tensor for tensor in graph.tensors if tensor.name}
         pairs = {tuple(n.inputs[7:9]) for n in graph.nodes if n.operator == "GroupQueryAttention"}
         for pair in sorted(pair for pair in pairs if len(pair) == 2 and all(name in stored for name in pair)):
             cos, sin = (_table(manifest, graph, stored[name]) for name in pair)

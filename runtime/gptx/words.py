@@ -1,8 +1,7 @@
 """What an artifact makes of text, which its logits do not show: recorded when it is made, compared by gptx verify.
 
-Recorded are a text and the token ids that it became, the vocabulary, the tokens that begin, end and pad a text, what the
-chat template made of a small conversation, and the hashes of the files that decide all this. Artifacts of an older gptx
-have no such record.
+Recorded are a text and the token ids that it became, the vocabulary, the tokens that begin, end and pad a text, and what
+the chat template made of a small conversation. Artifacts of an older gptx have no such record.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptx.artifact import SIDE_FILES, Tokens
+from gptx.artifact import Tokens
 from gptx.chat import ChatTemplate
 from gptx.errors import ArtifactError, UsageError
-from gptx.json_files import parse_json
 
 if TYPE_CHECKING:
     from gptx.tokenizer import Tokenizer
@@ -32,8 +29,6 @@ CONVERSATION = [
 CONVERSATIONS = (CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2])
 SHOWN = 4000  # characters of a rendering that are kept
 PROMPT = 64  # characters of the text that are encoded as a prompt is, with the special tokens that the tokenizer adds
-# these say how other loaders run the artifact, or are this record itself
-_NOT_OURS = ("genai_config.json", "gptx_reference.safetensors")
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,6 @@ class Check:
 
 
 def record_words(
-    folder: Path,
     tokenizer: Tokenizer | None,
     template: ChatTemplate | None,
     tokens: Tokens,
@@ -54,13 +48,12 @@ def record_words(
     text: str | None,
     proof: Sequence[int],
 ) -> dict[str, Any]:
-    """The record of the artifact in `folder`. `proof`: the token ids that its figures are about; `text`: the text that they
+    """The record of an artifact. `proof`: the token ids that its figures are about; `text`: the text that they
     were encoded from, None where they are of no text."""
     found: dict[str, Any] = {
         "tokenizer": None,
         "tokens": _named(tokens),
         "chat": None,
-        "files": {name: _sha256(folder / name) for name in _files(folder)},
     }
     if tokenizer is not None:
         text = tokenizer.decode(proof) if text is None else text_of(proof, text, tokenizer)
@@ -92,7 +85,6 @@ def text_of(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> str:
 
 def compare_words(
     stored: dict[str, Any] | None,
-    folder: Path,
     tokenizer: Tokenizer | None,
     template: ChatTemplate | None,
     tokens: Tokens,
@@ -109,10 +101,6 @@ def compare_words(
         )
     if stored["chat"] is not None or template is not None:
         checks.append(_check("chat template", "writes a conversation as it did", _chat_differs(stored, template)))
-    now = {name: _sha256(folder / name) for name in _files(folder)}
-    other = sorted(name for name in {*now, *stored["files"]} if now.get(name) != stored["files"].get(name))
-    says = f"not those that the artifact was made with: {', '.join(other)}" if other else ""
-    checks.append(_check("side files", f"{len(now)} files of tokenizer, template and settings are unchanged", says))
     return checks
 
 
@@ -177,36 +165,13 @@ def _vocabulary(tokenizer: Tokenizer) -> str:
     return _digest(json.dumps(sorted(tokenizer.vocabulary().items(), key=lambda item: (item[1], item[0]))))
 
 
-def _files(folder: Path) -> list[str]:
-    return [name for name in SIDE_FILES if name not in _NOT_OURS and (folder / name).exists()]
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def dump(stored: dict[str, Any]) -> bytes:
-    return json.dumps(stored, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def parse(array: Any, path: str) -> dict[str, Any]:
-    """The record in the array `words` of the reference file at `path`. Raises ArtifactError."""
-    where = f"{path}: words"
-    if array.dtype.kind != "u" or array.dtype.itemsize != 1 or array.ndim != 1:
-        raise ArtifactError(f"{where} is {array.dtype} {list(array.shape)}, expected bytes of text: copy it again")
-    stored = parse_json(array.tobytes(), where, ArtifactError, advice=": copy the artifact again")
-    if not _sound(stored):
-        raise ArtifactError(f"{where} is no record of what the artifact makes of text: export the artifact again")
-    return stored
-
-
-def _sound(stored: Any) -> bool:
+def is_record(stored: Any) -> bool:
     """Whether every part that compare_words reads has its type."""
-    if not isinstance(stored, dict) or not isinstance(stored.get("tokens"), dict) or not _texts(stored.get("files")):
+    if not isinstance(stored, dict) or not isinstance(stored.get("tokens"), dict):
         return False
     tokenizer, chat = stored.get("tokenizer"), stored.get("chat")
     if tokenizer is not None:
@@ -219,7 +184,3 @@ def _sound(stored: Any) -> bool:
     if chat is not None:
         return isinstance(chat, dict) and isinstance(chat.get("texts"), list) and isinstance(chat.get("template"), str)
     return "tokenizer" in stored and "chat" in stored
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptx.cli.output import write_out
+from gptx.cli.output import finite, write_out
 from gptx.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def inspect(artifact: Path | None, as_json: bool) -> None:
 
     found = describe(artifact or DEFAULT_MODEL)
     if as_json:
-        write_out(json.dumps(found.data, indent=1, ensure_ascii=False) + "\n")
+        write_out(json.dumps(finite(found.data), indent=1, ensure_ascii=False) + "\n")
     else:
         _print(found, artifact or DEFAULT_MODEL)
 

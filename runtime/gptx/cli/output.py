@@ -4,6 +4,7 @@ where the text comes from."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -86,6 +87,15 @@ def write_json_line(facts: Mapping[str, Any]) -> None:
     """One object on one line, for every idea of what a line is: U+2028 ends one to str.splitlines, say."""
     line = json.dumps(facts, ensure_ascii=False)
     write_out(_LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(text: str) -> None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gptx.cli.options import device_option, threads_option
-from gptx.cli.output import printable, write_out
+from gptx.cli.output import finite, printable, write_out
 from gptx.cli.table import print_table
 from gptx.progress import stage
 
 if TYPE_CHECKING:
     from gptx.verify import Report, Row
+
+
+NARROW = 80  # columns of a terminal that have no room for all of the table's
 
 
 @click.command()
@@ -44,7 +47,7 @@ def verify(artifact: Path | None, device: str, threads: int | None, as_json: boo
         report = proving.verify(path, device=device, threads=threads, progress=told)
     if as_json:
         facts = {"artifact": str(path), "passed": report.passed, **dataclasses.asdict(report)}
-        write_out(json.dumps(_finite(facts), indent=1) + "\n")
+        write_out(json.dumps(finite(facts), indent=1) + "\n")
     elif not quiet:
         _print(report, path)
     sys.exit(0 if report.passed else 1)
@@ -57,6 +60,9 @@ def _print(report: Report, path: Path) -> None:
         (row.name, row.what, *map(number, (row.certified, row.here, row.limit)), _judged(row)) for row in report.rows
     ]
     header = ("figure", "what it is", "certified", "here", "limit", "")
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < NARROW:
+        rows = [(f"{name}\n{what}", *rest) for name, what, *rest in rows]
+        header = ("figure", *header[2:])
     write_out("\n")
     print_table(rows, header=header, bad=[not row.ok for row in report.rows])
     if report.stated:
@@ -88,15 +94,6 @@ def _verdict(report: Report) -> str:
     if differs:
         return f"inside its limits on this machine, but not what its certificate says ({', '.join(differs)})"
     return "proved on this machine"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null in their place."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
