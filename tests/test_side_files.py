@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load
 
 import gptx
 from gpt_export.export import export_checkpoint
@@ -101,11 +102,14 @@ def test_an_export_is_the_same_with_and_without_an_import(name: str, llama: Path
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file: bytes, but of gptx.json and its card without what names the exported weights and the time it took."""
+    """Every file: bytes, but of gptx.json, and of the reference with the seal, without what names the exported weights."""
     files: dict[str, Any] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     manifest = json.loads(files["gptx.json"])
-    del manifest["source"]["checkpoint_sha256"]
-    return {**files, "gptx.json": manifest}
+    del manifest["source"]["checkpoint_sha256"], manifest["files"]["gptx_reference.safetensors"]["sha256"]
+    arrays = {name: value.tobytes() for name, value in load(files["gptx_reference.safetensors"]).items()}
+    seal = json.loads(arrays.pop("seal"))
+    del seal["manifest"]["source"]
+    return {**files, "gptx.json": manifest, "gptx_reference.safetensors": (arrays, seal)}
 
 
 # The ids that begin, end and pad a text
