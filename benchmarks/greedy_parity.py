@@ -21,8 +21,8 @@ import numpy as np
 
 import gptx
 from gptx.bench.machine import lines, machine
-from gptx.cpu import cpu_cores
-from gptx.limits import LIMITS
+from gptx.parity.limits import LIMITS
+from gptx.system.cpu import cpu_cores
 from gptx.verify import forced_logits
 from table import table
 from tracked import tracked

@@ -19,8 +19,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gptx.bench.machine import lines, machine
-from gptx.cpu import cpu_cores
-from gptx.providers import onnxruntime
+from gptx.ort.providers import onnxruntime
+from gptx.system.cpu import cpu_cores
 
 WEIGHTS = 64_000_000  # bytes of weights in a graph, beyond the last cache of most CPUs
 RANDOM = np.random.default_rng(0)

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import gptx
-from gptx import large_pages
 from gptx.bench.machine import lines, machine
 from gptx.bench.measure import proc_bytes
+from gptx.system import huge_pages as large_pages
 from table import table
 
 PROMPT, SESSIONS = 128, 6

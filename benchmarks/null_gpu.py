@@ -25,11 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gptx
-from gptx import providers
-from gptx.artifact import read
+from gptx.artifact.manifest import read
 from gptx.bench.machine import lines, machine
 from gptx.errors import GptxError
-from gptx.providers import CPU
+from gptx.ort import providers
+from gptx.ort.providers import CPU
 
 HERE = Path(__file__).parent
 FOREIGN = re.compile(r" U ((?:__)?cuda\w+|cublas\w+|curand\w+|cufft\w+|cu[A-Z]\w+)(?:@(lib\S+))?$", re.MULTILINE)

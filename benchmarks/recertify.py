@@ -22,11 +22,11 @@ from gpt_export.export import reference_budget
 from gpt_export.proof import proof
 from gpt_export.quantize import own_card
 from gpt_export.side_files import write_card, write_manifest
-from gptx import artifact
-from gptx.folders import MANIFEST
+from gptx.artifact import manifest as artifact
+from gptx.artifact.folders import MANIFEST
 from gptx.model import Model
-from gptx.reference import Reference
-from gptx.seal import seal_of, write_seal
+from gptx.parity.reference import Reference
+from gptx.parity.seal import seal_of, write_seal
 from gptx.verify import measure
 from gptx_models.checkpoint import write_json
 

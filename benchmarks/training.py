@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gptx.bench.machine import lines, machine
-from gptx.cpu import cpu_cores
+from gptx.system.cpu import cpu_cores
 from table import table
 from tracked import tracked
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gptx import engine, providers
+from gptx.ort import graph as engine
+from gptx.ort import providers
 
 
 @contextmanager

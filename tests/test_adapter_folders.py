@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters import IDS, saved
+from gptx.artifact.folders import kind_of
 from gptx.errors import ArtifactError, CheckpointError, GptxError
-from gptx.folders import kind_of
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint

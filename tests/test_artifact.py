@@ -17,10 +17,10 @@ import pytest
 from onnx import helper
 
 import gptx
-from gptx import providers
-from gptx.artifact import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read
-from gptx.describe import describe
+from gptx.artifact.manifest import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read
 from gptx.errors import ArtifactError, ProviderError, UsageError
+from gptx.inspect import describe
+from gptx.ort import providers
 from gptx.verify import verify
 from hub_cache import as_in_the_cache
 from tiny_artifact import refresh, write_artifact
@@ -109,7 +109,7 @@ def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
     for directory in GRAPH_FOLDERS:
         known |= {path.relative_to(folder).as_posix() for path in (folder / directory).rglob("*")}
     code = (
-        "import sys, gptx; from gptx.describe import describe\n"
+        "import sys, gptx; from gptx.inspect import describe\n"
         "opened = set()\n"
         "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
         "model = gptx.load(sys.argv[1], threads=1); model.chat(); describe(model.path)\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import gptx
-from gptx.chat import ChatTemplate, common_length, load_template
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.model import Model
+from gptx.tasks.chat import ChatTemplate, common_length, load_template
 from tiny_artifact import write_artifact
 
 CHATML = """{%- for message in messages %}

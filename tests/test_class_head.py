@@ -15,7 +15,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from gptx.head import Head
+from gptx.artifact.class_head import Head
 from gptx_models.checkpoint import load_config, load_model, save_checkpoint
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT

@@ -28,7 +28,7 @@ def test_no_verb_shows_the_help_and_fails() -> None:
 
 
 def test_version_names_onnxruntime_and_the_processor() -> None:
-    from gptx.cpu import cpu_name
+    from gptx.system.cpu import cpu_name
 
     line = gptx("--version").text
     assert line.startswith("gptx ") and "onnxruntime" in line and line.endswith(f"{cpu_name()}\n")

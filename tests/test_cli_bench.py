@@ -14,7 +14,7 @@ import pytest
 
 import gptx as runtime
 from gptx.bench import children, peers
-from gptx.providers import installed_packages
+from gptx.ort.providers import installed_packages
 from gptx.verify import forced_logits
 from gptx_command import gptx
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gptx import describe as describing
-from gptx.certificate_rows import certificate_rows
-from gptx.compare import Figures
-from gptx.describe import generation_in_words
+from gptx import inspect as describing
+from gptx.inspect import generation_in_words
 from gptx.model import DEFAULT_MODEL
+from gptx.parity.certificate_rows import certificate_rows
+from gptx.parity.metrics import Figures
 from gptx_command import gptx
 from tiny_artifact import save_manifest, write_artifact
 

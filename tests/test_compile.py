@@ -17,11 +17,12 @@ import onnxruntime
 import pytest
 
 import gptx
-from gptx import artifact, compiled, providers
+from gptx.artifact import manifest as artifact
 from gptx.compile import compile_artifact
-from gptx.cpu import cpu_features
 from gptx.errors import ArtifactError, OutputError, ParityError, ProviderError, UsageError
-from gptx.residency import clean_mappings
+from gptx.ort import compiled, providers
+from gptx.system.cpu import cpu_features
+from gptx.system.trim_memory import clean_mappings
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
 from tiny_artifact import refresh

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from gptx.cpu import cpu_cores, cpu_features, cpu_name, features_in_cpuinfo, memory, name_in_cpuinfo
+from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, features_in_cpuinfo, memory, name_in_cpuinfo
 
 XEON = """processor\t: 0
 cpu family\t: 6

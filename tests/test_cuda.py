@@ -17,9 +17,12 @@ import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
-from gptx import artifact, engine, on_device, providers
-from gptx.describe import describe
+from gptx.artifact import manifest as artifact
 from gptx.errors import ArtifactError, GptxError, ProviderError
+from gptx.inspect import describe
+from gptx.kv_cache import cuda as on_device
+from gptx.ort import graph as engine
+from gptx.ort import providers
 from gptx.verify import forced_logits, verify
 from pretend_cuda import pretend_cuda
 from tiny_artifact import write_artifact

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
 from gpt_export.proof import proof
+from gptx.artifact.folders import new_folder
 from gptx.errors import CheckpointError, OutputError, ParityError, UsageError
-from gptx.folders import new_folder
 from gptx_command import finished, gptx, process
 from gptx_models.model import GPT
 
@@ -279,7 +279,7 @@ def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path: Path, monkeyp
             raise KeyboardInterrupt
         really(source, target)
 
-    monkeypatch.setattr("gptx.folders.os.rename", rename)
+    monkeypatch.setattr("gptx.artifact.folders.os.rename", rename)
     with pytest.raises(KeyboardInterrupt), new_folder(out, force=True) as staging:
         (staging / "config.json").write_text("new")
     assert (out / "config.json").read_text() == "old"

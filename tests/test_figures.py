@@ -14,12 +14,12 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import gptx
-from gptx.artifact import Shape
+from gptx.artifact.manifest import Shape
 from gptx.bench.logits import change
-from gptx.compare import Figures, Tally, mean_kl
-from gptx.limits import LIMITS, judge, limits_for
-from gptx.reference import TOP, Reference, compare, summarize
-from gptx.session import Session
+from gptx.generation.session import Session
+from gptx.parity.limits import LIMITS, judge, limits_for
+from gptx.parity.metrics import Figures, Tally, mean_kl
+from gptx.parity.reference import TOP, Reference, compare, summarize
 from gptx.verify import self_consistency
 
 VOCAB = 150

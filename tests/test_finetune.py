@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from gptx.artifact.task import read_task
 from gptx.errors import UsageError
-from gptx.task import read_task
 from gptx_models import judge, train
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 
 import gptx
 from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.generation.session import Session
 from gptx.model import Model, is_batch
-from gptx.session import Session
 from tiny_artifact import refresh, write_artifact
 
 PROMPTS = ["the cat sat", "a", "on the log and the mat"]

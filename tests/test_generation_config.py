@@ -21,13 +21,13 @@ import gptx
 from gpt_export.export import export_checkpoint
 from gpt_export.genai_search import search, tell, unsaid
 from gpt_export.side_files import write_genai_config
-from gptx.describe import generation_in_words
 from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, UsageError
-from gptx.generation_fields import FIELDS, NO_RULES, read_rules, unsupported
-from gptx.logits_processors import processors
+from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
+from gptx.generation.logits_processors import processors
+from gptx.generation.options import resolve
+from gptx.generation.sampling import drawer, eta, keep, likely, typical
+from gptx.inspect import generation_in_words
 from gptx.model import Model
-from gptx.options import resolve
-from gptx.sampling import drawer, eta, keep, likely, typical
 from gptx_models.side_files import read_side_files
 from tiny_artifact import write_artifact
 

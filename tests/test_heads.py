@@ -14,8 +14,8 @@ import transformers
 
 import gptx
 from gpt_export.export import export_checkpoint
+from gptx.artifact.class_head import Head, read_head
 from gptx.errors import ArtifactError, CheckpointError, UsageError
-from gptx.head import Head, read_head
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_config, load_head, load_model
 from gptx_models.data import train_tokenizer

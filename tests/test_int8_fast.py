@@ -17,13 +17,14 @@ import torch
 import gptx
 from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
-from gptx import artifact, compiled, providers
+from gptx.artifact import manifest as artifact
 from gptx.compile import compile_artifact
-from gptx.cpu import cpu_features, int8_saturates
-from gptx.describe import describe
-from gptx.engine import open_engine
 from gptx.errors import ArtifactError, UsageError
-from gptx.session import Session
+from gptx.generation.session import Session
+from gptx.inspect import describe
+from gptx.ort import compiled, providers
+from gptx.ort.graph import open_engine
+from gptx.system.cpu import cpu_features, int8_saturates
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
 from gptx_models.checkpoint import save_checkpoint

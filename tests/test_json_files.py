@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import gptx
+from gptx.artifact.json_files import MOST_DEEP, parse_json, read_json
 from gptx.errors import ArtifactError, CheckpointError, GptxError, UsageError
-from gptx.json_files import MOST_DEEP, parse_json, read_json
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.importers import import_checkpoint

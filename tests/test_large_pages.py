@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptx import large_pages
+from gptx.system import huge_pages as large_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's large pages")
 SIZE = 2 << 20

@@ -11,10 +11,10 @@ import pytest
 import gptx
 from gpt_export.quantize import quantize_artifact
 from gpt_export.stored import read_graph, read_proto
-from gptx.artifact import GRAPH
+from gptx.artifact.folders import is_hub_blob, lies_inside
+from gptx.artifact.manifest import GRAPH
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError
-from gptx.folders import is_hub_blob, lies_inside
 from gptx.verify import verify
 from gptx_models.checkpoint import load_model
 from gptx_models.importers import import_checkpoint

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import gptx
 from adapters import IDS, WINDOW, adapted, base, randomized, saved
+from gptx.artifact.folders import kind_of
 from gptx.errors import ArtifactError, CheckpointError, UsageError
-from gptx.folders import kind_of
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint
 from gptx_models.config import GPTConfig

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import gptx
 from adapters import IDS, adapted, base, saved, shape
+from gptx.artifact.folders import kind_of
+from gptx.artifact.task import Task, read_task
 from gptx.errors import CheckpointError, OutputError, UsageError
-from gptx.folders import kind_of
-from gptx.task import Task, read_task
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.lora import Lora

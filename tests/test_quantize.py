@@ -31,11 +31,11 @@ from gpt_export.rounding import Grid, fitting_block, round_gptq, round_nearest
 from gpt_export.schemes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
 from gpt_export.tables import Form, common_tokens, tables
 from gpt_export.weights import load_gpt
-from gptx import artifact
-from gptx.cpu import cpu_features
+from gptx.artifact import manifest as artifact
 from gptx.errors import ArtifactError, ParityError, UsageError
-from gptx.reference import Reference
-from gptx.session import Session
+from gptx.generation.session import Session
+from gptx.parity.reference import Reference
+from gptx.system.cpu import cpu_features
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model, save_checkpoint
@@ -290,7 +290,7 @@ def test_without_vnni_channels_are_exact(
     text = list(range(1, 40))
     with gptx.load(quantized["int8-channels"]) as model:
         expected = forced_logits(model, text)
-    monkeypatch.setattr("gptx.providers.cpu_features", lambda: features)
+    monkeypatch.setattr("gptx.ort.providers.cpu_features", lambda: features)
     with gptx.load(quantized["int8-channels"]) as model:
         assert np.abs(forced_logits(model, text) - expected).max() < 1e-4 * np.abs(expected).max()
 

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from gptx.chat import ChatTemplate
+from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
 from gptx.errors import UsageError
-from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
-from gptx.tokenizer import Tokenizer
+from gptx.tasks.chat import ChatTemplate
+from gptx.text.tokenizer import Tokenizer
 from gptx_models.batching import Row
 from gptx_models.examples import Example
 from gptx_models.loss import IGNORED

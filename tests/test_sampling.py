@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, UsageError
-from gptx.logits_processors import penalize
-from gptx.options import DEFAULTS, Options, resolve
-from gptx.sampling import greedy, keep, kth_largest, nucleus, pick_weighted, picker
+from gptx.generation.logits_processors import penalize
+from gptx.generation.options import DEFAULTS, Options, resolve
+from gptx.generation.sampling import greedy, keep, kth_largest, nucleus, pick_weighted, picker
 
 OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
 KNOWN = 4  # logits, where a processor changes them

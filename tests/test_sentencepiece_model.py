@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from gptx.errors import CheckpointError
-from gptx.tokenizer import load_tokenizer
+from gptx.text.tokenizer import load_tokenizer
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
 from gptx_models.tokenizer_files import read_tokenizer_folder
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptx.artifact import read
-from gptx.engine import Engine, open_engine
+from gptx.artifact.manifest import read
 from gptx.errors import GptxError, PromptError, UsageError
-from gptx.in_place import capacity_for
-from gptx.session import Session
+from gptx.generation.session import Session
+from gptx.kv_cache.shared_buffer import capacity_for
+from gptx.ort.graph import Engine, open_engine
 from pretend_cuda import pretend_cuda
 from tiny_artifact import write_artifact
 
@@ -228,7 +228,7 @@ def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest
 
     engine = open_engine(read(artifacts["shared"]), threads=1)
     session = Session(engine, 2)
-    monkeypatch.setattr("gptx.in_place.Buffer.grow", full)
+    monkeypatch.setattr("gptx.kv_cache.shared_buffer.Buffer.grow", full)
     with pytest.raises(
         GptxError, match="no memory for the cache: 2 rows of 64 tokens would take 0.0 GB; run fewer rows"
     ):

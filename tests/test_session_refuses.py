@@ -12,14 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptx.artifact import read
-from gptx.binding import Binding
-from gptx.cache_memory import check_memory
-from gptx.engine import Engine, open_engine
+from gptx.artifact.manifest import read
 from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
-from gptx.growing import Growing
-from gptx.in_place import Buffer
-from gptx.session import Session
+from gptx.generation.session import Session
+from gptx.kv_cache.concat import Growing
+from gptx.kv_cache.memory_limit import check_memory
+from gptx.kv_cache.shared_buffer import Buffer
+from gptx.ort.binding import Binding
+from gptx.ort.graph import Engine, open_engine
 from pretend_cuda import pretend_cuda
 from tiny_artifact import write_artifact
 
@@ -244,14 +244,14 @@ def test_memory_is_compared_with_what_the_rows_take(
     """2 layers, keys and values, 2 heads of 8, float32: 256 bytes a token; 280 logits of 4 bytes a row."""
     engine = open_engine(read(artifacts["shared"]), threads=1)
     needed = 3 * (64 * 256 + 280 * 4)
-    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed, 0))
+    monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
     Session(engine, 3, size=64)
-    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed - 1, 0))
+    monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed - 1, 0))
     with pytest.raises(UsageError, match="3 rows of 64 tokens would take 0.0 GB"):
         Session(engine, 3, size=64)
     session = Session(engine, 3)
     session.feed([[1], [2], [3]])
-    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (None, None))
+    monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (None, None))
     Session(engine, 3, size=64)
 
 
@@ -262,9 +262,9 @@ def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
     needed = 3 * (64 * 64 + 280 * 4)
     engine = open_engine(read(artifacts["shared"]), threads=1)
     monkeypatch.setattr(Engine, "device", "cuda")
-    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed, 0))
+    monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
     check_memory(engine, 3, 64)
-    monkeypatch.setattr("gptx.cache_memory.memory", lambda: (needed - 1, 0))
+    monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed - 1, 0))
     with pytest.raises(UsageError, match="3 rows of 64 tokens"):
         check_memory(engine, 3, 64)
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from gptx.generation import Step
-from gptx.stream import Transcript
-from gptx.text import Detokenizer, StopSet, StopStrings
-from gptx.tokenizer import Tokenizer
+from gptx.generation.loop import Step
+from gptx.generation.stream import Transcript
+from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
+from gptx.text.tokenizer import Tokenizer
 from tiny_artifact import byte_tokenizer
 
 SPECIAL = ["<|end|>", "<|turn|>", "<x>"]  # <|end|> is token 0

@@ -23,10 +23,10 @@ from onnx import TensorProto, helper
 import gptx
 from gpt_export.quantize import gpt_config
 from gpt_export.weights import load_gpt
-from gptx.artifact import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
-from gptx.chat import ChatTemplate
-from gptx.describe import describe
+from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
 from gptx.errors import ArtifactError, CheckpointError, GptxError
+from gptx.inspect import describe
+from gptx.tasks.chat import ChatTemplate
 from gptx.verify import verify
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_config, load_model
@@ -72,12 +72,12 @@ def hook(event, args):
     if event in ("open", "import", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn",
                  "socket.connect", "socket.getaddrinfo", "os.remove", "os.rename", "os.mkdir", "shutil.rmtree"):
         events.append((event, str(args[0]), str(args[1]) if len(args) > 1 else ""))
-import gptx, gptx.cli, gptx.verify, gptx.describe, onnxruntime, tokenizers, jinja2, numpy
+import gptx, gptx.cli, gptx.verify, gptx.inspect, onnxruntime, tokenizers, jinja2, numpy
 sys.addaudithook(hook)
 model = gptx.load(sys.argv[1], threads=1)
 model.generate("the cat", max_new_tokens=3)
 model.chat().send("the dog", max_new_tokens=3)
-gptx.describe.describe(model.path)
+gptx.inspect.describe(model.path)
 assert gptx.verify.verify(model.path, threads=1).passed
 import json
 print(json.dumps(events))

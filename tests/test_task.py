@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, read_task, task_json
 from gptx.errors import ArtifactError, UsageError
-from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, read_task, task_json
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import gptx
+from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, task_json
 from gptx.errors import PromptError, UsageError
-from gptx.label_scores import label_scores
-from gptx.session import Session
-from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, task_json
+from gptx.generation.session import Session
+from gptx.tasks.label_scores import label_scores
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.model import GPT

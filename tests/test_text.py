@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, PromptError
-from gptx.text import Detokenizer
-from gptx.tokenizer import Tokenizer, load_tokenizer, special_tokens
+from gptx.text.detokenizer import Detokenizer
+from gptx.text.tokenizer import Tokenizer, load_tokenizer, special_tokens
 from tiny_artifact import byte_tokenizer
 
 TEXTS = st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab 🌍é中\n\ufffd")), max_size=40)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import gptx
-from gptx.binding import Binding
 from gptx.errors import UsageError
 from gptx.model import Model
+from gptx.ort.binding import Binding
 from tiny_artifact import write_artifact
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
-from gptx.tokenizer import load_tokenizer
+from gptx.text.tokenizer import load_tokenizer
 from gptx_models.tokenizer_files import read_tokenizer_folder
 from tokenizers_of_all_kinds import byte_level, llama, word_piece
 

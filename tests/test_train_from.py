@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from gptx.artifact.task import Task
 from gptx.errors import GptxError, UsageError
-from gptx.task import Task
 from gptx_models import corpus
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.data import around, encode

@@ -20,15 +20,15 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, processors
 
 import gptx
-from gptx import context
-from gptx.artifact import read
+from gptx.artifact.manifest import read
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, GptxError, ParityError
-from gptx.limits import LIMITS
-from gptx.reference import Reference
-from gptx.seal import changes
+from gptx.parity import whole_context as context
+from gptx.parity.limits import LIMITS
+from gptx.parity.reference import Reference
+from gptx.parity.seal import changes
+from gptx.parity.weight_checks import check_weights, graphs_of, rotary_problems
 from gptx.verify import Measured, Report, forced_logits, measure, verify
-from gptx.weight_checks import check_weights, graphs_of, rotary_problems
 from tiny_artifact import byte_tokenizer, certify_artifact, refresh, write_artifact
 
 N_CTX = 300
@@ -492,7 +492,7 @@ def test_a_template_writes_the_date_of_its_day(folder: Path, monkeypatch: pytest
 
             return datetime(2099, 1, 1)
 
-    monkeypatch.setattr("gptx.chat.datetime", Tomorrow)
+    monkeypatch.setattr("gptx.tasks.chat.datetime", Tomorrow)
     assert verify(folder, threads=1).passed
     with gptx.load(folder, threads=1) as model:
         assert model.template is not None and "2099" in model.template.render([])
@@ -669,7 +669,7 @@ def test_a_reference_that_is_none(folder: Path) -> None:
 
 
 def test_every_precisions_limits_hold_for_the_context(certified: Path) -> None:
-    from gptx.limits import judge
+    from gptx.parity.limits import judge
 
     with gptx.load(certified, threads=1) as model:
         measured = measure(model, Reference.load(certified, model.manifest.model))

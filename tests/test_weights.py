@@ -18,9 +18,9 @@ from gpt_export.export import export_checkpoint
 from gpt_export.quantize import quantize_artifact
 from gpt_export.rewrite import quantize_graph
 from gpt_export.stored import read_graph
-from gptx.artifact import GRAPH
-from gptx.describe import describe
+from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError, CheckpointError, UsageError
+from gptx.inspect import describe
 from gptx_command import gptx as command
 from gptx_models.checkpoint import load_model
 from gptx_models.importers import import_checkpoint

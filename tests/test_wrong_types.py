@@ -78,7 +78,7 @@ def arguments(name: str) -> list[str]:
     kind, method = name.split(".")
     names = [one for one in inspect.signature(getattr(getattr(gptx, kind), method)).parameters if one != "self"]
     if "options" in names:
-        names += list(gptx.options.Given.__annotations__)  # type: ignore[attr-defined]
+        names += list(gptx.generation.options.Given.__annotations__)  # type: ignore[attr-defined]
     return [one for one in names if one != "options"]
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import gptx
-from gptx.limits import limits_for
+from gptx.parity.limits import limits_for
 
 N_LAYER, N_HEAD, HEAD_DIM, N_CTX = 2, 2, 8, 64
 WIDTH = N_HEAD * HEAD_DIM

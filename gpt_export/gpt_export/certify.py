@@ -17,21 +17,22 @@ import torch
 
 import gptx
 from gpt_export.proof import Proof
-from gptx import artifact, words
-from gptx.chat import common_length, load_template
-from gptx.compare import Tally
-from gptx.context import Context, context_windows, logits_at, reaches_offsets, record_context
-from gptx.cpu import cpu_features, cpu_name
-from gptx.limits import judge
+from gptx.artifact import manifest as artifact
 from gptx.model import Model
+from gptx.parity import text_record as words
+from gptx.parity.limits import judge
+from gptx.parity.metrics import Tally
+from gptx.parity.reference import Reference, dump, summarize
+from gptx.parity.whole_context import Context, context_windows, logits_at, reaches_offsets, record_context
 from gptx.progress import stage
-from gptx.reference import Reference, dump, summarize
-from gptx.tokenizer import load_tokenizer
+from gptx.system.cpu import cpu_features, cpu_name
+from gptx.tasks.chat import common_length, load_template
+from gptx.text.tokenizer import load_tokenizer
 from gptx.verify import forced_logits, greedy_tokens, measure
 from gptx_models.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
-SEAL = 2500  # bytes of hashes, see gptx.seal
+SEAL = 2500  # bytes of hashes, see gptx.parity.seal
 PER_TOKEN = 12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from gptx import artifact
+from gptx.artifact import manifest as artifact
+from gptx.artifact.folders import check_apart, check_output, kind_of
+from gptx.artifact.uses import task_in_words, use_command
 from gptx.cli.output import printable, write_out
 from gptx.errors import OutputError, UsageError
-from gptx.folders import check_apart, check_output, kind_of
 from gptx.progress import note
-from gptx.uses import task_in_words, use_command
 from gptx_models.checkpoint import load_config
 
 EXAMPLE = '"Once upon a time"'
@@ -92,7 +92,7 @@ def export(
         return
     from gpt_export.export import export_checkpoint
     from gpt_export.proof import read_text
-    from gptx.limits import limits_for
+    from gptx.parity.limits import limits_for
 
     check_apart(Path(source), out)
     check_output(out, force=force)

@@ -16,7 +16,7 @@ from gpt_export.caches import CacheForm
 from gpt_export.graph import build_graph, save_beside
 from gpt_export.layers import ChannelProduct, block_product
 from gpt_export.rounding import fitting_block
-from gptx.artifact import DECODE
+from gptx.artifact.manifest import DECODE
 from gptx_models.model import GPT
 
 BLOCK = 128  # of activations that share a scale, and of weights with their channel's

@@ -26,13 +26,13 @@ from gpt_export.side_files import (
     write_json,
     write_manifest,
 )
+from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError, GptxWarning, ParityError, UsageError
-from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
-from gptx.limits import limits_for
+from gptx.ort.providers import onnxruntime
+from gptx.parity.limits import limits_for
+from gptx.parity.reference import Reference
+from gptx.parity.seal import seal_of, write_seal
 from gptx.progress import note, stage
-from gptx.providers import onnxruntime
-from gptx.reference import Reference
-from gptx.seal import seal_of, write_seal
 from gptx_models.attention import ADDITIVE_CHUNK
 from gptx_models.checkpoint import load_config, load_head, load_model, write_configs
 from gptx_models.config import GPTConfig
@@ -82,7 +82,7 @@ def export_checkpoint(
     """Export the checkpoint folder `source` to the artifact folder `out`; returns its certificate.
 
     cache: the cache form, by default the one that suits the model. text: the proof text. limits: overrides of
-    gptx.limits. accept: write the artifact even outside them. Raises CheckpointError, OutputError, UsageError,
+    gptx.parity.limits. accept: write the artifact even outside them. Raises CheckpointError, OutputError, UsageError,
     and ParityError when the certificate fails; then nothing is written.
     """
     expect_checkpoint(source)

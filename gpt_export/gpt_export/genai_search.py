@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
-from gptx.generation_fields import NO_RULES, Rules, unsupported, unsupported_in_words, whole
-from gptx.options import FROM_FILE, Options, resolve
+from gptx.generation.generation_config import NO_RULES, Rules, unsupported, unsupported_in_words, whole
+from gptx.generation.options import FROM_FILE, Options, resolve
 from gptx.progress import note
 
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")  # genai has beam search

@@ -26,9 +26,9 @@ from gpt_export.rounding import Grid
 from gpt_export.schemes import SCHEMES, pack, pack_layers, rotate_where_possible, scheme_name
 from gpt_export.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
 from gpt_export.tables import RARE, TABLE, Form, common_tokens, tables
-from gptx.compare import Figures, Tally
-from gptx.cpu import cpu_features
+from gptx.parity.metrics import Figures, Tally
 from gptx.progress import stage
+from gptx.system.cpu import cpu_features
 from gptx_models.model import GPT
 
 Piece = dict[str, Quantized]  # what takes a form together: a layer; the tables

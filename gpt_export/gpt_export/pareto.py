@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_export.schemes import Quantization
-from gptx.compare import Figures
-from gptx.cpu import cpu_name
 from gptx.errors import UsageError
+from gptx.parity.metrics import Figures
+from gptx.system.cpu import cpu_name
 
 HEADER = ("", "mix", "MB", "ms a token", "predicted KL", "KL", "perplexity", "change")
 

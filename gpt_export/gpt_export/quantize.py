@@ -28,14 +28,14 @@ from gpt_export.side_files import (
 )
 from gpt_export.stored import check_half
 from gpt_export.weights import load_gpt
-from gptx import artifact
-from gptx.artifact import CUDA, DECODE, GRAPH, Manifest
-from gptx.cpu import cpu_features, cpu_name
+from gptx.artifact import manifest as artifact
+from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
+from gptx.artifact.manifest import CUDA, DECODE, GRAPH, Manifest
 from gptx.errors import ArtifactError, UsageError
-from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
-from gptx.limits import limits_for
+from gptx.parity.limits import limits_for
+from gptx.parity.reference import Reference
 from gptx.progress import stage
-from gptx.reference import Reference
+from gptx.system.cpu import cpu_features, cpu_name
 from gptx_models.checkpoint import load_config, load_model
 from gptx_models.config import GPTConfig
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import gptx
 from gpt_export.genai_search import search
-from gptx.folders import MANIFEST
+from gptx.artifact.folders import MANIFEST
+from gptx.artifact.task import FILE as TASK
+from gptx.artifact.uses import task_in_words
 from gptx.progress import stage
-from gptx.task import FILE as TASK
-from gptx.uses import task_in_words
 from gptx_models import tensor_files
 from gptx_models.checkpoint import write_json
 from gptx_models.tensor_files import sha256

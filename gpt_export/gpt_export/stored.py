@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from gptx.artifact.folders import lies_inside
 from gptx.errors import ArtifactError, UsageError
-from gptx.folders import lies_inside
 from gptx_models.weights import check_finite
 
 

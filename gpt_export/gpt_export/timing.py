@@ -20,8 +20,8 @@ from gpt_export.caches import OPSET
 from gpt_export.graph import quiet
 from gpt_export.layers import Quantized, quantized_product
 from gpt_export.mix import forms_of
+from gptx.ort.providers import open_on_cpu
 from gptx.progress import stage
-from gptx.providers import open_on_cpu
 
 TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer than they run
 RUNS = 9  # of a graph

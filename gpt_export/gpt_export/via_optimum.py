@@ -38,11 +38,11 @@ from gpt_export.side_files import (
     write_genai_config,
 )
 from gpt_export.stored import check_weights, read_graph
-from gptx.context import context_windows
+from gptx.artifact.folders import check_apart, check_output, new_folder
 from gptx.errors import CheckpointError, GptxError
-from gptx.folders import check_apart, check_output, new_folder
 from gptx.install import pip_command
-from gptx.limits import limits_for
+from gptx.parity.limits import limits_for
+from gptx.parity.whole_context import context_windows
 from gptx.progress import note, stage
 from gptx_models.checkpoint import SOURCE, write_json
 from gptx_models.side_files import read_side_files

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gpt_export.stored import read_graph
-from gptx.artifact import GRAPH
+from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT

@@ -30,10 +30,10 @@ from gpt_export.rotate import rotate
 from gpt_export.schemes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
 from gpt_export.timing import Timings
 from gpt_export.weights import load_gpt
-from gptx.artifact import GRAPH, Manifest
+from gptx.artifact.folders import check_new_file, write_file
+from gptx.artifact.manifest import GRAPH, Manifest
 from gptx.errors import ParityError, UsageError
-from gptx.folders import check_new_file, write_file
-from gptx.limits import limits_for
+from gptx.parity.limits import limits_for
 from gptx.progress import note, stage
 from gptx_models.config import GPTConfig
 from gptx_models.model import GPT

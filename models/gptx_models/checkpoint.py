@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gptx.artifact.class_head import Head
+from gptx.artifact.folders import kind_of
 from gptx.errors import CheckpointError
-from gptx.folders import kind_of
-from gptx.head import Head
 from gptx_models.config import GPTConfig
 from gptx_models.hf_config import Family, family_of, head_of, read_config, write_config
 from gptx_models.hf_layout import LAYOUTS, Layout

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from gptx.artifact.uses import listed
 from gptx.progress import note
-from gptx.uses import listed
 from gptx_models.checkpoint import SOURCE, load_config, load_head
 from gptx_models.importers import import_checkpoint
 from gptx_models.tensor_files import open_folder, read_json

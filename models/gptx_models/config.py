@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gptx.bounds import shown, size_problem
+from gptx.artifact.bounds import shown, size_problem
 
 Position = Literal["learned", "sinusoidal", "rope", "none"]
 AttentionKind = Literal["dot", "cosine", "additive"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptx.artifact.json_files import a_json_kind
 from gptx.errors import UsageError
-from gptx.json_files import a_json_kind
 from gptx_models.packed_text import Read
 from gptx_models.records import RECORDS, Record, records
 from gptx_models.text_files import files_of

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from gptx.cpu import cpu_name
+from gptx.artifact.class_head import Head
+from gptx.artifact.folders import new_folder
+from gptx.artifact.task import FILE as TASK_FILE
+from gptx.artifact.task import Task, task_json
 from gptx.errors import UsageError
-from gptx.folders import new_folder
-from gptx.head import Head
 from gptx.progress import note
-from gptx.task import FILE as TASK_FILE
-from gptx.task import Task, task_json
+from gptx.system.cpu import cpu_name
 from gptx_models.batching import all_rows, row_batches, steps_per_epoch
 from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint, write_json
 from gptx_models.curve import METRICS, PICTURE

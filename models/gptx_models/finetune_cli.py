@@ -79,7 +79,7 @@ def finetune(
     learnt. chat: {"messages": [{"role", "content"}]} through the chat template; the assistant's turns are learnt.
     classify: {"text", "label"}. summarize: {"text", "summary"}. The figures before and after stand in OUT.
     """
-    from gptx.folders import check_apart
+    from gptx.artifact.folders import check_apart
     from gptx.progress import note
     from gptx_models.checkpoint import load_config
     from gptx_models.examples import parse_fields

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from gptx.bounds import size_problem
+from gptx.artifact.bounds import size_problem
+from gptx.artifact.class_head import Head, default_labels, read_head
 from gptx.errors import CheckpointError
-from gptx.head import Head, default_labels, read_head
 from gptx_models.config import ROPE_FIELDS, GPTConfig, number_problem, rope_problems
 
 Family = Literal["gpt2", "openai-gpt", "llama", "gptx"]

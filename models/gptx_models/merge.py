@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
+from gptx.artifact.class_head import Head, default_labels, read_head
+from gptx.artifact.folders import check_apart, check_output, new_folder
+from gptx.artifact.task import FILE as TASK_FILE
+from gptx.artifact.task import read_task
 from gptx.cli.output import write_out
 from gptx.errors import CheckpointError
-from gptx.folders import check_apart, check_output, new_folder
-from gptx.head import Head, default_labels, read_head
 from gptx.progress import stage
-from gptx.task import FILE as TASK_FILE
-from gptx.task import read_task
 from gptx_models.checkpoint import SOURCE, save_checkpoint, stored_as
 from gptx_models.peft_files import CONFIG, base_of, load_adapter
 from gptx_models.side_files import generation_of

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptx.bounds import size_problem
+from gptx.artifact.bounds import size_problem
+from gptx.artifact.folders import kind_of
 from gptx.errors import CheckpointError, shown
-from gptx.folders import kind_of
 from gptx.progress import note
 from gptx_models.checkpoint import SOURCE, load_model, read_family, write_json
 from gptx_models.config import number_problem

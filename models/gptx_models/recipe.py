@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gptx.errors import UsageError, shown
-from gptx.generation_fields import FIELDS
-from gptx.options import FROM_FILE, resolve
+from gptx.generation.generation_config import FIELDS
+from gptx.generation.options import FROM_FILE, resolve
 from gptx_models.config import GPTConfig
 
 OptimizerKind = Literal["adamw", "muon"]

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptx.artifact.json_files import json_kind, parse_json
 from gptx.errors import UsageError
-from gptx.json_files import json_kind, parse_json
 from gptx_models.packed_text import Read, divided, ending, lines, pieces
 
 Record = dict[str, Any]

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptx.chat import ChatTemplate, Message
+from gptx.artifact.class_head import read_part
+from gptx.artifact.task import Task, prompt
 from gptx.errors import UsageError
-from gptx.head import read_part
-from gptx.task import Task, prompt
-from gptx.tokenizer import Tokenizer
+from gptx.tasks.chat import ChatTemplate, Message
+from gptx.text.tokenizer import Tokenizer
 from gptx_models.batching import Row
 from gptx_models.examples import Example
 from gptx_models.loss import IGNORED

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gptx.artifact.folders import check_output, remove_leftovers
 from gptx.errors import CheckpointError, OutputError, UsageError
-from gptx.folders import check_output, remove_leftovers
 from gptx.progress import note
 from gptx_models.checkpoint import SOURCE, write_json
 from gptx_models.curve import METRICS, PICTURE

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptx.generation_fields import FIELDS
-from gptx.task import FILE as TASK
+from gptx.artifact.task import FILE as TASK
+from gptx.generation.generation_config import FIELDS
 from gptx_models.hf_config import head_of
 from gptx_models.tensor_files import read_json, read_text
 from gptx_models.token_ids import IDS, resolve_ids

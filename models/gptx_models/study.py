@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from gptx.artifact.class_head import read_part
+from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Kind, Task, prompt
 from gptx.errors import UsageError
-from gptx.head import read_part
 from gptx.progress import note, stage
-from gptx.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Kind, Task, prompt
 from gptx_models.batching import Row
 from gptx_models.data import encode
 from gptx_models.examples import INSTRUCTION_TEMPLATE, Example, labels_of, read_examples

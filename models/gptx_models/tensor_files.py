@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptx import json_files
+from gptx.artifact import json_files
+from gptx.artifact.folders import LFS_POINTER, lies_inside
 from gptx.errors import CheckpointError, shown
-from gptx.folders import LFS_POINTER, lies_inside
 from gptx_models.weights import TensorSource, check_finite, some, unwrapped
 
 Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gptx.artifact.json_files import a_json_kind
 from gptx.errors import UsageError
-from gptx.json_files import a_json_kind
 from gptx_models.packed_text import PACKINGS, Read, divided, ending, pieces
 from gptx_models.records import json_lines
 

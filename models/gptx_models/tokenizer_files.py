@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from gptx.chat import default_template
 from gptx.errors import CheckpointError
-from gptx.tokenizer import ADDITIONAL, SPECIAL, vocabulary_problem
+from gptx.tasks.chat import default_template
+from gptx.text.tokenizer import ADDITIONAL, SPECIAL, vocabulary_problem
 from gptx_models.sentencepiece_model import read_sentencepiece_model
 from gptx_models.tensor_files import read_json, read_text
 from gptx_models.tokenizer_overlay import (

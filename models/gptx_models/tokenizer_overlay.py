@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
 from gptx.errors import CheckpointError
-from gptx.tokenizer import ADDITIONAL, SPECIAL
+from gptx.text.tokenizer import ADDITIONAL, SPECIAL
 
 Tell = Callable[[str], None]
 

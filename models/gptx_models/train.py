@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from gptx.cpu import cpu_name
+from gptx.artifact.folders import check_apart, new_folder
 from gptx.errors import UsageError
-from gptx.folders import check_apart, new_folder
 from gptx.progress import note
+from gptx.system.cpu import cpu_name
 from gptx_models import corpus
 from gptx_models.checkpoint import load_config, load_model, save_checkpoint
 from gptx_models.config import GPTConfig

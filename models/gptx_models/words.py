@@ -14,9 +14,9 @@ from typing import Any
 
 import tokenizers
 
-from gptx.chat import ChatTemplate
 from gptx.errors import CheckpointError, UsageError
-from gptx.tokenizer import Tokenizer, special_of, vocabulary_problem
+from gptx.tasks.chat import ChatTemplate
+from gptx.text.tokenizer import Tokenizer, special_of, vocabulary_problem
 from gptx_models.side_files import SideFiles, read_side_files
 from gptx_models.tokenizer_files import TEMPLATE, companions, quiet, read_tokenizer_json
 from gptx_models.tokenizer_overlay import Tell

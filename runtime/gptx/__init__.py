@@ -21,14 +21,14 @@ from gptx.errors import (
 )
 
 if TYPE_CHECKING:
-    from gptx.chat import Chat
-    from gptx.classify import Classification
+    from gptx.artifact.task import Task
+    from gptx.generation.session import Session
+    from gptx.generation.stream import Completion, Stream
     from gptx.model import Model, load
-    from gptx.score import Score
-    from gptx.session import Session
-    from gptx.stream import Completion, Stream
-    from gptx.summarize import Summary
-    from gptx.task import Task
+    from gptx.tasks.chat import Chat
+    from gptx.tasks.classify import Classification
+    from gptx.tasks.score import Score
+    from gptx.tasks.summarize import Summary
 
     __version__: str
 
@@ -56,15 +56,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Chat": "gptx.chat",
-    "Classification": "gptx.classify",
-    "Completion": "gptx.stream",
+    "Chat": "gptx.tasks.chat",
+    "Classification": "gptx.tasks.classify",
+    "Completion": "gptx.generation.stream",
     "Model": "gptx.model",
-    "Score": "gptx.score",
-    "Session": "gptx.session",
-    "Stream": "gptx.stream",
-    "Summary": "gptx.summarize",
-    "Task": "gptx.task",
+    "Score": "gptx.tasks.score",
+    "Session": "gptx.generation.session",
+    "Stream": "gptx.generation.stream",
+    "Summary": "gptx.tasks.summarize",
+    "Task": "gptx.artifact.task",
     "load": "gptx.model",
 }
 

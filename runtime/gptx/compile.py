@@ -12,14 +12,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptx import artifact, compiled
-from gptx.artifact import Manifest
+from gptx.artifact import manifest as artifact
+from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
+from gptx.artifact.manifest import Manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
-from gptx.folders import MANIFEST, check_apart, check_output, new_folder
+from gptx.ort import compiled
+from gptx.ort.providers import first_line, save_optimized
+from gptx.parity.reference import Reference
+from gptx.parity.seal import Seal, seal_of, write_seal
 from gptx.progress import stage
-from gptx.providers import first_line, save_optimized
-from gptx.reference import Reference
-from gptx.seal import Seal, seal_of, write_seal
 from gptx.verify import Report, checked_certificate, verify
 
 CARD = "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx import providers
-from gptx.cpu import cpu_cores, cpu_features, cpu_name, memory
 from gptx.errors import ProviderError
 from gptx.install import NAME, pip_command, version
+from gptx.ort import providers
+from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, memory
 
 # Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
 _ORT_NAMES = ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-vitisai", "-cann", "-training")

@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
-from gptx import artifact
 from gptx.arguments import integer, is_list
-from gptx.artifact import Manifest
-from gptx.chat import Chat, ChatTemplate, Message, common_length, load_template
-from gptx.classify import Classification, Normalization, classify
-from gptx.engine import Engine, open_engine
+from gptx.artifact import manifest as artifact
+from gptx.artifact.class_head import Head, head_of
+from gptx.artifact.manifest import Manifest
+from gptx.artifact.task import Example, Task, read_task
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
-from gptx.generation import Generation
-from gptx.generation import check_options as check_stops
-from gptx.generation_fields import unsupported_in_words
-from gptx.head import Head, head_of
-from gptx.options import MAX_NEW_TOKENS, Given, Options, resolve
-from gptx.providers import check_options
-from gptx.score import Score, score
-from gptx.session import Session
-from gptx.stream import Completion, Stream, Transcript, run_to_end
-from gptx.summarize import Summary, summarize
-from gptx.task import Example, Task, read_task
-from gptx.text import Detokenizer, StopSet, StopStrings
-from gptx.tokenizer import Tokenizer, load_tokenizer, read_json
+from gptx.generation.generation_config import unsupported_in_words
+from gptx.generation.loop import Generation
+from gptx.generation.loop import check_options as check_stops
+from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.generation.session import Session
+from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
+from gptx.ort.graph import Engine, open_engine
+from gptx.ort.providers import check_options
+from gptx.tasks.chat import Chat, ChatTemplate, Message, common_length, load_template
+from gptx.tasks.classify import Classification, Normalization, classify
+from gptx.tasks.score import Score, score
+from gptx.tasks.summarize import Summary, summarize
+from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
+from gptx.text.tokenizer import Tokenizer, load_tokenizer, read_json
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptx.artifact import some
-from gptx.certificate_rows import MEANING
-from gptx.chat import common_length
-from gptx.compare import Figures, mean_kl
-from gptx.context import compare_context, logits_at
+from gptx.artifact.folders import MANIFEST
+from gptx.artifact.manifest import some
 from gptx.errors import ArtifactError
-from gptx.folders import MANIFEST
-from gptx.limits import LIMITS, judge
-from gptx.reference import Reference, compare
-from gptx.seal import Seal, changes
-from gptx.tokenizer import read_json
-from gptx.weight_checks import check_tables, check_weights, graphs_of, is_graph, rotary_problems
-from gptx.words import Check, compare_words
+from gptx.parity.certificate_rows import MEANING
+from gptx.parity.limits import LIMITS, judge
+from gptx.parity.metrics import Figures, mean_kl
+from gptx.parity.reference import Reference, compare
+from gptx.parity.seal import Seal, changes
+from gptx.parity.text_record import Check, compare_words
+from gptx.parity.weight_checks import check_tables, check_weights, graphs_of, is_graph, rotary_problems
+from gptx.parity.whole_context import compare_context, logits_at
+from gptx.tasks.chat import common_length
+from gptx.text.tokenizer import read_json
 
 if TYPE_CHECKING:
-    from gptx.artifact import Manifest
+    from gptx.artifact.manifest import Manifest
     from gptx.model import Model
 
 
@@ -89,7 +89,7 @@ def verify(
     device cannot be used.
     """
     import gptx
-    from gptx import artifact
+    from gptx.artifact import manifest as artifact
 
     told = _Progress(progress or (lambda share: None))
     manifest = artifact.read(path)

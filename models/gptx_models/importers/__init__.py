@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError
-from gptx.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx_models.checkpoint import save_checkpoint
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.importers.tokenizer_path import read_tokenizer_path

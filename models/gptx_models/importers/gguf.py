@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptx.bounds import size_problem
+from gptx.artifact.bounds import size_problem
 from gptx.errors import CheckpointError
 from gptx_models.attention import rope_tables
 from gptx_models.config import GPTConfig, number_problem

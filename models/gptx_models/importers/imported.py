@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptx.head import Head
+from gptx.artifact.class_head import Head
 from gptx_models.model import GPT
 from gptx_models.tokenizer_files import quiet
 from gptx_models.tokenizer_overlay import Tell

@@ -37,7 +37,7 @@ def last_level_cache() -> int:
 
 def size_to_read() -> int:
     """Well beyond the last cache, and no more than an eighth of the memory that is free."""
-    from gptx.cpu import memory
+    from gptx.system.cpu import memory
 
     wanted, (total, free) = max(256 << 20, 4 * last_level_cache()), memory()
     return min(wanted, (free or total or wanted << 3) >> 3)

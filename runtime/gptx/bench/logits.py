@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptx import artifact
+from gptx.artifact import manifest as artifact
 from gptx.bench.engine import Engine, Job, Logits
-from gptx.compare import Tally
 from gptx.errors import GptxError
-from gptx.reference import Reference, tally
+from gptx.parity.metrics import Tally
+from gptx.parity.reference import Reference, tally
 
 
 class Text(NamedTuple):

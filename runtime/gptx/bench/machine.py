@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gptx.bench.device import gpu_name
-from gptx.cpu import cpu_cores, cpu_features, cpu_name
 from gptx.doctor import installed
 from gptx.install import version
+from gptx.system.cpu import cpu_cores, cpu_features, cpu_name
 
 
 def machine(*packages: str, program: str | None = None, device: str = "cpu") -> dict[str, Any]:

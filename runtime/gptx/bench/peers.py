@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptx import artifact
+from gptx.artifact import manifest as artifact
 from gptx.bench import engines
 from gptx.bench.engine import Engine
 from gptx.doctor import installed

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gptx.artifact import Manifest
+from gptx.artifact.manifest import Manifest
 from gptx.errors import PromptError, UsageError
-from gptx.reference import FILE, Reference
-from gptx.tokenizer import load_tokenizer
+from gptx.parity.reference import FILE, Reference
+from gptx.text.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

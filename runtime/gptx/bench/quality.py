@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx import artifact
-from gptx.artifact import Manifest
+from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import Manifest
 from gptx.bench import children
 from gptx.bench.peers import Contender
 from gptx.bench.prompts import Source

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptx.artifact import REFERENCE
-from gptx.onnx_file import Node, read_onnx
+from gptx.artifact.manifest import REFERENCE
+from gptx.artifact.onnx_file import Node, read_onnx
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
 # bits by TensorProto.DataType

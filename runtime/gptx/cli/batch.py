@@ -10,7 +10,7 @@ from gptx.cli.output import write_json_line
 from gptx.cli.prompt import parse_tokens
 from gptx.cli.run import result
 from gptx.errors import PromptError
-from gptx.options import Given
+from gptx.generation.options import Given
 
 if TYPE_CHECKING:
     from gptx.model import Model

@@ -113,15 +113,15 @@ def bench(
 
     Example: gptx bench smollm2-int8 --against genai llamacpp:smollm2.gguf --prompt-tokens 128 512 --json speed.json
     """
-    from gptx import artifact as artifacts
+    from gptx.artifact import manifest as artifacts
+    from gptx.artifact.folders import check_new_file, write_file
     from gptx.bench import prompts, report, speed
     from gptx.bench import quality as qualities
     from gptx.bench.machine import lines, machine
     from gptx.bench.peers import contenders
-    from gptx.cpu import cpu_cores
-    from gptx.folders import check_new_file, write_file
     from gptx.model import DEFAULT_MODEL
-    from gptx.providers import need_cuda
+    from gptx.ort.providers import need_cuda
+    from gptx.system.cpu import cpu_cores
 
     _check_combination(
         rounds=rounds, quality=quality, reference=reference, scored=tokens or window, picture=png_file, json=json_file
@@ -236,8 +236,8 @@ def _listed(lengths: Iterable[int]) -> str:
 
 def _kernels(one: Contender) -> str:
     """How an artifact's weights are stored, and for which processor that was chosen; "" of other formats."""
-    from gptx import artifact as artifacts
-    from gptx.folders import kind_of
+    from gptx.artifact import manifest as artifacts
+    from gptx.artifact.folders import kind_of
 
     if kind_of(one.path) != "artifact":
         return ""

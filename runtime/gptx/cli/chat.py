@@ -21,11 +21,11 @@ from gptx.cli.options import model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
 from gptx.errors import PromptError
-from gptx.options import Given
+from gptx.generation.options import Given
 
 if TYPE_CHECKING:
-    from gptx.chat import Chat
     from gptx.model import Model
+    from gptx.tasks.chat import Chat
 
 HELP = """/reset  start over    /exit  leave (or Ctrl-D)    /help  this
 Ctrl-C stops an answer; what was written of it stays in the conversation."""

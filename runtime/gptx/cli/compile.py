@@ -21,10 +21,10 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     portable graph that is there too. The compiled graph is proved by the artifact's certificate before anything is
     written. Of int8-fast both graphs are compiled.
     """
-    from gptx import compiled
-    from gptx.artifact import read
+    from gptx.artifact.manifest import read
+    from gptx.artifact.uses import use_command
     from gptx.compile import compile_artifact
-    from gptx.uses import use_command
+    from gptx.ort import compiled
 
     report = compile_artifact(artifact, out, accept=accept, force=force)
     manifest = read(out)

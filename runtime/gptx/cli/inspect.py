@@ -1,4 +1,4 @@
-"""gptx inspect: print what gptx.describe found in a folder."""
+"""gptx inspect: print what gptx.inspect found in a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptx.cli.output import finite, write_out
 from gptx.cli.table import print_table
 
 if TYPE_CHECKING:
-    from gptx.describe import Description
+    from gptx.inspect import Description
 
 
 @click.command()
@@ -23,7 +23,7 @@ def inspect(artifact: Path | None, as_json: bool) -> None:
 
     Without ARTIFACT the model that ships with gptx; a checkpoint folder is described too, with the next command.
     """
-    from gptx.describe import describe
+    from gptx.inspect import describe
     from gptx.model import DEFAULT_MODEL
 
     found = describe(artifact or DEFAULT_MODEL)

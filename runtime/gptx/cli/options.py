@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from gptx.cli.prompt import checked
-from gptx.options import Given
+from gptx.generation.options import Given
 
 _SAMPLING = [
     click.option("-n", "--max-new-tokens", type=int, metavar="N", help="Stop after so many tokens."),

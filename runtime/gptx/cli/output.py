@@ -17,7 +17,7 @@ from gptx.errors import OutputError
 from gptx.progress import color_system, without_orders
 
 if TYPE_CHECKING:
-    from gptx.stream import Completion
+    from gptx.generation.stream import Completion
 
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptx.artifact.json_files import parse_json
 from gptx.cli.options import model_options, sampling_options, unescape
 from gptx.cli.output import Printer, note, printable, write_json_line, write_out
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin, read_lines, read_prompt
 from gptx.cli.table import print_table
 from gptx.errors import PromptError, UsageError
-from gptx.json_files import parse_json
 
 if TYPE_CHECKING:
-    from gptx.classify import Classification
+    from gptx.tasks.classify import Classification
 
 Examples = list[tuple[str, str]]
 
@@ -103,7 +103,7 @@ def classify(
     models), every label is printed with its value.
     """
     import gptx
-    from gptx.classify import classify_each
+    from gptx.tasks.classify import classify_each
 
     lines = _texts(text, source)
     asked = ""

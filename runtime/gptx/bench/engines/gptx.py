@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def start() -> None:
     from gptx.model import load  # noqa: F401
-    from gptx.providers import onnxruntime
+    from gptx.ort.providers import onnxruntime
 
     onnxruntime()  # gptx imports it late; the libraries of other engines come whole when they are imported
 
@@ -23,7 +23,7 @@ def load(job: Job) -> Loaded:
     import numpy as np
 
     import gptx
-    from gptx import large_pages
+    from gptx.system import huge_pages as large_pages
 
     # what a process decodes with that has run for a while: the weights move during the runs that do not count
     large_pages.WORTH = 8

@@ -1,0 +1,107 @@
+"""A classification head: the names of its outputs, what their values mean, and which token's logits count.
+
+Read from config.json by the rules of transformers: PretrainedConfig, the ForSequenceClassification models and the
+text-classification pipeline. Knows no models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from gptx.artifact.task import Task
+from gptx.errors import ArtifactError
+from gptx.parity.metrics import log_softmax
+from gptx.text.tokenizer import read_json
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+N_LABELS = 2  # of a config.json that names neither labels nor their number: transformers' default
+MOST_LABELS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Head:
+    """`problem_type` and `pad` (pad_token_id) as config.json has them; None: not there."""
+
+    labels: tuple[str, ...]
+    problem_type: ProblemType | None = None
+    pad: int | None = None
+
+    @property
+    def kind(self) -> ProblemType:
+        """What the outputs are, where config.json may not say it: one output alone is judged by itself."""
+        if self.problem_type == "regression":
+            return "regression"
+        several = self.problem_type == "multi_label_classification" or len(self.labels) == 1
+        return "multi_label_classification" if several else "single_label_classification"
+
+    def values(self, logits: np.ndarray) -> np.ndarray:
+        """What the pipeline makes of logits (n_labels,): softmax, the sigmoid of each, or in regression the logits."""
+        if self.kind == "regression":
+            return logits
+        if self.kind == "multi_label_classification":
+            return np.exp(-np.logaddexp(0.0, -logits))  # the sigmoid, without overflow
+        return np.exp(log_softmax(logits))
+
+
+def read_part(ids: Sequence[int], pad: int | None) -> list[int]:
+    """The tokens of a text that a head reads: to the last one that is not padding, whose logits count."""
+    return list(ids[: 1 + max((at for at, token in enumerate(ids) if token != pad), default=0)])
+
+
+def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
+    """The head of an artifact whose graph has `n_class` outputs. The labels that it was fine-tuned for go before those
+    of config.json. Raises ArtifactError."""
+    path = folder / "config.json"
+    try:
+        head = read_head(read_json(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    if task is not None and task.head and task.labels:
+        path, head = folder / "gptx_task.json", replace(head, labels=task.labels)
+    if len(head.labels) != n_class:
+        raise ArtifactError(f"{path} names {len(head.labels)} labels, and the head has {n_class} outputs")
+    return head
+
+
+def read_head(config: Mapping[str, Any]) -> Head:
+    """The head that a config.json describes. Raises ValueError, which names the field."""
+    names, count, pad = config.get("id2label"), config.get("num_labels"), config.get("pad_token_id")
+    kind = config.get("problem_type")
+    if kind is not None and kind not in get_args(ProblemType):
+        raise ValueError(f"problem_type is {kind!r}, expected one of {', '.join(get_args(ProblemType))}")
+    if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool)):
+        raise ValueError(f"pad_token_id is {pad!r}, expected a token id")
+    if not names:
+        count = N_LABELS if count is None else count
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
+            raise ValueError(f"num_labels is {count!r}, expected a number from 1 to {MOST_LABELS:,}")
+        return Head(default_labels(count), kind, pad)
+    return Head(_labels(names), kind, pad)
+
+
+def default_labels(count: int) -> tuple[str, ...]:
+    """transformers' names of classes that nobody has named."""
+    return tuple(f"LABEL_{at}" for at in range(count))
+
+
+def _labels(names: Any) -> tuple[str, ...]:
+    """id2label's names in the order of their ids: its keys are texts, and stand in any order."""
+    if not isinstance(names, dict):
+        raise ValueError(f"id2label is {names!r:.80}, expected an object such as {{'0': 'negative', '1': 'positive'}}")
+    by_id = {int(key): name for key, name in names.items() if str(key).isdecimal()}
+    if len(names) != len(by_id) or sorted(by_id) != list(range(len(by_id))):
+        raise ValueError(f"id2label names the ids {', '.join(map(str, names)):.80}, expected 0 to {len(names) - 1}")
+    odd = [name for name in by_id.values() if not isinstance(name, str | int | float)]
+    if odd:
+        raise ValueError(f"id2label names a label {odd[0]!r:.80}, expected a text")
+    labels = tuple(str(by_id[at]) for at in range(len(by_id)))
+    twice = [label for label, times in Counter(labels).items() if times > 1]
+    if twice:
+        raise ValueError(f"id2label gives several ids the name {twice[0]!r}: give each id a name of its own")
+    return labels

@@ -1,0 +1,1 @@
+"""From token ids to new token ids: sessions, sampling, the decode loop, streams."""

@@ -1,0 +1,212 @@
+"""The step-level API: a Session holds the cache and the tokens of one or more rows; token ids in, logits out.
+
+Each verb checks its arguments first. If it raises, the session is as it was before. Knows nothing of text, sampling or
+when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from gptx.arguments import count, integer, is_list, rows_of, token_ids
+from gptx.errors import PromptError, UsageError, shown
+from gptx.generation.one_thread import OneThread
+from gptx.kv_cache.cuda import OnDevice
+from gptx.kv_cache.open import Cache, open_cache
+from gptx.ort.graph import Engine
+
+MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be counted in a float
+
+
+class Session:
+    """Rows of tokens and their cache.
+
+    `size`: hold at most so many tokens a row and make room for them at once; without it the cache grows with use, up to
+    the model's context.
+
+    Any thread may call a session, but only one at a time: a call while another thread's is running raises UsageError.
+    """
+
+    def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
+        n_ctx = engine.manifest.model.n_ctx
+        n_rows = count("batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS)
+        if size is not None:
+            size = count("size", size, f"1 to {n_ctx}, the model's context", n_ctx)
+        self.limit: int = size or n_ctx
+        self.vocab_size: int = engine.manifest.model.vocab_size
+        self.n_logits: int = engine.manifest.model.n_logits  # vocab_size, or the classes of a head
+        self._cache: Cache | _Closed = open_cache(engine, n_rows, limit=self.limit, size=size)
+        self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
+        self._lengths = [0] * n_rows
+        self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
+        self._large_pages = engine.large_pages
+        self._call = OneThread("another thread is using this session: give each thread a session of its own")
+
+    @property
+    def batch_size(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        return list(self._lengths)
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """The tokens that each row holds (copies)."""
+        return [list(row) for row in self._tokens]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that each row of the cache has room for now."""
+        return self._cache.capacity
+
+    @overload
+    def feed(self, rows: Sequence[Sequence[int]]) -> np.ndarray: ...
+    @overload
+    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
+    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
+        """Append new tokens to each row; float32 logits (B, n_logits) after each row's last one.
+
+        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a row's (n, n_logits),
+        the logits after every new token. The arrays are the caller's to keep. Raises PromptError, UsageError.
+        """
+        if not isinstance(all_logits, bool | np.bool_):
+            raise UsageError(f"all_logits is {shown(all_logits)}, expected True or False")
+        with self._call:
+            if all_logits:
+                return self._run_all(self._check(rows))
+            logits = self._advance(rows).astype(np.float32, copy=True)
+        for row, ids in enumerate(rows):
+            if not len(ids):
+                logits[row] = np.nan
+        return logits
+
+    def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
+        nothing hold anything. The caller may write into it."""
+        with self._call:
+            return self._advance(rows)
+
+    def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        self._large_pages.called()
+        if len(self._tokens) > 1 or not self._advance_one(rows):
+            self._run(self._check(rows))
+        return self._logits
+
+    def _advance_one(self, rows: Sequence[Sequence[int]]) -> bool:
+        """The common step, one good token of the only row, with nothing that it does not need; else False."""
+        if type(rows) is not list or len(rows) != 1 or type(rows[0]) not in (tuple, list) or len(rows[0]) != 1:
+            return False
+        token, held = rows[0][0], self._lengths[0]
+        if type(token) is not int or not 0 <= token < self.vocab_size or held == self.limit:
+            return False
+        try:
+            self._cache.step((token,), self._lengths)
+        except BaseException:
+            self._cache.rewind(self._lengths)
+            raise
+        self._tokens[0].append(token)
+        self._lengths[0] = held + 1
+        return True
+
+    def begin_at(self, position: int) -> None:
+        """Give the next token of an empty session of one row this position. The places before it hold nothing and are
+        not seen: only for windows that are fed whole, with all_logits, on the CPU."""
+        assert len(self._tokens) == 1 and not self._lengths[0] and not isinstance(self._cache, OnDevice | _Closed)
+        self._cache.skip(position)
+        self._tokens, self._lengths = [[0] * position], [position]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""
+        with self._call:
+            if isinstance(self._cache, _Closed):
+                raise _closed()
+            kept = []
+            for row, (given, held) in enumerate(zip(rows_of("rewind", lengths, self.batch_size), self._lengths)):
+                length = integer(given)
+                if length is None or not 0 <= length <= held:
+                    raise UsageError(f"row {row} holds {held} tokens and cannot be rewound to {shown(given)}")
+                kept.append(length)
+            if kept == self._lengths:
+                return
+            self._cache.rewind(kept)
+            for tokens, length in zip(self._tokens, kept):
+                del tokens[length:]
+            self._lengths = kept
+
+    def close(self) -> None:
+        """Give the cache's memory back; the session cannot be used afterwards."""
+        with self._call:
+            self._cache, self._logits = _Closed(), np.empty((0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, new: list[list[int]]) -> None:
+        """Run checked tokens, single ones of several rows together."""
+        lengths = list(self._lengths)
+        try:
+            ones = [ids[0] if len(ids) == 1 else None for ids in new]
+            if any(token is not None for token in ones):
+                self._cache.step(ones, lengths)
+                lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
+            # after the step, which leaves nothing of use in the logits of idle rows
+            several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
+            if several:
+                self._cache.fill(several, lengths)
+        except BaseException:
+            self._cache.rewind(self._lengths)  # of what a part of the runs has written
+            raise
+        self._keep(new)
+
+    def _run_all(self, new: list[list[int]]) -> list[np.ndarray]:
+        outs = [np.empty((len(ids), self.n_logits), np.float32) for ids in new]
+        fed = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if ids}
+        try:
+            self._cache.fill(fed, self._lengths, {row: outs[row] for row in fed})
+        except BaseException:
+            self._cache.rewind(self._lengths)
+            raise
+        self._keep(new)
+        return outs
+
+    def _keep(self, new: list[list[int]]) -> None:
+        for row, ids in enumerate(new):
+            self._tokens[row] += ids
+            self._lengths[row] += len(ids)
+
+    def _check(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The new tokens of each row, all of them checked."""
+        if isinstance(self._cache, _Closed):
+            raise _closed()
+        new = []
+        for row, given in enumerate(rows_of("feed", rows, len(self._tokens))):
+            name, held = f"row {row}", self._lengths[row]
+            if is_list(given) and held + len(given) > self.limit:
+                raise PromptError(
+                    f"{name}: {held} tokens held and {len(given)} new ones do not fit into a context of {self.limit}"
+                )
+            new.append(token_ids(name, given, self.vocab_size))
+        if not any(new):
+            raise PromptError("nothing to feed: every row is empty")
+        return new
+
+
+class _Closed:
+    """What stands in a closed session's place of a cache."""
+
+    capacity = 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise _closed()
+
+
+def _closed() -> UsageError:
+    return UsageError("this session is closed")

@@ -1,0 +1,192 @@
+"""Generated tokens as text with timings: steps of the token loop in, pieces of text and a Completion out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from gptx.errors import UsageError
+from gptx.generation.loop import FinishReason, Generation, Step
+from gptx.generation.session import Session
+from gptx.text.detokenizer import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`token_ids` is all that was generated, the token that ended it and a stop string's included; `text` is without
+    them, and None where the artifact has no tokenizer. `finish_reason` "closed": whoever read the stream left early; None:
+    the stream has not ended."""
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    seed: int | None  # None where nothing was drawn
+    time_to_first_token: float  # seconds, from the call
+    tokens_per_second: float  # after the first token; 0 where there is no second one
+
+
+@dataclass
+class Transcript:
+    """One row's text so far, and what a Completion says of it."""
+
+    detokenizer: Detokenizer | None
+    stop_strings: StopStrings | None  # None without a tokenizer
+    prompt_tokens: int
+    seed: int | None
+    token_ids: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    time_to_first_token: float = 0.0
+    decode_seconds: float = 0.0
+    _pieces: list[str] = field(default_factory=list)
+    _held: str = ""  # text that may belong to a stop string
+
+    def push(self, step: Step) -> str:
+        """The text that may be shown after this step; `finish` tells whether the row has ended with it."""
+        self.token_ids.append(step.token)
+        self.finish = step.finish
+        if self.detokenizer is None or self.stop_strings is None:
+            return ""
+        shown = step.finish != "stop"  # the token that ends a text is no part of it
+        text = self._held + (self.detokenizer.push(step.token) if shown else "")
+        if self.stop_strings.push(step.token, visible=shown):
+            self.finish = "stop"
+        if self.finish:
+            text += self.detokenizer.flush()
+        held = self.stop_strings.held if self.stop_strings.found or not self.finish else 0
+        certain = max(len(text) - held, 0)
+        piece, self._held = text[:certain], text[certain:]
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def timed(self, *, since_call: float, step: float) -> None:
+        if len(self.token_ids) == 1:
+            self.time_to_first_token = since_call
+        else:
+            self.decode_seconds += step
+
+    def completion(self) -> Completion:
+        decoded = len(self.token_ids) - 1
+        return Completion(
+            text=None if self.detokenizer is None else "".join(self._pieces),
+            token_ids=list(self.token_ids),
+            finish_reason=self.finish,
+            prompt_tokens=self.prompt_tokens,
+            seed=self.seed,
+            time_to_first_token=self.time_to_first_token,
+            tokens_per_second=decoded / self.decode_seconds if self.decode_seconds else 0.0,
+        )
+
+
+def run_to_end(generation: Generation, transcripts: Sequence[Transcript], *, began: float) -> list[Completion]:
+    """All rows of a batch, each to its own end."""
+    before = began
+    for steps in generation:
+        now = time.perf_counter()
+        for step in steps:
+            transcript = transcripts[step.row]
+            transcript.push(step)
+            transcript.timed(since_call=now - began, step=now - before)
+            if transcript.finish:
+                generation.finish(step.row)
+        before = now
+    return [transcript.completion() for transcript in transcripts]
+
+
+class Stream:
+    """Iterate for the text, in pieces that are whole UTF-8 and never empty; `completion` has the rest.
+
+    Without a tokenizer there is no text: iterating gives nothing, and `completion` has the token ids. `close` ends it
+    early (so does leaving a `with` block); what was generated until then is in `completion`.
+
+    One thread at a time may iterate; another one meanwhile gets UsageError. `close` may be called from any thread: where
+    a step is running in another thread, the stream ends with that step.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        transcript: Transcript,
+        *,
+        began: float,
+        owned: Session | None = None,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> None:
+        self._generation, self._transcript = generation, transcript
+        self._began, self._owned, self._on_end = began, owned, on_end
+        self._ended = False
+        self._asked_to_end = False  # by close, while a step runs
+        self._stepping = False
+        self._turn = threading.RLock()  # of the thread that reads the next piece or ends the stream
+        self._reader = threading.get_ident()  # the thread that read last
+
+    @property
+    def completion(self) -> Completion:
+        """What was generated so far; after the end, all of it."""
+        return self._transcript.completion()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def is_read_elsewhere(self) -> bool:
+        """Whether another thread that still lives has read last, and the stream goes on."""
+        if self._ended or self._asked_to_end or self._reader == threading.get_ident():
+            return False
+        return any(thread.ident == self._reader for thread in threading.enumerate())
+
+    def __next__(self) -> str:
+        if not self._turn.acquire(False):
+            raise UsageError("another thread is reading this stream: let one thread read it")
+        try:
+            self._stepping, self._reader = True, threading.get_ident()
+            return self._next_piece()
+        finally:
+            self._stepping = False
+            self._turn.release()
+            if self._asked_to_end:
+                self.close()
+
+    def _next_piece(self) -> str:
+        while not self._ended and not self._asked_to_end:
+            before = time.perf_counter()
+            steps = next(self._generation)
+            now = time.perf_counter()
+            piece = self._transcript.push(steps[0])
+            self._transcript.timed(since_call=now - self._began, step=now - before)
+            if self._transcript.finish:
+                self._end()
+            if piece:
+                return piece
+        raise StopIteration
+
+    def close(self, *, wait: bool = False) -> None:
+        """End the stream. `wait`: return only when a step that runs in another thread has ended."""
+        self._asked_to_end = True
+        # of two threads that meet here at least one finds the lock free: __next__ comes here when it has let it go
+        if not self._turn.acquire(wait):
+            return
+        try:
+            if not self._stepping:  # else this is a signal's handler, in the middle of this thread's own step
+                self._end()
+        finally:
+            self._turn.release()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._transcript.finish = self._transcript.finish or "closed"
+        if self._owned is not None:
+            self._owned.close()
+        if self._on_end is not None:
+            self._on_end(self.completion)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The KV cache of a session, in each of its forms."""

@@ -1,0 +1,161 @@
+"""The cache of graphs that return a longer copy (form growing), and their runs. Its verbs: see cache.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptx.ort.graph import Engine
+from gptx.ort.providers import onnxruntime
+
+
+class Growing:
+    """A run takes the past (B, G, P, D) and returns one that is longer by its new tokens.
+
+    Rows of different lengths lie side by side in one past; `_mask` (B, P) tells real tokens (1) from holes (0). A hole
+    is padding behind a shorter row's prompt, a step in which a row was idle, or what was rewound.
+    """
+
+    def __init__(self, engine: Engine, batch_size: int) -> None:
+        model = engine.manifest.model
+        self._engine = engine
+        self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
+        self._mask = np.zeros((batch_size, 0), np.int64)
+        self._skipped = 0  # positions before the first token, of which the past holds nothing
+        self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in engine.past_names]
+
+    @property
+    def capacity(self) -> int:
+        return self._mask.shape[1]
+
+    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+        """Run every row; the logits are in `logits[row, 0]`. An idle row's token becomes a hole afterwards."""
+        limit = self._engine.manifest.model.n_ctx - 1
+        ids = np.array([[token or 0] for token in tokens])
+        positions = np.array([[min(count, limit)] for count in held])
+        mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
+        with self._engine.turn:
+            logits, pasts = self._run(ids, positions, mask, self._pasts, keep=1)
+        for row, token in enumerate(tokens):
+            if token is None:
+                mask[row, -1] = 0
+        self._pasts, self._mask = pasts, mask
+        self.logits[:, 0] = logits[:, -1]
+
+    def fill(
+        self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+    ) -> None:
+        """As InPlace.fill: each row runs alone on its own tokens, then takes its place beside the others again."""
+        with self._engine.turn:
+            filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
+            if len(self._mask) == 1:
+                width = held[0] + len(new[0]) - self._skipped
+                self._pasts, self._mask = filled[0], np.ones((1, width), np.int64)
+            else:
+                self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
+
+    def _fill_row(self, row: int, ids: np.ndarray, held: int, out: np.ndarray | None) -> list[Any]:
+        alone = len(self._mask) == 1
+        pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
+        for start, piece in self._engine.pieces(ids):
+            total = held + start + len(piece)
+            positions = np.arange(total - len(piece), total)[None]
+            keep = 1 if out is None else 0
+            mask = np.ones((1, total - self._skipped), np.int64)
+            logits, pasts = self._run(piece[None], positions, mask, pasts, keep=keep)
+            if out is None:
+                self.logits[row, 0] = logits[0, -1]
+            else:
+                out[start : start + len(piece)] = logits[0]
+        return pasts
+
+    def skip(self, places: int) -> None:
+        """Give the first token the position `places`."""
+        self._skipped = places
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Keep each row's first tokens; columns that no row needs any more are cut off."""
+        mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
+        needed = np.flatnonzero(mask.any(axis=0))
+        width = int(needed[-1]) + 1 if len(needed) else 0
+        pasts = self._pasts
+        if width < self.capacity:
+            mask = np.ascontiguousarray(mask[:, :width])
+            with self._engine.turn:
+                pasts = [self._place(self._host(past)[:, :, :width]) for past in pasts]
+        self._pasts, self._mask = pasts, mask
+
+    def _row(self, past: Any, row: int) -> Any:
+        """(B, G, P, D) -> (1, G, tokens held, D)"""
+        return self._place(self._host(past)[row : row + 1, :, self._mask[row] == 1])
+
+    def _lay(self, filled: dict[int, list[Any]], lengths: dict[int, int]) -> None:
+        """Put rows that ran alone back beside the others, padded on the right."""
+        width = max(self.capacity, *lengths.values())
+        mask = np.zeros((len(self._mask), width), np.int64)
+        mask[:, : self.capacity] = self._mask
+        for row, length in lengths.items():
+            mask[row] = np.arange(width) < length
+        pasts = []
+        for index, past in enumerate(self._pasts):
+            stacked = self._empty(len(mask), width)
+            stacked[:, :, : self.capacity] = self._host(past)
+            for row, length in lengths.items():
+                stacked[row] = 0
+                stacked[row, :, :length] = self._host(filled[row][index])[0]
+            pasts.append(self._place(stacked))
+        self._pasts, self._mask = pasts, mask
+
+    def _empty(self, batch_size: int, width: int) -> np.ndarray:
+        model = self._engine.manifest.model
+        return np.zeros((batch_size, model.n_kv_head, width, model.head_dim), self._engine.cache_dtype)
+
+    def _host(self, past: Any) -> np.ndarray:
+        return past if isinstance(past, np.ndarray) else past.numpy()
+
+    def _place(self, past: np.ndarray) -> Any:
+        past = np.ascontiguousarray(past)
+        if self._engine.device == "cpu" or past.size == 0:
+            return past
+        return onnxruntime().OrtValue.ortvalue_from_numpy(past, self._engine.device, 0)
+
+    def _run(
+        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, pasts: list[Any], *, keep: int
+    ) -> tuple[np.ndarray, list[Any]]:
+        engine = self._engine
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if engine.takes_positions:
+            feeds["position_ids"] = positions
+        if name := engine.logits_input:
+            feeds[name] = np.array(keep, np.int64)
+        feeds.update(zip(engine.past_names, pasts))
+        try:
+            run = _run_on_cpu if engine.device == "cpu" else _run_on_device
+            logits, *presents = run(engine, feeds)
+        except Exception as error:
+            raise engine.failed(error) from error
+        return logits, presents
+
+
+def _run_on_cpu(engine: Engine, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return engine.session.run(["logits", *engine.present_names], feeds)  # arrays over ORT's own memory: no copies
+
+
+def _run_on_device(engine: Engine, feeds: dict[str, Any]) -> list[Any]:
+    """The presents stay on the device; the logits come back."""
+    binding = engine.session.io_binding()
+    for name, value in feeds.items():
+        if name == engine.logits_input:  # by pointer: see binding.py
+            binding.bind_input(name, "cpu", 0, np.int64, (), value.ctypes.data)
+        elif isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, value)
+        else:
+            binding.bind_ortvalue_input(name, value)
+    binding.bind_output("logits", "cpu")
+    for name in engine.present_names:
+        binding.bind_output(name, engine.device, 0)
+    engine.session.run_with_iobinding(binding)
+    logits, *presents = binding.get_outputs()
+    return [logits.numpy(), *presents]

@@ -1,0 +1,1 @@
+"""All code that knows ONNX Runtime: sessions, providers, bound memory."""

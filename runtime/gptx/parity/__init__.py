@@ -1,0 +1,1 @@
+"""The parity certificate: its figures, their limits, and the reference they are compared with."""

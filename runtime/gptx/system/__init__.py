@@ -1,0 +1,1 @@
+"""All code that knows the operating system and the processor."""
