@@ -16,9 +16,9 @@ import torch
 from onnx import numpy_helper
 
 from gptx.model import DEFAULT_MODEL
-from gptx_models.checkpoint import save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 
 def main() -> None:

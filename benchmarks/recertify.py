@@ -28,7 +28,7 @@ from gptx.model import Model
 from gptx.parity.reference import Reference
 from gptx.parity.seal import seal_of, write_seal
 from gptx.verify import measure
-from gptx_models.checkpoint import write_json
+from gptx_models.checkpoints.checkpoint import write_json
 
 
 def main() -> None:

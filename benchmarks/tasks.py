@@ -17,8 +17,8 @@ from typing import Any
 
 import gptx
 from gptx.bench.machine import machine
-from gptx_models.examples import Example, read_examples
-from gptx_models.metrics import accuracy, macro_f1, rouge
+from gptx_models.data.examples import Example, read_examples
+from gptx_models.evaluation.metrics import accuracy, macro_f1, rouge
 from table import table
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import gguf
 from torch import Tensor
 
-from gptx_models.checkpoint import load_model
-from gptx_models.config import GPTConfig
-from gptx_models.hf_layout import place_of
+from gptx_models.checkpoints.checkpoint import load_model
+from gptx_models.checkpoints.hf_names import place_of
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from gptx_models.importers.gguf import GGUF_LAYOUTS
-from gptx_models.model import GPT
 
 LLAMA: dict[str, Any] = dict(
     position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False, norm_bias=False

@@ -156,9 +156,9 @@ def prepare(shape: Shape, folder: Path) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from gptx_models.config import GPTConfig
-    from gptx_models.model import GPT
-    from gptx_models.weights import tensors_of
+    from gptx_models.checkpoints.weights import tensors_of
+    from gptx_models.gpt.config import GPTConfig
+    from gptx_models.gpt.model import GPT
 
     torch.manual_seed(1)
     gpt = GPT(GPTConfig.from_dict(shape.model))

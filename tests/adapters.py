@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gptx_models.checkpoint import load_model
-from gptx_models.lora import Lora, adapted_modules, add_lora
-from gptx_models.model import GPT
-from gptx_models.peft_files import save_adapter
+from gptx_models.adapters.lora import Lora, adapted_modules, add_lora
+from gptx_models.adapters.peft_files import save_adapter
+from gptx_models.checkpoints.checkpoint import load_model
+from gptx_models.gpt.model import GPT
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 WINDOW = 7

@@ -7,7 +7,7 @@ import itertools
 import random
 from typing import Any
 
-from gptx_models.config import PRESETS, GPTConfig
+from gptx_models.gpt.config import PRESETS, GPTConfig
 
 SMALL: dict[str, Any] = dict(vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_embd=48, n_inner=64)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from gptx_models.checkpoint import save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.data import train_tokenizer
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.data.pretraining import train_tokenizer
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 # GPT-2 in shape, with head_dim 16; its vocabulary is padded beyond the tokenizer's 300 ids
 CONFIG = GPTConfig(vocab_size=304, n_ctx=128, n_layer=2, n_head=4, n_embd=64)

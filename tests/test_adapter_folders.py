@@ -16,11 +16,11 @@ from adapters import IDS, saved
 from gptx.artifact.folders import kind_of
 from gptx.errors import ArtifactError, CheckpointError, GptxError
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_model
+from gptx_models.adapters.lora import Lora
+from gptx_models.adapters.merge import merge
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.gpt.model import GPT
 from gptx_models.importers import import_checkpoint
-from gptx_models.lora import Lora
-from gptx_models.merge import merge
-from gptx_models.model import GPT
 
 transformers = pytest.importorskip("transformers")  # the independent reference
 pytest.importorskip("peft")

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptx_models.batching import Row, all_rows, row_batches, steps_per_epoch
-from gptx_models.loss import IGNORED
+from gptx_models.data.batches import Row, all_rows, row_batches, steps_per_epoch
+from gptx_models.training.loss import IGNORED
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=70)
 SIZES = st.integers(1, 9)

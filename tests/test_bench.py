@@ -15,7 +15,7 @@ from gptx.bench import bandwidth
 from gptx.bench.peers import contender, contenders
 from gptx.bench.prompts import Cutter
 from gptx.bench.weights import weights_of
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4", "fp16"])

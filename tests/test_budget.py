@@ -22,9 +22,9 @@ from gpt_export.within import quantize_within
 from gptx.errors import UsageError
 from gptx.verify import verify
 from gptx_command import gptx as command
-from gptx_models.checkpoint import save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from test_quantize import q4_1
 
 REAL = timing.milliseconds

@@ -15,8 +15,8 @@ from gpt_export.calibrate import round_layers
 from gpt_export.rounding import Grid, round_gptq, round_nearest
 from gpt_export.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
 from gptx.errors import UsageError
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 PARTS = ("attn.qkv", "attn.out", "mlp.up", "mlp.down")
 NAMES = [f"blocks.{index}.{part}" for index in (0, 1) for part in PARTS]

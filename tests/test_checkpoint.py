@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_config, load_model, save_checkpoint
-from gptx_models.config import PRESETS, GPTConfig
-from gptx_models.hf_config import family_of, why_gptx
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
+from gptx_models.checkpoints.hf_config import family_of, why_gptx
+from gptx_models.gpt.config import PRESETS, GPTConfig
+from gptx_models.gpt.model import GPT
 
 transformers = pytest.importorskip("transformers")  # the independent reference
 

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from gptx.artifact.class_head import Head
-from gptx_models.checkpoint import load_config, load_model, save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 LABELS = ("bad", "fair", "good")
 IDS = torch.arange(36).reshape(2, 18) % 63 + 1

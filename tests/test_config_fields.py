@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.config import GPTConfig
-from gptx_models.hf_config import read_config
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.checkpoints.hf_config import read_config
+from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers import import_checkpoint
 
 transformers = pytest.importorskip("transformers")  # the independent reference

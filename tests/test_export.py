@@ -23,7 +23,7 @@ from gpt_export.proof import proof
 from gptx.artifact.folders import new_folder
 from gptx.errors import CheckpointError, OutputError, ParityError, UsageError
 from gptx_command import finished, gptx, process
-from gptx_models.model import GPT
+from gptx_models.gpt.model import GPT
 
 
 def test_the_artifact_is_whole(fp32: Path) -> None:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from gptx.artifact.task import read_task
 from gptx.errors import UsageError
-from gptx_models import judge, train
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.config import GPTConfig
-from gptx_models.finetune_cli import finetune
-from gptx_models.model import GPT
-from gptx_models.recipe import Recipe, read_recipe
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.cli.finetune import finetune
+from gptx_models.evaluation import answers as judge
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+from gptx_models.training import train
+from gptx_models.training.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gptx.errors import UsageError
-from gptx_models.examples import labels_of, parse_fields, read_examples
-from gptx_models.records import records
+from gptx_models.data.examples import labels_of, parse_fields, read_examples
+from gptx_models.data.record_files import records
 
 QUERIES = [
     {"text": "I am still waiting on my card?", "category": "card_arrival"},

@@ -28,7 +28,7 @@ from gptx.generation.options import resolve
 from gptx.generation.sampling import drawer, eta, keep, likely, typical
 from gptx.inspect import generation_in_words
 from gptx.model import Model
-from gptx_models.side_files import read_side_files
+from gptx_models.checkpoints.side_files import read_side_files
 from tiny_artifact import write_artifact
 
 PROMPT = "the cat sat"

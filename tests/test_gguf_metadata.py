@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_config, load_model
+from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
 from raw_gguf import ARRAY, BOOL, F16, F32, FLOAT, INT32, INT64, STRING, UINT32, UINT64, Gguf, Key, llama
 

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
 from gptx_models.importers.gguf_tokenizer import read_ids, read_tokenizer
-from gptx_models.tokenizer_files import TokenizerFiles
 
 NORMAL, CONTROL = 1, 3
 

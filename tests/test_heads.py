@@ -17,8 +17,8 @@ from gpt_export.export import export_checkpoint
 from gptx.artifact.class_head import Head, read_head
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_head, load_model
-from gptx_models.data import train_tokenizer
+from gptx_models.checkpoints.checkpoint import load_config, load_head, load_model
+from gptx_models.data.pretraining import train_tokenizer
 from gptx_models.importers import import_checkpoint
 from tiny_artifact import refresh
 

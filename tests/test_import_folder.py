@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from gptx.errors import CheckpointError, OutputError, UsageError
-from gptx_models.checkpoint import load_model
-from gptx_models.cli import import_
+from gptx_models.checkpoints.checkpoint import load_model
+from gptx_models.cli.import_checkpoint import import_
 from gptx_models.importers import import_checkpoint
 
 transformers = pytest.importorskip("transformers")  # the independent reference

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType as Q
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_config, load_model
+from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
 from gptx_models.importers.gguf_tokenizer import PRE_TOKENIZERS
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
 from gptx_models.importers import import_checkpoint
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 32, 64, 2, 4, 2, 300, 16

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
 from gptx_models.importers import import_checkpoint
 from gptx_models.importers.nanogpt import read_meta
 

@@ -27,9 +27,9 @@ from gptx.ort.graph import open_engine
 from gptx.system.cpu import cpu_features, int8_saturates
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
-from gptx_models.checkpoint import save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from tiny_artifact import refresh
 
 ORT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])

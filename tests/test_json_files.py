@@ -13,7 +13,7 @@ import gptx
 from gptx.artifact.json_files import MOST_DEEP, parse_json, read_json
 from gptx.errors import ArtifactError, CheckpointError, GptxError, UsageError
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
 from gptx_models.importers import import_checkpoint
 from tiny_artifact import refresh
 

@@ -16,7 +16,7 @@ from gptx.artifact.manifest import GRAPH
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError
 from gptx.verify import verify
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
 from gptx_models.importers import import_checkpoint
 from hub_cache import as_in_the_cache, with_hard_links
 

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from gptx.errors import CheckpointError, UsageError
-from gptx_models.config import GPTConfig
-from gptx_models.curve import METRICS, PICTURE, read_points
-from gptx_models.data import all_windows, random_windows
-from gptx_models.loop import LOG_EVERY, Batch, Material, Outcome, loop
-from gptx_models.loss import IGNORED, Objective
-from gptx_models.model import GPT
-from gptx_models.optimizer import optimizers_of, set_learning_rate
-from gptx_models.recipe import Recipe
-from gptx_models.schedule import learning_rate
-from gptx_models.state import STATE
-from gptx_models.world import World
+from gptx_models.data.pretraining import all_windows, random_windows
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+from gptx_models.training.distributed import World
+from gptx_models.training.loop import LOG_EVERY, Batch, Material, Outcome, loop
+from gptx_models.training.loss import IGNORED, Objective
+from gptx_models.training.metrics_log import METRICS, PICTURE, read_points
+from gptx_models.training.optimizer import optimizers_of, set_learning_rate
+from gptx_models.training.recipe import Recipe
+from gptx_models.training.run_state import STATE
+from gptx_models.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,14 +17,14 @@ from adapters import IDS, WINDOW, adapted, base, randomized, saved
 from gptx.artifact.folders import kind_of
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_model, read_family, save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.lora import Lora, adapted_modules, add_lora, merge_lora
-from gptx_models.merge import command as merge_command
-from gptx_models.model import GPT
-from gptx_models.peft_files import load_adapter, save_adapter
-from gptx_models.state import full_weights
-from gptx_models.world import World
+from gptx_models.adapters.lora import Lora, adapted_modules, add_lora, merge_lora
+from gptx_models.adapters.merge import command as merge_command
+from gptx_models.adapters.peft_files import load_adapter, save_adapter
+from gptx_models.checkpoints.checkpoint import load_config, load_model, read_family, save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+from gptx_models.training.distributed import World
+from gptx_models.training.run_state import full_weights
 
 TARGETS = [
     ("gpt2", None),

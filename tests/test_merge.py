@@ -21,11 +21,11 @@ from gptx.artifact.folders import kind_of
 from gptx.artifact.task import Task, read_task
 from gptx.errors import CheckpointError, OutputError, UsageError
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.lora import Lora
-from gptx_models.merge import command as merge_command
-from gptx_models.merge import merge
-from gptx_models.peft_files import load_adapter
+from gptx_models.adapters.lora import Lora
+from gptx_models.adapters.merge import command as merge_command
+from gptx_models.adapters.merge import merge
+from gptx_models.adapters.peft_files import load_adapter
+from gptx_models.checkpoints.checkpoint import load_config, load_model
 
 
 def test_merge_writes_a_checkpoint_that_export_takes(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptx_models.metrics import accuracy, bits_per_byte, macro_f1, perplexity, rouge
+from gptx_models.evaluation.metrics import accuracy, bits_per_byte, macro_f1, perplexity, rouge
 
 
 def test_accuracy():

@@ -18,9 +18,9 @@ from gpt_export.caches import CacheForm, default_form
 from gpt_export.certify import pytorch_greedy
 from gpt_export.export import export_checkpoint
 from gpt_export.weights import load_gpt
-from gptx_models.checkpoint import load_model, save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import load_model, save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 LIMIT = 1e-4  # random weights in fp32
 

@@ -38,9 +38,9 @@ from gptx.parity.reference import Reference
 from gptx.system.cpu import cpu_features
 from gptx.verify import forced_logits, verify
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_model, save_checkpoint
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import load_model, save_checkpoint
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [100, 3, 80, 220]]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from configurations import config_of, pairwise, small_presets
 from gpt_export.schemes import rotate_where_possible
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 CONFIGS = {
     **small_presets(),

@@ -13,10 +13,10 @@ from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
 from gptx.errors import UsageError
 from gptx.tasks.chat import ChatTemplate
 from gptx.text.tokenizer import Tokenizer
-from gptx_models.batching import Row
-from gptx_models.examples import Example
-from gptx_models.loss import IGNORED
-from gptx_models.rows import answer_text, end_of_turn, prompt_ids, rows_of
+from gptx_models.data.batches import Row
+from gptx_models.data.examples import Example
+from gptx_models.data.tokenize_examples import answer_text, end_of_turn, prompt_ids, rows_of
+from gptx_models.training.loss import IGNORED
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = "Text: the cat sat on the mat\nLabel: good\n\nSummary: the dog sat on the log\nuser assistant system\n" * 3

@@ -12,8 +12,8 @@ import transformers
 
 from gptx.errors import CheckpointError
 from gptx.text.tokenizer import load_tokenizer
+from gptx_models.checkpoints.tokenizer_files import read_tokenizer_folder
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
-from gptx_models.tokenizer_files import read_tokenizer_folder
 
 sentencepiece = pytest.importorskip("sentencepiece")  # transformers converts with it; gptx does not need it
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load
 import gptx
 from gpt_export.export import export_checkpoint
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.token_ids import resolve_ids, token_ids
 from gptx_models.importers import import_checkpoint
-from gptx_models.token_ids import resolve_ids, token_ids
 from tokenizers_of_all_kinds import byte_level
 
 VOCABULARY = 320  # ids of the model; the tokenizer has some 300

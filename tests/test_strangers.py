@@ -29,7 +29,7 @@ from gptx.inspect import describe
 from gptx.tasks.chat import ChatTemplate
 from gptx.verify import verify
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_config, load_model
+from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
 from tiny_artifact import certify_artifact, refresh, write_artifact
 

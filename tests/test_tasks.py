@@ -18,8 +18,8 @@ from gptx.errors import PromptError, UsageError
 from gptx.generation.session import Session
 from gptx.tasks.label_scores import label_scores
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_model
-from gptx_models.model import GPT
+from gptx_models.checkpoints.checkpoint import load_model
+from gptx_models.gpt.model import GPT
 from tiny_artifact import refresh
 
 TEXT = "the cat sat on the mat and the dog"

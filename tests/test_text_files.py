@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptx.errors import UsageError
-from gptx_models import packed_text, text_files
-from gptx_models.packed_text import divided
-from gptx_models.text_files import documents, files_of
+from gptx_models.data import compressed_text as packed_text
+from gptx_models.data import text_files
+from gptx_models.data.compressed_text import divided
+from gptx_models.data.text_files import documents, files_of
 
 TALES = ["Once upon a time\nthere was a king.\n", "Es war einmal ein König — 王様 🐸\n", "The end."]
 PACK: dict[str, Callable[[bytes], bytes]] = {

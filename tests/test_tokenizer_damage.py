@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from gpt_export.side_files import token_facts
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.text.tokenizer import load_tokenizer
-from gptx_models.tokenizer_files import check_vocabulary, read_tokenizer_folder, read_tokenizer_json
+from gptx_models.checkpoints.tokenizer_files import check_vocabulary, read_tokenizer_folder, read_tokenizer_json
 from tokenizers_of_all_kinds import byte_level, llama
 
 VOCABULARY = 400

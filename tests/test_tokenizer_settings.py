@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
 from gptx.text.tokenizer import load_tokenizer
-from gptx_models.tokenizer_files import read_tokenizer_folder
+from gptx_models.checkpoints.tokenizer_files import read_tokenizer_folder
 from tokenizers_of_all_kinds import byte_level, llama, word_piece
 
 VOCABULARY = 400  # ids of the model: more than any of the tokenizers has

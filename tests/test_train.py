@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 from gptx.errors import CheckpointError, OutputError, UsageError
-from gptx_models import corpus, data, train
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.recipe import Recipe, read_recipe, recipe_names, write_recipe
-from gptx_models.state import STATE
-from gptx_models.text_files import documents
-from gptx_models.train_cli import train as command
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.cli.train import train as command
+from gptx_models.data import corpus
+from gptx_models.data import pretraining as data
+from gptx_models.data.text_files import documents
+from gptx_models.training import train
+from gptx_models.training.recipe import Recipe, read_recipe, recipe_names, write_recipe
+from gptx_models.training.run_state import STATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,15 +18,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from gptx.artifact.task import Task
 from gptx.errors import GptxError, UsageError
-from gptx_models import corpus
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.data import around, encode
-from gptx_models.examples import Example
-from gptx_models.finetune_cli import finetune
-from gptx_models.merge import merge
-from gptx_models.rows import rows_of
-from gptx_models.train_cli import train
-from gptx_models.words import words_of
+from gptx_models.adapters.merge import merge
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.checkpoints.text_setup import words_of
+from gptx_models.cli.finetune import finetune
+from gptx_models.cli.train import train
+from gptx_models.data import corpus
+from gptx_models.data.examples import Example
+from gptx_models.data.pretraining import around, encode
+from gptx_models.data.tokenize_examples import rows_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -259,7 +259,7 @@ def test_a_tokenizer_that_is_given_ends_its_documents(texts: Path, tmp_path: Pat
 
 
 def test_a_long_document_has_one_beginning_and_one_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gptx_models.data.PIECE", 20)
+    monkeypatch.setattr("gptx_models.data.pretraining.PIECE", 20)
     words = words_of(adds_bos_and_eos(tmp_path / "start"), 304)
     (row,) = encode(words.inner, ["\n".join(TEXTS[:5])], words.ends)
     assert around(words.inner) == ([1], [2])

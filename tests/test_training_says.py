@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from exported import CONFIG, write_checkpoint
 from gptx import progress
 from gptx.errors import UsageError
-from gptx_models import train
-from gptx_models.curve import Curve, Point
-from gptx_models.finetune_cli import finetune
-from gptx_models.recipe import Recipe, changed, read_recipe
-from gptx_models.train_cli import train as train_command
+from gptx_models.cli.finetune import finetune
+from gptx_models.cli.train import train as train_command
+from gptx_models.training import train
+from gptx_models.training.metrics_log import Curve, Point
+from gptx_models.training.recipe import Recipe, changed, read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

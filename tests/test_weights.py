@@ -22,10 +22,10 @@ from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.inspect import describe
 from gptx_command import gptx as command
-from gptx_models.checkpoint import load_model
+from gptx_models.checkpoints.checkpoint import load_model
+from gptx_models.checkpoints.tensor_files import open_folder, write_safetensors
+from gptx_models.checkpoints.weights import _PIECE, check_finite
 from gptx_models.importers import import_checkpoint
-from gptx_models.tensor_files import open_folder, write_safetensors
-from gptx_models.weights import _PIECE, check_finite
 from tiny_artifact import refresh
 
 transformers = pytest.importorskip("transformers")  # the independent reference

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from lesson import BETAS, CLIP, WEIGHT_DECAY, Batch, Lesson, main
 
-from gptx_models.config import GPTConfig
-from gptx_models.hf_layout import LAYOUTS
-from gptx_models.loop import Material, loop
-from gptx_models.model import GPT
-from gptx_models.recipe import Recipe
-from gptx_models.weights import TensorSource, build
-from gptx_models.world import World
+from gptx_models.checkpoints.hf_names import LAYOUTS
+from gptx_models.checkpoints.weights import TensorSource, build
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+from gptx_models.training.distributed import World
+from gptx_models.training.loop import Material, loop
+from gptx_models.training.recipe import Recipe
 
 
 def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptx_models.data import random_windows
+from gptx_models.data.pretraining import random_windows
 
 TOKENS, WEIGHTS = "tokens.npy", "initial.safetensors"
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0  # GPT-3's, and nanoGPT's

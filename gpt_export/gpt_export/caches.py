@@ -2,9 +2,9 @@
 
 shared   com.microsoft GroupQueryAttention on a full-length buffer that is past and present at once
 scatter  TensorScatter into such a buffer, then Attention (opset 24) or additive scores: our runtime only
-growing  past and new keys concatenated: gptx_models.model.Cached as it is, standard operators only
+growing  past and new keys concatenated: gptx_models.gpt.model.Cached as it is, standard operators only
 
-Each is an `Attend` (see gptx_models.model) that leaves its present keys and values in `.present`.
+Each is an `Attend` (see gptx_models.gpt.model) that leaves its present keys and values in `.present`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptx_models.attention import additive_rows, normalized, rotate
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT, Attention, Past
+from gptx_models.gpt.attention import additive_rows, normalized, rotate
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT, Attention, Past
 
 CacheForm = Literal["shared", "growing", "scatter"]
 GraphForm = CacheForm | Literal["cuda"]  # cuda: a second graph on the cache of `shared`

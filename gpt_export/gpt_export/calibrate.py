@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpt_export.rounding import Grid, Rounded, round_gptq
 from gptx.errors import UsageError
 from gptx.progress import stage
-from gptx_models.model import GPT, Block, Cached
+from gptx_models.gpt.model import GPT, Block, Cached
 
 
 def linears(block: Block) -> dict[str, nn.Linear]:

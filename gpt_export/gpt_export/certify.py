@@ -29,7 +29,7 @@ from gptx.system.cpu import cpu_features, cpu_name
 from gptx.tasks.chat import common_length, load_template
 from gptx.text.tokenizer import load_tokenizer
 from gptx.verify import forced_logits, greedy_tokens, measure
-from gptx_models.model import GPT, Cached
+from gptx_models.gpt.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
 SEAL = 2500  # bytes of hashes, see gptx.parity.seal

@@ -17,7 +17,7 @@ from gptx.artifact.uses import task_in_words, use_command
 from gptx.cli.output import printable, write_out
 from gptx.errors import OutputError, UsageError
 from gptx.progress import note
-from gptx_models.checkpoint import load_config
+from gptx_models.checkpoints.checkpoint import load_config
 
 EXAMPLE = '"Once upon a time"'
 
@@ -104,8 +104,8 @@ def export(
     with _scratch(beside) as scratch:
         checkpoint = Path(source)
         if kind_of(checkpoint) == "adapter":
-            from gptx_models.merge import merge
-            from gptx_models.peft_files import base_of
+            from gptx_models.adapters.merge import merge
+            from gptx_models.adapters.peft_files import base_of
 
             if dry_run:
                 _plan_export(base_of(checkpoint), cache)

@@ -17,7 +17,7 @@ from gpt_export.graph import build_graph, save_beside
 from gpt_export.layers import ChannelProduct, block_product
 from gpt_export.rounding import fitting_block
 from gptx.artifact.manifest import DECODE
-from gptx_models.model import GPT
+from gptx_models.gpt.model import GPT
 
 BLOCK = 128  # of activations that share a scale, and of weights with their channel's
 

@@ -33,13 +33,13 @@ from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
 from gptx.parity.seal import seal_of, write_seal
 from gptx.progress import note, stage
-from gptx_models.attention import ADDITIVE_CHUNK
-from gptx_models.checkpoint import load_config, load_head, load_model, write_configs
-from gptx_models.config import GPTConfig
+from gptx_models.checkpoints.checkpoint import load_config, load_head, load_model, write_configs
+from gptx_models.checkpoints.side_files import CARD, read_side_files
+from gptx_models.checkpoints.tensor_files import open_folder
+from gptx_models.gpt.attention import ADDITIVE_CHUNK
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
-from gptx_models.model import GPT
-from gptx_models.side_files import CARD, read_side_files
-from gptx_models.tensor_files import open_folder
 
 PREFILL_CHUNK = 256  # GroupQueryAttention scores every key of a piece and masks afterwards: half of 512 is 4% faster
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gpt_export.caches import OPSET, GraphForm, Scatter, Shared, SharedOnCuda
 from gpt_export.fusions import fuse_skip_norms
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT, Cached, Past
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT, Cached, Past
 
 KEEP, FIRST = "num_logits_to_keep", "first_logit"
 ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter, "cuda": SharedOnCuda}

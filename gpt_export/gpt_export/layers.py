@@ -15,7 +15,7 @@ from gpt_export.blocks import BlockWeights, StackedWeights
 from gpt_export.caches import CacheForm
 from gpt_export.channels import ChannelWeights
 from gpt_export.offsets import OffsetWeights
-from gptx_models.model import GPT
+from gptx_models.gpt.model import GPT
 
 Quantized = ChannelWeights | BlockWeights | StackedWeights | OffsetWeights
 

@@ -29,7 +29,7 @@ from gpt_export.tables import RARE, TABLE, Form, common_tokens, tables
 from gptx.parity.metrics import Figures, Tally
 from gptx.progress import stage
 from gptx.system.cpu import cpu_features
-from gptx_models.model import GPT
+from gptx_models.gpt.model import GPT
 
 Piece = dict[str, Quantized]  # what takes a form together: a layer; the tables
 TABLES = "head and embedding"

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gptx.errors import UsageError
-from gptx_models.tokenizer_files import check_vocabulary, load_tokenizer
+from gptx_models.checkpoints.tokenizer_files import check_vocabulary, load_tokenizer
 
 WINDOW = 512  # tokens; a shorter context takes its own length
 MOST = 4096  # tokens of the text that are used

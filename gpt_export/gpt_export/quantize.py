@@ -36,8 +36,8 @@ from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
 from gptx.progress import stage
 from gptx.system.cpu import cpu_features, cpu_name
-from gptx_models.checkpoint import load_config, load_model
-from gptx_models.config import GPTConfig
+from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.gpt.config import GPTConfig
 
 CALIBRATION = 8192  # tokens of the calibration text that are used: more gain little
 

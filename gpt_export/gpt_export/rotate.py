@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT, Attention, Norm
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT, Attention, Norm
 
 SEED = 7
 

@@ -16,7 +16,7 @@ from gpt_export.rounding import Grid, Rounded
 from gpt_export.sensitivity import in_8_bits, sensitivities
 from gpt_export.tables import Form, common_tokens, kept_table, tables
 from gptx.progress import note
-from gptx_models.model import GPT
+from gptx_models.gpt.model import GPT
 
 
 @dataclass(frozen=True)

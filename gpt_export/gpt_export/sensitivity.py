@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gpt_export.calibrate import embedded, linears
 from gptx.progress import stage
-from gptx_models.model import GPT, Cached
+from gptx_models.gpt.model import GPT, Cached
 
 Change = Callable[[nn.Linear], AbstractContextManager[None]]  # the layer computes less exactly while the block lasts
 TOKENS = 192  # of the text: each layer's figure costs half a forward pass over them

@@ -44,9 +44,9 @@ from gptx.install import pip_command
 from gptx.parity.limits import limits_for
 from gptx.parity.whole_context import context_windows
 from gptx.progress import note, stage
-from gptx_models.checkpoint import SOURCE, write_json
-from gptx_models.side_files import read_side_files
-from gptx_models.token_ids import IDS
+from gptx_models.checkpoints.checkpoint import SOURCE, write_json
+from gptx_models.checkpoints.side_files import read_side_files
+from gptx_models.checkpoints.token_ids import IDS
 
 
 def export_via_optimum(

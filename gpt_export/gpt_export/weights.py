@@ -11,9 +11,9 @@ from torch import nn
 from gpt_export.stored import read_graph
 from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
-from gptx_models.weights import check_finite
+from gptx_models.checkpoints.weights import check_finite
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:

@@ -35,8 +35,8 @@ from gptx.artifact.manifest import GRAPH, Manifest
 from gptx.errors import ParityError, UsageError
 from gptx.parity.limits import limits_for
 from gptx.progress import note, stage
-from gptx_models.config import GPTConfig
-from gptx_models.model import GPT
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
 MEASURED = 2048  # tokens of the proof text that each mix is measured on; the certificate takes all
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import save_checkpoint
+from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.tokenizer_files import check_vocabulary
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
-from gptx_models.tensor_files import check_file
-from gptx_models.tokenizer_files import check_vocabulary
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_ENDINGS = (".gguf", ".bin", ".pt", ".pth", ".safetensors", ".json", ".onnx")

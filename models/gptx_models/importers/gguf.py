@@ -17,16 +17,16 @@ from torch import Tensor
 
 from gptx.artifact.bounds import size_problem
 from gptx.errors import CheckpointError
-from gptx_models.attention import rope_tables
-from gptx_models.config import GPTConfig, number_problem
-from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, Layout, to_halves, written_names
+from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, Layout, to_halves, written_names
+from gptx_models.checkpoints.tensor_files import sha256
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
+from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.gpt.attention import rope_tables
+from gptx_models.gpt.config import GPTConfig, number_problem
 from gptx_models.importers.gguf_file import StoredTensor, open_gguf
 from gptx_models.importers.gguf_tokenizer import read_ids, read_tokenizer
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.tensor_files import sha256
-from gptx_models.tokenizer_files import TokenizerFiles
-from gptx_models.weights import TensorSource, build, shown
 
 _BLOCK = {
     "norm1": ("blk.{i}.attn_norm",),

@@ -15,9 +15,9 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
 from gptx_models.importers.imported import Tell
-from gptx_models.sentencepiece import sentencepiece_tokenizer
-from gptx_models.tokenizer_files import TokenizerFiles, companions, with_bos_eos
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # tokenizer.ggml.token_type; 1 is normal
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoint import load_config
+from gptx_models.checkpoints.checkpoint import load_config
 from gptx_models.importers.huggingface import import_folder
 from gptx_models.importers.imported import Imported, Tell, quiet
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from gptx_models.checkpoint import SOURCE, load_config, load_head, read_layout
-from gptx_models.config import GPTConfig
-from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, written_names
+from gptx_models.checkpoints.checkpoint import SOURCE, load_config, load_head, read_layout
+from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
+from gptx_models.checkpoints.side_files import read_side_files
+from gptx_models.checkpoints.tensor_files import open_folder, read_json, sha256, weight_files
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
+from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.model import GPT
-from gptx_models.side_files import read_side_files
-from gptx_models.tensor_files import open_folder, read_json, sha256, weight_files
-from gptx_models.tokenizer_files import TokenizerFiles
-from gptx_models.weights import TensorSource, build, shown
 
 
 def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from gptx.errors import CheckpointError
-from gptx_models.config import GPTConfig
-from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, to_halves
+from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, to_halves
+from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
+from gptx_models.checkpoints.tensor_files import check_file, sha256
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
+from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.sentencepiece import sentencepiece_tokenizer
-from gptx_models.tensor_files import check_file, sha256
-from gptx_models.tokenizer_files import TokenizerFiles, companions, with_bos_eos
-from gptx_models.weights import TensorSource, build, shown
 
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER = 256  # bytes, of versions 1 and 2

@@ -14,13 +14,13 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gptx.errors import CheckpointError
-from gptx_models.config import GPTConfig
-from gptx_models.hf_config import family_of
-from gptx_models.hf_layout import LAYOUTS, written_names
+from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
+from gptx_models.checkpoints.tensor_files import check_file, load_torch_file, of_state_dict, sha256
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions
+from gptx_models.checkpoints.weights import build, shown, unwrapped
+from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
-from gptx_models.tensor_files import check_file, load_torch_file, of_state_dict, sha256
-from gptx_models.tokenizer_files import TokenizerFiles, companions
-from gptx_models.weights import build, shown, unwrapped
 
 LAYOUT = LAYOUTS["gpt2"].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
 _FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")

@@ -6,10 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.tokenizer_files import (
+    TokenizerFiles,
+    read_tokenizer_folder,
+    read_tokenizer_json,
+    read_tokenizer_model,
+)
 from gptx_models.importers.llama2c import read_tokenizer_bin
 from gptx_models.importers.nanogpt import read_meta
-from gptx_models.tensor_files import check_file
-from gptx_models.tokenizer_files import TokenizerFiles, read_tokenizer_folder, read_tokenizer_json, read_tokenizer_model
 
 
 def read_tokenizer_path(path: Path, vocab_size: int, *, allow_pickle: bool = False) -> TokenizerFiles:

@@ -18,10 +18,13 @@ from gptx.errors import GptxError, GptxWarning
 
 VERBS = {
     # verb: (module, what --help says)
-    "import": ("gptx_models.cli:import_", "Hugging Face, GGUF, nanoGPT or llama2.c weights -> checkpoint folder."),
-    "train": ("gptx_models.train_cli:train", "Text -> checkpoint folder."),
-    "finetune": ("gptx_models.finetune_cli:finetune", "Checkpoint and examples -> checkpoint or LoRA adapter."),
-    "merge": ("gptx_models.merge:command", "LoRA adapter and its base -> checkpoint folder."),
+    "import": (
+        "gptx_models.cli.import_checkpoint:import_",
+        "Hugging Face, GGUF, nanoGPT or llama2.c weights -> checkpoint folder.",
+    ),
+    "train": ("gptx_models.cli.train:train", "Text -> checkpoint folder."),
+    "finetune": ("gptx_models.cli.finetune:finetune", "Checkpoint and examples -> checkpoint or LoRA adapter."),
+    "merge": ("gptx_models.adapters.merge:command", "LoRA adapter and its base -> checkpoint folder."),
     "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
     "quantize": ("gpt_export.cli:quantize", "Artifact -> int8, int4 or fp16 artifact, with proof."),
     "compile": ("gptx.cli.compile:compile_", "Artifact -> the same, opened faster on machines like this one."),

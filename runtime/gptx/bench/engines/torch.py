@@ -19,7 +19,7 @@ def logits(job: Job) -> Logits:
     import torch
 
     # by name: the runtime imports nothing of the pipeline, and here it is a peer in a process of its own
-    checkpoint: Any = importlib.import_module("gptx_models.checkpoint")
+    checkpoint: Any = importlib.import_module("gptx_models.checkpoints.checkpoint")
     torch.set_num_threads(job.threads)
     model = checkpoint.load_model(job.path)
 

@@ -1,0 +1,1 @@
+"""LoRA adapters: training form, PEFT's files, merging."""

@@ -1,0 +1,172 @@
+"""Low-rank adaptation (Hu et al. 2021) of a GPT: frozen weights, and beside chosen matrices a trained B A of small rank.
+
+Modules go by the names that the model's family gives them (c_attn; q_proj, v_proj). Our qkv and gate|up are one matrix
+each: where a family has them apart, each piece has a pair of its own. Knows no files: `peft_files` does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptx.errors import UsageError
+from gptx_models.checkpoints.hf_config import Family, family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, place_of
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+
+ALL_LINEAR = "all-linear"
+# what PEFT adapts where nothing is said (its TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING); gptx: the same place
+DEFAULT_TARGETS: dict[Family, tuple[str, ...]] = {
+    "gpt2": ("c_attn",),
+    "openai-gpt": ("c_attn",),
+    "llama": ("q_proj", "v_proj"),
+    "gptx": ("qkv",),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    rank: int = 16
+    alpha: float = 32.0  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] | None = None  # names of modules, or ALL_LINEAR; None: the family's DEFAULT_TARGETS
+    dropout: float = 0.0  # of what goes into A
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"LoRA of rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}: expected a rank of at least 1,"
+                " a positive alpha and a dropout from 0 to below 1"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one of our matrices that the family knows as a module of its own."""
+
+    name: str  # "model.layers.0.self_attn.q_proj"
+    first: int
+    rows: int
+
+
+class LoraLinear(nn.Module):
+    """linear(x) + scale B A dropout(x), with an (A, B) for each piece: A (rank, in), B (rows, rank).
+
+    A and B are fp32 whatever the linear's weights are stored as: updates are too small for bf16.
+    """
+
+    def __init__(self, linear: nn.Linear, pieces: list[Piece], lora: Lora) -> None:
+        super().__init__()
+        self.linear, self.pieces, self.lora = linear, pieces, lora
+        self.drop = nn.Dropout(lora.dropout)
+        device = linear.weight.device
+        self.a = nn.ParameterList(torch.empty(lora.rank, linear.in_features, device=device) for _ in pieces)
+        self.b = nn.ParameterList(torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces)
+        for a in self.a:
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear, and so as PEFT
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        total = y.shape[-1]
+        if not torch.is_autocast_enabled(x.device.type):  # there F.linear casts on its own
+            x = x.to(self.a[0].dtype)
+        for piece, a, b in zip(self.pieces, self.a, self.b):
+            update = self.lora.scale * F.linear(F.linear(self.drop(x), a), b)  # (..., rows)
+            y = y + F.pad(update.to(y.dtype), (piece.first, total - piece.first - piece.rows))
+        return y
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        for piece, a, b in zip(self.pieces, self.a, self.b):
+            self.linear.weight[piece.first : piece.first + piece.rows] += self.lora.scale * (b @ a)
+        return self.linear
+
+
+def add_lora(gpt: GPT, lora: Lora, family: Family | None = None) -> GPT:
+    """In place: freeze all weights but a classification head's, and adapt the targets. UsageError names unknown ones.
+
+    family: whose names the modules go by, by default the one that the configuration is written as.
+    """
+    adapted = pieces_of(gpt.config, lora.targets, family)
+    gpt.requires_grad_(False)
+    if gpt.config.n_class:
+        gpt.head.requires_grad_(True)
+    for name, pieces in adapted.items():
+        _adapt(gpt, name, pieces, lora)
+    return gpt
+
+
+def merge_lora(gpt: GPT) -> GPT:
+    """In place: the updates added to the weights, plain Linears again."""
+    for name, module in adapted_modules(gpt):
+        _put(gpt, name, module.merged())
+    return gpt.requires_grad_(True)
+
+
+def copy_of_shape(gpt: GPT) -> GPT:
+    """A GPT on the CPU with the same modules, adapters too, and new weights."""
+    copy = GPT(gpt.config)
+    for name, module in adapted_modules(gpt):
+        _adapt(copy, name, module.pieces, module.lora)
+    return copy
+
+
+def adapted_modules(gpt: GPT) -> list[tuple[str, LoraLinear]]:
+    return [(name, module) for name, module in gpt.named_modules() if isinstance(module, LoraLinear)]
+
+
+def _adapt(gpt: GPT, name: str, pieces: list[Piece], lora: Lora) -> None:
+    linear = gpt.get_submodule(name)
+    assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
+    _put(gpt, name, LoraLinear(linear, pieces, lora))
+
+
+def _put(gpt: GPT, name: str, module: nn.Module) -> None:
+    parent, child = name.rsplit(".", 1)
+    setattr(gpt.get_submodule(parent), child, module)
+
+
+def pieces_of(
+    config: GPTConfig, targets: tuple[str, ...] | None, family: Family | None = None
+) -> dict[str, list[Piece]]:
+    """The pieces of each of our modules ("blocks.0.attn.qkv") that the targets name. As in PEFT, a target is the end of
+    a module's name: c_proj means those of attention and of the feed-forward."""
+    family = family or family_of(config)
+    wanted = targets or DEFAULT_TARGETS[family]
+    everything = all_pieces(config, family)
+    names = {piece.name for pieces in everything.values() for piece in pieces}
+    unknown = [t for t in wanted if t != ALL_LINEAR and not any(_ends(name, t) for name in names)]
+    if unknown:
+        known = sorted({name.rsplit(".", 1)[1] for name in names})
+        raise UsageError(f"no module is called {', '.join(unknown)}: there are {', '.join(known)}, or {ALL_LINEAR}")
+    chosen = {
+        module: [p for p in pieces if ALL_LINEAR in wanted or any(_ends(p.name, t) for t in wanted)]
+        for module, pieces in everything.items()
+    }
+    return {module: pieces for module, pieces in chosen.items() if pieces}
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def all_pieces(config: GPTConfig, family: Family) -> dict[str, list[Piece]]:
+    """Every matrix of the blocks, and its pieces as a family names them."""
+    with torch.device("meta"):
+        gpt = GPT(config)
+    found = {}
+    for name, module in gpt.blocks.named_modules(prefix="blocks"):
+        if isinstance(module, nn.Linear):
+            place = place_of(f"{name}.weight", module.weight.shape, config, LAYOUTS[family])
+            firsts = [sum(place.rows[:at]) for at in range(len(place.rows))]
+            names = (piece.removesuffix(".weight") for piece in place.names)
+            found[name] = [Piece(*piece) for piece in zip(names, firsts, place.rows)]
+    return found

@@ -1,0 +1,1 @@
+"""Checkpoint folders as Hugging Face writes them: configs, weights, tokenizer files."""

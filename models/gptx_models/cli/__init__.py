@@ -1,0 +1,1 @@
+"""The commands import, train and finetune."""

@@ -1,0 +1,177 @@
+"""Records in; examples to learn a task from out: what is asked, and the answers. Knows neither tokens nor models.
+
+The fields go by the names that data sets give them, or by those that `fields` says. `rows` makes token ids of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptx.artifact.json_files import a_json_kind
+from gptx.errors import UsageError
+from gptx_models.data.compressed_text import Read
+from gptx_models.data.record_files import RECORDS, Record, records
+from gptx_models.data.text_files import files_of
+
+Names = Mapping[str, Sequence[str]]  # a role -> the fields that may play it, the likeliest first
+
+# What a record of each task must have; of several shapes, one.
+SHAPES: Mapping[str, Sequence[Names]] = {
+    "completion": (
+        {"prompt": ("prompt",), "completion": ("completion", "response")},
+        {"instruction": ("instruction",), "output": ("output", "response")},
+    ),
+    "chat": ({"messages": ("messages", "conversations")},),
+    "classify": (
+        {
+            "text": ("text", "sentence", "content", "review", "query", "utterance", "question"),
+            "label": ("label_text", "label", "category", "intent", "class", "sentiment"),
+        },
+    ),
+    "summarize": (
+        {
+            "text": ("text", "document", "article", "source", "dialogue"),
+            "summary": ("summary", "target", "highlights"),
+        },
+    ),
+}
+_INPUT = ("input", "context")  # what an instruction is about: it may be missing
+
+INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Response:"  # as Alpaca has it
+
+
+@dataclass(frozen=True)
+class Example:
+    place: str  # file and line
+    text: str = ""  # what is asked
+    answers: tuple[str, ...] = ()  # the first is learnt; of summaries all count when one is scored
+    messages: tuple[dict[str, Any], ...] = ()  # of chat, instead of the two
+
+
+@dataclass(frozen=True)
+class Examples:
+    """instructions: their texts belong into INSTRUCTION_TEMPLATE. blank: records without text or answer, left out."""
+
+    found: list[Example]
+    instructions: bool
+    blank: int
+
+
+def read_examples(
+    paths: Sequence[Path], kind: str, *, fields: Mapping[str, str] | None = None, read: Read | None = None
+) -> Examples:
+    """The examples of files or folders. kind: one of SHAPES. fields: role -> the field that plays it, see parse_fields.
+
+    Raises UsageError, which names the file and the line.
+    """
+    found: list[Example] = []
+    blank, roles = 0, None
+    for file in files_of(paths, kinds=RECORDS):
+        for place, record in records(file, read):
+            roles = roles or _roles(record, kind, fields or {}, place)
+            example = _example(record, roles, place)
+            if example.messages or (example.text.strip() and all(map(str.strip, example.answers))):
+                found.append(example)
+            else:
+                blank += 1
+    if not found:
+        raise UsageError(f"there is no record with text in {', '.join(map(str, paths))}")
+    return Examples(found, instructions="instruction" in (roles or {}), blank=blank)
+
+
+def parse_fields(text: str, kind: str) -> dict[str, str]:
+    """ "text=sentence,label=category" -> {"text": "sentence", "label": "category"}. UsageError names what is wrong."""
+    known = dict.fromkeys(role for shape in SHAPES[kind] for role in shape)
+    pairs = [(role.strip(), field.strip()) for role, _, field in (part.partition("=") for part in text.split(","))]
+    if any(role not in known or not field for role, field in pairs):
+        raise UsageError(f"--fields {text} does not fit: {kind} knows {','.join(f'{role}=FIELD' for role in known)}")
+    return dict(pairs)
+
+
+def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The classes, in order: numbers by their value."""
+    labels = {example.answers[0] for example in examples}
+    return tuple(sorted(labels, key=lambda label: (int(label) if label.isdecimal() else -1, label)))
+
+
+def _roles(record: Record, kind: str, fields: Mapping[str, str], place: str) -> dict[str, str]:
+    """role -> field, as the first record shows it."""
+    for shape in SHAPES[kind]:
+        roles = {role: _field(record, (fields[role],) if role in fields else names) for role, names in shape.items()}
+        if all(roles.values()):
+            return {role: field for role, field in roles.items() if field}
+    needed = " or ".join(" and ".join(fields.get(role, role) for role in shape) for shape in SHAPES[kind])
+    example = ",".join(f"{role}=FIELD" for role in SHAPES[kind][0])
+    raise UsageError(
+        f"{place} has {', '.join(record) or 'no fields'}, and {kind} needs {needed}: --fields {example} names them"
+    )
+
+
+def _field(record: Record, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in record), None)
+
+
+def _example(record: Record, roles: Mapping[str, str], place: str) -> Example:
+    def value(role: str) -> Any:
+        if roles[role] not in record:
+            raise UsageError(f"{place} has no field {roles[role]}; it has {', '.join(record) or 'none'}")
+        return record[roles[role]]
+
+    def text(role: str) -> str:
+        return _text(value(role), f"{place}: the field {roles[role]}")
+
+    if "messages" in roles:
+        return Example(place, messages=_messages(value("messages"), f"{place}: the field {roles['messages']}"))
+    if "prompt" in roles:
+        return Example(place, text("prompt"), (text("completion"),))
+    if "instruction" in roles:
+        asked = text("instruction").strip()
+        field = _field(record, _INPUT)
+        about = _text(record[field], f"{place}: the field {field}").strip() if field and record[field] else ""
+        if asked and about:
+            asked = f"{asked}\n\n### Input:\n{about}"
+        return Example(place, asked, (text("output").strip(),))
+    if "label" in roles:
+        label = value("label")
+        if isinstance(label, bool | int | float):
+            label = json.dumps(label)
+        label = _text(label, f"{place}: the field {roles['label']}").strip()
+        if not label:
+            raise UsageError(f"{place} has an empty {roles['label']}")
+        return Example(place, text("text").strip(), (label,))
+    summaries = value("summary")
+    summaries = summaries if isinstance(summaries, list) else [summaries]
+    answers = [_text(summary, f"{place}: the field {roles['summary']}").strip() for summary in summaries]
+    return Example(place, text("text").strip(), tuple(answers) or ("",))
+
+
+def _text(value: Any, what: str) -> str:
+    """A text, or its sentences."""
+    if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
+        return " ".join(sentence.strip() for sentence in value)
+    if not isinstance(value, str):
+        raise UsageError(f"{what} is {a_json_kind(value)}, text is expected")
+    return value
+
+
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
+
+
+def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages")
+    messages = []
+    for number, message in enumerate(value, 1):
+        if isinstance(message, dict) and "from" in message and "value" in message:
+            speaker = message["from"]
+            message = {"role": _SPEAKERS.get(speaker, speaker), "content": message["value"]}
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+            raise UsageError(f'{what}, message {number}: {{"role": "user", "content": "..."}} is expected')
+        messages.append(message)
+    if not any(message["role"] == "assistant" for message in messages[1:]):
+        raise UsageError(f"{what} has no message of the assistant that answers another: there is nothing to learn")
+    return tuple(messages)

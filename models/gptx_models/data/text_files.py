@@ -1,0 +1,67 @@
+"""Text files in; the documents in them out, one after another, so that texts may be larger than memory.
+
+A path is a text (documents are divided by <|endoftext|>), JSONL (a document a line, in a field), or a folder of both; each
+file may be packed. What becomes of the documents, it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gptx.artifact.json_files import a_json_kind
+from gptx.errors import UsageError
+from gptx_models.data.compressed_text import PACKINGS, Read, divided, ending, pieces
+from gptx_models.data.record_files import json_lines
+
+END_OF_TEXT = "<|endoftext|>"
+TEXTS = (".txt", ".md", ".jsonl")
+LONGEST = 1 << 23  # characters; a longer document is handed out in parts, as documents of their own
+
+
+def documents(paths: Sequence[Path], *, field: str = "text", read: Read | None = None) -> Iterator[str]:
+    """The documents that are not blank. UsageError names the file, and the line, that cannot be read.
+
+    field: of JSONL. read: is told the bytes read, as they lie on disk; the sizes of `files_of` are their sum.
+    """
+    found = False
+    for file in files_of(paths):
+        for document in _documents_of(file, field, read):
+            if document.strip():
+                found = True
+                yield document
+    if not found:
+        raise UsageError(f"there is no text in {', '.join(map(str, paths))}")
+
+
+def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Path]:
+    """The files, and those in and under the folders, sorted by name; hidden ones and files of other kinds in folders are
+    left out. A path that is named twice counts twice."""
+    files: list[Path] = []
+    known = f"{', '.join(kinds)}, or one of these with {', '.join(PACKINGS)}"
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file.relative_to(path) for file in path.rglob("*") if ending(file) in kinds)
+            shown = [path / file for file in inside if not any(part.startswith(".") for part in file.parts)]
+            if not (shown := [file for file in shown if file.is_file()]):
+                raise UsageError(f"{path} is a folder without a file to read: {known} is expected")
+            files += shown
+        elif not path.exists():
+            raise UsageError(f"{path} is missing: a file or a folder is expected")
+        elif ending(path) not in kinds:
+            raise UsageError(f"{path} is of an unknown kind: {known} is expected")
+        else:
+            files.append(path)
+    return files
+
+
+def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
+    if ending(file) == ".jsonl":
+        for place, record in json_lines(file, read):
+            if field not in record:
+                raise UsageError(f"{place} has no field {field}; it has {', '.join(record) or 'none'}")
+            if not isinstance(text := record[field], str):
+                raise UsageError(f"{place}: the field {field} is {a_json_kind(text)}, text is expected")
+            yield text
+    else:
+        yield from divided(pieces(file, read), END_OF_TEXT, longest=LONGEST)

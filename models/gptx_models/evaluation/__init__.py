@@ -1,0 +1,1 @@
+"""What a model in training answers, and the metrics of its answers."""

@@ -1,0 +1,1 @@
+"""Training and fine-tuning: the loop and what it needs."""
