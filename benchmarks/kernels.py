@@ -62,7 +62,7 @@ def fp32(graph: Graph) -> str:
 
 
 def channels(graph: Graph) -> str:
-    """MatMulIntegerToFloat with a scale a row, as gpt_export.layers.ChannelProduct."""
+    """MatMulIntegerToFloat with a scale a row, as gpt_export.graph.layers.ChannelProduct."""
     levels = RANDOM.integers(-127, 128, (graph.n_in, graph.n_out)).astype(np.int8)
     middle, axis = graph.constant(np.array(128, np.uint8)), graph.constant(np.array([-1]))
     row = graph.node("ReduceMax", graph.node("Abs", "x"), axis, keepdims=1)

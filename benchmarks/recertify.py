@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import gptx
-from gpt_export.certify import complete, record_artifact
+from gpt_export.certificate.certify import complete, record_artifact
+from gpt_export.certificate.eval_text import proof
 from gpt_export.export import reference_budget
-from gpt_export.proof import proof
-from gpt_export.quantize import own_card
+from gpt_export.quantization.quantize import own_card
 from gpt_export.side_files import write_card, write_manifest
 from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import MANIFEST

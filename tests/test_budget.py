@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_export import timing
-from gpt_export.budget import STEPS, Budget, parse_budget, smallest_inside, spaced
 from gpt_export.export import export_checkpoint
-from gpt_export.layers import Quantized
-from gpt_export.mix import TABLES
-from gpt_export.rounding import Grid, round_nearest
-from gpt_export.schemes import pack
-from gpt_export.within import quantize_within
+from gpt_export.graph.layers import Quantized
+from gpt_export.mixed_precision import timing
+from gpt_export.mixed_precision.budget import STEPS, Budget, parse_budget, smallest_inside, spaced
+from gpt_export.mixed_precision.mix import TABLES
+from gpt_export.mixed_precision.search import quantize_within
+from gpt_export.quantization.gptq import Grid, round_nearest
+from gpt_export.quantization.recipes import pack
 from gptx.errors import UsageError
 from gptx.verify import verify
 from gptx_command import gptx as command

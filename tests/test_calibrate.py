@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from gpt_export.calibrate import round_layers
-from gpt_export.rounding import Grid, round_gptq, round_nearest
-from gpt_export.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
+from gpt_export.quantization.calibrate import round_layers
+from gpt_export.quantization.gptq import Grid, round_gptq, round_nearest
+from gpt_export.quantization.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
 from gptx.errors import UsageError
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
-from gpt_export.quantize import quantize_artifact
+from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact.task import Task, task_json
 from gptx.errors import UsageError
 from gptx_command import gptx as command

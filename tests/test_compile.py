@@ -199,7 +199,7 @@ def test_an_onnxruntime_that_packs_wrongly(fp32: Path, tmp_path: Path, monkeypat
 
 
 def test_a_quantized_copy_does_not_claim_to_be_compiled(made: dict[str, Path], tmp_path: Path) -> None:
-    from gpt_export.quantize import quantize_artifact
+    from gpt_export.quantization.quantize import quantize_artifact
 
     quantize_artifact(made["fp32"], tmp_path / "int8", to="int8", accept=True)
     assert "compiled" not in artifact.read(tmp_path / "int8").raw

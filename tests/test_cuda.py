@@ -16,7 +16,7 @@ import pytest
 import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
-from gpt_export.quantize import quantize_artifact
+from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact import manifest as artifact
 from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.inspect import describe

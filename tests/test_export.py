@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer
 
 from exported import CONFIG, write_checkpoint
+from gpt_export.certificate.eval_text import proof
 from gpt_export.export import export_checkpoint
-from gpt_export.proof import proof
 from gptx.artifact.folders import new_folder
 from gptx.errors import CheckpointError, OutputError, ParityError, UsageError
 from gptx_command import finished, gptx, process

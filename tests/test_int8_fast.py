@@ -16,7 +16,7 @@ import torch
 
 import gptx
 from gpt_export.export import export_checkpoint
-from gpt_export.quantize import quantize_artifact
+from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact import manifest as artifact
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, UsageError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import gptx
-from gpt_export.quantize import quantize_artifact
-from gpt_export.stored import read_graph, read_proto
+from gpt_export.graph.stored_weights import read_graph, read_proto
+from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact.folders import is_hub_blob, lies_inside
 from gptx.artifact.manifest import GRAPH
 from gptx.compile import compile_artifact

@@ -12,7 +12,7 @@ import torch
 import gptx
 from exported import CONFIG, write_checkpoint
 from gpt_export.export import export_checkpoint
-from gpt_export.quantize import quantize_artifact
+from gpt_export.quantization.quantize import quantize_artifact
 from gptx_command import gptx as command
 
 # no empty ids at the end of the vocabulary: gptx never picks them, the others do

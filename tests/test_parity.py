@@ -14,10 +14,10 @@ import torch
 
 import gptx
 from configurations import config_of, full_product, name_of, pairwise, small_presets
-from gpt_export.caches import CacheForm, default_form
-from gpt_export.certify import pytorch_greedy
+from gpt_export.certificate.certify import pytorch_greedy
 from gpt_export.export import export_checkpoint
-from gpt_export.weights import load_gpt
+from gpt_export.graph.attention_forms import CacheForm, default_form
+from gpt_export.graph.read_weights import load_gpt
 from gptx_models.checkpoints.checkpoint import load_model, save_checkpoint
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT

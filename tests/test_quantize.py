@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptx
-from gpt_export.blocks import BlockWeights, StackedWeights, dequantize_blocks
-from gpt_export.calibrate import linears, round_layers
+from gpt_export.certificate.eval_text import proof
 from gpt_export.export import export_checkpoint
-from gpt_export.graph import build_graph, save_graph
-from gpt_export.layers import graph_layers
-from gpt_export.mix import values_of
-from gpt_export.offsets import dequantize_offsets, found_again
-from gpt_export.proof import proof
-from gpt_export.quantize import CALIBRATION, quantize_artifact
-from gpt_export.rounding import Grid, fitting_block, round_gptq, round_nearest
-from gpt_export.schemes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
-from gpt_export.tables import Form, common_tokens, tables
-from gpt_export.weights import load_gpt
+from gpt_export.graph.build import build_graph, save_graph
+from gpt_export.graph.layers import graph_layers
+from gpt_export.graph.read_weights import load_gpt
+from gpt_export.mixed_precision.mix import values_of
+from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
+from gpt_export.quantization.calibrate import linears, round_layers
+from gpt_export.quantization.embeddings import Form, common_tokens, tables
+from gpt_export.quantization.gptq import Grid, fitting_block, round_gptq, round_nearest
+from gpt_export.quantization.offsets import dequantize_offsets, found_again
+from gpt_export.quantization.quantize import CALIBRATION, quantize_artifact
+from gpt_export.quantization.recipes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
 from gptx.artifact import manifest as artifact
 from gptx.errors import ArtifactError, ParityError, UsageError
 from gptx.generation.session import Session

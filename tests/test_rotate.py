@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from configurations import config_of, pairwise, small_presets
-from gpt_export.schemes import rotate_where_possible
+from gpt_export.quantization.recipes import rotate_where_possible
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 

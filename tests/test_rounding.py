@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_export.blocks import dequantize_blocks, pack_blocks
-from gpt_export.rounding import Grid, Rounded, round_gptq, round_nearest
+from gpt_export.quantization.blocks import dequantize_blocks, pack_blocks
+from gpt_export.quantization.gptq import Grid, Rounded, round_gptq, round_nearest
 
 BLOCKS = [Grid(4, 16), Grid(4, 32), Grid(4, 16, symmetric=False), Grid(4, 32, symmetric=False)]
 SHORT_SCALES = [Grid(4, 32, scale_bits=8), Grid(4, 16, symmetric=False, scale_bits=8)]

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 import gptx
-from gpt_export.quantize import gpt_config
-from gpt_export.weights import load_gpt
+from gpt_export.graph.read_weights import load_gpt
+from gpt_export.quantization.quantize import gpt_config
 from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
 from gptx.errors import ArtifactError, CheckpointError, GptxError
 from gptx.inspect import describe

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt_export.export import export_checkpoint
-from gpt_export.quantize import quantize_artifact
-from gpt_export.rewrite import quantize_graph
-from gpt_export.stored import read_graph
+from gpt_export.graph.stored_weights import read_graph
+from gpt_export.quantization.quantize import quantize_artifact
+from gpt_export.via_optimum.quantize import quantize_graph
 from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.inspect import describe

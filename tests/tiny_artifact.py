@@ -208,9 +208,9 @@ def write_artifact(
 
 def certify_artifact(folder: Path) -> dict[str, Any]:
     """Give an artifact of write_artifact a certificate against itself, as export gives it one against PyTorch."""
-    from gpt_export.certify import record_artifact
+    from gpt_export.certificate.certify import record_artifact
+    from gpt_export.certificate.eval_text import proof
     from gpt_export.export import prove
-    from gpt_export.proof import proof
 
     facts = json.loads((folder / "gptx.json").read_text())
     shape = facts["model"]

@@ -83,15 +83,15 @@ def export(
         for name, given in unheard.items():
             if given:
                 raise UsageError(f"--via optimum has no {name}: leave it out")
-        from gpt_export.via_optimum import export_via_optimum
+        from gpt_export.via_optimum.export import export_via_optimum
         from gptx_models.importers.hub import download
 
         folder = Path(source) if Path(source).exists() else download(source, covered=False)
         certificate = export_via_optimum(folder, out, **options)
         _report(out, certificate)
         return
+    from gpt_export.certificate.eval_text import read_text
     from gpt_export.export import export_checkpoint
-    from gpt_export.proof import read_text
     from gptx.parity.limits import limits_for
 
     check_apart(Path(source), out)
@@ -192,9 +192,15 @@ def quantize(
     rare tokens 4 or 8: of perplexity, the smallest artifact that keeps it; of size, the best that fits. The mixes that
     were measured are printed, drawn, and stored in gptx.json.
     """
-    from gpt_export.budget import parse_budget
-    from gpt_export.proof import read_text
-    from gpt_export.quantize import check_checkpoint, check_recipe, expect_fp32, plan_quantize, quantize_artifact
+    from gpt_export.certificate.eval_text import read_text
+    from gpt_export.mixed_precision.budget import parse_budget
+    from gpt_export.quantization.quantize import (
+        check_checkpoint,
+        check_recipe,
+        expect_fp32,
+        plan_quantize,
+        quantize_artifact,
+    )
 
     if (to is None) == (budget is None):
         raise click.UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
@@ -217,7 +223,7 @@ def quantize(
         if checkpoint is not None:
             check_checkpoint(expect_fp32(source), checkpoint)
         if allowed is not None:
-            from gpt_export.within import new_picture, plan_within
+            from gpt_export.mixed_precision.search import new_picture, plan_within
 
             new_picture(out, picture, force=force)
             _print_plan(plan_within(source, allowed, calibration=calibration, limits=options["limits"]))
@@ -227,7 +233,7 @@ def quantize(
             _print_plan(plan_quantize(manifest, to))
         return
     if allowed is not None:
-        from gpt_export.within import quantize_within
+        from gpt_export.mixed_precision.search import quantize_within
 
         outcome = quantize_within(source, out, budget=allowed, picture_file=picture, **options)
         write_out(f"{outcome.table}\ndrawn in {outcome.picture}\n\n")

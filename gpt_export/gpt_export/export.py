@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gpt_export.caches import CacheForm, default_form, why_not
-from gpt_export.certify import Recording, certify, record_pytorch
+from gpt_export.certificate.certify import Recording, certify, record_pytorch
+from gpt_export.certificate.eval_text import MOST, proof
 from gpt_export.genai_search import tell
-from gpt_export.graph import build_graph, save_graph
-from gpt_export.layers import graph_layers
-from gpt_export.proof import MOST, proof
+from gpt_export.graph.attention_forms import CacheForm, default_form, why_not
+from gpt_export.graph.build import build_graph, save_graph
+from gpt_export.graph.layers import graph_layers
 from gpt_export.side_files import (
     hash_folder,
     read_json,

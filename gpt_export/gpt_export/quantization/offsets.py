@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt_export.blocks import BlockWeights, dequantize_blocks, pack_blocks
-from gpt_export.rounding import Grid, Rounded, round_nearest
+from gpt_export.quantization.blocks import BlockWeights, dequantize_blocks, pack_blocks
+from gpt_export.quantization.gptq import Grid, Rounded, round_nearest
 
 GRID = Grid(4, block=32)
 HIGHEST = 15

@@ -16,10 +16,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from gpt_export.caches import OPSET
-from gpt_export.graph import quiet
-from gpt_export.layers import Quantized, quantized_product
-from gpt_export.mix import forms_of
+from gpt_export.graph.attention_forms import OPSET
+from gpt_export.graph.build import quiet
+from gpt_export.graph.layers import Quantized, quantized_product
+from gpt_export.mixed_precision.mix import forms_of
 from gptx.ort.providers import open_on_cpu
 from gptx.progress import stage
 

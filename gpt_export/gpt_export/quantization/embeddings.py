@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpt_export.blocks import StackedWeights, pack_blocks
-from gpt_export.layers import Quantized
-from gpt_export.rounding import Grid, Rounded, round_gptq, round_nearest, stacked
+from gpt_export.graph.layers import Quantized
+from gpt_export.quantization.blocks import StackedWeights, pack_blocks
+from gpt_export.quantization.gptq import Grid, Rounded, round_gptq, round_nearest, stacked
 from gptx_models.gpt.model import GPT
 
 # Blocks of 64: their rows are equal to the bit however many are computed together (see schemes.py). All of a head in 4 bits

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gpt_export.blocks import BlockWeights, StackedWeights, dequantize_blocks
-from gpt_export.calibrate import linears, round_to_each
-from gpt_export.certify import Recording
-from gpt_export.channels import ChannelWeights
-from gpt_export.layers import Quantized
-from gpt_export.offsets import OffsetWeights, dequantize_offsets
-from gpt_export.rounding import Grid
-from gpt_export.schemes import SCHEMES, pack, pack_layers, rotate_where_possible, scheme_name
-from gpt_export.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
-from gpt_export.tables import RARE, TABLE, Form, common_tokens, tables
+from gpt_export.certificate.certify import Recording
+from gpt_export.graph.layers import Quantized
+from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
+from gpt_export.quantization.calibrate import linears, round_to_each
+from gpt_export.quantization.channels import ChannelWeights
+from gpt_export.quantization.embeddings import RARE, TABLE, Form, common_tokens, tables
+from gpt_export.quantization.gptq import Grid
+from gpt_export.quantization.offsets import OffsetWeights, dequantize_offsets
+from gpt_export.quantization.recipes import SCHEMES, pack, pack_layers, rotate_where_possible, scheme_name
+from gpt_export.quantization.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
 from gptx.parity.metrics import Figures, Tally
 from gptx.progress import stage
 from gptx.system.cpu import cpu_features

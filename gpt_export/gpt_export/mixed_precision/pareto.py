@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt_export.schemes import Quantization
+from gpt_export.quantization.recipes import Quantization
 from gptx.errors import UsageError
 from gptx.parity.metrics import Figures
 from gptx.system.cpu import cpu_name

@@ -15,8 +15,8 @@ import torch
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from gpt_export.caches import OPSET, GraphForm, Scatter, Shared, SharedOnCuda
-from gpt_export.fusions import fuse_skip_norms
+from gpt_export.graph.attention_forms import OPSET, GraphForm, Scatter, Shared, SharedOnCuda
+from gpt_export.graph.fusions import fuse_skip_norms
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Cached, Past
 

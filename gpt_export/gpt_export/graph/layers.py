@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gpt_export.blocks import BlockWeights, StackedWeights
-from gpt_export.caches import CacheForm
-from gpt_export.channels import ChannelWeights
-from gpt_export.offsets import OffsetWeights
+from gpt_export.graph.attention_forms import CacheForm
+from gpt_export.quantization.blocks import BlockWeights, StackedWeights
+from gpt_export.quantization.channels import ChannelWeights
+from gpt_export.quantization.offsets import OffsetWeights
 from gptx_models.gpt.model import GPT
 
 Quantized = ChannelWeights | BlockWeights | StackedWeights | OffsetWeights

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gpt_export.calibrate import embedded, linears
+from gpt_export.quantization.calibrate import embedded, linears
 from gptx.progress import stage
 from gptx_models.gpt.model import GPT, Cached
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_export.budget import Budget, smallest_inside, spaced
-from gpt_export.caches import CacheForm
 from gpt_export.export import Plan
-from gpt_export.graph import build_graph, save_graph
-from gpt_export.layers import Quantized, graph_layers
-from gpt_export.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
-from gpt_export.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
-from gpt_export.quantize import (
+from gpt_export.graph.attention_forms import CacheForm
+from gpt_export.graph.build import build_graph, save_graph
+from gpt_export.graph.layers import Quantized, graph_layers
+from gpt_export.graph.read_weights import load_gpt
+from gpt_export.mixed_precision.budget import Budget, smallest_inside, spaced
+from gpt_export.mixed_precision.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
+from gpt_export.mixed_precision.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
+from gpt_export.mixed_precision.timing import Timings
+from gpt_export.quantization.quantize import (
     Work,
     calibration_of,
     expect_fp32,
@@ -26,10 +28,8 @@ from gpt_export.quantize import (
     prove_quantized,
     quantizing,
 )
-from gpt_export.rotate import rotate
-from gpt_export.schemes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
-from gpt_export.timing import Timings
-from gpt_export.weights import load_gpt
+from gpt_export.quantization.recipes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
+from gpt_export.quantization.rotate import rotate
 from gptx.artifact.folders import check_new_file, write_file
 from gptx.artifact.manifest import GRAPH, Manifest
 from gptx.errors import ParityError, UsageError

@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gpt_export.caches import CacheForm
-from gpt_export.certify import Recording, complete, record_artifact, record_pytorch
-from gpt_export.decode import write_decode_graph
+from gpt_export.certificate.certify import Recording, complete, record_artifact, record_pytorch
+from gpt_export.certificate.eval_text import MOST, Proof, proof
 from gpt_export.export import Plan, prove, tool_versions
-from gpt_export.graph import build_graph, save_beside, save_graph
-from gpt_export.layers import graph_layers
-from gpt_export.proof import MOST, Proof, proof
-from gpt_export.rewrite import RECIPES, quantize_graph
-from gpt_export.schemes import SCHEMES, describe, precision_of, quantize_weights, scheme_name
+from gpt_export.graph.attention_forms import CacheForm
+from gpt_export.graph.build import build_graph, save_beside, save_graph
+from gpt_export.graph.decode_graph import write_decode_graph
+from gpt_export.graph.layers import graph_layers
+from gpt_export.graph.read_weights import load_gpt
+from gpt_export.graph.stored_weights import check_half
+from gpt_export.quantization.recipes import SCHEMES, describe, precision_of, quantize_weights, scheme_name
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
     write_card,
     write_genai_config,
 )
-from gpt_export.stored import check_half
-from gpt_export.weights import load_gpt
+from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
 from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.artifact.manifest import CUDA, DECODE, GRAPH, Manifest

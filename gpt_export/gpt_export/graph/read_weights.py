@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt_export.stored import read_graph
+from gpt_export.graph.stored_weights import read_graph
 from gptx.artifact.manifest import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.checkpoints.weights import check_finite

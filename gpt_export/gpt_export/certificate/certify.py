@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import gptx
-from gpt_export.proof import Proof
+from gpt_export.certificate.eval_text import Proof
 from gptx.artifact import manifest as artifact
 from gptx.model import Model
 from gptx.parity import text_record as words

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gpt_export.rounding import Grid, Rounded, round_gptq
+from gpt_export.quantization.gptq import Grid, Rounded, round_gptq
 from gptx.errors import UsageError
 from gptx.progress import stage
 from gptx_models.gpt.model import GPT, Block, Cached

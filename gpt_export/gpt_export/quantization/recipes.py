@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpt_export.blocks import BlockWeights, StackedWeights, pack_blocks
-from gpt_export.calibrate import linears, round_layers
-from gpt_export.channels import ChannelWeights, pack_channels
-from gpt_export.layers import Quantized
-from gpt_export.offsets import OffsetWeights, found_again
-from gpt_export.rotate import rotate, why_not_rotated
-from gpt_export.rounding import Grid, Rounded
-from gpt_export.sensitivity import in_8_bits, sensitivities
-from gpt_export.tables import Form, common_tokens, kept_table, tables
+from gpt_export.graph.layers import Quantized
+from gpt_export.quantization.blocks import BlockWeights, StackedWeights, pack_blocks
+from gpt_export.quantization.calibrate import linears, round_layers
+from gpt_export.quantization.channels import ChannelWeights, pack_channels
+from gpt_export.quantization.embeddings import Form, common_tokens, kept_table, tables
+from gpt_export.quantization.gptq import Grid, Rounded
+from gpt_export.quantization.offsets import OffsetWeights, found_again
+from gpt_export.quantization.rotate import rotate, why_not_rotated
+from gpt_export.quantization.sensitivity import in_8_bits, sensitivities
 from gptx.progress import note
 from gptx_models.gpt.model import GPT
 

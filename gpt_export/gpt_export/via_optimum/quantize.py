@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from gpt_export.stored import check_weights, read_graph, read_proto
+from gpt_export.graph.stored_weights import check_weights, read_graph, read_proto
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK = {"int8": 64, "int4": 32, "int4-fast": 128}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt_export.rounding import Rounded
+from gpt_export.quantization.gptq import Rounded
 
 
 @dataclass(frozen=True)

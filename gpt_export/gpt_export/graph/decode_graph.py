@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpt_export.caches import CacheForm
-from gpt_export.graph import build_graph, save_beside
-from gpt_export.layers import ChannelProduct, block_product
-from gpt_export.rounding import fitting_block
+from gpt_export.graph.attention_forms import CacheForm
+from gpt_export.graph.build import build_graph, save_beside
+from gpt_export.graph.layers import ChannelProduct, block_product
+from gpt_export.quantization.gptq import fitting_block
 from gptx.artifact.manifest import DECODE
 from gptx_models.gpt.model import GPT
 

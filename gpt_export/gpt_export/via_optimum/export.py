@@ -19,7 +19,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from gpt_export.certify import GREEDY, Recording, record
+from gpt_export.certificate.certify import GREEDY, Recording, record
+from gpt_export.certificate.eval_text import Proof, proof
 from gpt_export.export import (
     PREFILL_CHUNK,
     expect_checkpoint,
@@ -29,7 +30,7 @@ from gpt_export.export import (
     weights_hash,
 )
 from gpt_export.genai_search import tell
-from gpt_export.proof import Proof, proof
+from gpt_export.graph.stored_weights import check_weights, read_graph
 from gpt_export.side_files import (
     copy_side_files,
     read_json,
@@ -37,7 +38,6 @@ from gpt_export.side_files import (
     write_card,
     write_genai_config,
 )
-from gpt_export.stored import check_weights, read_graph
 from gptx.artifact.folders import check_apart, check_output, new_folder
 from gptx.errors import CheckpointError, GptxError
 from gptx.install import pip_command

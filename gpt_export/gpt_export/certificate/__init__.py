@@ -1,0 +1,1 @@
+"""What an artifact's certificate is made of: the evaluation text and the figures on it."""

@@ -1,0 +1,1 @@
+"""A GPT module to an ONNX graph, and a graph's weights back into a module."""
