@@ -12,10 +12,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from exported import write_checkpoint
+from builders.exported import write_checkpoint
+from builders.tiny_artifact import write_artifact
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
-from tiny_artifact import write_artifact
 
 hypothesis.settings.register_profile("gptx", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("gptx")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
-
-from gptx.cli import VERBS, group
-from gptx_command import gptx
 from test_import_gguf import Q, byte_level_vocabulary, llama, write_llama
+
+from builders.gptx_command import gptx
+from gptx.cli import VERBS, group
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -1,0 +1,189 @@
+"""Values of wrong types, in every public method: a result or a GptxError, never Python's own exception."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gptx
+from builders.tiny_artifact import write_artifact
+from gptx.errors import GptxError, PromptError, UsageError
+from gptx.model import Model
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+load: Any = gptx.load  # which a type checker would not let be called so
+HALF = "a\ud800b"  # half of a surrogate pair
+VALUES: list[Any] = [
+    None, 5, -1, 2.5, float("nan"), float("inf"), 10**400, True, b"x", bytearray(b"x"), "", "\0", HALF, [], (), {},
+    {"a": 1}, set(), {"a"}, {1}, object(), int, len, range(3), np.array(5), np.array([1, 2]), np.array([1.5]),
+    np.array(["a", "b"]), np.zeros((2, 2), int), [None], [[]], [["a"]], ["a", 5], [1, "a"], [HALF, "b"], [[1], "a"],
+    [[1], [None]], [{"role": 5}], [{5: 5}], [("a",)], [("a", 5)], [b"a", b"b"],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    folder = tmp_path_factory.mktemp("types") / "a"
+    generation = {"max_new_tokens": 2}
+    with gptx.load(write_artifact(folder, n_ctx=64, template=TEMPLATE, generation=generation), threads=1) as opened:
+        yield opened
+
+
+def methods(kind: type) -> list[str]:
+    return [name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+# How each argument of a public method is given a value that is wrong, while the others are right.
+GOOD: dict[str, dict[str, Any]] = {
+    "Model.generate": {"prompt": "the cat"},
+    "Model.stream": {"prompt": "the cat"},
+    "Model.chat": {},
+    "Model.score": {"text": "the cat sat"},
+    "Model.classify": {"text": "the cat", "labels": ["a", "b"]},
+    "Model.summarize": {"text": "the cat"},
+    "Model.session": {},
+    "Model.encode": {"prompt": "the cat"},
+    "Model.chat_ids": {"messages": [{"role": "user", "content": "hi"}]},
+    "Chat.stream": {"message": "hi"},
+    "Chat.send": {"message": "hi"},
+    "Session.feed": {"rows": [[1]]},
+    "Session.advance": {"rows": [[1]]},
+    "Session.rewind": {"lengths": [0]},
+}
+# takes no argument, or only what the library itself hands over
+NO_ARGUMENTS = {
+    "Model.close", "Model.need_chat", "Model.stream_ids", "Model.stream_options",
+    "Chat.reset", "Chat.close", "Session.close", "Session.begin_at",
+    "Stream.close", "Stream.is_read_elsewhere",
+}  # fmt: skip
+
+
+def test_every_public_method_is_named_here() -> None:
+    kinds = [getattr(gptx, name) for name in gptx.__all__ if name[0].isupper()]
+    found = {f"{kind.__name__}.{name}" for kind in kinds for name in methods(kind)}
+    assert found == GOOD.keys() | NO_ARGUMENTS
+
+
+def bound(model: Model, name: str) -> Callable[..., Any]:
+    kind, method = name.split(".")
+    holder = {"Model": lambda: model, "Chat": model.chat, "Session": model.session}[kind]()
+    return getattr(holder, method)
+
+
+def arguments(name: str) -> list[str]:
+    kind, method = name.split(".")
+    names = [one for one in inspect.signature(getattr(getattr(gptx, kind), method)).parameters if one != "self"]
+    if "options" in names:
+        names += list(gptx.generation.options.Given.__annotations__)  # type: ignore[attr-defined]
+    return [one for one in names if one != "options"]
+
+
+@pytest.mark.filterwarnings("ignore::gptx.GptxWarning")
+@pytest.mark.parametrize("name", GOOD)
+def test_wrong_types(model: Model, name: str) -> None:
+    failed = []
+    for argument in arguments(name):
+        for value in VALUES:
+            try:
+                result = bound(model, name)(**{**GOOD[name], argument: value})
+                for _ in result if isinstance(result, gptx.Stream) else ():
+                    pass
+            except (UsageError, PromptError) as error:
+                assert "\n" not in str(error) and len(str(error)) < 400
+            except Exception as error:
+                failed.append(f"{argument}={value!r:.40}: {type(error).__name__}: {error}")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("argument", ["path", "device", "threads"])
+def test_load(model: Model, argument: str) -> None:
+    good: dict[str, Any] = {"path": model.path, "threads": 1}
+    for value in VALUES:
+        try:
+            gptx.load(**{**good, argument: value})
+        except GptxError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("argument", ["kind", "template", "labels", "head"])
+def test_task(argument: str) -> None:
+    for value in VALUES:
+        try:
+            gptx.Task(**{"kind": "classify", argument: value})
+        except UsageError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: load(5), "path is 5, expected the folder of an artifact"),
+        (lambda m: load(b"x"), "path is b'x', expected"),
+        (lambda m: load(m.path, threads="a"), "threads is 'a', expected 1 to"),
+        (lambda m: m.generate({"a"}), "a prompt is a text or a list of token ids, not set"),
+        (lambda m: m.generate(None), "a prompt is a text or a list of token ids, not NoneType"),
+        (lambda m: m.generate([]), "the prompt is empty"),
+        (lambda m: m.generate([[]]), "the prompt is empty"),
+        (lambda m: m.generate([["a"]]), "and this one holds 'a'"),
+        (lambda m: m.generate([True]), "and this one holds True"),
+        (lambda m: m.classify(5, ["a", "b"]), "the text is 5, expected a text or a list of texts"),
+        (lambda m: m.classify(["a", 5], ["a", "b"]), "text 2 of 2 is 5"),
+        (lambda m: m.classify("a", "bc"), "labels are 'bc', expected a list of texts"),
+        (lambda m: m.classify("a", {"b", "c"}), "labels are {"),
+        (lambda m: m.classify("a", ["b", None]), r"labels are \['b', None\], expected a list of texts"),
+        (lambda m: m.classify("a", ["b", "c"], examples=5), "examples are 5, expected a list of pairs"),
+        (lambda m: m.classify("a", ["b", "c"], examples=[5]), "example 1 is 5, expected a text and its answer"),
+        (lambda m: m.classify("a", ["b", "c"], template=5), "the template is 5, expected a text with"),
+        (lambda m: m.classify("a", ["b", "c"], calibrate="x"), "calibrate is 'x', expected True or False"),
+        (lambda m: m.summarize(3), "the text is 3: give a text to summarize"),
+        (lambda m: m.summarize("a", template=""), r"holds \{text\} nowhere"),
+        (lambda m: m.score(["a"]), "and this one holds 'a'"),
+        (lambda m: m.score(3.5), "a prompt is a text or a list of token ids, not float"),
+        (lambda m: m.score("a", overlap="x"), "overlap is 'x', expected 1 to 64"),
+        (lambda m: m.session("a"), "batch_size is 'a', expected at least 1"),
+        (lambda m: m.session().rewind(0), "rewind got 0, expected a list with an entry for each of the 1 rows"),
+        (lambda m: m.chat(system=5), "system is 5, expected a text"),
+        (lambda m: m.chat().send(None), "the message is None, expected a text"),
+        (lambda m: m.chat().stream(5), "the message is 5, expected a text"),
+        (lambda m: m.chat_ids(None), "the messages are None, expected a list of messages such as"),
+        (lambda m: m.chat_ids(["hi"]), "message 1 is 'hi', expected"),
+        (lambda m: m.chat_ids([{"role": 5, "content": "hi"}]), "the role of message 1 is 5, expected"),
+        (lambda m: m.chat_ids([{"role": "user"}]), "the content of message 1 is None, expected a text"),
+        (lambda m: m.template.render([{"role": "user", "content": 5}]), "the content of message 1 is 5, expected a text"),
+        (lambda m: m.encode(5), "a prompt is a text or a list of token ids, not int"),
+    ],
+)  # fmt: skip
+def test_what_the_sentence_says(model: Model, call: Callable[[Model], Any], says: str) -> None:
+    with pytest.raises((UsageError, PromptError), match=says):
+        call(model)
+
+
+def test_a_refused_message_leaves_the_open_answer_alone(model: Model) -> None:
+    chat = model.chat()
+    answer = chat.stream("hi")
+    wrong: list[dict[str, Any]] = [
+        {"message": None},
+        {"message": "a", "temperature": "hot"},
+        {"message": b"a"},
+        {"message": "a", "stop_tokens": [10**6]},
+    ]
+    for arguments in wrong:
+        with pytest.raises((UsageError, PromptError)):
+            chat.send(**arguments)
+    assert answer.completion.finish_reason is None
+    for _ in answer:
+        pass
+    assert answer.completion.finish_reason in ("length", "stop")
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
+def test_prompts_of_other_sequences(model: Model) -> None:
+    """Arrays, ranges and what yields token ids are prompts as lists are."""
+    expected = model.generate([3, 4, 5]).token_ids
+    others: list[Any] = [(3, 4, 5), range(3, 6), np.array([3, 4, 5]), iter([3, 4, 5]), [np.int64(3), 4, 5]]
+    assert [model.generate(prompt).token_ids for prompt in others] == [expected] * len(others)
+    assert [one.token_ids for one in model.generate(np.array([[3, 4, 5]] * 2))] == [expected] * 2  # type: ignore[call-overload]
