@@ -26,7 +26,8 @@ NEEDED = ("numpy", "tokenizers", "click", "rich", "jinja2", "safetensors")
 OPTIONAL = ("torch", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub", "transformers", "optimum-onnx")
 OPTIONAL += ("onnxruntime-genai", "ctranslate2", "llama-cpp-python", "openvino")
 
-# The smallest model there is, one Identity of one float, as onnx writes it (tests/runtime/cli/test_cli_doctor.py makes it again).
+# The smallest model there is, one Identity of one float, as onnx writes it
+# (tests/runtime/cli/test_cli_doctor.py makes it again).
 IDENTITY_MODEL = (
     b'\x08\x08::\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"

@@ -1,6 +1,7 @@
 """Text to one of several labels: by how likely a language model finds each label after a prompt, or by a head.
 
-The prompt may hold no, one or several examples. Training's own figures are made the same way (gptx_models.evaluation.answers).
+The prompt may hold no, one or several examples. Training's own figures are made the same way
+(gptx_models.evaluation.answers).
 """
 
 from __future__ import annotations
