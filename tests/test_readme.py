@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 import pytest
-from test_import_gguf import Q, byte_level_vocabulary, llama, write_llama
 
+from builders.gguf_files import Q, byte_level_vocabulary, llama, write_llama
 from builders.gptx_command import gptx
 from gptx.cli import VERBS, group
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_quantize import q4_1
 
+from builders.four_bit_weights import q4_1
 from builders.gptx_command import gptx as command
 from gpt_export.export import export_checkpoint
 from gpt_export.graph.layers import Quantized

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptx
+from builders.four_bit_weights import q4_1
 from builders.gptx_command import gptx as command
 from gpt_export.certificate.eval_text import proof
 from gpt_export.export import export_checkpoint
@@ -293,16 +294,6 @@ def test_without_vnni_channels_are_exact(
     monkeypatch.setattr("gptx.ort.providers.cpu_features", lambda: features)
     with gptx.load(quantized["int8-channels"]) as model:
         assert np.abs(forced_logits(model, text) - expected).max() < 1e-4 * np.abs(expected).max()
-
-
-def q4_1(shape: tuple[int, int], seed: int) -> torch.Tensor:
-    """Weights as GGUF's Q4_1 stores them: blocks of 32 of 4 bits, a half-precision scale and offset each."""
-    random = torch.Generator().manual_seed(seed)
-    weight = torch.randn(shape, generator=random).reshape(shape[0], -1, 32)
-    lowest = weight.amin(-1, keepdim=True)
-    scale = (weight.amax(-1, keepdim=True) - lowest) / 15
-    levels = ((weight - lowest) / scale).round()
-    return (levels * scale.half().float() + lowest.half().float()).reshape(shape)
 
 
 @given(rows=st.integers(1, 6), blocks=st.integers(1, 4), seed=st.integers(0, 1000))

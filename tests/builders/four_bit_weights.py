@@ -1,0 +1,15 @@
+"""Weights that were 4-bit before, as GGUF's Q4_1 stores them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def q4_1(shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Weights as GGUF's Q4_1 stores them: blocks of 32 of 4 bits, a half-precision scale and offset each."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=random).reshape(shape[0], -1, 32)
+    lowest = weight.amin(-1, keepdim=True)
+    scale = (weight.amax(-1, keepdim=True) - lowest) / 15
+    levels = ((weight - lowest) / scale).round()
+    return (levels * scale.half().float() + lowest.half().float()).reshape(shape)
