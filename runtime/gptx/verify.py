@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptx.artifact.folders import MANIFEST
+from gptx.artifact.json_files import read_side_file
 from gptx.artifact.manifest import some
 from gptx.errors import ArtifactError
 from gptx.parity.certificate_rows import MEANING
@@ -26,8 +27,7 @@ from gptx.parity.seal import Seal, changes
 from gptx.parity.text_record import Check, compare_words
 from gptx.parity.weight_checks import check_tables, check_weights, graphs_of, is_graph, rotary_problems
 from gptx.parity.whole_context import compare_context, logits_at
-from gptx.tasks.chat import common_length
-from gptx.text.tokenizer import read_json
+from gptx.text.prefix import common_length
 
 if TYPE_CHECKING:
     from gptx.artifact.manifest import Manifest
@@ -285,7 +285,7 @@ def _check_words(model: Model, reference: Reference) -> list[Check]:
     proof = reference.tokens.tolist()
     tokens = model.manifest.tokens
     checks = compare_words(reference.words, model.tokenizer, model.template, tokens, proof)
-    generation, config = (read_json(model.path / name) for name in ("generation_config.json", "config.json"))
+    generation, config = (read_side_file(model.path / name) for name in ("generation_config.json", "config.json"))
     wrong = []
     for name, ours in (("bos", tokens.bos), ("eos", list(tokens.eos)), ("pad", tokens.pad)):
         key = f"{name}_token_id"

@@ -26,7 +26,8 @@ from gptx.parity.reference import Reference, dump, summarize
 from gptx.parity.whole_context import Context, context_windows, logits_at, reaches_offsets, record_context
 from gptx.progress import stage
 from gptx.system.cpu import cpu_features, cpu_name
-from gptx.tasks.chat import common_length, load_template
+from gptx.text.chat_template import load_template
+from gptx.text.prefix import common_length
 from gptx.text.tokenizer import load_tokenizer
 from gptx.verify import forced_logits, greedy_tokens, measure
 from gptx_models.gpt.model import GPT, Cached

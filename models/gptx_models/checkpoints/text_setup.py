@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 
 from gptx.errors import CheckpointError, UsageError
-from gptx.tasks.chat import ChatTemplate
+from gptx.text.chat_template import ChatTemplate
 from gptx.text.tokenizer import Tokenizer, special_of, vocabulary_problem
 from gptx_models.checkpoints.side_files import SideFiles, read_side_files
 from gptx_models.checkpoints.tokenizer_files import TEMPLATE, companions, quiet, read_tokenizer_json

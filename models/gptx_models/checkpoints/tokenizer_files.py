@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from gptx.errors import CheckpointError
-from gptx.tasks.chat import default_template
+from gptx.text.chat_template import default_template
 from gptx.text.tokenizer import ADDITIONAL, SPECIAL, vocabulary_problem
 from gptx_models.checkpoints.sentencepiece_model import read_sentencepiece_model
 from gptx_models.checkpoints.tensor_files import read_json, read_text

@@ -16,7 +16,7 @@ import numpy as np
 from gptx.artifact.class_head import read_part
 from gptx.artifact.task import Task, prompt
 from gptx.errors import UsageError
-from gptx.tasks.chat import ChatTemplate, Message
+from gptx.text.chat_template import ChatTemplate, Message
 from gptx.text.tokenizer import Tokenizer
 from gptx_models.data.batches import Row
 from gptx_models.data.examples import Example

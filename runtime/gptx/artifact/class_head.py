@@ -14,10 +14,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from gptx.artifact.json_files import read_side_file
 from gptx.artifact.task import Task
 from gptx.errors import ArtifactError
-from gptx.parity.metrics import log_softmax
-from gptx.text.tokenizer import read_json
+from gptx.softmax import log_softmax
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 N_LABELS = 2  # of a config.json that names neither labels nor their number: transformers' default
@@ -59,7 +59,7 @@ def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
     of config.json. Raises ArtifactError."""
     path = folder / "config.json"
     try:
-        head = read_head(read_json(path))
+        head = read_head(read_side_file(path))
     except ValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
     if task is not None and task.head and task.labels:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptx.artifact.folders import LFS_POINTER
-from gptx.errors import GptxError
+from gptx.errors import ArtifactError, GptxError
 
 MOST_DEEP = 100  # levels of brackets; json.dumps fails at about a thousand, far from the file that is at fault
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -97,3 +97,8 @@ def _deeper(value: Any, most: int) -> bool:
         if not level:
             return False
     return True
+
+
+def read_side_file(path: Path) -> dict[str, Any]:
+    """A JSON object that stands beside an artifact's graph, {} where there is no such file. Raises ArtifactError."""
+    return read_json(path, ArtifactError, optional=True, advice="copy the artifact again")

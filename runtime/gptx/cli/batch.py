@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptx.cli.output import write_json_line
+from gptx.cli.output import result, write_json_line
 from gptx.cli.prompt import parse_tokens
-from gptx.cli.run import result
 from gptx.errors import PromptError
 from gptx.generation.options import Given
 

@@ -115,10 +115,11 @@ def bench(
     """
     from gptx.artifact import manifest as artifacts
     from gptx.artifact.folders import check_new_file, write_file
-    from gptx.bench import prompts, report, speed
+    from gptx.bench import prompts, speed
     from gptx.bench import quality as qualities
     from gptx.bench.machine import lines, machine
     from gptx.bench.peers import contenders
+    from gptx.cli import bench_report as report
     from gptx.model import DEFAULT_MODEL
     from gptx.ort.providers import need_cuda
     from gptx.system.cpu import cpu_cores

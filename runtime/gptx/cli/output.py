@@ -3,6 +3,7 @@ where the text comes from."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from gptx.progress import color_system, without_orders
 
 if TYPE_CHECKING:
     from gptx.generation.stream import Completion
+    from gptx.model import Model
 
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
 
@@ -124,3 +126,12 @@ def figures(completion: Completion, *, interrupted: bool = False) -> str:
     if completion.seed is not None:
         parts.append(f"seed {completion.seed}")
     return ", ".join(parts)
+
+
+def result(model: Model, completion: Completion) -> dict[str, Any]:
+    """What --json and --batch say of one completion."""
+    return dataclasses.asdict(completion) | {
+        "new_tokens": len(completion.token_ids),
+        "artifact": str(model.path),
+        "provider": model.provider,
+    }

@@ -3,24 +3,23 @@ prompt comes from, how text is printed and how a file of prompts is run stand in
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 import gptx
 from gptx.cli.options import model_options, refuse_without, sampling_options
-from gptx.cli.output import Printer, figures, note, write_json_line
+from gptx.cli.output import Printer, figures, note, result, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_prompt
 from gptx.errors import UsageError
 from gptx.generation.options import MAX_NEW_TOKENS, Given, limits_length
 
 if TYPE_CHECKING:
-    from gptx.generation.stream import Completion, Stream
+    from gptx.generation.stream import Stream
     from gptx.model import Model
 
 
@@ -103,15 +102,6 @@ def start(model: Model, given: str | list[int], sampling: Given, *, chat: bool, 
         assert isinstance(given, str)
         return model.chat(system=system).stream(given, **options)
     return model.stream(given, **options)
-
-
-def result(model: Model, completion: Completion) -> dict[str, Any]:
-    """What --json and --batch say of one completion."""
-    return dataclasses.asdict(completion) | {
-        "new_tokens": len(completion.token_ids),
-        "artifact": str(model.path),
-        "provider": model.provider,
-    }
 
 
 def _print_text(model: Model, stream: Stream, echoed: str, *, silent: bool) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from gptx.softmax import log_softmax
+
 CHUNK = 64  # positions at a time in float64
 
 
@@ -116,12 +118,3 @@ def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:
         return 0.0
     log_p, log_q = log_softmax(reference.astype(np.float64)), log_softmax(logits.astype(np.float64))
     return max(float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()), 0.0)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    return logits - logsumexp(logits)[..., None]
-
-
-def logsumexp(logits: np.ndarray) -> np.ndarray:
-    top = logits.max(-1, keepdims=True)
-    return np.log(np.exp(logits - top).sum(-1)) + top[..., 0]

@@ -31,9 +31,10 @@ from gptx.artifact.manifest import REFERENCE as FILE
 from gptx.artifact.manifest import Shape
 from gptx.errors import ArtifactError
 from gptx.parity import text_record as words
-from gptx.parity.metrics import Figures, Tally, log_softmax, logsumexp
+from gptx.parity.metrics import Figures, Tally
 from gptx.parity.seal import Seal, is_seal
 from gptx.parity.whole_context import Context, kl_of_top
+from gptx.softmax import log_softmax, logsumexp
 
 TOP = 64
 MOST_POSITIONS = 16_384  # of each kind: a file from a stranger must not keep verify busy for hours

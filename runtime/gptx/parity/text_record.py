@@ -11,14 +11,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptx.artifact.manifest import Tokens
 from gptx.errors import ArtifactError, UsageError
-from gptx.tasks.chat import ChatTemplate
-
-if TYPE_CHECKING:
-    from gptx.text.tokenizer import Tokenizer
+from gptx.text.chat_template import ChatTemplate
+from gptx.text.tokenizer import Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "You answer in one short sentence."},

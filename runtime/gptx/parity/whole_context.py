@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptx.generation.loaded_model import LoadedModel
 from gptx.ort.providers import CPU
-from gptx.parity.metrics import log_softmax, logsumexp
-
-if TYPE_CHECKING:
-    from gptx.model import Model
+from gptx.softmax import log_softmax, logsumexp
 
 WHOLE = 2048  # a context of so many tokens is one window; of a longer one, windows lie spread over it:
 PIECES, PIECE = 8, 256
@@ -118,7 +115,7 @@ def kl_of_top(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)
 
 
-def reaches_offsets(model: Model) -> bool:
+def reaches_offsets(model: LoadedModel) -> bool:
     """Whether the graph can begin at a position beyond 0 with nothing before it that is seen."""
     form = model.manifest.cache
     if form == "growing":
@@ -126,7 +123,7 @@ def reaches_offsets(model: Model) -> bool:
     return form == "shared" and model.provider == CPU  # CUDA's own graph has no mask
 
 
-def logits_at(model: Model, window: list[int], position: int) -> np.ndarray | None:
+def logits_at(model: LoadedModel, window: list[int], position: int) -> np.ndarray | None:
     """Logits after every token of a window whose first token has this position, (length, n_logits) float32.
 
     The last token of a window at position 0 is run as a step, as generation runs it.

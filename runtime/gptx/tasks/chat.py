@@ -1,173 +1,18 @@
-"""Conversations: a chat template in Jinja turns messages into a prompt, and Chat keeps one conversation's cache.
+"""A conversation with a model: messages in, answers out. The KV cache is kept between the turns.
 
-Templates run in a sandbox, with what Hugging Face gives them. Knows nothing of how text is shown.
+Knows nothing of how text is shown.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Unpack
 
-from gptx.arguments import is_list, text
-from gptx.errors import ArtifactError, PromptError, UsageError, shown
+from gptx.arguments import text
+from gptx.errors import PromptError, UsageError, shown
+from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.one_thread import OneThread
 from gptx.generation.options import Given, Options
-from gptx.text.tokenizer import read_json
-
-if TYPE_CHECKING:
-    from gptx.generation.stream import Completion, Stream
-    from gptx.model import Model
-
-Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
-
-
-class ChatTemplate:
-    """`special`: the special tokens' texts by name, which templates refer to (bos_token, eos_token)."""
-
-    def __init__(self, source: str, special: Mapping[str, str], *, path: Path | None = None) -> None:
-        self.source: str = source
-        self._special = dict(special)
-        self._path = path or "the chat template"
-        self._date: datetime | None = None  # None: today
-        self._template: Any = None
-
-    def with_date(self, date: datetime) -> ChatTemplate:
-        """The same template on that day: what templates write of the date (strftime_now) is then always the same."""
-        other = ChatTemplate(self.source, self._special)
-        other._path, other._date = self._path, date
-        return other
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation. Raises UsageError with the template's own words where it refuses the messages,
-        ArtifactError where it is broken."""
-        import jinja2
-
-        from gptx.text.template_limits import Budget, TemplateStopped, within
-
-        given = checked_messages(messages)
-        try:
-            if self._template is None:
-                self._template = self._compile()
-            with within(Budget(given)):
-                return self._template.render(
-                    messages=given,
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self._special,
-                )
-        except _Refused as error:
-            raise UsageError(f"the chat template refuses these messages: {error}") from error
-        except TemplateStopped as error:
-            raise ArtifactError(f"{self._path} was stopped: {error}") from error
-        except MemoryError as error:
-            raise ArtifactError(f"{self._path} needs more memory than there is") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            raise ArtifactError(f"{self._path} failed: {error}") from error
-
-    def _compile(self) -> Any:
-        import jinja2
-
-        environment = _environment()
-        if self._date is not None:
-            environment.globals["strftime_now"] = self._date.strftime
-        try:
-            return environment.from_string(environment.limited(self.source))
-        except jinja2.TemplateSyntaxError as error:
-            raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
-        except (RecursionError, SyntaxError, MemoryError):  # from Python's own compiler, which has its limits too
-            raise ArtifactError(f"{self._path} is not a template that can be read: it nests too deep") from None
-
-
-def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Copies of a conversation's messages. Raises PromptError for what are none, before a template has to fail."""
-    expected = 'expected {"role": "user", "content": "..."}'
-    if not is_list(messages):
-        raise PromptError(f"the messages are {shown(messages)}, expected a list of messages such as {expected[9:]}")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
-            raise PromptError(f"message {number} is {shown(message)}, {expected}")
-        role, content = message.get("role", ""), message.get("content")
-        if not isinstance(role, str):
-            raise PromptError(f"the role of message {number} is {shown(role)}, {expected}")
-        # parts of a content and messages that only call tools are the template's to read
-        if not isinstance(content, str | list) and (content is not None or set(message) <= {"role", "content"}):
-            raise PromptError(f"the content of message {number} is {shown(content)}, expected a text")
-    return [dict(message) for message in messages]
-
-
-class _Refused(Exception):
-    """raise_exception() was called in a template."""
-
-
-def _environment() -> Any:
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-
-    from gptx.text.template_limits import LimitedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} marks what a model wrote, for training; here it is its content."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.limit_filters()
-    return environment
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise _Refused(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | None:
-    """chat_template.jinja, else tokenizer_config.json's chat_template (of several, the one called default)."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), special, path=path)
-        except (OSError, UnicodeError) as error:
-            raise ArtifactError(f"{path} cannot be read ({error})") from error
-    path = folder / "tokenizer_config.json"
-    try:
-        source = default_template(read_json(path).get("chat_template"))
-    except ValueError as error:
-        raise ArtifactError(f"{path}: {error}") from error
-    return None if source is None else ChatTemplate(source, special, path=path)
-
-
-def default_template(value: Any) -> str | None:
-    """A tokenizer_config.json's chat_template: a text, or of a list of named ones the one called default; None where
-    there is none. Raises ValueError for a value that is neither."""
-    found = value
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        found = {str(entry.get("name")): entry.get("template") for entry in value}.get("default")
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"chat_template is {value!r:.80}, expected a text or a list of named texts")
-    return found or None
+from gptx.generation.stream import Completion, Stream
 
 
 class Chat:
@@ -177,7 +22,7 @@ class Chat:
     `tokens` raises UsageError. An answer's stream may be closed from any thread.
     """
 
-    def __init__(self, model: Model, *, system: str | None = None) -> None:
+    def __init__(self, model: LoadedModel, *, system: str | None = None) -> None:
         model.need_chat()
         if system is not None and not isinstance(system, str):
             raise UsageError(f"system is {shown(system)}, expected a text")
@@ -247,11 +92,3 @@ class Chat:
                     "this chat is answering in another thread: wait for that answer, or close its stream first"
                 )
             stream.close(wait=True)
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two lists have in common at their start."""
-    for index, (x, y) in enumerate(zip(a, b)):
-        if x != y:
-            return index
-    return min(len(a), len(b))

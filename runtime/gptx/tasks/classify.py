@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,14 +26,12 @@ from gptx.artifact.task import (
 )
 from gptx.artifact.task import prompt as asked_for
 from gptx.errors import PromptError, UsageError, shown
-from gptx.parity.metrics import log_softmax
+from gptx.generation.loaded_model import LoadedModel
+from gptx.generation.session import Session
+from gptx.softmax import log_softmax
 from gptx.tasks.label_scores import label_scores
 from gptx.text.tokenizer import Tokenizer
 from gptx.text.truncate import Fitted, fit
-
-if TYPE_CHECKING:
-    from gptx.generation.session import Session
-    from gptx.model import Model
 
 Normalization = Literal["sum", "mean"]
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
@@ -63,7 +61,7 @@ class Classification:
 
 
 def classify(
-    model: Model,
+    model: LoadedModel,
     texts: Sequence[str],
     labels: Sequence[str] | None,
     *,
@@ -90,7 +88,7 @@ def classify(
 
 
 def classify_each(
-    model: Model,
+    model: LoadedModel,
     texts: Iterable[str],
     labels: Sequence[str] | None = None,
     *,
@@ -143,7 +141,7 @@ class _Ranking:
 
     def __init__(
         self,
-        model: Model,
+        model: LoadedModel,
         tokenizer: Tokenizer,
         session: Session,
         labels: Sequence[str],
@@ -213,7 +211,7 @@ def fit_or_say(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room:
 
 
 def _by_head(
-    model: Model,
+    model: LoadedModel,
     head: Head,
     tokenizer: Tokenizer,
     texts: Iterable[str],

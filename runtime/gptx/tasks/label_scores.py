@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptx.generation.session import Session
-from gptx.parity.metrics import log_softmax
-from gptx.tasks.chat import common_length
+from gptx.softmax import log_softmax
+from gptx.text.prefix import common_length
 
 
 def label_scores(session: Session, prompt: Sequence[int], labels: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -9,19 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gptx.arguments import count
 from gptx.errors import PromptError, warn
-from gptx.parity.metrics import CHUNK, logsumexp
+from gptx.generation.loaded_model import LoadedModel, Prompt
+from gptx.generation.session import Session
+from gptx.parity.metrics import CHUNK
+from gptx.softmax import logsumexp
 from gptx.text.detokenizer import Detokenizer
-
-if TYPE_CHECKING:
-    from gptx.generation.session import Session
-    from gptx.model import Model, Prompt
-
 
 MANY_WINDOWS, MANY_TIMES = 100, 10  # from here on a text takes so long that the caller is told
 
@@ -40,7 +37,7 @@ class Score:
     overlap: int  # tokens that each further window repeats; 0: the text fits into the context
 
 
-def score(model: Model, text: Prompt, *, overlap: int | None = None) -> Score:
+def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Score:
     """As Model.score says."""
     n_ctx = model.n_ctx
     if overlap is not None:
@@ -99,7 +96,7 @@ def _window(session: Session, ids: Sequence[int], start: int, first: int, end: i
     return values
 
 
-def _pieces(model: Model, ids: Sequence[int]) -> list[str] | None:
+def _pieces(model: LoadedModel, ids: Sequence[int]) -> list[str] | None:
     if model.tokenizer is None:
         return None
     detokenizer = Detokenizer(model.tokenizer)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptx.artifact.task import SUMMARIZE_TEMPLATE, Example, check_examples, check_template
 from gptx.artifact.task import prompt as asked_for
 from gptx.errors import PromptError, UsageError, shown
+from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.options import resolve, warn_of_unused
 from gptx.generation.stream import Completion
 from gptx.tasks.classify import fit_or_say
-
-if TYPE_CHECKING:
-    from gptx.model import Model
 
 SUMMARY_TOKENS = 96  # of a summary where neither the call nor the artifact says
 
@@ -28,7 +26,7 @@ class Summary(Completion):
 
 
 def summarize(
-    model: Model, text: str, *, examples: Sequence[Example], template: str | None, options: Mapping[str, Any]
+    model: LoadedModel, text: str, *, examples: Sequence[Example], template: str | None, options: Mapping[str, Any]
 ) -> Summary:
     """As Model.summarize says."""
     if not isinstance(text, str) or not text.strip():

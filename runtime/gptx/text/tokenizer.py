@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gptx.artifact import json_files
+from gptx.artifact.json_files import read_side_file
 from gptx.errors import ArtifactError, PromptError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -90,9 +90,9 @@ def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Token
         raise ArtifactError(f"{path} {problem}")
     inner.no_truncation()
     inner.no_padding()
-    config = read_json(folder / "tokenizer_config.json")
+    config = read_side_file(folder / "tokenizer_config.json")
     inner.encode_special_tokens = config.get("split_special_tokens") is True  # special tokens in a text are text
-    return Tokenizer(inner, special_of(config, read_json(folder / "special_tokens_map.json")))
+    return Tokenizer(inner, special_of(config, read_side_file(folder / "special_tokens_map.json")))
 
 
 def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str | None:
@@ -124,7 +124,9 @@ def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str
 
 def special_tokens(folder: Path) -> dict[str, Any]:
     """The special tokens that the files of a folder name; see special_of."""
-    return special_of(read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json"))
+    return special_of(
+        read_side_file(folder / "tokenizer_config.json"), read_side_file(folder / "special_tokens_map.json")
+    )
 
 
 def special_of(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +151,3 @@ def _text(token: Any) -> str | None:
     """A special token's text, whether the file holds it alone or in an object with its flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file. Raises ArtifactError."""
-    return json_files.read_json(path, ArtifactError, optional=True, advice="copy the artifact again")

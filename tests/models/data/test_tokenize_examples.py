@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
 from gptx.errors import UsageError
-from gptx.tasks.chat import ChatTemplate
+from gptx.text.chat_template import ChatTemplate
 from gptx.text.tokenizer import Tokenizer
 from gptx_models.data.batches import Row
 from gptx_models.data.examples import Example

@@ -17,8 +17,9 @@ from onnx import numpy_helper
 import gptx
 from builders.tiny_artifact import refresh, write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.generation.loaded_model import is_batch
 from gptx.generation.session import Session
-from gptx.model import Model, is_batch
+from gptx.model import Model
 
 PROMPTS = ["the cat sat", "a", "on the log and the mat"]
 

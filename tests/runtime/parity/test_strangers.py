@@ -28,7 +28,7 @@ from gpt_export.quantization.quantize import gpt_config
 from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
 from gptx.errors import ArtifactError, CheckpointError, GptxError
 from gptx.inspect import describe
-from gptx.tasks.chat import ChatTemplate
+from gptx.text.chat_template import ChatTemplate
 from gptx.verify import verify
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint

@@ -492,7 +492,7 @@ def test_a_template_writes_the_date_of_its_day(folder: Path, monkeypatch: pytest
 
             return datetime(2099, 1, 1)
 
-    monkeypatch.setattr("gptx.tasks.chat.datetime", Tomorrow)
+    monkeypatch.setattr("gptx.text.chat_template.datetime", Tomorrow)
     assert verify(folder, threads=1).passed
     with gptx.load(folder, threads=1) as model:
         assert model.template is not None and "2099" in model.template.render([])

@@ -11,7 +11,8 @@ import gptx
 from builders.tiny_artifact import write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.model import Model
-from gptx.tasks.chat import ChatTemplate, common_length, load_template
+from gptx.text.chat_template import ChatTemplate, load_template
+from gptx.text.prefix import common_length
 
 CHATML = """{%- for message in messages %}
     {%- if loop.first and message.role != 'system' %}

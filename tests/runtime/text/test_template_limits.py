@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 
 from gptx.errors import ArtifactError
-from gptx.tasks.chat import ChatTemplate
 from gptx.text import template_limits
+from gptx.text.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 GROWING = "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ ns.x{end} }}}}"

@@ -1,0 +1,253 @@
+"""An opened artifact that turns token ids and text into more of them: what every task is built on.
+
+Ties together the graph, the tokenizer, the options and the decode loop. Does not know what a model is asked to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, Unpack, overload
+
+from gptx.arguments import integer, is_list
+from gptx.artifact.class_head import Head
+from gptx.artifact.manifest import Manifest
+from gptx.artifact.task import Task
+from gptx.errors import PromptError, UsageError, shown
+from gptx.generation.loop import Generation
+from gptx.generation.loop import check_options as check_stops
+from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.generation.session import Session
+from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
+from gptx.ort.graph import Engine
+from gptx.text.chat_template import ChatTemplate, Message
+from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
+from gptx.text.prefix import common_length
+from gptx.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class LoadedModel:
+    """An opened artifact. `tokenizer` and `template` are None where the artifact has none.
+
+    Any number of threads may call a model at the same time. Sessions, streams and chats hold what changes: each of them
+    serves one thread at a time, and says so where two meet.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None = None,
+        generation: Mapping[str, Any] | None = None,
+        task: Task | None = None,
+        head: Head | None = None,
+    ) -> None:
+        self._engine: Engine | None = engine
+        self.manifest: Manifest = engine.manifest
+        self.provider: str = engine.provider  # what really runs the graph, as ONNX Runtime calls it
+        self.graph: Path = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
+        self.decode: Path | None = engine.decode_graph  # where single rows have one of their own
+        self.tokenizer: Tokenizer | None = tokenizer
+        self.template: ChatTemplate | None = template
+        self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
+        self.task: Task | None = task  # what it was fine-tuned for: gptx_task.json
+        self.head: Head | None = head  # of a model that classifies by one
+
+    @property
+    def path(self) -> Path:
+        return self.manifest.path
+
+    @property
+    def n_ctx(self) -> int:
+        return self.manifest.model.n_ctx
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the graph is told each token's position, and does not count them itself."""
+        return self._opened().takes_positions
+
+    @overload
+    def generate(self, prompt: str | list[int], **options: Unpack[Given]) -> Completion: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[Given]) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Completion | list[Completion]:
+        """What goes on from a prompt (text, or token ids), whole; a list of prompts is decoded together, as one batch.
+
+        Options are named as in Hugging Face's generate. Each is the argument, else the artifact's
+        generation_config.json, else greedy (temperature 0) and 256 new tokens. When sampling, prompt i of a list draws
+        with seed + i, so that the same prompt alone with that seed gives the same text. Raises PromptError, UsageError.
+        """
+        began = time.perf_counter()
+        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        self.need_language("generated")
+        resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
+        batch = is_batch(prompt)
+        prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
+        with self.session(len(prompts)) as session:
+            seeds = [None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))]
+            generation = self._generation(session, prompts, resolved, seeds)
+            stops = StopSet(resolved.stop)
+            transcripts = [self._transcript(ids, ids, stops, seed) for ids, seed in zip(prompts, seeds)]
+            completions = run_to_end(generation, transcripts, began=began)
+        return completions if batch else completions[0]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Stream:
+        """As generate, piece by piece while it comes, and to the end of text or context where max_new_tokens is given
+        neither here nor in generation_config.json."""
+        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
+        checked = self.stream_options(options)
+        ids = self.encode(prompt)
+        return self.stream_ids(ids, checked, context=ids)
+
+    def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
+        """The step-level API on token ids: feed, rewind. `size`: tokens that each row's cache is made for at once."""
+        return Session(self._opened(), batch_size, size=size)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids, with the special tokens that the tokenizer adds itself. Raises PromptError."""
+        if not isinstance(prompt, str):
+            return self._token_ids(prompt)
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer: give the prompt as token ids")
+        if not prompt:
+            raise PromptError("the prompt is empty: give some text to go on from")
+        return self.tokenizer.encode(prompt)
+
+    def _token_ids(self, prompt: Sequence[int]) -> list[int]:
+        if not is_list(prompt) and not isinstance(prompt, Iterator):
+            raise PromptError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+        ids, last = [_token_id(token) for token in prompt], self.manifest.model.vocab_size - 1
+        beyond = next((token for token in ids if not 0 <= token <= last), None)
+        if beyond is not None:
+            raise PromptError(f"token id {shown(beyond)} is outside the model's vocabulary: 0 to {last}")
+        return ids
+
+    def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
+        """What a chat is made of. Raises UsageError where the artifact lacks it."""
+        self.need_language("generated")
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer, so there is no chat: generate from token ids")
+        if self.template is None:
+            raise UsageError(f"{self.path} has no chat template, so there is no chat: generate text from a prompt")
+        return self.tokenizer, self.template
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation, as token ids that `generate` takes."""
+        tokenizer, template = self.need_chat()
+        return tokenizer.encode(template.render(messages), add_special_tokens=False)
+
+    def stream_options(self, given: Mapping[str, Any]) -> Options:
+        """A stream's options, checked: what the call gives, else the artifact's own. Raises UsageError."""
+        self.need_language("generated")
+        options = resolve(given, self.generation, max_new_tokens=None)
+        model, tokens = self.manifest.model, self.manifest.tokens
+        known = tokens.vocab_size or model.vocab_size
+        check_stops(options, (*tokens.eos, *options.stop_tokens), known=known, vocab_size=model.vocab_size)
+        return options
+
+    def stream_ids(
+        self,
+        ids: list[int],
+        options: Options,
+        *,
+        context: Sequence[int] = (),
+        session: Session | None = None,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> Stream:
+        """A Stream from checked token ids.
+
+        `context`: tokens whose text the new text goes on from. `session`: one that may hold a part of the prompt
+        already; what it holds beyond that is forgotten.
+        """
+        began = time.perf_counter()
+        owned = None if session else self.session()
+        session = session or owned
+        assert session is not None
+        # at least one token is fed, for its logits
+        session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
+        generation = self._generation(session, [ids[session.lengths[0] :]], options, [options.seed])
+        transcript = self._transcript(ids, context, StopSet(options.stop), options.seed)
+        return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
+
+    def close(self) -> None:
+        """Give the weights' memory back (sessions that are still open keep it). The model cannot be used afterwards."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def need_language(self, what: str) -> None:
+        if self.manifest.model.n_class:
+            raise UsageError(
+                f"{self.path} has a classification head in place of a language model's, so no text is {what}: take classify"
+            )
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("this model is closed")
+        return self._engine
+
+    def _generation(
+        self, session: Session, prompts: list[list[int]], options: Options, seeds: Sequence[int | None]
+    ) -> Generation:
+        tokens = self.manifest.tokens
+        return Generation(session, prompts, options, ends=tokens.eos, known=tokens.vocab_size, seeds=seeds)
+
+    def _transcript(self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None) -> Transcript:
+        if self.tokenizer is None:
+            return Transcript(None, None, len(ids), seed)
+        strings = StopStrings(stops, self.tokenizer, ids)
+        return Transcript(Detokenizer(self.tokenizer, context), strings, len(ids), seed)
+
+
+def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a list of prompts, and not one prompt of text or token ids."""
+    return is_list(prompt) and len(prompt) > 0 and not _is_token_id(prompt[0])
+
+
+def _is_token_id(value: object) -> bool:
+    return integer(value) is not None or isinstance(value, bool)
+
+
+def _token_id(value: Any) -> int:
+    number = integer(value)
+    if number is None:
+        raise PromptError(f"a prompt is a text or a list of token ids, and this one holds {shown(value)}")
+    return number
