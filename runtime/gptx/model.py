@@ -77,7 +77,7 @@ class Model(LoadedModel):
         given) before the first that it scores, so that every token is judged after at least so many others. Raises
         PromptError for a single token, UsageError.
         """
-        self.need_language("scored")
+        self._need_language("scored")
         return score(self, text, overlap=overlap)
 
     @overload
@@ -152,5 +152,5 @@ class Model(LoadedModel):
         generate, but greedy where temperature is not given, and 96 new tokens where neither the call nor the artifact's
         generation_config.json says how many. Raises PromptError, UsageError.
         """
-        self.need_language("summarized")
+        self._need_language("summarized")
         return summarize(self, text, examples=examples, template=template, options=options)

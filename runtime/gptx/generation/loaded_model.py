@@ -97,7 +97,7 @@ class LoadedModel:
         """
         began = time.perf_counter()
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
-        self.need_language("generated")
+        self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
         batch = is_batch(prompt)
         prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ class LoadedModel:
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
         """What a chat is made of. Raises UsageError where the artifact lacks it."""
-        self.need_language("generated")
+        self._need_language("generated")
         if self.tokenizer is None:
             raise UsageError(f"{self.path} has no tokenizer, so there is no chat: generate from token ids")
         if self.template is None:
@@ -170,7 +170,7 @@ class LoadedModel:
 
     def stream_options(self, given: Mapping[str, Any]) -> Options:
         """A stream's options, checked: what the call gives, else the artifact's own. Raises UsageError."""
-        self.need_language("generated")
+        self._need_language("generated")
         options = resolve(given, self.generation, max_new_tokens=None)
         model, tokens = self.manifest.model, self.manifest.tokens
         known = tokens.vocab_size or model.vocab_size
@@ -213,7 +213,7 @@ class LoadedModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def need_language(self, what: str) -> None:
+    def _need_language(self, what: str) -> None:
         if self.manifest.model.n_class:
             raise UsageError(
                 f"{self.path} has a classification head in place of a language model's, so no text is {what}: take classify"

@@ -79,7 +79,7 @@ def test_a_full_disk_is_one_sentence(args: str, monkeypatch: pytest.MonkeyPatch)
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gptx_command.Stream.write", full)
+    monkeypatch.setattr("builders.gptx_command.Stream.write", full)
     said: list[str] = []
     monkeypatch.setattr("gptx.cli.fail", said.append)
     assert gptx(*args.split()).status == 1

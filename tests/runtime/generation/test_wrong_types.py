@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def methods(kind: type) -> list[str]:
-    return [name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")]
+    return [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
 
 
 # How each argument of a public method is given a value that is wrong, while the others are right.

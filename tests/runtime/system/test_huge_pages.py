@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptx.system import huge_pages as large_pages
+from gptx.system import huge_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's large pages")
 SIZE = 2 << 20
@@ -19,22 +19,22 @@ RUN = """
 import re, sys, threading
 from pathlib import Path
 import gptx
-from gptx import large_pages
+from gptx.system import huge_pages
 if len(sys.argv) > 1:
-    large_pages._SETTING = Path(sys.argv[1])
+    huge_pages._SETTING = Path(sys.argv[1])
 moving = lambda: [thread for thread in threading.enumerate() if thread.name == "gptx-large-pages"]
 started = threading.Thread.start
 names = []
 threading.Thread.start = lambda thread: (names.append(thread.name), started(thread))
 model = gptx.load()
 with model.session() as session:
-    for _ in range(large_pages.WORTH - 1):
+    for _ in range(huge_pages.WORTH - 1):
         session.feed([[1]])
     assert not names
     before = session.feed([[1]])
     for thread in moving():
         thread.join()
-    session.rewind([large_pages.WORTH - 1])
+    session.rewind([huge_pages.WORTH - 1])
     assert (session.feed([[1]]) == before).all()
 print(len(names), re.search(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
 """
@@ -77,11 +77,11 @@ def test_where_there_are_none_nothing_happens(modes: str | None, tmp_path: Path)
 
 def test_only_what_is_new_and_whole_is_moved() -> None:
     now, before = [(0x1FF000, 0xA00000), (0xC00000, 0xD00000)], [(0x400000, 0x401000)]
-    pages = list(large_pages._whole_pages(now, before, SIZE))
+    pages = list(huge_pages._whole_pages(now, before, SIZE))
     assert pages == [(0x200000, 0x400000), (0x600000, 0x800000), (0x800000, 0xA00000)]
-    assert list(large_pages._runs(iter(pages))) == [(0x200000, 0x400000), (0x600000, 0xA00000)]
-    many = [(n * SIZE, (n + 1) * SIZE) for n in range(large_pages._AT_ONCE + 1)]
-    assert list(large_pages._runs(iter(many))) == [(0, many[-2][1]), many[-1]]
+    assert list(huge_pages._runs(iter(pages))) == [(0x200000, 0x400000), (0x600000, 0xA00000)]
+    many = [(n * SIZE, (n + 1) * SIZE) for n in range(huge_pages._AT_ONCE + 1)]
+    assert list(huge_pages._runs(iter(many))) == [(0, many[-2][1]), many[-1]]
 
 
 def test_memory_that_is_not_there_is_not_asked_for() -> None:
@@ -90,4 +90,4 @@ def test_memory_that_is_not_there_is_not_asked_for() -> None:
     page = -(-start // SIZE) * SIZE
     pages = [(page + n * SIZE, page + (n + 1) * SIZE) for n in range(4)]
     memory[page - start + SIZE : page - start + 2 * SIZE] = b"x" * SIZE
-    assert list(large_pages._full(pages)) == pages[1:2]
+    assert list(huge_pages._full(pages)) == pages[1:2]
