@@ -19,7 +19,7 @@ from pathlib import Path
 import gptx
 from gptx.bench.machine import lines, machine
 from gptx.bench.measure import proc_bytes
-from gptx.system import huge_pages as large_pages
+from gptx.system import huge_pages
 from table import table
 
 PROMPT, SESSIONS = 128, 6
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def child(path: Path, new_tokens: int, pages: str) -> None:
-    large_pages.WORTH = 32 if pages == "large" else 0
+    huge_pages.WORTH = 32 if pages == "large" else 0
     sessions = []
     with gptx.load(path) as model:
         for _ in range(SESSIONS):

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gptx
-from gptx.artifact.manifest import read
+from gptx.artifact.manifest import read_manifest
 from gptx.bench.machine import lines, machine
 from gptx.errors import GptxError
 from gptx.ort import providers
@@ -103,7 +103,7 @@ def compile_library(folder: Path, library: str, code: str, sources: list[Path]) 
 
 def observe(path: Path) -> None:
     """In the process that has the libraries."""
-    manifest = read(path)
+    manifest = read_manifest(path)
     with gptx.load(path, device="cuda") as model:
         nodes = Counter(
             node.op_type

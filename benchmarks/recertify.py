@@ -22,8 +22,8 @@ from gpt_export.certificate.eval_text import proof
 from gpt_export.export import reference_budget
 from gpt_export.quantization.quantize import own_card
 from gpt_export.side_files import write_card, write_manifest
-from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import MANIFEST
+from gptx.artifact.manifest import check_hashes, read_manifest
 from gptx.model import Model
 from gptx.parity.reference import Reference
 from gptx.parity.seal import seal_of, write_seal
@@ -35,8 +35,8 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
-    manifest = artifact.read(folder)
-    artifact.check_hashes(manifest)
+    manifest = read_manifest(folder)
+    check_hashes(manifest)
     carried = Reference.load(folder, manifest.model)
     with gptx.load(folder, threads=1) as model:
         reference = completed(carried, model)

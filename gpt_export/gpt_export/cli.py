@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import check_apart, check_output, kind_of
+from gptx.artifact.manifest import read_manifest
 from gptx.artifact.uses import task_in_words, use_command
 from gptx.cli.output import printable, write_out
 from gptx.errors import OutputError, UsageError
@@ -290,7 +290,7 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     if greedy["compared"]:  # a language model
         against += f" perplexity {figures['perplexity']:.4f} ({figures['perplexity_reference']:.4f}),"
         text = f", greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
-    manifest = artifact.read(out)
+    manifest = read_manifest(out)
     task = task_in_words(out, manifest.model.n_class)
     told = f"task: {printable(task)}\n" if task else ""
     write_out(

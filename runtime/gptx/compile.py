@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
-from gptx.artifact.manifest import Manifest
+from gptx.artifact.manifest import Manifest, check_hashes, read_manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
 from gptx.ort.providers import first_line, save_optimized
@@ -32,7 +31,7 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     accept: write it even where it is outside the certificate's limits; gptx.json then says so. Raises UsageError,
     ArtifactError, ProviderError, OutputError, and ParityError when the proof fails.
     """
-    manifest = artifact.read(source)
+    manifest = read_manifest(source)
     checked_certificate(manifest)
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}
@@ -41,7 +40,7 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
     needed = sum(f.size + (copies * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
     check_output(out, force=force, needed=int(needed))
-    artifact.check_hashes(manifest)
+    check_hashes(manifest)
     reference = Reference.load(source, manifest.model)
     with new_folder(out, force=force, needed=int(needed)) as staging:
         for name in [*portable, *([CARD] if (source / CARD).exists() else [])]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptx.artifact import manifest as artifact
 from gptx.artifact.class_head import N_LABELS
 from gptx.artifact.folders import everything_in, is_plain, kind_of
 from gptx.artifact.json_files import parse_json, read_json
+from gptx.artifact.manifest import CUDA, DECODE, Tokens, read_manifest
 from gptx.artifact.uses import task_in_words, use_command
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.generation.generation_config import FIELDS, unsupported
@@ -67,7 +67,7 @@ def describe(path: Path) -> Description:
 
 
 def _artifact(path: Path) -> Description:
-    manifest = artifact.read(path)
+    manifest = read_manifest(path)
     config, generation = _json(path / "config.json"), _json(path / "generation_config.json")
     files = _files(path, is_plain)  # of links that lead out of the folder nothing is said, not even the size
     model, raw = manifest.model, manifest.raw
@@ -84,8 +84,8 @@ def _artifact(path: Path) -> Description:
         *_quantization(raw.get("quantization") or {}),
         ("context", f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}"),
         *_compiled(raw.get("compiled")),
-        *([("decode graph", f"{artifact.DECODE}, for steps of a single row on a CPU")] if manifest.decode else []),
-        *([("cuda graph", f"{artifact.CUDA}, to be proved by gptx verify --device cuda")] if manifest.cuda else []),
+        *([("decode graph", f"{DECODE}, for steps of a single row on a CPU")] if manifest.decode else []),
+        *([("cuda graph", f"{CUDA}, to be proved by gptx verify --device cuda")] if manifest.cuda else []),
         ("cache", _CACHES[manifest.cache]),
         ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
         ("tokenizer", _tokenizer(manifest.tokens, model.vocab_size)),
@@ -196,7 +196,7 @@ def _compiled(made: dict[str, Any] | None) -> Rows:
     return [("compiled for", words + (", accepted outside its limits" if made.get("accepted") else ""))]
 
 
-def _tokenizer(tokens: artifact.Tokens, vocab_size: int) -> str:
+def _tokenizer(tokens: Tokens, vocab_size: int) -> str:
     if tokens.vocab_size is None:
         return "none: it runs on token ids, gptx run --tokens 1,2,3"
     special = [f"{name} {value}" for name, value in (("bos", tokens.bos), ("pad", tokens.pad)) if value is not None]

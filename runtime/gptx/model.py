@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Unpack, overload
 
 from gptx.arguments import is_list
-from gptx.artifact import manifest as artifact
 from gptx.artifact.class_head import head_of
 from gptx.artifact.json_files import read_side_file
+from gptx.artifact.manifest import read_manifest
 from gptx.artifact.task import Example, read_task
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
@@ -38,7 +38,7 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
     check_options(device, threads)
-    manifest = artifact.read(DEFAULT_MODEL if path is None else path)
+    manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
     tokenizer = load_tokenizer(folder, known=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size)
     if tokenizer is None and manifest.tokens.vocab_size is not None:

@@ -89,13 +89,13 @@ def verify(
     device cannot be used.
     """
     import gptx
-    from gptx.artifact import manifest as artifact
+    from gptx.artifact.manifest import check_hashes, read_manifest
 
     told = _Progress(progress or (lambda share: None))
-    manifest = artifact.read(path)
+    manifest = read_manifest(path)
     before = _states(manifest)
     told.begin(0.15, sum(facts.size for facts in manifest.files.values()))
-    artifact.check_hashes(manifest, lambda name, n: told.advance(n))  # first: what is damaged is not to be opened
+    check_hashes(manifest, lambda name, n: told.advance(n))  # first: what is damaged is not to be opened
     certificate = checked_certificate(manifest)
     reference = Reference.load(manifest.path, manifest.model)
     report = Report()

@@ -17,9 +17,9 @@ import torch
 
 import gptx
 from gpt_export.certificate.eval_text import Proof
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import Tokens
 from gptx.model import Model
-from gptx.parity import text_record as words
+from gptx.parity import text_record
 from gptx.parity.limits import judge
 from gptx.parity.metrics import Tally
 from gptx.parity.reference import Reference, dump, summarize
@@ -74,10 +74,10 @@ def complete(carried: Reference, recording: Recording, folder: Path, tokens: dic
 
 
 def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) -> dict[str, Any]:
-    facts = artifact.Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
+    facts = Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
     tokenizer = load_tokenizer(folder, known=facts.vocab_size, vocab_size=text.vocab_size)
     template = load_template(folder, tokenizer.special) if tokenizer else None
-    return words.record_words(tokenizer, template, facts, text=text.text, proof=proof)
+    return text_record.record_words(tokenizer, template, facts, text=text.text, proof=proof)
 
 
 def record(

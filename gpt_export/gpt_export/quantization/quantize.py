@@ -28,9 +28,8 @@ from gpt_export.side_files import (
     write_genai_config,
 )
 from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
-from gptx.artifact import manifest as artifact
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
-from gptx.artifact.manifest import CUDA, DECODE, GRAPH, Manifest
+from gptx.artifact.manifest import CUDA, DECODE, GRAPH, Manifest, check_hashes, read_manifest
 from gptx.errors import ArtifactError, UsageError
 from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
@@ -116,7 +115,7 @@ def quantizing(
     for read in (source, checkpoint or source):
         check_apart(read, out)
     check_output(out, force=force, needed=needed)
-    artifact.check_hashes(manifest)  # a damaged source must not get a new, good certificate
+    check_hashes(manifest)  # a damaged source must not get a new, good certificate
     with new_folder(out, force=force, needed=needed) as staging:
         shape = manifest.model
         text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
@@ -166,7 +165,7 @@ def expect_fp32(source: Path) -> Manifest:
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
         what = {"checkpoint": "a checkpoint folder", "adapter": "a LoRA adapter"}[kind]
         raise UsageError(f"{source} is {what}: export it first, `gptx export {source} OUT`, and quantize OUT")
-    manifest = artifact.read(source)
+    manifest = read_manifest(source)
     if manifest.precision != "fp32":
         raise UsageError(f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from")
     return manifest

@@ -113,7 +113,7 @@ class Manifest:
         return self.raw.get("certificate") or {}
 
 
-def read(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path) -> Manifest:
     """Read and check gptx.json and the presence and sizes of the files that it lists. Raises ArtifactError."""
     path = Path(path)
     raw = _load(path)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import read_manifest
 from gptx.bench.engine import Engine, Job, Logits
 from gptx.errors import GptxError
 from gptx.parity.metrics import Tally
@@ -47,7 +47,7 @@ def judged(engine: Engine, job: Job, text: Text) -> dict[str, Any]:
 def _compared(text: Text, logits: Logits) -> Tally:
     """Against what the artifact carries, against the file, or (where it is written first) against itself."""
     if text.carried is not None:
-        carried = artifact.read(text.carried)
+        carried = read_manifest(text.carried)
         return tally(Reference.load(carried.path, carried.model), logits)
     found, at, rows = Tally(), 0, sum(map(len, text.windows))
     mapped: np.ndarray | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import read_manifest
 from gptx.bench import engines
 from gptx.bench.engine import Engine
 from gptx.doctor import installed
@@ -59,7 +59,7 @@ def check(text: str, one: Contender) -> None:
     if not one.path.exists():
         raise UsageError(f"{text}: {one.path} does not exist")
     if one.engine == "gptx":  # what it lacks to run, it says itself
-        artifact.read(one.path)
+        read_manifest(one.path)
     elif installed(one.does.packages[0]) is None:
         raise UsageError(f"{text}: {one.does.packages[0]} is not installed: {one.does.install}")
     if one.variant and not one.does.takes_variant:

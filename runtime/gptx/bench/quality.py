@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptx.artifact import manifest as artifact
-from gptx.artifact.manifest import Manifest
+from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.bench import children
 from gptx.bench.peers import Contender
 from gptx.bench.prompts import Source
@@ -105,7 +104,7 @@ def reference_of(engines: Sequence[Contender], given: Path | None) -> Contender 
 
 def _is_fp32(one: Contender) -> bool:
     if one.engine == "gptx":
-        return artifact.read(one.path).precision == "fp32"
+        return read_manifest(one.path).precision == "fp32"
     return one.engine in ("transformers", "torch") and one.variant in (None, "float32")
 
 

@@ -113,8 +113,8 @@ def bench(
 
     Example: gptx bench smollm2-int8 --against genai llamacpp:smollm2.gguf --prompt-tokens 128 512 --json speed.json
     """
-    from gptx.artifact import manifest as artifacts
     from gptx.artifact.folders import check_new_file, write_file
+    from gptx.artifact.manifest import read_manifest
     from gptx.bench import prompts, speed
     from gptx.bench import quality as qualities
     from gptx.bench.machine import lines, machine
@@ -129,7 +129,7 @@ def bench(
     )
     for file in filter(None, (json_file, png_file)):
         check_new_file(file, force=force)
-    manifest = artifacts.read(artifact or DEFAULT_MODEL)
+    manifest = read_manifest(artifact or DEFAULT_MODEL)
     if manifest.model.n_class:
         raise UsageError(f"{manifest.path} has a classification head and generates no text: give a language model")
     engines = contenders(manifest.path, against)
@@ -237,12 +237,12 @@ def _listed(lengths: Iterable[int]) -> str:
 
 def _kernels(one: Contender) -> str:
     """How an artifact's weights are stored, and for which processor that was chosen; "" of other formats."""
-    from gptx.artifact import manifest as artifacts
     from gptx.artifact.folders import kind_of
+    from gptx.artifact.manifest import read_manifest
 
     if kind_of(one.path) != "artifact":
         return ""
-    manifest = artifacts.read(one.path)
+    manifest = read_manifest(one.path)
     quantization = manifest.raw.get("quantization") or {}
     scheme, cpu = quantization.get("scheme", manifest.precision), (quantization.get("cpu") or {}).get("name")
     return f"weights in {scheme}" + (f", chosen for {cpu}" if cpu else "")

@@ -21,13 +21,13 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     portable graph that is there too. The compiled graph is proved by the artifact's certificate before anything is
     written. Of int8-fast both graphs are compiled.
     """
-    from gptx.artifact.manifest import read
+    from gptx.artifact.manifest import read_manifest
     from gptx.artifact.uses import use_command
     from gptx.compile import compile_artifact
     from gptx.ort import compiled
 
     report = compile_artifact(artifact, out, accept=accept, force=force)
-    manifest = read(out)
+    manifest = read_manifest(out)
     made = manifest.raw["compiled"]
     size = sum(manifest.files[name].size for name in compiled.FILES if name in manifest.files)
     figures = ", ".join(f"{row.name} {row.here:.3g}" for row in report.rows if row.limit and row.here is not None)

@@ -53,7 +53,7 @@ def judge(
     context: Mapping[str, float] | None = None,
 ) -> list[Judgement]:
     """Each limit applied. `consistency` holds the differences of a model from itself: cached, in a batch. `context` holds
-    the figures of context.py, over positions that the text does not reach."""
+    the figures of whole_context.py, over positions that the text does not reach."""
     rows = []
     relative = limits.get("relative", 0.0) * figures.largest_logit
     if "max_abs" in limits:

@@ -7,8 +7,8 @@ logsumexp       float32 (P,)     of all logits of the position
 target_logits   float32 (P,)     of the token that follows; NaN at a window's end
 full_positions  int32 (F,), full_logits float32 (F, vocab_size)        a few positions whole
 greedy_prompt   int32 (n,), greedy_tokens int32 (m,)                   the reference's greedy continuation
-context_*                        windows up to the context's last position: see context.py
-words           uint8 (n,)       JSON: what the artifact makes of text, see words.py
+context_*                        windows up to the context's last position: see whole_context.py
+words           uint8 (n,)       JSON: what the artifact makes of text, see text_record.py
 seal            uint8 (n,)       JSON: hashes of the artifact when it was made, see seal.py
 
 The last three are missing in artifacts of an older gptx.
@@ -30,7 +30,7 @@ from gptx.artifact.json_files import parse_json
 from gptx.artifact.manifest import REFERENCE as FILE
 from gptx.artifact.manifest import Shape
 from gptx.errors import ArtifactError
-from gptx.parity import text_record as words
+from gptx.parity import text_record
 from gptx.parity.metrics import Figures, Tally
 from gptx.parity.seal import Seal, is_seal
 from gptx.parity.whole_context import Context, kl_of_top
@@ -88,7 +88,7 @@ class Reference:
         reference = cls(
             **{name: arrays[name] for name in names},
             context=context,
-            words=_parse(path, arrays, "words", words.is_record, "record of what the artifact makes of text"),
+            words=_parse(path, arrays, "words", text_record.is_record, "record of what the artifact makes of text"),
             seal=_parse(path, arrays, "seal", is_seal, "seal"),
         )
         problems = list(_problems(reference, shape))

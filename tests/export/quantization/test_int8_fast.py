@@ -19,7 +19,7 @@ from builders.gptx_command import gptx as command
 from builders.tiny_artifact import refresh
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import check_hashes, read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.session import Session
@@ -65,7 +65,7 @@ class Counted:
 
 def counted(path: Path, rows: int = 1) -> tuple[Session, Counted, Counted]:
     """A session on `path`, and what it runs many rows and single rows in."""
-    engine = open_engine(artifact.read(path), threads=1)
+    engine = open_engine(read_manifest(path), threads=1)
     many, single = Counted(engine.session), Counted(engine.decode)
     return Session(dataclasses.replace(engine, session=many, decode=single), rows), many, single
 
@@ -87,8 +87,8 @@ def test_everything_of_int8_is_there_and_the_weights_once(fast: Path, quantized:
 
 
 def test_the_manifest_and_the_certificate_know_it(fast: Path) -> None:
-    manifest = artifact.read(fast)
-    artifact.check_hashes(manifest)
+    manifest = read_manifest(fast)
+    check_hashes(manifest)
     assert (manifest.precision, manifest.decode) == ("int8", fast / "onnx/decode.onnx")
     assert manifest.raw["quantization"]["scheme"] == "int8-fast"
     assert 0 < manifest.certificate["consistency"]["cached_kl"] < 1e-3
@@ -199,8 +199,8 @@ def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -
 @pytest.mark.skipif(ORT < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing")
 def test_both_graphs_are_compiled(fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compile_artifact(fast, tmp_path / "out", accept=True)
-    manifest = artifact.read(tmp_path / "out")
-    artifact.check_hashes(manifest)
+    manifest = read_manifest(tmp_path / "out")
+    check_hashes(manifest)
     assert set(compiled.FILES) <= set(manifest.files)
     portable = manifest.path / "onnx/decode.onnx"
     graph = portable.read_bytes()

@@ -33,7 +33,7 @@ from gpt_export.quantization.gptq import Grid, fitting_block, round_gptq, round_
 from gpt_export.quantization.offsets import dequantize_offsets, found_again
 from gpt_export.quantization.quantize import CALIBRATION, quantize_artifact
 from gpt_export.quantization.recipes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, ParityError, UsageError
 from gptx.generation.session import Session
 from gptx.parity.reference import Reference
@@ -152,7 +152,7 @@ def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> Non
 @pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])
 def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path], fp32: Path, to: str) -> None:
     """Against PyTorch with the same rounded weights: what is left is the rounding of activations."""
-    manifest = artifact.read(fp32)
+    manifest = read_manifest(fp32)
     config = GPTConfig.from_dict(manifest.raw["gpt_config"])
     gpt = load_gpt(fp32, config)
     # leaves the rounded values in the layers
@@ -228,7 +228,7 @@ def test_int4_fast_takes_blocks_of_128_where_they_divide(position: str, tmp_path
     config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=128, n_inner=192, position=position)  # type: ignore[arg-type]
     export_checkpoint(save(config, tmp_path / "checkpoint"), tmp_path / "fp32")
     quantize_artifact(tmp_path / "fp32", tmp_path / "fast", to="int4-fast", accept=True)
-    manifest = artifact.read(tmp_path / "fast")
+    manifest = read_manifest(tmp_path / "fast")
     quantization = manifest.raw["quantization"]
     assert (manifest.precision, quantization["scheme"]) == ("int4", "int4-fast")
     blocks = {name: tensor["block"] for name, tensor in quantization["tensors"].items() if name.startswith("blocks.1.")}
@@ -320,7 +320,7 @@ def test_such_a_model_keeps_its_weights_in_int4(tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
     certificate = quantize_artifact(tmp_path / "fp32", tmp_path / "int4", to="int4")
     assert certificate["figures"]["kl_mean"] < 1e-4  # what 8-bit activations cost
-    quantization = artifact.read(tmp_path / "int4").raw["quantization"]
+    quantization = read_manifest(tmp_path / "int4").raw["quantization"]
     assert quantization["rounding"] == "none: the source's own levels" and not quantization["rotated"]
 
 
@@ -391,7 +391,7 @@ def test_verify_sees_a_logit_that_is_no_number_where_no_limit_does(
 ) -> None:
     """A token that can never be written: int8 has a limit only of KL, which this token has no part in."""
     whole = verify(quantized["int8"])
-    reference = Reference.load(quantized["int8"], artifact.read(quantized["int8"]).model)
+    reference = Reference.load(quantized["int8"], read_manifest(quantized["int8"]).model)
     likely = {*reference.top_ids.ravel().tolist(), *reference.tokens.tolist()}
     unlikely = max(set(range(304)) - likely)
     feed = Session.feed

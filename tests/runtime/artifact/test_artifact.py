@@ -19,7 +19,7 @@ from onnx import helper
 import gptx
 from builders.hub_cache import as_in_the_cache
 from builders.tiny_artifact import refresh, write_artifact
-from gptx.artifact.manifest import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read
+from gptx.artifact.manifest import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read_manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.inspect import describe
 from gptx.ort import providers
@@ -38,7 +38,7 @@ def change(folder: Path, **values: Any) -> None:
 
 
 def test_a_whole_artifact(folder: Path) -> None:
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     assert (manifest.precision, manifest.cache, manifest.prefill_chunk) == ("fp32", "shared", 8)
     assert manifest.model.n_ctx == 64
     assert manifest.tokens.eos == (0,)
@@ -56,14 +56,14 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(bytes(data))
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     with pytest.raises(ArtifactError, match=r"tokenizer.json has sha256 .*, expected"):
         check_hashes(manifest)
 
 
 def test_a_file_that_grows_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the check of sizes and that of hashes."""
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     with (folder / "tokenizer.json").open("ab") as file:
         file.truncate(1 << 40)  # takes no place on the disk, and hours to read
     with pytest.raises(ArtifactError, match="tokenizer.json has sha256 of other bytes"):
@@ -98,7 +98,7 @@ def test_a_file_taken_out_of_the_list(folder: Path, name: str) -> None:
 def test_files_that_nothing_reads_may_lie_there(folder: Path) -> None:
     for name in ("README.md", ".gitattributes", "notes.txt"):
         (folder / name).write_text("anything")
-    read(folder)
+    read_manifest(folder)
 
 
 def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_links_within_the_folder_and_to_it_are_good(folder: Path, tmp_path: Path
     (folder / "config.json").rename(folder / "real.json")
     (folder / "config.json").symlink_to("real.json")
     (tmp_path / "link").symlink_to(folder)
-    check_hashes(read(tmp_path / "link"))
+    check_hashes(read_manifest(tmp_path / "link"))
 
 
 @pytest.mark.parametrize("inside", ["", "int8"])
@@ -210,13 +210,13 @@ def test_the_hubs_own_cache(folder: Path, tmp_path: Path, inside: str) -> None:
     shutil.move(folder, tmp_path / "repository" / inside)
     there = next((tmp_path / "repository").rglob("gptx.json")).parent.relative_to(tmp_path / "repository")
     snapshot = as_in_the_cache(tmp_path / "repository", tmp_path / "cache") / there
-    check_hashes(read(snapshot))
+    check_hashes(read_manifest(snapshot))
     gptx.load(snapshot, threads=1)
     (tmp_path / "secret").write_bytes((snapshot / "config.json").read_bytes())
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ArtifactError, match="config.json is a link that leads out"):
-        read(snapshot)
+        read_manifest(snapshot)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from builders.pretend_cuda import pretend_cuda
 from builders.tiny_artifact import write_artifact
-from gptx.artifact.manifest import read
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import GptxError, PromptError, UsageError
 from gptx.generation.session import Session
 from gptx.kv_cache.shared_buffer import capacity_for
@@ -25,16 +25,16 @@ IDS = [int(i) for i in np.random.default_rng(7).integers(0, 250, 60)]
 def engine(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Engine]:
     form, _, cuda = request.param.partition(" on ")
     if not cuda:
-        yield open_engine(read(artifacts[form]), threads=1)
+        yield open_engine(read_manifest(artifacts[form]), threads=1)
         return
     with pretend_cuda():
-        yield open_engine(read(artifacts[form]), device="cuda", threads=1)
+        yield open_engine(read_manifest(artifacts[form]), device="cuda", threads=1)
 
 
 @pytest.fixture(scope="module")
 def expected(artifacts: dict[str, Path]) -> np.ndarray:
     """Logits after each of IDS, by one plain run of the growing graph with no past."""
-    engine = open_engine(read(artifacts["growing"]), threads=1)
+    engine = open_engine(read_manifest(artifacts["growing"]), threads=1)
     model = engine.manifest.model
     empty = np.zeros((1, model.n_kv_head, 0, model.head_dim), np.float32)
     feeds = {
@@ -175,7 +175,7 @@ def test_feed_returns_arrays_of_its_own(engine: Engine) -> None:
 def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) -> None:
     """As optimum's exporter writes them."""
     engine = open_engine(
-        read(write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)), threads=1
+        read_manifest(write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)), threads=1
     )
     assert engine.logits_input is None
     session = Session(engine)
@@ -186,7 +186,7 @@ def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "growing"])
 def test_the_buffer_grows_with_use(form: str, tmp_path: Path) -> None:
     form, _, cuda = form.partition(" on ")
-    artifact = read(write_artifact(tmp_path / "a", form, n_ctx=600))
+    artifact = read_manifest(write_artifact(tmp_path / "a", form, n_ctx=600))
     with pretend_cuda() if cuda else nullcontext():
         engine = open_engine(artifact, device="cuda" if cuda else "cpu", threads=1)
         check_growth(engine)
@@ -216,7 +216,7 @@ def check_growth(engine: Engine) -> None:
 
 
 def test_what_was_rewound_takes_no_room(artifacts: dict[str, Path]) -> None:
-    session = Session(open_engine(read(artifacts["growing"]), threads=1), 2)
+    session = Session(open_engine(read_manifest(artifacts["growing"]), threads=1), 2)
     session.feed([IDS[:30], IDS[:20]])
     session.rewind([7, 11])
     assert session.capacity == 11
@@ -226,7 +226,7 @@ def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest
     def full(*_: object) -> np.ndarray:
         raise MemoryError
 
-    engine = open_engine(read(artifacts["shared"]), threads=1)
+    engine = open_engine(read_manifest(artifacts["shared"]), threads=1)
     session = Session(engine, 2)
     monkeypatch.setattr("gptx.kv_cache.shared_buffer.Buffer.grow", full)
     with pytest.raises(

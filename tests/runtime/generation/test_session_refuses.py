@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from builders.pretend_cuda import pretend_cuda
 from builders.tiny_artifact import write_artifact
-from gptx.artifact.manifest import read
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
 from gptx.generation.session import Session
 from gptx.kv_cache.concat import Growing
@@ -32,10 +32,10 @@ NAN = float("nan")
 def engine(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Engine]:
     form, _, cuda = request.param.partition(" on ")
     if not cuda:
-        yield open_engine(read(artifacts[form]), threads=1)
+        yield open_engine(read_manifest(artifacts[form]), threads=1)
         return
     with pretend_cuda():
-        yield open_engine(read(artifacts[form]), device="cuda", threads=1)
+        yield open_engine(read_manifest(artifacts[form]), device="cuda", threads=1)
 
 
 # Calls that are refused. Two rows each.
@@ -192,7 +192,7 @@ def test_a_run_that_fails(
 @pytest.mark.parametrize("fail_at", [0, 1, 3])
 def test_a_cache_that_cannot_grow(form: str, fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers have grown then, and some have not."""
-    engine = open_engine(read(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
+    engine = open_engine(read_manifest(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
     ids = [int(i) for i in np.random.default_rng(3).integers(0, 250, 300)]
     session, spared = Session(engine, 2), Session(engine, 2)
     for each in (session, spared):
@@ -242,7 +242,7 @@ def test_memory_is_compared_with_what_the_rows_take(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 layers, keys and values, 2 heads of 8, float32: 256 bytes a token; 280 logits of 4 bytes a row."""
-    engine = open_engine(read(artifacts["shared"]), threads=1)
+    engine = open_engine(read_manifest(artifacts["shared"]), threads=1)
     needed = 3 * (64 * 256 + 280 * 4)
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
     Session(engine, 3, size=64)
@@ -260,7 +260,7 @@ def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
 ) -> None:
     """Of the 4 that the test before this one counts."""
     needed = 3 * (64 * 64 + 280 * 4)
-    engine = open_engine(read(artifacts["shared"]), threads=1)
+    engine = open_engine(read_manifest(artifacts["shared"]), threads=1)
     monkeypatch.setattr(Engine, "device", "cuda")
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
     check_memory(engine, 3, 64)
@@ -293,7 +293,7 @@ def test_all_logits_is_true_or_false(engine: Engine, all_logits: Any) -> None:
 
 
 def test_two_threads_in_one_session(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(open_engine(read(artifacts["shared"]), threads=1))
+    session = Session(open_engine(read_manifest(artifacts["shared"]), threads=1))
     running, go_on = threading.Event(), threading.Event()
     run = Binding.run
 

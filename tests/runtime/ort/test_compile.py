@@ -19,7 +19,7 @@ import pytest
 import gptx
 from builders.gptx_command import gptx as command
 from builders.tiny_artifact import refresh
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import REFERENCE, check_hashes, read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, OutputError, ParityError, ProviderError, UsageError
 from gptx.ort import compiled, providers
@@ -73,16 +73,16 @@ def test_it_computes_the_same(
 
 
 def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp32: Path) -> None:
-    manifest = artifact.read(made["fp32"])
-    artifact.check_hashes(manifest)
+    manifest = read_manifest(made["fp32"])
+    check_hashes(manifest)
     entry = manifest.raw["compiled"]
     assert "accepted" not in entry
     assert (entry["onnxruntime"], entry["cpu_features"]) == (onnxruntime.__version__, cpu_features())
     written = {f.relative_to(made["fp32"]).as_posix() for f in made["fp32"].rglob("*") if f.is_file()}
     assert written == {*manifest.files, "gptx.json", "README.md"}
     assert {compiled.GRAPH, compiled.WEIGHTS} <= set(manifest.files)
-    for name, facts in artifact.read(fp32).files.items():  # the portable part is as it was
-        assert manifest.files[name] == facts or name == artifact.REFERENCE  # its seal holds what was compiled, too
+    for name, facts in read_manifest(fp32).files.items():  # the portable part is as it was
+        assert manifest.files[name] == facts or name == REFERENCE  # its seal holds what was compiled, too
     assert list(made["fp32"].rglob("*.onnx")) == [made["fp32"] / "onnx/model.onnx"]  # what other loaders look for
 
 
@@ -152,7 +152,7 @@ def test_the_command(fp32: Path, tmp_path: Path) -> None:
     assert again.status == 1 and "exists" in again.err
     outcome = command("compile", tmp_path / "out", tmp_path / "twice")  # the compiled part is made anew
     assert outcome.status == 0 and opened(tmp_path / "twice") == compiled.GRAPH
-    assert artifact.read(tmp_path / "twice").files.keys() == artifact.read(tmp_path / "out").files.keys()
+    assert read_manifest(tmp_path / "twice").files.keys() == read_manifest(tmp_path / "out").files.keys()
 
 
 def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_quantized_copy_does_not_claim_to_be_compiled(made: dict[str, Path], t
     from gpt_export.quantization.quantize import quantize_artifact
 
     quantize_artifact(made["fp32"], tmp_path / "int8", to="int8", accept=True)
-    assert "compiled" not in artifact.read(tmp_path / "int8").raw
+    assert "compiled" not in read_manifest(tmp_path / "int8").raw
 
 
 # Residency

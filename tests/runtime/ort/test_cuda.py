@@ -19,7 +19,7 @@ from builders.pretend_cuda import pretend_cuda
 from builders.tiny_artifact import write_artifact
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
-from gptx.artifact import manifest as artifact
+from gptx.artifact.manifest import check_hashes, read_manifest
 from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.inspect import describe
 from gptx.kv_cache import cuda as on_device
@@ -49,8 +49,8 @@ def fp16(request: pytest.FixtureRequest, quantized: dict[str, Path]) -> Path:
 
 def test_the_graph_for_cuda(fp16: Path) -> None:
     """What keeps CUDA from its fast attention, or ONNX Runtime from capturing the graph, is not in it; weights neither."""
-    manifest = artifact.read(fp16)
-    artifact.check_hashes(manifest)
+    manifest = read_manifest(fp16)
+    check_hashes(manifest)
     assert manifest.cuda == fp16 / "onnx/cuda.onnx"
     graph = onnx.load(manifest.cuda, load_external_data=False).graph
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
@@ -63,7 +63,7 @@ def test_the_graph_for_cuda(fp16: Path) -> None:
 
 
 def test_other_recipes_have_none(quantized: dict[str, Path], fp32: Path) -> None:
-    assert [artifact.read(path).cuda for path in (fp32, quantized["int8"], quantized["int4"])] == [None] * 3
+    assert [read_manifest(path).cuda for path in (fp32, quantized["int8"], quantized["int4"])] == [None] * 3
 
 
 @pytest.mark.parametrize("capturing", [True, False])
@@ -153,7 +153,7 @@ def test_what_onnxruntime_leaves_to_the_cpu_is_named(fp32: Path) -> None:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(str(fp32 / "onnx/model.onnx"), options, providers=["CPUExecutionProvider"])
     left = providers.left_to_the_cpu(session.get_provider_graph_assignment_info())
-    assert left["GroupQueryAttention"] == artifact.read(fp32).model.n_layer
+    assert left["GroupQueryAttention"] == read_manifest(fp32).model.n_layer
     assert list(left.values()) == sorted(left.values(), reverse=True)
     assert "MatMul" in left and not {"Shape", "Squeeze", "Concat", "Cast"} & left.keys()
 

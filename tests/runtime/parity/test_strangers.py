@@ -25,7 +25,7 @@ from builders.gptx_command import gptx as command
 from builders.tiny_artifact import certify_artifact, refresh, write_artifact
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.quantization.quantize import gpt_config
-from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read
+from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read_manifest
 from gptx.errors import ArtifactError, CheckpointError, GptxError
 from gptx.inspect import describe
 from gptx.text.chat_template import ChatTemplate
@@ -305,7 +305,7 @@ def test_what_a_certificate_says_of_itself(folder: Path, name: str, value: Any) 
     ],
 )
 def test_a_configuration_of_another_model(fp32: Path, values: Any, says: str) -> None:
-    manifest = read(fp32)
+    manifest = read_manifest(fp32)
     raw = {
         **manifest.raw,
         "gpt_config": {**manifest.raw["gpt_config"], **values} if isinstance(values, dict) else values,

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer, decoders, processors
 
 import gptx
 from builders.tiny_artifact import byte_tokenizer, certify_artifact, refresh, write_artifact
-from gptx.artifact.manifest import read
+from gptx.artifact.manifest import read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, GptxError, ParityError
-from gptx.parity import whole_context as context
+from gptx.parity import whole_context
 from gptx.parity.limits import LIMITS
 from gptx.parity.reference import Reference
 from gptx.parity.seal import changes
@@ -88,7 +88,7 @@ def test_the_artifact_as_it_was_made(certified: Path) -> None:
     for row in report.rows:
         assert row.certified == pytest.approx(row.here, rel=0.5, abs=1e-4), row  # like with like
     assert not [note for note in report.notes if "not proved" in note]
-    reference = Reference.load(certified, read(certified).model)
+    reference = Reference.load(certified, read_manifest(certified).model)
     assert reference.context and reference.context.last == N_CTX - 1
     assert len(reference.tokens) < N_CTX / 2  # the proof text itself does not reach as far
 
@@ -140,7 +140,7 @@ def test_files_that_are_not_those_of_its_making(folder: Path, edit: Edit, names:
 
 def test_every_value_of_the_manifest_is_sealed(certified: Path) -> None:
     manifest = manifest_of(certified)
-    sealed = Reference.load(certified, read(certified).model).seal
+    sealed = Reference.load(certified, read_manifest(certified).model).seal
     assert sealed is not None and changes(sealed, manifest) == []
     for key in manifest.keys() - {"files"}:
         without = {name: value for name, value in manifest.items() if name != key}
@@ -256,7 +256,7 @@ def test_every_type_in_every_place_is_searched(folder: Path, kind: int, stored: 
         graph = helper.make_graph(nodes, "g", [], [], initializers, sparse_initializer=sparse)
         (folder / "onnx/model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
         refresh(folder)
-        manifest = read(folder)
+        manifest = read_manifest(folder)
         count, wrong = check_weights(manifest, graphs_of(manifest))
         assert (count, len(wrong)) == (1, int(bad))
 
@@ -266,7 +266,7 @@ def test_a_compiled_graph_is_searched_too(folder: Path) -> None:
     (folder / "compiled").mkdir()
     onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [values])), folder / "compiled/graph.pb")
     refresh(folder)
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     _, wrong = check_weights(manifest, graphs_of(manifest))
     assert wrong == ["'values' of compiled/graph.pb holds 1 NaN values"]
 
@@ -276,7 +276,7 @@ def test_a_mask_may_hold_minus_infinity(folder: Path) -> None:
     graph = helper.make_graph([], "g", [], [], [mask])
     onnx.save(helper.make_model(graph), folder / "onnx/model.onnx")
     refresh(folder)
-    manifest = read(folder)
+    manifest = read_manifest(folder)
     assert check_weights(manifest, graphs_of(manifest)) == (1, [])
 
 
@@ -310,11 +310,11 @@ def test_a_context_that_is_said_to_be_shorter(folder: Path) -> None:
 @pytest.mark.parametrize("cache", ["shared", "growing", "scatter"])
 def test_a_long_context_is_probed_in_windows(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WHOLE", 100), ("PIECES", 3), ("PIECE", 20)):
-        monkeypatch.setattr(context, name, value)
+        monkeypatch.setattr(whole_context, name, value)
     folder = write_artifact(tmp_path / "artifact", cache, n_ctx=400, prefill_chunk=16)
     certify_artifact(folder)
     assert verify(folder, threads=1).passed
-    found = Reference.load(folder, read(folder).model).context
+    found = Reference.load(folder, read_manifest(folder).model).context
     assert found is not None
     if cache == "scatter":  # a query there sees every earlier place, so that a window cannot begin later
         assert found.context_windows.tolist() == [[100, 0]]
@@ -334,9 +334,9 @@ def test_the_windows_reach_what_the_model_says_there(certified: Path) -> None:
     single token says the same whether it is fed at position p alone or the places before it are hidden."""
     ids = [5, 6, 7]
     with gptx.load(certified, threads=1) as model:
-        here, there = (context.logits_at(model, ids, position) for position in (0, 200))
+        here, there = (whole_context.logits_at(model, ids, position) for position in (0, 200))
         assert here is not None and there is not None and np.abs(here - there).max() > 0.1
-        again = context.logits_at(model, ids, 200)
+        again = whole_context.logits_at(model, ids, 200)
         assert again is not None and np.array_equal(there, again)
 
 
@@ -354,7 +354,7 @@ def test_rotary_tables(folder: Path, dtype: type) -> None:
         graph = helper.make_graph([node], "g", [], [], initializers)
         onnx.save(helper.make_model(graph), folder / "onnx/model.onnx")
         refresh(folder)
-        manifest = read(folder)
+        manifest = read_manifest(folder)
         assert bool(rotary_problems(manifest, graphs_of(manifest))) == says
 
 
@@ -698,15 +698,15 @@ def test_a_figure_without_a_limit_must_be_a_finite_number(
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_a_short_window_at_the_beginning_of_the_context(certified: Path, length: int) -> None:
     with gptx.load(certified, threads=1) as model:
-        found = context.logits_at(model, [5, 6, 7][:length], 0)
+        found = whole_context.logits_at(model, [5, 6, 7][:length], 0)
         assert found is not None
         np.testing.assert_allclose(found, forced_logits(model, [5, 6, 7][:length]), atol=1e-4)
 
 
 def test_a_reference_of_a_context_of_one_token(certified: Path, tmp_path: Path) -> None:
-    shape = read(certified).model
+    shape = read_manifest(certified).model
     values = np.arange(shape.n_logits, dtype=np.float32)[None]
-    one = context.record_context([5], [(1, 0)], lambda window, at: values)
+    one = whole_context.record_context([5], [(1, 0)], lambda window, at: values)
     replace(Reference.load(certified, shape), context=one).save(tmp_path)
     found = Reference.load(tmp_path, shape).context
     assert found is not None and found.windows() == [(slice(0, 1), [5], 0)]

@@ -23,10 +23,10 @@ def load(job: Job) -> Loaded:
     import numpy as np
 
     import gptx
-    from gptx.system import huge_pages as large_pages
+    from gptx.system import huge_pages
 
     # what a process decodes with that has run for a while: the weights move during the runs that do not count
-    large_pages.WORTH = 8
+    huge_pages.WORTH = 8
     model = gptx.load(job.path, device=job.device, threads=job.threads)
 
     def picked(logits: np.ndarray) -> list[int]:  # (B, V)
