@@ -21,39 +21,39 @@ from typing import Any
 
 
 class GptxError(Exception):
-    """Base of all of them; catch this one in an app."""
+    """Every error that gptx raises on purpose: an app that catches this one catches them all."""
 
 
 class UsageError(GptxError, ValueError):
-    pass
+    """An option or argument makes no sense, or this model cannot do what was asked."""
 
 
 class PromptError(GptxError, ValueError):
-    pass
+    """A prompt cannot be run: it is empty, too long for the context, not text, or holds an unknown token id."""
 
 
 class ArtifactError(GptxError):
-    pass
+    """A folder is not an artifact, or a file in it is damaged, missing or not what gptx.json says."""
 
 
 class CheckpointError(GptxError):
-    pass
+    """A checkpoint or training text cannot be read, or gptx does not cover its model."""
 
 
 class ProviderError(GptxError, RuntimeError):
-    pass
+    """The device that was asked for cannot be used here. The message says which library or GPU is missing."""
 
 
 class ParityError(GptxError):
-    pass
+    """An exported or quantized model differs from its reference by more than the limits allow."""
 
 
 class OutputError(GptxError, OSError):
-    pass
+    """An output exists already, cannot be written, or does not fit on the disk."""
 
 
 class GptxWarning(UserWarning):
-    """What gptx warns of, with Python's `warnings`."""
+    """A warning by Python's `warnings`: gptx goes on, but probably not as the caller meant."""
 
 
 def warn(text: str) -> None:

@@ -65,17 +65,18 @@ class Model(LoadedModel):
     """
 
     def chat(self, *, system: str | None = None) -> Chat:
-        """A conversation that keeps its cache from turn to turn. Raises UsageError where there is no chat template."""
+        """Begin a conversation. system: the system message. Raises UsageError if the artifact has no chat template."""
         return Chat(self, system=system)
 
     def score(self, text: Prompt, *, overlap: int | None = None) -> Score:
-        """How likely the model finds a text: log P of each token after those before it, in nats, with their sum, the
-        perplexity and the bits per byte.
+        """How likely the model finds a text: the log-probability of each token, their sum, and the perplexity.
 
-        The first token has none: nothing stands before it, unless the tokenizer adds a bos token, which then is the
-        first. A text longer than the context is read in windows; each begins `overlap` tokens (half the context, if not
-        given) before the first that it scores, so that every token is judged after at least so many others. Raises
-        PromptError for a single token, UsageError.
+        A text that is longer than the context is read in windows that overlap. overlap: how many tokens of the window
+        before are read again at the beginning of each window. They are not scored twice; they are there so that each
+        scored token has at least so many tokens before it. Default: half of the context. A larger overlap judges tokens
+        by more of the text, and takes longer.
+
+        Raises PromptError for a text of a single token, as nothing stands before it; UsageError for a wrong overlap.
         """
         self._need_language("scored")
         return score(self, text, overlap=overlap)

@@ -30,10 +30,10 @@ Prompt = str | Sequence[int]
 
 
 class LoadedModel:
-    """An opened artifact. `tokenizer` and `template` are None where the artifact has none.
+    """An opened artifact. `tokenizer` and `template` (the chat template) are None if the artifact has none.
 
-    Any number of threads may call a model at the same time. Sessions, streams and chats hold what changes: each of them
-    serves one thread at a time, and says so where two meet.
+    Threads: any number of threads may call a model at the same time. A session, stream or chat serves one thread at a
+    time. If a second thread calls it meanwhile, the call raises UsageError.
     """
 
     def __init__(
@@ -89,11 +89,19 @@ class LoadedModel:
         stop: str | Sequence[str] | None = None,
         stop_tokens: Sequence[int] | None = None,
     ) -> Completion | list[Completion]:
-        """What goes on from a prompt (text, or token ids), whole; a list of prompts is decoded together, as one batch.
+        """Generate text that continues a prompt (a text, or a list of token ids), and return all of it.
 
-        Options are named as in Hugging Face's generate. Each is the argument, else the artifact's
-        generation_config.json, else greedy (temperature 0) and 256 new tokens. When sampling, prompt i of a list draws
-        with seed + i, so that the same prompt alone with that seed gives the same text. Raises PromptError, UsageError.
+        A list of prompts is decoded together as one batch and gives a list of completions. Each text is the one that
+        its prompt gives alone.
+
+        Options have the names of transformers' `generate`. An option that is not given is taken from the artifact's
+        generation_config.json. If that has none either, decoding is greedy (temperature 0) and ends after 256 new
+        tokens. The default model's file asks for sampling: pass temperature=0, or a seed, to get the same text each time.
+
+        stop: the text ends before the first of these strings. stop_tokens: token ids that end the text, beside the
+        artifact's own. seed: of the random draws; prompt i of a list draws with seed + i.
+
+        Raises PromptError for a prompt that is empty, too long or not text; UsageError for options that make no sense.
         """
         began = time.perf_counter()
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
@@ -124,15 +132,22 @@ class LoadedModel:
         stop: str | Sequence[str] | None = None,
         stop_tokens: Sequence[int] | None = None,
     ) -> Stream:
-        """As generate, piece by piece while it comes, and to the end of text or context where max_new_tokens is given
-        neither here nor in generation_config.json."""
+        """Generate as `generate` does, and return a Stream that gives the text piece by piece while it is computed.
+
+        One default differs. If neither the call nor generation_config.json gives max_new_tokens, a stream goes on until
+        the model ends the text or the context is full; `generate` stops after 256 tokens.
+        """
         options = {name: value for name, value in locals().items() if name in Given.__annotations__}
         checked = self.stream_options(options)
         ids = self.encode(prompt)
         return self.stream_ids(ids, checked, context=ids)
 
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
-        """The step-level API on token ids: feed, rewind. `size`: tokens that each row's cache is made for at once."""
+        """A Session of `batch_size` rows: the step-level API, with token ids in and logits out.
+
+        size: the most tokens that a row may hold. Memory for all of them is taken at once. Without it, the KV cache
+        grows with use, up to the model's context. Raises UsageError.
+        """
         return Session(self._opened(), batch_size, size=size)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -188,8 +203,9 @@ class LoadedModel:
     ) -> Stream:
         """A Stream from checked token ids.
 
-        `context`: tokens whose text the new text goes on from. `session`: one that may hold a part of the prompt
-        already; what it holds beyond that is forgotten.
+        context: the tokens before the new text. A detokenizer needs them to write the first piece as it would stand
+        behind that text, for instance with or without a space. session: a session whose KV cache may hold the beginning
+        of `ids` already; only the rest is computed, and whatever else the session holds is dropped.
         """
         began = time.perf_counter()
         owned = None if session else self.session()

@@ -22,12 +22,12 @@ MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be
 
 
 class Session:
-    """Rows of tokens and their cache.
+    """One or more rows of tokens with their KV cache: `feed` appends tokens and returns logits, `rewind` drops tokens.
 
-    `size`: hold at most so many tokens a row and make room for them at once; without it the cache grows with use, up to
-    the model's context.
+    size: the most tokens that a row may hold. Memory for all of them is taken at once. Without it, the KV cache grows
+    with use, up to the model's context.
 
-    Any thread may call a session, but only one at a time: a call while another thread's is running raises UsageError.
+    Threads: any thread may call a session, but only one at a time. A second call meanwhile raises UsageError.
     """
 
     def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that each row holds."""
+        """How many tokens each row holds."""
         return list(self._lengths)
 
     @property
@@ -61,7 +61,7 @@ class Session:
 
     @property
     def capacity(self) -> int:
-        """Tokens that each row of the cache has room for now."""
+        """How many tokens each row of the KV cache has room for at the moment."""
         return self._cache.capacity
 
     @overload
@@ -69,10 +69,13 @@ class Session:
     @overload
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
     def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
-        """Append new tokens to each row; float32 logits (B, n_logits) after each row's last one.
+        """Append new tokens to each row. Returns the logits after each row's last token, float32 (B, n_logits).
 
-        A row may get none ([]): it stays as it is, and its logits are NaN. With `all_logits`: a row's (n, n_logits),
-        the logits after every new token. The arrays are the caller's to keep. Raises PromptError, UsageError.
+        A row that gets no tokens ([]) stays as it is, and its logits are NaN. all_logits: return the logits after every
+        new token, as a list with an array (n, n_logits) for each row. The caller may keep and change the arrays.
+
+        Raises PromptError if a row's tokens do not fit into the context or are no token ids, UsageError for wrong types.
+        After an error the session is as it was before.
         """
         if not isinstance(all_logits, bool | np.bool_):
             raise UsageError(f"all_logits is {shown(all_logits)}, expected True or False")
@@ -86,8 +89,11 @@ class Session:
         return logits
 
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """As feed, without the copy: the array is the session's own, the next call overwrites it, and rows that got
-        nothing hold anything. The caller may write into it."""
+        """Like `feed`, but without a copy of the logits. The returned array belongs to the session.
+
+        The next call overwrites it; until then the caller may write into it. In a row that got no tokens, the values
+        are meaningless (`feed` gives NaN there).
+        """
         with self._call:
             return self._advance(rows)
 
@@ -121,7 +127,7 @@ class Session:
         self._tokens, self._lengths = [[0] * position], [position]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Keep only the first so many tokens of each row; the rest is forgotten, at no cost. Raises UsageError."""
+        """Keep only the first tokens of each row: lengths[i] of row i. This costs no time. Raises UsageError."""
         with self._call:
             if isinstance(self._cache, _Closed):
                 raise _closed()

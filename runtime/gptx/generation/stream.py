@@ -16,9 +16,18 @@ from gptx.text.detokenizer import Detokenizer, StopStrings
 
 @dataclass(frozen=True)
 class Completion:
-    """`token_ids` is all that was generated, the token that ended it and a stop string's included; `text` is without
-    them, and None where the artifact has no tokenizer. `finish_reason` "closed": whoever read the stream left early; None:
-    the stream has not ended."""
+    """What was generated for one prompt.
+
+    text: the generated text, without the token or the stop string that ended it. None if the artifact has no tokenizer.
+    token_ids: all generated tokens, with the one that ended the text and those of a stop string.
+
+    finish_reason says why generation ended:
+    - "stop": the model gave a token that ends a text, or the text reached one of the stop strings.
+    - "length": max_new_tokens were generated.
+    - "context": the model's context is full.
+    - "closed": the reader closed the stream before its end.
+    - None: the stream has not ended yet.
+    """
 
     text: str | None
     token_ids: list[int]
@@ -98,13 +107,14 @@ def run_to_end(generation: Generation, transcripts: Sequence[Transcript], *, beg
 
 
 class Stream:
-    """Iterate for the text, in pieces that are whole UTF-8 and never empty; `completion` has the rest.
+    """Generated text, piece by piece: iterate over it. Pieces are never empty and never end within a character.
 
-    Without a tokenizer there is no text: iterating gives nothing, and `completion` has the token ids. `close` ends it
-    early (so does leaving a `with` block); what was generated until then is in `completion`.
+    `completion` has all text so far, the token ids, the reason why the stream ended, and timings. `close`, or leaving a
+    `with` block, ends the stream early. If the artifact has no tokenizer there is no text: iterating gives no pieces,
+    and `completion` has the token ids.
 
-    One thread at a time may iterate; another one meanwhile gets UsageError. `close` may be called from any thread: where
-    a step is running in another thread, the stream ends with that step.
+    Threads: one thread at a time may iterate; a second one gets UsageError. `close` may be called from any thread. If
+    another thread is computing a token at that moment, the stream ends after it.
     """
 
     def __init__(
@@ -126,7 +136,7 @@ class Stream:
 
     @property
     def completion(self) -> Completion:
-        """What was generated so far; after the end, all of it."""
+        """The Completion of what was generated so far, or of all of it once the stream has ended."""
         return self._transcript.completion()
 
     def __iter__(self) -> Self:

@@ -5,7 +5,7 @@ Knows nothing of how text is shown.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Self, Unpack
 
 from gptx.arguments import text
 from gptx.errors import PromptError, UsageError, shown
@@ -16,10 +16,12 @@ from gptx.generation.stream import Completion, Stream
 
 
 class Chat:
-    """One conversation. What the model has read stays in its cache: a turn feeds only what is new.
+    """A conversation. The KV cache is kept between turns, so each turn computes only the new tokens.
 
-    Any thread may call it, but a chat gives one answer at a time: while another thread reads an answer, every call but
-    `tokens` raises UsageError. An answer's stream may be closed from any thread.
+    Leaving a `with` block, or `close`, gives the cache's memory back. `messages` has the conversation so far.
+
+    Threads: any thread may call a chat, but it gives one answer at a time. While another thread reads an answer, every
+    call but `tokens` raises UsageError. The stream of an answer may be closed from any thread.
     """
 
     def __init__(self, model: LoadedModel, *, system: str | None = None) -> None:
@@ -35,8 +37,11 @@ class Chat:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
 
     def stream(self, message: str, **options: Unpack[Given]) -> Stream:
-        """The answer, piece by piece; options as in Model.stream. It becomes part of the conversation when it has ended
-        or is closed. Raises PromptError, and leaves the conversation as it was, when the context has no room for it."""
+        """Send a message and return a Stream of the answer, with the options of Model.stream.
+
+        The message and the answer join the conversation when the stream ends or is closed. Raises PromptError if the
+        context has no room for the message; the conversation is then as it was before.
+        """
         text("the message", message)
         checked = self._model.stream_options(options)
         with self._call:
@@ -60,7 +65,7 @@ class Chat:
         return self._open
 
     def send(self, message: str, **options: Unpack[Given]) -> Completion:
-        """The whole answer; otherwise as stream."""
+        """Send a message and return the whole answer, with the options of Model.stream."""
         stream = self.stream(message, **options)
         for _ in stream:
             pass
@@ -68,7 +73,7 @@ class Chat:
 
     @property
     def tokens(self) -> list[int]:
-        """What the cache holds: what the model has read, and what it wrote but for the last token."""
+        """The tokens in the KV cache: all tokens of the conversation but the last one that was generated."""
         return self._session.tokens[0]
 
     def reset(self) -> None:
@@ -78,9 +83,16 @@ class Chat:
             self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
 
     def close(self) -> None:
+        """End an open answer and give the cache's memory back. The chat cannot be used afterwards."""
         with self._call:
             self._settle()
             self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _settle(self) -> None:
         """An answer that nobody read to its end is part of the conversation as far as it was read. Raises UsageError

@@ -25,8 +25,14 @@ MANY_WINDOWS, MANY_TIMES = 100, 10  # from here on a text takes so long that the
 
 @dataclass(frozen=True)
 class Score:
-    """`pieces` joined are the text; a token that completes no character has "", and so has a special token. The first
-    token has nothing before it and no log-probability: the text's own first, or the bos that the tokenizer adds."""
+    """How likely the model finds a text, token by token.
+
+    pieces: the text of each token; joined, they are the whole text. A special token has "", and so has a token that
+    holds only a part of a character (the character stands in the piece of the token that completes it).
+
+    logprobs: log P of each token after all tokens before it, in nats. The first token has None, as nothing stands
+    before it. If the tokenizer adds a bos token, that is the first token.
+    """
 
     token_ids: list[int]
     pieces: list[str] | None  # None where the artifact has no tokenizer

@@ -185,6 +185,16 @@ def test_reset(model: Model) -> None:
     assert unled.messages == []
 
 
+def test_leaving_a_with_block_closes_the_chat(model: Model) -> None:
+    with model.chat() as chat:
+        answer = chat.stream("tell me", max_new_tokens=5)
+        next(answer)
+    assert answer.completion.finish_reason == "closed"
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    with pytest.raises(UsageError, match="closed"):
+        chat.send("more")
+
+
 def test_no_template(artifacts: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="has no chat template"):
         gptx.load(artifacts["shared"], threads=1).chat()
