@@ -28,15 +28,29 @@ from gptx.text.tokenizer import load_tokenizer
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 
 
-def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | None = None) -> Model:
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    adjust_memory: bool = True,
+) -> Model:
     """Open the artifact at `path`, or the model that ships with gptx.
 
     device: "cpu", "cuda" (runs there or raises ProviderError) or "auto" (CUDA where it works). threads: None is one for
-    each core. Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises ArtifactError,
+    each core.
+
+    adjust_memory: on Linux, gptx adjusts the memory of its process on a CPU. After loading it gives pages back that were
+    needed only for loading. After 128 steps it moves the weights into large pages (2 MB), which makes decoding 4 to 10%
+    faster. Neither changes a result. Pass False in an app that manages its memory itself.
+
+    Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises ArtifactError,
     ProviderError, UsageError.
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
+    if not isinstance(adjust_memory, bool):
+        raise UsageError(f"adjust_memory is {shown(adjust_memory)}, expected True or False")
     check_options(device, threads)
     manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
@@ -48,7 +62,7 @@ def load(path: str | Path | None = None, *, device: str = "cpu", threads: int | 
     if not n_class and (unheeded := unsupported_in_words(generation)) is not None:
         warn(f"{folder}: {unheeded}")
     return Model(
-        open_engine(manifest, device=device, threads=threads),
+        open_engine(manifest, device=device, threads=threads, adjust_memory=adjust_memory),
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer.special) if tokenizer else None,
         generation=generation,

@@ -97,14 +97,19 @@ class Opened(NamedTuple):
     decode_graph: Path | None = None
 
 
-def open_engine(manifest: Manifest, *, device: str = "cpu", threads: int | None = None) -> Engine:
-    """Raises UsageError, ProviderError for the device, ArtifactError for the graph."""
+def open_engine(
+    manifest: Manifest, *, device: str = "cpu", threads: int | None = None, adjust_memory: bool = True
+) -> Engine:
+    """Open the graph of an artifact. adjust_memory: see gptx.load.
+
+    Raises UsageError, ProviderError for the device, ArtifactError for the graph.
+    """
     check_options(device, threads)
-    with _one_at_a_time:  # ORT unmaps what it has packed while it opens a graph, and `release` must not meet that
+    with _one_at_a_time:  # ORT unmaps what it packed while it opens a graph, and `release` must not meet that
         opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
-        large_pages = LargePages()
+        large_pages = LargePages(enabled=adjust_memory)
         if opened is None:
-            opened = _open_on_cpu(manifest, threads)
+            opened = _open_on_cpu(manifest, threads, adjust_memory)
             large_pages.end()
     session, graph = opened.session, opened.graph
     if opened.decode and _signature(opened.decode) != _signature(session):
@@ -157,13 +162,13 @@ def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> Opene
     return Opened(session, CUDA, graph)
 
 
-def _open_on_cpu(manifest: Manifest, threads: int | None) -> Opened:
-    if sum(facts.size for facts in manifest.files.values()) > LARGE:
+def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -> Opened:
+    if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
         # what importing the library and reading the tokenizer took is not added to the peak
         release(library_folder())
     fits = _compiled_fits(manifest)
     # the decode graph first: ONNX Runtime rearranges its weights, which takes memory that is free again then
-    decode, decode_graph = _open_decode(manifest, fits, threads)
+    decode, decode_graph = _open_decode(manifest, fits, threads, adjust_memory)
     session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
     graph = manifest.path / compiled.GRAPH if session else manifest.graph
     if session is None:
@@ -173,7 +178,7 @@ def _open_on_cpu(manifest: Manifest, threads: int | None) -> Opened:
             raise
         except Exception as error:  # as above
             raise _cannot_open(graph, error) from error
-    _keep(manifest, session)
+    _keep(manifest, session, adjust_memory)
     return Opened(session, CPU, graph, decode, decode_graph)
 
 
@@ -203,7 +208,9 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
         return None
 
 
-def _open_decode(manifest: Manifest, fits: bool, threads: int | None) -> tuple[Any, Path] | tuple[None, None]:
+def _open_decode(
+    manifest: Manifest, fits: bool, threads: int | None, adjust_memory: bool
+) -> tuple[Any, Path] | tuple[None, None]:
     """The session of the artifact's decode graph, and the graph; None where it has none, or (a note says why) one that
     cannot be used."""
     if manifest.decode is None:
@@ -217,16 +224,17 @@ def _open_decode(manifest: Manifest, fits: bool, threads: int | None) -> tuple[A
     except Exception as error:  # as above
         note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")
         return None, None
-    _keep(manifest, session)
+    _keep(manifest, session, adjust_memory)
     return session, graph
 
 
-def _keep(manifest: Manifest, session: Any) -> None:
-    """Note an opened session, and let go what only opening it took. Under the lock."""
+def _keep(manifest: Manifest, session: Any, adjust_memory: bool) -> None:
+    """Note an opened session, and release the memory that was needed only to open it. Under the lock."""
     _sessions.add(session)
-    open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
-    release(manifest.path, library_folder())
-    del open_ones
+    if adjust_memory:
+        open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
+        release(manifest.path, library_folder())
+        del open_ones
 
 
 def _signature(session: Any) -> list[tuple[str, str, list[Any]]]:

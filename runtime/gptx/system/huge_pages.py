@@ -29,10 +29,10 @@ _FULL = 15 / 16  # how much of a large page must be there already: the rest woul
 
 
 class LargePages:
-    """What was mapped between the moment that this was made and `end`."""
+    """The memory that was mapped between the moment that this was made and `end`. If not `enabled`, it stays as it is."""
 
-    def __init__(self) -> None:
-        self._size = _size()
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._size = _size() if enabled else 0
         self._before = _anonymous() if self._size else []
         self._ranges: list[Range] = []
         self._calls = 0
@@ -42,7 +42,7 @@ class LargePages:
             self._ranges = list(_whole_pages(_anonymous(), self._before, self._size))
 
     def called(self) -> None:
-        """Count a call of what runs there; the last that was waited for moves it, in a thread of its own."""
+        """Called once per run; after WORTH runs, starts the move into large pages in a thread of its own."""
         self._calls += 1
         if self._calls == WORTH and self._ranges:
             threading.Thread(target=_collapse, args=(self._ranges,), name="gptx-large-pages", daemon=True).start()

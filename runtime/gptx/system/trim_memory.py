@@ -1,4 +1,4 @@
-"""What loading a model has used and running may not use again: it leaves the process's memory.
+"""Give memory that was needed only for loading back to the operating system (Linux).
 
 ONNX Runtime maps a graph's external data, packs most of it into memory of its own, and keeps mapped what a second node
 reads: of a tied embedding a run reads one row a token, and all of it stays resident. Of its own library it needs half

@@ -99,7 +99,7 @@ def test_wrong_types(model: Model, name: str) -> None:
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize("argument", ["path", "device", "threads"])
+@pytest.mark.parametrize("argument", ["path", "device", "threads", "adjust_memory"])
 def test_load(model: Model, argument: str) -> None:
     good: dict[str, Any] = {"path": model.path, "threads": 1}
     for value in VALUES:

@@ -6,10 +6,12 @@ import ctypes
 import mmap
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+import gptx
 from gptx.system import huge_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's large pages")
@@ -73,6 +75,23 @@ def test_weights_move_once_a_model_is_used() -> None:
 @pytest.mark.parametrize("modes", ["always madvise [never]", None])
 def test_where_there_are_none_nothing_happens(modes: str | None, tmp_path: Path) -> None:
     assert run(setting(tmp_path, modes) if modes else tmp_path)[0] == 0
+
+
+def test_an_app_may_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[tuple[Path, ...]] = []
+    monkeypatch.setattr("gptx.ort.graph.release", lambda *folders: released.append(folders))
+    monkeypatch.setattr("gptx.system.huge_pages.WORTH", 1)
+    collapsed: list[object] = []
+    monkeypatch.setattr("gptx.system.huge_pages._collapse", collapsed.append)
+    for adjust_memory in (False, True):
+        with gptx.load(threads=1, adjust_memory=adjust_memory) as model, model.session() as session:
+            session.feed([[1]])
+        for thread in threading.enumerate():
+            if thread.name == "gptx-large-pages":
+                thread.join()
+        assert bool(released) == adjust_memory
+        if not adjust_memory:
+            assert not collapsed
 
 
 def test_only_what_is_new_and_whole_is_moved() -> None:
