@@ -294,14 +294,6 @@ def family_of(config: GPTConfig) -> Family:
     return "gptx"
 
 
-def why_gptx(config: GPTConfig) -> str:
-    """What keeps this configuration from being the nearest Hugging Face family, in words; empty where nothing does."""
-    if family_of(config) != "gptx":
-        return ""
-    nearest = _not_llama if config.position == "rope" else _not_openai if config.norm_position == "post" else _not_gpt2
-    return ", ".join(nearest(config))
-
-
 def _not_any(config: GPTConfig) -> Iterator[str]:
     if any(config.attention_of(layer) != "dot" for layer in range(config.n_layer)):
         yield "cosine or additive attention"
