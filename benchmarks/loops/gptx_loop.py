@@ -14,7 +14,7 @@ from gptx_models.checkpoints.weights import TensorSource, build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.training.distributed import World
-from gptx_models.training.loop import Material, loop
+from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.recipe import Recipe
 
 
@@ -35,7 +35,7 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
         eval_every=lesson.all_steps,  # once, after the clock has stopped
     )
     gpt = begun(lesson)
-    material = Material(batch, lesson.held_out)
+    material = TrainingData(batch, lesson.held_out)
     with tempfile.TemporaryDirectory(prefix="gptx-loop-") as run:
         world = World(torch.device(lesson.device))
         return loop(gpt, material, recipe, Path(run), world, evaluated=lambda *_: None).val_loss

@@ -54,7 +54,9 @@ def load(
     check_options(device, threads)
     manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
-    tokenizer = load_tokenizer(folder, known=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size)
+    tokenizer = load_tokenizer(
+        folder, tokenizer_vocab_size=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size
+    )
     if tokenizer is None and manifest.tokens.vocab_size is not None:
         raise ArtifactError(f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again")
     task, n_class = read_task(folder), manifest.model.n_class

@@ -75,7 +75,7 @@ def complete(carried: Reference, recording: Recording, folder: Path, tokens: dic
 
 def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) -> dict[str, Any]:
     facts = Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
-    tokenizer = load_tokenizer(folder, known=facts.vocab_size, vocab_size=text.vocab_size)
+    tokenizer = load_tokenizer(folder, tokenizer_vocab_size=facts.vocab_size, vocab_size=text.vocab_size)
     template = load_template(folder, tokenizer.special) if tokenizer else None
     return text_record.record_words(tokenizer, template, facts, text=text.text, proof=proof)
 

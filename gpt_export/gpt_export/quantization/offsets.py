@@ -41,7 +41,7 @@ class OffsetWeights:
         return replace(self, blocks=replace(self.blocks, activation_bits=32))
 
 
-def found_again(weight: Tensor) -> OffsetWeights | None:
+def detect_q4_1(weight: Tensor) -> OffsetWeights | None:
     """The 4-bit levels, scales and offsets that `weight` (n_out, n_in) was made of; None where it was not made so.
 
     A block's lowest value has level 0 and its highest 15: that is how such blocks are made.

@@ -12,7 +12,7 @@ from gpt_export.quantization.calibrate import linears, round_layers
 from gpt_export.quantization.channels import ChannelWeights, pack_channels
 from gpt_export.quantization.embeddings import Form, common_tokens, kept_table, tables
 from gpt_export.quantization.gptq import Grid, Rounded
-from gpt_export.quantization.offsets import OffsetWeights, found_again
+from gpt_export.quantization.offsets import OffsetWeights, detect_q4_1
 from gpt_export.quantization.rotate import rotate, why_not_rotated
 from gpt_export.quantization.sensitivity import in_8_bits, sensitivities
 from gptx.progress import note
@@ -112,7 +112,7 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
         note("the weights were in 4 bits with offsets before, and are kept")
         blocks = {name: weight.blocks.block for name, weight in kept.items()}
         work = {name: weight.blocks.packed.size for name, weight in kept.items()}
-        exact, costs = worth_exactness(gpt, windows[0], blocks, work, scheme.kept_activation_kl)
+        exact, costs = choose_activation_bits(gpt, windows[0], blocks, work, scheme.kept_activation_kl)
         kept = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
         # what the head reads is not rotated, and 8 bits of it cost a third of all
         head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
@@ -140,7 +140,7 @@ def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:
     kept: dict[str, OffsetWeights] = {}
     for index, block in enumerate(gpt.layers):
         for part, linear in linears(block).items():
-            found = found_again(linear.weight)
+            found = detect_q4_1(linear.weight)
             if found is None:
                 return None
             kept[f"blocks.{index}.{part}"] = found
@@ -155,11 +155,11 @@ def pack_layers(
     # a block that is not whole is padded by the operator, and has no second term
     blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
     work = {name: values.levels.numel() for name, values in rounded.items()}
-    exact, costs = worth_exactness(gpt, window, blocks, work, allowed)
+    exact, costs = choose_activation_bits(gpt, window, blocks, work, allowed)
     return {name: pack(values, exact=name in exact) for name, values in rounded.items()}, costs
 
 
-def worth_exactness(
+def choose_activation_bits(
     gpt: GPT, window: list[int], blocks: Mapping[str, int], work: Mapping[str, int], allowed: float | None
 ) -> tuple[set[str], dict[str, float]]:
     """The layers whose activations take more than 8 bits, and what 8 cost each in mean KL. blocks: layer -> how many of a

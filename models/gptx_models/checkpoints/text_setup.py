@@ -70,7 +70,7 @@ def words_of(base: Path, vocab_size: int, *, tell: Tell = quiet) -> Words:
     if not side.tokenizer:
         raise UsageError(f"{base} has no tokenizer.json, and training on text needs it")
     words = _words(side, base)
-    if problem := vocabulary_problem(words.inner, known=None, vocab_size=vocab_size):
+    if problem := vocabulary_problem(words.inner, tokenizer_vocab_size=None, vocab_size=vocab_size):
         raise CheckpointError(f"the tokenizer of {base} {problem}")
     return words
 

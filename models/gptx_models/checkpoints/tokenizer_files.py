@@ -190,7 +190,7 @@ def check_vocabulary(tokenizer: Path, vocab_size: int, *, shown_as: object = Non
     """How many ids a tokenizer.json knows, the highest and one. Raises CheckpointError where two tokens have one id, or
     one is beyond the model's vocabulary."""
     inner = load_tokenizer(tokenizer)
-    if problem := vocabulary_problem(inner, known=None, vocab_size=vocab_size):
+    if problem := vocabulary_problem(inner, tokenizer_vocab_size=None, vocab_size=vocab_size):
         raise CheckpointError(f"the tokenizer of {shown_as or tokenizer} {problem}")
     return max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 

@@ -18,10 +18,10 @@ _OF_TRAIN = ("vocab_size", "prose", "sample", "eval_tokens")  # the base and the
 @click.command()
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--task", type=click.Choice(KINDS), required=True, help="What is learnt.")
+@click.option("--task", type=click.Choice(KINDS), required=True, help="What is trained.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint or adapter folder.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0, min_open=True), help="How often each example is learnt.  [default: 2]"
+    "--epochs", type=click.FloatRange(min=0, min_open=True), help="How often each example is trained.  [default: 2]"
 )
 @click.option("--lora", is_flag=True, help="Train a LoRA adapter (PEFT's format) instead of all weights.")
 @click.option("--rank", type=click.IntRange(min=1), help="Of LoRA.  [default: 16]")
@@ -76,7 +76,7 @@ def finetune(
     """Fine-tune the checkpoint BASE on FILES (JSONL, JSON, CSV, TSV; text for --task text; also as .xz, .gz, .zst).
 
     text: goes on with it. completion: {"prompt", "completion"} or {"instruction", "input", "output"}; only the answer is
-    learnt. chat: {"messages": [{"role", "content"}]} through the chat template; the assistant's turns are learnt.
+    trained. chat: {"messages": [{"role", "content"}]} through the chat template; the assistant's turns are trained.
     classify: {"text", "label"}. summarize: {"text", "summary"}. The figures before and after stand in OUT.
     """
     from gptx.artifact.folders import check_apart

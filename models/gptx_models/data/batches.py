@@ -30,7 +30,7 @@ def row_batches(
     """step -> (inputs, targets), each (batch_size, S) int64; every row once in steps_per_epoch steps.
 
     A step's rows depend on the seed and its number alone, so a resumed run reads what it would have read. An epoch's
-    last rows may be fewer: empty rows, from which nothing is learnt, fill their batch.
+    last rows may be fewer: empty rows, from which nothing is trained, fill their batch.
     """
     lengths = np.array([len(row.inputs) for row in rows])
     steps = steps_per_epoch(len(rows), batch_size)

@@ -48,7 +48,7 @@ INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Response:"  # as Alpaca 
 class Example:
     place: str  # file and line
     text: str = ""  # what is asked
-    answers: tuple[str, ...] = ()  # the first is learnt; of summaries all count when one is scored
+    answers: tuple[str, ...] = ()  # the first is trained; of summaries all count when one is scored
     messages: tuple[dict[str, Any], ...] = ()  # of chat, instead of the two
 
 

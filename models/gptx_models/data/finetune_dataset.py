@@ -29,7 +29,7 @@ from gptx_models.evaluation.metrics import accuracy, macro_f1, rouge
 from gptx_models.gpt.model import GPT
 
 SUMMARY_TOKENS = 96  # of a summary that is judged, at most a quarter of the context
-Judge = Callable[[GPT, bool], dict[str, float]]  # a model, and whether it has learnt the task
+Judge = Callable[[GPT, bool], dict[str, float]]  # a model, and whether it has trained the task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Study:
     val: list[Row]
     judge: Judge
     origin: dict[str, Any]  # what all of it was made from
-    eos_token_id: list[int]  # what ends an answer; the one that is learnt is the first
+    eos_token_id: list[int]  # what ends an answer; the one that is trained is the first
     bytes_per_token: float | None = None
 
 
@@ -144,17 +144,17 @@ def _encoded(words: Words, files: Sequence[Path]) -> np.ndarray:
 
 def _judge(task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> Judge:
     if task.kind == "classify":
-        return lambda gpt, taught: _classified(gpt, taught, task, words, examples, n_ctx)
+        return lambda gpt, trained: _classified(gpt, trained, task, words, examples, n_ctx)
     if task.kind == "summarize":
         return lambda gpt, _: _summarized(gpt, task, words, examples, n_ctx)
     return lambda *_: {}
 
 
 def _classified(
-    gpt: GPT, taught: bool, task: Task, words: Words, examples: Sequence[Example], n_ctx: int
+    gpt: GPT, trained: bool, task: Task, words: Words, examples: Sequence[Example], n_ctx: int
 ) -> dict[str, float]:
     asked = prompt(task.template, "a") if task.template else "a"
-    end = words.ends[:1] if taught else []  # which the rows end with: it tells "card" from "card lost"
+    end = words.ends[:1] if trained else []  # which the rows end with: it tells "card" from "card lost"
     labels = [[*words.tokenizer.continuation(asked, answer_text(label, task)), *end] for label in task.labels]
     room = n_ctx - max(map(len, labels))
     said, expected = [], []

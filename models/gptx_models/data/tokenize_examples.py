@@ -1,4 +1,4 @@
-"""Examples in; rows of token ids out, with what is learnt of each: the answer and the end after it, or the class.
+"""Examples in; rows of token ids out, with what is trained of each: the answer and the end after it, or the class.
 
 A prompt's tokens are those that the runtime makes of it, and the answer's follow as if the model had written them. What
 is too long is cut, or left out, and counted. Knows no files and no batches.
@@ -46,11 +46,11 @@ def rows_of(
     pad: int | None = None,
     template: ChatTemplate | None = None,
 ) -> Rows:
-    """end: the id of the end of text, which is learnt after an answer. pad: that of padding, which a head does not read
+    """end: the id of the end of text, which is trained after an answer. pad: that of padding, which a head does not read
     at a text's end. template: of chat.
 
     Too long a text to classify or summarize loses its end, as in transformers' examples. A prompt to complete would mean
-    something else, so its example is left out, as in axolotl. Of a conversation the turns that fit are learnt.
+    something else, so its example is left out, as in axolotl. Of a conversation the turns that fit are trained.
     UsageError where no row is left, or a label is not the task's.
     """
     rows: list[Row] = []
@@ -100,13 +100,13 @@ def _answered(
         _check_label(example, task)
     answer = answer_text(example.answers[0], task)
     asked, whole = example.text if task.template is None else prompt(task.template, example.text), True
-    ids, learnt = _joined(asked, answer, tokenizer, end)
-    if len(ids) + len(learnt) > n_ctx + 1:  # the last token is only a target
-        shorter, whole = _fitting(example.text, task, tokenizer, n_ctx + 1 - len(learnt))
+    ids, trained = _joined(asked, answer, tokenizer, end)
+    if len(ids) + len(trained) > n_ctx + 1:  # the last token is only a target
+        shorter, whole = _fitting(example.text, task, tokenizer, n_ctx + 1 - len(trained))
         if shorter is None or whole:  # nothing could be cut
             return None, False
-        ids, learnt = _joined(shorter, answer, tokenizer, end)
-    return _row([*ids, *learnt], [False] * len(ids) + [True] * len(learnt)), whole
+        ids, trained = _joined(shorter, answer, tokenizer, end)
+    return _row([*ids, *trained], [False] * len(ids) + [True] * len(trained)), whole
 
 
 def _joined(asked: str, answer: str, tokenizer: Tokenizer, end: int | None) -> tuple[list[int], list[int]]:
@@ -129,7 +129,7 @@ def _classified(
 def _check_label(example: Example, task: Task) -> None:
     label = example.answers[0]
     if label not in task.labels:
-        raise UsageError(f"{example.place}: the label {label!r} is none of the {len(task.labels)} that are learnt")
+        raise UsageError(f"{example.place}: the label {label!r} is none of the {len(task.labels)} that are trained")
 
 
 def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[str | None, bool]:
@@ -150,12 +150,12 @@ def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[st
 def _conversation(
     example: Example, template: ChatTemplate, tokenizer: Tokenizer, n_ctx: int, end: int | None
 ) -> tuple[list[Row], bool]:
-    """One row of a conversation, in which every answer is learnt. Where a template shows earlier turns otherwise when the
-    conversation goes on (reasoning is left out), the row ends and another begins: each answer is learnt after what the
+    """One row of a conversation, in which every answer is trained. Where a template shows earlier turns otherwise when the
+    conversation goes on (reasoning is left out), the row ends and another begins: each answer is trained after what the
     runtime will feed before it."""
     rows: list[Row] = []
     ids: list[int] = []
-    learnt: list[bool] = []
+    trained: list[bool] = []
     whole = True
     for turn, message in enumerate(example.messages):
         if turn == 0 or message["role"] != "assistant":
@@ -167,11 +167,11 @@ def _conversation(
             whole = False
             break
         if asked[: len(ids)] != ids:
-            rows.append(_row(ids, learnt))
-            learnt = []
-        learnt = learnt + [False] * (len(asked) - len(learnt)) + [True] * len(answer)
+            rows.append(_row(ids, trained))
+            trained = []
+        trained = trained + [False] * (len(asked) - len(trained)) + [True] * len(answer)
         ids = asked + answer
-    return [*rows, _row(ids, learnt)] if ids else rows, whole
+    return [*rows, _row(ids, trained)] if ids else rows, whole
 
 
 def _turn(
@@ -190,6 +190,6 @@ def _turn(
     return tokenizer.encode(before, add_special_tokens=False), answer[: special[-1] + 1] if special else answer
 
 
-def _row(ids: list[int], learnt: list[bool]) -> Row:
-    targets = [token if taught else IGNORED for token, taught in zip(ids[1:], learnt[1:])]
+def _row(ids: list[int], trained: list[bool]) -> Row:
+    targets = [token if wanted else IGNORED for token, wanted in zip(ids[1:], trained[1:])]
     return Row(np.array(ids[:-1], np.int32), np.array(targets, np.int32))

@@ -32,7 +32,7 @@ from gptx_models.evaluation.metrics import perplexity
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
 from gptx_models.training.distributed import World
-from gptx_models.training.loop import Material, Outcome, check, evaluate, loop
+from gptx_models.training.loop import EvalResult, TrainingData, check, evaluate, loop
 from gptx_models.training.loss import Objective
 from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.recipe import Recipe, write_recipe
@@ -43,7 +43,7 @@ from gptx_models.training.run_folder import RECIPE, begin, is_begun, open_run, r
 class Result:
     before: dict[str, float]
     after: dict[str, float]
-    outcome: Outcome
+    outcome: EvalResult
 
 
 def finetune(
@@ -61,7 +61,7 @@ def finetune(
 ) -> Result:
     """Fine-tune the checkpoint `base` and write `out`: a checkpoint, or with `lora` an adapter in PEFT's format.
 
-    epochs: how often each row is learnt; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
+    epochs: how often each row is trained; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
     on with. set_by_hand: settings that keep the recipe's value where a short run has a better one.
     """
     world = world or World(torch.device("cpu"))
@@ -80,7 +80,7 @@ def finetune(
             begin(run, whole_origin, settings)
     world.wait()
     run = run_folder(out)
-    material = Material(
+    material = TrainingData(
         batch=row_batches(study.train, batch_size=recipe.batch_size, seed=recipe.seed),
         validation=lambda: all_rows(study.val, batch_size=recipe.batch_size),
         bytes_per_token=study.bytes_per_token,
@@ -98,7 +98,7 @@ def finetune(
         "cpu": cpu_name(),
     }
 
-    def evaluated(gpt: GPT, outcome: Outcome) -> None:
+    def evaluated(gpt: GPT, outcome: EvalResult) -> None:
         if outcome.best:
             _save(gpt, outcome, base, out, study, source, lora, recipe)
 
@@ -140,7 +140,9 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     return add_lora(gpt, lora, read_family(base)) if lora else gpt
 
 
-def _judged(gpt: GPT, taught: bool, study: Study, material: Material, recipe: Recipe, world: World) -> dict[str, float]:
+def _judged(
+    gpt: GPT, trained: bool, study: Study, material: TrainingData, recipe: Recipe, world: World
+) -> dict[str, float]:
     """The task's own figures; of all but a head also the perplexity of what is to be answered."""
     alone = World(world.device)
     figures = (
@@ -148,7 +150,7 @@ def _judged(gpt: GPT, taught: bool, study: Study, material: Material, recipe: Re
         if study.task.head
         else {"perplexity": perplexity(evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone))}
     )
-    figures |= study.judge(gpt.cpu(), taught)
+    figures |= study.judge(gpt.cpu(), trained)
     return figures
 
 
@@ -162,7 +164,7 @@ def _generation(study: Study, recipe: Recipe) -> dict[str, Any]:
 
 def _save(
     gpt: GPT,
-    outcome: Outcome,
+    outcome: EvalResult,
     base: Path,
     out: Path,
     study: Study,

@@ -32,13 +32,13 @@ from gptx_models.training.run_state import Progress, full_weights, read_state, w
 from gptx_models.training.schedule import learning_rate
 from gptx_models.training.torch_compile import compiled
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, each (B, S) int64; IGNORED where nothing is learnt
+Batch = tuple[Tensor, Tensor]  # inputs and targets, each (B, S) int64; IGNORED where nothing is trained
 LOG_EVERY = 10  # steps from one row of the metrics to the next
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is learnt from: the batch of a step, and those that are validated on."""
+class TrainingData:
+    """What is trained from: the batch of a step, and those that are validated on."""
 
     batch: Callable[[int], Batch]  # the same for the same step, of all processes together
     validation: Callable[[], Iterable[Batch]]
@@ -47,7 +47,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalResult:
     """How far a run has come, as an evaluation found it."""
 
     steps: int
@@ -66,13 +66,13 @@ class Outcome:
 
 def loop(
     gpt: GPT,
-    material: Material,
+    material: TrainingData,
     recipe: Recipe,
     run: Path,
     world: World,
     *,
-    evaluated: Callable[[GPT, Outcome], None],
-) -> Outcome:
+    evaluated: Callable[[GPT, EvalResult], None],
+) -> EvalResult:
     """Step until the recipe's steps or minutes are over, whichever is first, or validation gets no better.
 
     The state, metrics.csv and loss.png lie in the folder `run`. `evaluated` is called in the main process, with the
@@ -94,7 +94,7 @@ def loop(
     began_here = time.perf_counter()
     losses: list[Tensor] = []  # of the steps since the last row of the metrics, still on the device
     recent: list[float] = []  # since the last evaluation
-    outcome: Outcome | None = None
+    outcome: EvalResult | None = None
 
     def share() -> float:
         """How much of the run is over, by steps or by time."""
@@ -110,13 +110,15 @@ def loop(
         seconds = time.perf_counter() - began
         return Point(progress.step, progress.tokens, seconds, rate, sum(values) / len(values), _number(norm))
 
-    def evaluation(point: Point) -> Outcome:
+    def evaluation(point: Point) -> EvalResult:
         val_loss = evaluate(objective, material, recipe, world)
         best = val_loss < progress.best
         progress.best, progress.since_best = min(val_loss, progress.best), 0 if best else progress.since_best + 1
         bits = val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
         progress.seconds, progress.scale = time.perf_counter() - began, scaler.get_scale()
-        now = Outcome(progress.step, progress.tokens, sum(recent) / len(recent), val_loss, bits, progress.seconds, best)
+        now = EvalResult(
+            progress.step, progress.tokens, sum(recent) / len(recent), val_loss, bits, progress.seconds, best
+        )
         whole = full_weights(gpt, world)
         if curve:
             curve.add(Point(**{**vars(point), "val_loss": val_loss, "bits_per_byte": bits}))
@@ -166,7 +168,7 @@ def loop(
             note(f"nothing is left to do: the run ended at step {progress.step}; --force begins again")
         val_loss = evaluate(objective, material, recipe, world)
         bits = val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
-        outcome = Outcome(progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False)
+        outcome = EvalResult(progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False)
     return outcome
 
 
@@ -182,7 +184,7 @@ def update(
     """One step: this process's part of the batch's mean loss, and the norm of the whole gradient."""
     torch.manual_seed((recipe.seed << 32) + step * world.size + world.rank)  # dropout
     inputs, targets = batch
-    taught = int((targets != IGNORED).sum())
+    n_targets = int((targets != IGNORED).sum())
     mine = slice(world.rank, None, world.size)
     pieces = list(zip(inputs[mine].chunk(recipe.accumulate), targets[mine].chunk(recipe.accumulate)))
     model.train()
@@ -190,7 +192,7 @@ def update(
     for at, (piece, answers) in enumerate(pieces, 1):
         world.synchronize(model, at == len(pieces))
         with autocast(world, recipe):
-            part = model(_moved(piece, world.device), _moved(answers, world.device)) / taught
+            part = model(_moved(piece, world.device), _moved(answers, world.device)) / n_targets
         scaler.scale(part * world.size).backward()  # gradients are averaged over processes, and these parts add up
         loss += part.detach()
     for optimizer in optimizers:
@@ -209,7 +211,7 @@ def autocast(world: World, recipe: Recipe) -> torch.autocast:
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, material: Material, recipe: Recipe, world: World) -> float:
+def evaluate(objective: Objective, material: TrainingData, recipe: Recipe, world: World) -> float:
     """Mean loss of the validation batches; nats a token. Sets eval mode."""
     objective.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0

@@ -1,4 +1,4 @@
-"""The training objective: token ids in, the summed loss of what is to be learnt out. Knows no optimizer and no data."""
+"""The training objective: token ids in, the summed loss of what is to be trained out. Knows no optimizer and no data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gptx_models.gpt.model import GPT
 
-IGNORED = -100  # a target that nothing is learnt from, as in torch's cross_entropy
+IGNORED = -100  # a target that nothing is trained from, as in torch's cross_entropy
 
 
 class Objective(nn.Module):
@@ -25,8 +25,8 @@ class Objective(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden, targets = self.gpt.hidden(inputs).flatten(0, 1), targets.flatten()  # (B S, n_embd), (B S)
         if self.masked:
-            taught = targets != IGNORED
-            hidden, targets = hidden[taught], targets[taught]
+            trained = targets != IGNORED
+            hidden, targets = hidden[trained], targets[trained]
         total = hidden.new_zeros((), dtype=hidden.dtype).float()
         for h, t in zip(hidden.split(self.chunk), targets.split(self.chunk)):
             total = total + F.cross_entropy(self.gpt.head(h).float(), t, reduction="sum")

@@ -79,7 +79,7 @@ def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> boo
     wrong = [f"{'other' if name.endswith('s') else 'another'} {name}" for name in other]
     old, new = before.get(SETTINGS) or {}, _as_json(settings)
     changed = [name for name in new if name in old and new[name] != old[name]]
-    if not (run / STATE).exists():  # nothing was learnt yet
+    if not (run / STATE).exists():  # nothing was trained yet
         changed = []
     wrong += [
         f"{name} {_shown(old[name])} instead of {_shown(new[name])}" for name in changed if name not in MAY_CHANGE

@@ -26,7 +26,7 @@ from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
 from gptx_models.training.distributed import World
-from gptx_models.training.loop import Material, Outcome, check, loop
+from gptx_models.training.loop import EvalResult, TrainingData, check, loop
 from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.recipe import Recipe, write_recipe
 from gptx_models.training.run_folder import RECIPE, begin, beginning, is_begun, open_run, run_folder, settle
@@ -44,7 +44,7 @@ def train(
     licence: str | None = None,
     force: bool = False,
     world: World | None = None,
-) -> Outcome:
+) -> EvalResult:
     """Train on `files` and write the checkpoint folder `out`, anew at every evaluation that is better than those before.
 
     A run that lies in OUT.run goes on where it stopped; `force` begins again instead, and replaces `out`.
@@ -83,7 +83,7 @@ def train(
         source["start"] = source_of(start, load_config(start), open_folder(start))
         source["licence"] = licence or source["start"].get("licence")
 
-    def evaluated(gpt: GPT, outcome: Outcome) -> None:
+    def evaluated(gpt: GPT, outcome: EvalResult) -> None:
         if recipe.sample:
             note(sample(gpt, data.tokenizer, recipe.sample, ends=data.ends))
         if outcome.best:
@@ -154,7 +154,13 @@ def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:
 
 
 def save(
-    gpt: GPT, outcome: Outcome, out: Path, run: Path, recipe: Recipe, source: dict[str, Any], generation: dict[str, Any]
+    gpt: GPT,
+    outcome: EvalResult,
+    out: Path,
+    run: Path,
+    recipe: Recipe,
+    source: dict[str, Any],
+    generation: dict[str, Any],
 ) -> None:
     """Write the checkpoint with its tokenizer, recipe and curve."""
     with new_folder(out, force=True) as folder:
@@ -179,10 +185,10 @@ def example(out: Path, recipe: Recipe) -> tuple[str, str]:
     return prompt, sample(load_model(out), data.tokenizer, prompt, ends=data.ends)
 
 
-def _material(data: Corpus, recipe: Recipe, n_ctx: int) -> Material:
+def _material(data: Corpus, recipe: Recipe, n_ctx: int) -> TrainingData:
     n_val = min(recipe.eval_tokens, len(data.val)) or len(data.val)
     windows = {"batch_size": recipe.batch_size, "n_ctx": n_ctx}
-    return Material(
+    return TrainingData(
         batch=random_windows(data.train, seed=recipe.seed, **windows),
         validation=lambda: all_windows(data.val[:n_val], **windows),
         bytes_per_token=data.bytes_per_token(n_val),

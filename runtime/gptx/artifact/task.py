@@ -1,7 +1,7 @@
 """gptx_task.json: what a model was fine-tuned for, and the prompts of such a task, few-shot ones too.
 
 Training writes it, export copies it into the artifact, and both sides make their prompts with `prompt`: a model is asked
-exactly as it was taught. Knows neither tokens nor models.
+exactly as it was trained. Knows neither tokens nor models.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def source(manifest: Manifest, text: Path | None) -> Source:
 
 def _of_text(manifest: Manifest, text: Path) -> Source:
     tokens = manifest.tokens
-    tokenizer = load_tokenizer(manifest.path, known=tokens.vocab_size, vocab_size=manifest.model.vocab_size)
+    tokenizer = load_tokenizer(
+        manifest.path, tokenizer_vocab_size=tokens.vocab_size, vocab_size=manifest.model.vocab_size
+    )
     if tokenizer is None:
         raise UsageError(f"{manifest.path} has no tokenizer, so it cannot read {text}: leave out --text")
     try:

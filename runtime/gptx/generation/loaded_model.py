@@ -188,8 +188,13 @@ class LoadedModel:
         self._need_language("generated")
         options = resolve(given, self.generation, max_new_tokens=None)
         model, tokens = self.manifest.model, self.manifest.tokens
-        known = tokens.vocab_size or model.vocab_size
-        check_stops(options, (*tokens.eos, *options.stop_tokens), known=known, vocab_size=model.vocab_size)
+        tokenizer_vocab_size = tokens.vocab_size or model.vocab_size
+        check_stops(
+            options,
+            (*tokens.eos, *options.stop_tokens),
+            tokenizer_vocab_size=tokenizer_vocab_size,
+            vocab_size=model.vocab_size,
+        )
         return options
 
     def stream_ids(
@@ -244,7 +249,9 @@ class LoadedModel:
         self, session: Session, prompts: list[list[int]], options: Options, seeds: Sequence[int | None]
     ) -> Generation:
         tokens = self.manifest.tokens
-        return Generation(session, prompts, options, ends=tokens.eos, known=tokens.vocab_size, seeds=seeds)
+        return Generation(
+            session, prompts, options, ends=tokens.eos, tokenizer_vocab_size=tokens.vocab_size, seeds=seeds
+        )
 
     def _transcript(self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None) -> Transcript:
         if self.tokenizer is None:

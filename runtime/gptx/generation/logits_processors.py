@@ -20,26 +20,26 @@ LARGEST = 1e20  # of a factor or bias: the logit stays a finite float32, also di
 
 
 def processors(
-    options: Options, *, prompt: Sequence[int], ends: Iterable[int], last: int | None, known: int
+    options: Options, *, prompt: Sequence[int], ends: Iterable[int], last: int | None, n_logits: int
 ) -> list[Processor]:
     """`ends`: the tokens that end the text. `last`: the length of prompt and text at which the text ends, where a limit
-    of tokens is set. `known`: how many logits there are."""
+    of tokens is set. `n_logits`: how many logits there are."""
     rules, start = options.rules, len(prompt)
-    ends = _array(ends, known)
+    ends = _array(ends, n_logits)
     chosen: list[Processor | None] = [
-        _biases(rules.sequence_bias, known),
+        _biases(rules.sequence_bias, n_logits),
         _penalty_on_prompt(prompt, rules.encoder_repetition_penalty),
         _penalty_on_all(options.repetition_penalty),
         _no_repeat(rules.no_repeat_ngram_size),
         _no_repeat(rules.encoder_no_repeat_ngram_size, within=prompt),
-        _biases(_bans(rules, ends), known),
+        _biases(_bans(rules, ends), n_logits),
         _not_before(rules.min_length, ends),
         _not_before(start + options.min_new_tokens if options.min_new_tokens else 0, ends),
         _forced(1 if rules.forced_bos_token_id is not None else None, (rules.forced_bos_token_id or 0,)),
         _forced(last - 1 if last is not None and rules.forced_eos_token_id else None, rules.forced_eos_token_id),
         _decay(rules, start, ends),
-        _suppress(_array(rules.suppress_tokens, known)),
-        _suppress(_array(rules.begin_suppress_tokens, known), at=_begin(rules, start)),
+        _suppress(_array(rules.suppress_tokens, n_logits)),
+        _suppress(_array(rules.begin_suppress_tokens, n_logits), at=_begin(rules, start)),
     ]
     return [processor for processor in chosen if processor is not None]
 
@@ -51,9 +51,9 @@ def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
     logits[seen] = np.where(values < 0, values * penalty, values / penalty)
 
 
-def _array(ids: Iterable[int], known: int) -> np.ndarray:
+def _array(ids: Iterable[int], n_logits: int) -> np.ndarray:
     """Those of the ids that have a logit."""
-    return np.array(sorted({token for token in ids if 0 <= token < known}), np.int64)
+    return np.array(sorted({token for token in ids if 0 <= token < n_logits}), np.int64)
 
 
 def _penalty_on_all(penalty: float) -> Processor | None:
@@ -116,15 +116,15 @@ def _bans(rules: Rules, ends: np.ndarray) -> list[tuple[tuple[int, ...], float]]
     return [(word, -np.inf) for word in rules.bad_words_ids if word not in alone]
 
 
-def _biases(biases: Sequence[tuple[tuple[int, ...], float]], known: int) -> Processor | None:
+def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> Processor | None:
     """Add to the logit of each sequence's last token where the tokens before it are the sequence's first ones."""
     if not biases:
         return None
-    single = np.zeros(known, np.float32)
+    single = np.zeros(n_logits, np.float32)
     longer = []
     for word, bias in biases:
         bias = bias if bias == -np.inf else min(max(bias, -LARGEST), LARGEST)
-        if word[-1] >= known:  # an empty id of a padded vocabulary, which is never picked
+        if word[-1] >= n_logits:  # an empty id of a padded vocabulary, which is never picked
             continue
         if len(word) == 1:
             single[word[0]] = bias

@@ -13,7 +13,7 @@ import numpy as np
 
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.options import Options
-from gptx.generation.sampling import Picker, picker
+from gptx.generation.sampling import Sampler, picker
 from gptx.generation.session import Session
 
 FinishReason = Literal["stop", "length", "context", "closed"]  # "closed": whoever reads left early
@@ -29,7 +29,7 @@ class Step(NamedTuple):
 class RowPlan:
     """What one row needs: its picker, the tokens that end it, and how many it may have."""
 
-    pick: Picker
+    pick: Sampler
     stops: frozenset[int]
     most: int
     at_most: FinishReason  # why it ends when it has that many
@@ -38,8 +38,9 @@ class RowPlan:
 class Generation:
     """Iterate for lists of Steps. The first feeds the prompts, each later one the tokens before it.
 
-    `prompts` are appended to what the session's rows hold. Ids from `known` on are never picked, for they are the empty
-    end of a padded vocabulary; but an end of text may stand there. The token that ends a row is not fed any more.
+    `prompts` are appended to the tokens that the session's rows already hold. Ids from
+    `tokenizer_vocab_size` on are the empty end of a padded vocabulary: they are never picked,
+    except those in `ends`. The token that ends a row is not fed to the model.
     """
 
     def __init__(
@@ -49,16 +50,16 @@ class Generation:
         options: Options,
         *,
         ends: Iterable[int] = (),
-        known: int | None = None,
+        tokenizer_vocab_size: int | None = None,
         seeds: Sequence[int | None] | None = None,
     ) -> None:
-        known = known or session.vocab_size
+        tokenizer_vocab_size = tokenizer_vocab_size or session.vocab_size
         check_prompts(prompts, session.lengths, limit=session.limit, longest=options.rules.max_length)
         stops = frozenset((*ends, *options.stop_tokens))
-        check_options(options, stops, known=known, vocab_size=session.vocab_size)
-        self._session, self._known = session, known
-        self._padded_ends = sorted(token for token in stops if token >= known)
-        self._width = max(known, *(token + 1 for token in self._padded_ends), 0)
+        check_options(options, stops, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=session.vocab_size)
+        self._session, self._tokenizer_vocab_size = session, tokenizer_vocab_size
+        self._padded_ends = sorted(token for token in stops if token >= tokenizer_vocab_size)
+        self._width = max(tokenizer_vocab_size, *(token + 1 for token in self._padded_ends), 0)
         self._next: list[Sequence[int]] = list(prompts)
         self._counts = [0] * len(prompts)
         self._active = list(range(len(prompts)))
@@ -75,7 +76,7 @@ class Generation:
         if asked is not None and asked <= most:
             most, at_most = asked, "length"
         last = len(prompt) + most if at_most == "length" else None
-        pick = picker(options, prompt=prompt, stops=stops, seed=seed, known=self._width, last=last)
+        pick = picker(options, prompt=prompt, stops=stops, seed=seed, n_logits=self._width, last=last)
         return RowPlan(pick, stops, most, at_most)
 
     def __iter__(self) -> Self:
@@ -103,11 +104,11 @@ class Generation:
         return steps
 
     def _pickable(self, logits: np.ndarray) -> np.ndarray:
-        """The logits of the ids that may be picked: those that are known, and the ends in the padding."""
+        """The logits of the ids that may be picked: those the tokenizer knows, and the ends in the padding."""
         if not self._padded_ends:
-            return logits[: self._known]
+            return logits[: self._tokenizer_vocab_size]
         padded = np.full(self._width, -np.inf, logits.dtype)
-        padded[: self._known] = logits[: self._known]
+        padded[: self._tokenizer_vocab_size] = logits[: self._tokenizer_vocab_size]
         padded[self._padded_ends] = logits[self._padded_ends]
         return padded
 
@@ -118,13 +119,13 @@ class Generation:
             self._next[row] = ()
 
 
-def check_options(options: Options, stops: Collection[int], *, known: int, vocab_size: int) -> None:
+def check_options(options: Options, stops: Collection[int], *, tokenizer_vocab_size: int, vocab_size: int) -> None:
     """Raise UsageError for token ids that the model does not have, and for forced ones that cannot be picked."""
     beyond = sorted(token for token in stops if not 0 <= token < vocab_size)
     if beyond:
         raise UsageError(f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}")
     for field, ids in options.rules.ids().items():
-        most = known if field.startswith("forced") else vocab_size
+        most = tokenizer_vocab_size if field.startswith("forced") else vocab_size
         beyond = [token for token in ids if token >= most and token not in stops]
         if beyond:
             raise UsageError(

@@ -16,7 +16,7 @@ from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import processors
 from gptx.generation.options import Options
 
-Picker = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
+Sampler = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
 
 HOTTEST = 1e30  # more makes no difference: all tokens are equally likely
 CHUNK = 64  # how many values are looked at as one where all 50,000 would cost more than the model's step allows
@@ -28,13 +28,13 @@ def picker(
     prompt: Sequence[int],
     stops: Iterable[int],
     seed: int | None,
-    known: int,
+    n_logits: int,
     last: int | None = None,
-) -> Picker:
+) -> Sampler:
     """What chooses the tokens of one row: it carries that row's generator, and the tokens that a penalty must know.
-    `known`, `last`: see `processors`."""
+    `n_logits`, `last`: see `processors`."""
     draw = greedy if options.temperature == 0 else drawer(options, seed)
-    chosen = processors(options, prompt=prompt, ends=stops, last=last, known=known)
+    chosen = processors(options, prompt=prompt, ends=stops, last=last, n_logits=n_logits)
     if not chosen:
         return draw
     tokens = list(prompt)
@@ -62,7 +62,7 @@ def greedy(logits: np.ndarray) -> int:
     return token
 
 
-def drawer(options: Options, seed: int | None) -> Picker:
+def drawer(options: Options, seed: int | None) -> Sampler:
     generator = np.random.Generator(np.random.PCG64(seed))
     rules = options.rules
     narrowed: list[Callable[[np.ndarray], np.ndarray]] = []
@@ -74,7 +74,7 @@ def drawer(options: Options, seed: int | None) -> Picker:
         narrowed.append(lambda weights: likely(weights, eta(weights, rules.eta_cutoff)))
 
     def draw(logits: np.ndarray) -> int:
-        ids, weights = keep(
+        ids, weights = filter_logits(
             logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
         )
         for narrow in narrowed:
@@ -85,7 +85,7 @@ def drawer(options: Options, seed: int | None) -> Picker:
     return draw
 
 
-def keep(
+def filter_logits(
     logits: np.ndarray, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities.

@@ -14,7 +14,7 @@ import numpy as np
 from gptx.arguments import count, integer, is_list, rows_of, token_ids
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.one_thread import OneThread
-from gptx.kv_cache.cuda import OnDevice
+from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.open import Cache, open_cache
 from gptx.ort.graph import Engine
 
@@ -111,7 +111,7 @@ class Session:
         if type(token) is not int or not 0 <= token < self.vocab_size or held == self.limit:
             return False
         try:
-            self._cache.step((token,), self._lengths)
+            self._cache.decode((token,), self._lengths)
         except BaseException:
             self._cache.rewind(self._lengths)
             raise
@@ -122,7 +122,7 @@ class Session:
     def begin_at(self, position: int) -> None:
         """Give the next token of an empty session of one row this position. The places before it hold nothing and are
         not seen: only for windows that are fed whole, with all_logits, on the CPU."""
-        assert len(self._tokens) == 1 and not self._lengths[0] and not isinstance(self._cache, OnDevice | _Closed)
+        assert len(self._tokens) == 1 and not self._lengths[0] and not isinstance(self._cache, CudaCache | _Closed)
         self._cache.skip(position)
         self._tokens, self._lengths = [[0] * position], [position]
 
@@ -161,12 +161,12 @@ class Session:
         try:
             ones = [ids[0] if len(ids) == 1 else None for ids in new]
             if any(token is not None for token in ones):
-                self._cache.step(ones, lengths)
+                self._cache.decode(ones, lengths)
                 lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
             # after the step, which leaves nothing of use in the logits of idle rows
             several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
             if several:
-                self._cache.fill(several, lengths)
+                self._cache.prefill(several, lengths)
         except BaseException:
             self._cache.rewind(self._lengths)  # of what a part of the runs has written
             raise
@@ -176,7 +176,7 @@ class Session:
         outs = [np.empty((len(ids), self.n_logits), np.float32) for ids in new]
         fed = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if ids}
         try:
-            self._cache.fill(fed, self._lengths, {row: outs[row] for row in fed})
+            self._cache.prefill(fed, self._lengths, {row: outs[row] for row in fed})
         except BaseException:
             self._cache.rewind(self._lengths)
             raise

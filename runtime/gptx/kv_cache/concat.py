@@ -1,4 +1,4 @@
-"""The cache of graphs that return a longer copy (form growing), and their runs. Its verbs: see cache.py."""
+"""The cache of graphs that return a longer copy (form growing), and their runs. Its verbs: see open.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptx.ort.graph import Engine
 from gptx.ort.providers import onnxruntime
 
 
-class Growing:
+class ConcatCache:
     """A run takes the past (B, G, P, D) and returns one that is longer by its new tokens.
 
     Rows of different lengths lie side by side in one past; `_mask` (B, P) tells real tokens (1) from holes (0). A hole
@@ -30,13 +30,13 @@ class Growing:
     def capacity(self) -> int:
         return self._mask.shape[1]
 
-    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+    def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run every row; the logits are in `logits[row, 0]`. An idle row's token becomes a hole afterwards."""
         limit = self._engine.manifest.model.n_ctx - 1
         ids = np.array([[token or 0] for token in tokens])
-        positions = np.array([[min(count, limit)] for count in held])
+        positions = np.array([[min(count, limit)] for count in lengths])
         mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
-        with self._engine.turn:
+        with self._engine.device_lock:
             logits, pasts = self._run(ids, positions, mask, self._pasts, keep=1)
         for row, token in enumerate(tokens):
             if token is None:
@@ -44,23 +44,25 @@ class Growing:
         self._pasts, self._mask = pasts, mask
         self.logits[:, 0] = logits[:, -1]
 
-    def fill(
-        self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+    def prefill(
+        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
     ) -> None:
-        """As InPlace.fill: each row runs alone on its own tokens, then takes its place beside the others again."""
-        with self._engine.turn:
-            filled = {row: self._fill_row(row, ids, held[row], outs[row] if outs else None) for row, ids in new.items()}
+        """As SharedBufferCache.prefill: each row runs alone on its own tokens, then takes its place in the batch."""
+        with self._engine.device_lock:
+            filled = {
+                row: self._prefill_row(row, ids, lengths[row], outs[row] if outs else None) for row, ids in new.items()
+            }
             if len(self._mask) == 1:
-                width = held[0] + len(new[0]) - self._skipped
+                width = lengths[0] + len(new[0]) - self._skipped
                 self._pasts, self._mask = filled[0], np.ones((1, width), np.int64)
             else:
-                self._lay(filled, {row: held[row] + len(ids) for row, ids in new.items()})
+                self._lay(filled, {row: lengths[row] + len(ids) for row, ids in new.items()})
 
-    def _fill_row(self, row: int, ids: np.ndarray, held: int, out: np.ndarray | None) -> list[Any]:
+    def _prefill_row(self, row: int, ids: np.ndarray, past: int, out: np.ndarray | None) -> list[Any]:
         alone = len(self._mask) == 1
         pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
         for start, piece in self._engine.pieces(ids):
-            total = held + start + len(piece)
+            total = past + start + len(piece)
             positions = np.arange(total - len(piece), total)[None]
             keep = 1 if out is None else 0
             mask = np.ones((1, total - self._skipped), np.int64)
@@ -83,7 +85,7 @@ class Growing:
         pasts = self._pasts
         if width < self.capacity:
             mask = np.ascontiguousarray(mask[:, :width])
-            with self._engine.turn:
+            with self._engine.device_lock:
                 pasts = [self._place(self._host(past)[:, :, :width]) for past in pasts]
         self._pasts, self._mask = pasts, mask
 

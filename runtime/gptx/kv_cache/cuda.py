@@ -1,4 +1,4 @@
-"""The cache of graphs that write into a buffer (forms shared and scatter), on CUDA. Its verbs: see cache.py."""
+"""The cache of graphs that write into a buffer (forms shared and scatter), on CUDA. Its verbs: see open.py."""
 
 from __future__ import annotations
 
@@ -20,61 +20,64 @@ from gptx.ort.providers import is_full, onnxruntime, run_options
 NEVER = -1  # ONNX Runtime's id of a run that is neither captured nor replayed
 
 
-class OnDevice:
-    """All rows take part in every step, an idle one with a token that is not kept: it is written behind what the row holds,
-    where the next real one overwrites it, or in the last place of a full row, which can only be idle."""
+class CudaCache:
+    """The cache of a session on CUDA. All rows take part in every decode step.
+
+    An idle row gets a token that is not kept: it is written behind the row's own tokens, and the row's next token
+    overwrites it. A full row, which can only be idle, has it in its last place.
+    """
 
     def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
         self._engine, self._limit = engine, limit
-        self._room: Room | None = None
+        self._buffers: CacheBuffers | None = None
         self._never = run_options(NEVER) if engine.captures else None
         self.logits = np.zeros((batch_size, 1, engine.manifest.model.n_logits), engine.logits_dtype)
-        with self._turn():
+        with self._locked():
             self._reserve(size or 1, 0)
 
     def __del__(self) -> None:
-        with self._engine.turn:
-            if self._room is not None:
-                self._engine.spare.give(self._room)
-            self._room = None
+        with self._engine.device_lock:
+            if self._buffers is not None:
+                self._engine.buffer_pool.give(self._buffers)
+            self._buffers = None
 
     @property
     def capacity(self) -> int:
-        return self._room.shape[1] if self._room else 0
+        return self._buffers.shape[1] if self._buffers else 0
 
-    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+    def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run all rows; the logits are in `logits[row, 0]`."""
-        positions = np.minimum(held, self._limit - 1).astype(np.int64)[:, None]
-        with self._turn():
-            room = self._reserve(int(positions.max()) + 1, max(held))
-            room.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
-            room.positions.update_inplace(positions)
+        positions = np.minimum(lengths, self._limit - 1).astype(np.int64)[:, None]
+        with self._locked():
+            buffers = self._reserve(int(positions.max()) + 1, max(lengths))
+            buffers.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
+            buffers.positions.update_inplace(positions)
             if not self._engine.captures:  # a graph that can be captured reads the mask's length alone
-                room.mask.update_inplace((np.arange(self.capacity) <= positions).astype(np.int64))
-            room.steps.run(room.options)
-            np.copyto(self.logits, room.logits.numpy())
+                buffers.mask.update_inplace((np.arange(self.capacity) <= positions).astype(np.int64))
+            buffers.steps.run(buffers.options)
+            np.copyto(self.logits, buffers.logits.numpy())
 
-    def fill(
-        self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+    def prefill(
+        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
     ) -> None:
         """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
         are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
-        with self._turn():
-            room = self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
+        with self._locked():
+            buffers = self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
             for row, ids in new.items():
                 binding = Binding(self._engine, self._engine.session)
-                binding.rows(room.places(row, row + 1))
+                binding.rows(buffers.places(row, row + 1))
                 for start, piece in self._engine.pieces(ids):
-                    logits = self._fill_piece(binding, piece, held[row] + start, every=outs is not None)
+                    logits = self._prefill_chunk(binding, piece, lengths[row] + start, every=outs is not None)
                     if outs is not None:
                         outs[row][start : start + len(piece)] = logits
                     else:
                         self.logits[row, 0] = logits[-1]
 
-    def _fill_piece(self, binding: Binding, piece: np.ndarray, held: int, *, every: bool) -> np.ndarray:
+    def _prefill_chunk(self, binding: Binding, piece: np.ndarray, past: int, *, every: bool) -> np.ndarray:
         """(n, V): the logits of all of the piece, or at least the last."""
-        total = held + len(piece)
-        binding.small(piece[None], np.arange(held, total)[None], 0 if every else 1)
+        total = past + len(piece)
+        binding.small(piece[None], np.arange(past, total)[None], 0 if every else 1)
         binding.mask(np.ones((1, total), np.int64))
         kept = len(piece) if every or not self._engine.logits_input else 1
         logits = np.empty((1, kept, self.logits.shape[2]), self.logits.dtype)
@@ -85,33 +88,33 @@ class OnDevice:
     def rewind(self, lengths: Sequence[int]) -> None:
         """Nothing to do: what lies behind a row's length is never read."""
 
-    def _reserve(self, length: int, used: int) -> Room:
-        """A room for `length` tokens a row that has the first `used` of the one before."""
-        if self._room and length <= self.capacity:
-            return self._room
-        room = self._new_room((len(self.logits), capacity_for(length, self._limit)))
-        if self._room:
-            room.copy(self._room, used)
-            self._engine.spare.give(self._room)
-        self._room = room
-        return room
+    def _reserve(self, length: int, used: int) -> CacheBuffers:
+        """Buffers with room for `length` tokens a row. Larger ones take over the first `used` tokens of each row."""
+        if self._buffers and length <= self.capacity:
+            return self._buffers
+        buffers = self._new_buffers((len(self.logits), capacity_for(length, self._limit)))
+        if self._buffers:
+            buffers.copy(self._buffers, used)
+            self._engine.buffer_pool.give(self._buffers)
+        self._buffers = buffers
+        return buffers
 
-    def _new_room(self, shape: tuple[int, int]) -> Room:
+    def _new_buffers(self, shape: tuple[int, int]) -> CacheBuffers:
         engine = self._engine
         while True:
             try:
-                return engine.spare.take(shape) or Room.laid_out(engine, shape)
+                return engine.buffer_pool.take(shape) or CacheBuffers.allocate(engine, shape)
             except Exception as error:
                 if not is_full(error):
                     raise
-                if not engine.spare.clear():
+                if not engine.buffer_pool.clear():
                     what = f"{shape[0]} rows of {shape[1]} tokens take {cache_bytes(engine, *shape) / 1e9:.1f} GB"
                     says = f"the device has no memory for the cache: {what}; run fewer rows at once"
                     raise GptxError(says) from error
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        with self._engine.turn:
+    def _locked(self) -> Iterator[None]:
+        with self._engine.device_lock:
             try:
                 yield
             except GptxError:
@@ -121,14 +124,17 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Some rows' place on the device, in OrtValues. One buffer (B, G, capacity, D) for each layer's keys and each layer's
-    values is bound as past and as present; a step's inputs and its logits stay where they are, too, so that its kernels can
-    be captured once as a CUDA graph, which each step replays."""
+class CacheBuffers:
+    """The memory of one session on the device, as OrtValues.
+
+    Each layer has one buffer (B, G, capacity, D) for its keys and one for its values. It is bound as the past and as the
+    present of the graph. The inputs and logits of a decode step have fixed places too: the kernels of a step can then
+    be captured once as a CUDA graph, and each further step replays it.
+    """
 
     engine: Engine
     shape: tuple[int, int]  # rows, capacity
-    buffers: list[Any]
+    keys_values: list[Any]  # each layer's keys, then its values
     ids: Any
     positions: Any
     mask: Any
@@ -138,40 +144,40 @@ class Room:
     options: Any  # for runs of steps
 
     @classmethod
-    def laid_out(cls, engine: Engine, shape: tuple[int, int]) -> Room:
+    def allocate(cls, engine: Engine, shape: tuple[int, int]) -> CacheBuffers:
         (rows, capacity), model = shape, engine.manifest.model
         cache = (rows, model.n_kv_head, capacity, model.head_dim)
         zeros = np.zeros(cache, engine.cache_dtype)  # what is masked is still multiplied
-        buffers = [_placed(zeros, engine.device) for _ in range(2 * model.n_layer)]
+        keys_values = [_placed(zeros, engine.device) for _ in range(2 * model.n_layer)]
         ids, positions = (_placed(np.zeros((rows, 1), np.int64), engine.device) for _ in range(2))
         mask = _placed(np.ones((rows, capacity), np.int64), engine.device)
         logits = _placed(np.zeros((rows, 1, model.n_logits), engine.logits_dtype), engine.device)
         graph_id = next(engine.graph_ids) if engine.captures else NEVER
         options = run_options(graph_id) if engine.captures else None
         steps = Binding(engine, engine.session)
-        room = cls(engine, shape, buffers, ids, positions, mask, logits, steps, graph_id, options)
-        steps.rows(room.places(0, rows))
+        buffers = cls(engine, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options)
+        steps.rows(buffers.places(0, rows))
         steps.stay(ids, positions, mask, logits)
-        return room
+        return buffers
 
     @property
     def size(self) -> int:
         return cache_bytes(self.engine, *self.shape)
 
     def places(self, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Pointer and shape of rows first..last in each buffer."""
-        rows, *rest = self.buffers[0].shape()
+        """Pointer and shape of the rows from `first` to before `last`, in each buffer."""
+        rows, *rest = self.keys_values[0].shape()
         row_bytes = math.prod(rest) * self.engine.cache_dtype.itemsize
-        return [(buffer.data_ptr() + first * row_bytes, (last - first, *rest)) for buffer in self.buffers]
+        return [(buffer.data_ptr() + first * row_bytes, (last - first, *rest)) for buffer in self.keys_values]
 
-    def copy(self, other: Room, used: int) -> None:
-        """Take the first `used` tokens of each row of another room of as many rows."""
-        for mine, its in zip(self.buffers, other.buffers):
+    def copy(self, other: CacheBuffers, used: int) -> None:
+        """Copy the first `used` tokens of each row from other buffers with as many rows."""
+        for mine, its in zip(self.keys_values, other.keys_values):
             array = np.zeros(mine.shape(), self.engine.cache_dtype)
             array[:, :, :used] = its.numpy()[:, :, :used]
             mine.update_inplace(array)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         if self.graph_id != NEVER:
             self.engine.session.release_captured_graph(self.graph_id)
 

@@ -1,25 +1,27 @@
 """The keys and values of a session's rows, and the runs of the graph that fill them: token ids in, logits out.
 
-    open_cache(...)         -> InPlace or OnDevice (graphs that write into a buffer, on the CPU or on CUDA), or
-                               Growing (graphs that return a longer copy)
-    .step(tokens, held)     at most one new token of every row; an idle row's is None
-    .fill(new, held, outs)  several new tokens of some rows: row -> ids, and row -> where the logits of all of them go
-    .rewind(lengths)        forget what comes after
-    .logits                 (B, 1, V), each row's last; .capacity: tokens that a row has room for now
+    open_cache(...)               a SharedBufferCache or CudaCache, for graphs that write into a buffer on the CPU or on
+                                  CUDA; or a ConcatCache, for graphs that return a longer copy
+    .decode(tokens, lengths)      run one new token of each row; None for a row that is idle
+    .prefill(new, lengths, outs)  run several new tokens of some rows. new: row -> token ids; outs: row -> the array for
+                                  the logits after each of them
+    .rewind(lengths)              drop the tokens behind these lengths
+    .logits                       (B, 1, V), after each row's last token
+    .capacity                     how many tokens a row has room for at the moment
 
-`held` is how many tokens each row has in the cache; the session keeps count. None of it knows sampling or text.
+`lengths` is how many tokens each row has in the cache. The session counts them. A cache knows neither sampling nor text.
 """
 
 from __future__ import annotations
 
-from gptx.kv_cache.concat import Growing
-from gptx.kv_cache.cuda import OnDevice
+from gptx.kv_cache.concat import ConcatCache
+from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.memory_limit import check_memory, no_memory
-from gptx.kv_cache.shared_buffer import InPlace
+from gptx.kv_cache.shared_buffer import SharedBufferCache
 from gptx.ort.graph import Engine
 from gptx.ort.providers import CUDA
 
-Cache = InPlace | OnDevice | Growing
+Cache = SharedBufferCache | CudaCache | ConcatCache
 
 
 def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
@@ -34,7 +36,7 @@ def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None 
 
 def _open(engine: Engine, batch_size: int, limit: int, size: int | None) -> Cache:
     if engine.manifest.cache == "growing":
-        return Growing(engine, batch_size)
+        return ConcatCache(engine, batch_size)
     if engine.provider == CUDA:
-        return OnDevice(engine, batch_size, limit=limit, size=size)
-    return InPlace(engine, batch_size, limit=limit, size=size)
+        return CudaCache(engine, batch_size, limit=limit, size=size)
+    return SharedBufferCache(engine, batch_size, limit=limit, size=size)

@@ -1,4 +1,4 @@
-"""The cache of graphs that write into a buffer (forms shared and scatter), on the CPU. Its verbs: see cache.py."""
+"""The cache of graphs that write into a buffer (forms shared and scatter), on the CPU. Its verbs: see open.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def capacity_for(length: int, limit: int) -> int:
     return min(max(SMALLEST, 1 << (length - 1).bit_length()), limit)
 
 
-class InPlace:
+class SharedBufferCache:
     """One buffer (B, G, capacity, D) for each layer's keys and each layer's values,
     bound as past and as present, so that a step copies nothing. A step changes the three small inputs in place: the
     mask is bound somewhat longer than what is held, and ends at its last 1. (After each step the weights have pushed
@@ -40,7 +40,7 @@ class InPlace:
         self._buffers: list[Buffer] = []
         self._reserve(size or 1, 0)
 
-    def step(self, tokens: Sequence[int | None], held: Sequence[int]) -> None:
+    def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run the rows that have a token together; their logits are in `logits[row, 0]`.
 
         Rows between them that have none (None) run too, on a token that is not kept: it is written behind what they
@@ -49,39 +49,39 @@ class InPlace:
         first, last = busy(tokens)
         binding = self._binding(first, last)
         if last - first == 1:
-            position = held[first]
+            position = lengths[first]
             if (first, last) != self._bound or position >= self._mask.shape[1]:
-                self._bind_step(first, last, position + 1, held)
+                self._bind_decode(first, last, position + 1, lengths)
             self._ids[first, 0] = tokens[first] or 0
             self._positions[first, 0] = position
             self._mask[0, position] = 1
         else:
             # a full row can only be idle: its last place is overwritten, and read no more
-            positions = np.minimum(held[first:last], self._limit - 1)
+            positions = np.minimum(lengths[first:last], self._limit - 1)
             length = int(positions.max()) + 1
             if (first, last) != self._bound or length > self._mask.shape[1]:
-                self._bind_step(first, last, length, held)
+                self._bind_decode(first, last, length, lengths)
             self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
             self._positions[first:last, 0] = positions
             self._mask[np.arange(last - first), positions] = 1
         binding.run()
 
-    def fill(
-        self, new: Mapping[int, np.ndarray], held: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+    def prefill(
+        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
     ) -> None:
         """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
         are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
-        self._reserve(max(held[row] + len(ids) for row, ids in new.items()), max(held))
+        self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
         self._bound = None
         for row, ids in new.items():
             self._main.rows([buffer.rows(row, row + 1) for buffer in self._buffers])
             out = outs[row] if outs else None
             for start, piece in self._engine.pieces(ids):
-                self._fill_piece(row, piece, held[row] + start, None if out is None else out[start:])
+                self._prefill_chunk(row, piece, lengths[row] + start, None if out is None else out[start:])
 
-    def _fill_piece(self, row: int, piece: np.ndarray, held: int, out: np.ndarray | None) -> None:
-        total, size = held + len(piece), len(piece)
-        self._main.small(piece[None], np.arange(held, total)[None], 1 if out is None else 0)
+    def _prefill_chunk(self, row: int, piece: np.ndarray, past: int, out: np.ndarray | None) -> None:
+        total, size = past + len(piece), len(piece)
+        self._main.small(piece[None], np.arange(past, total)[None], 1 if out is None else 0)
         self._main.mask(self._ones[:, :total])
         logits = self.logits[row : row + 1]
         if out is not None or not self._engine.logits_input:
@@ -124,11 +124,11 @@ class InPlace:
         self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
 
-    def _bind_step(self, first: int, last: int, length: int, held: Sequence[int]) -> None:
+    def _bind_decode(self, first: int, last: int, length: int, lengths: Sequence[int]) -> None:
         """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
-        self._reserve(length, max(held))
+        self._reserve(length, max(lengths))
         known, self._bound = self._bound, None  # until all is bound: this may be interrupted
-        self._mask = self._mask_of(held[first:last], min(length + MASK_AHEAD, self.capacity))
+        self._mask = self._mask_of(lengths[first:last], min(length + MASK_AHEAD, self.capacity))
         binding = self._binding(first, last)
         binding.mask(self._mask)
         if known == (first, last):
@@ -143,8 +143,8 @@ class InPlace:
         """What steps of rows first..last run in."""
         return self._single if last - first == 1 else self._main
 
-    def _mask_of(self, held: Sequence[int], width: int) -> np.ndarray:
-        return (np.arange(width) < np.array(held)[:, None]).astype(np.int64)
+    def _mask_of(self, lengths: Sequence[int], width: int) -> np.ndarray:
+        return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
 
 
 def busy(tokens: Sequence[int | None]) -> tuple[int, int]:

@@ -1,41 +1,43 @@
-"""Rooms on a device that no session has now. The next session with as many rows of the same capacity takes one, and with it
-the CUDA graph that was captured for it: capturing takes some runs of the model, which a short text would notice.
+"""Cache buffers on a device that no session uses at the moment.
 
-To be used within the device's turn.
+The next session with the same number of rows and the same capacity takes them, and with them the CUDA graph that was
+captured for them. Capturing takes some runs of the model, which would be noticed in a short text.
+
+Use it while holding the device lock.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-MOST = 256_000_000  # bytes of rooms that are kept
+MOST = 256_000_000  # bytes of buffers that are kept
 
 
-class Spare:
-    """Rooms by (rows, capacity); each has a `shape`, a `size` in bytes and `let_go()`."""
+class BufferPool:
+    """Buffers by (rows, capacity). Each has a `shape`, a `size` in bytes and a method `release`."""
 
     def __init__(self) -> None:
-        self._rooms: dict[tuple[int, int], Any] = {}
+        self._free: dict[tuple[int, int], Any] = {}
         self._closed = False
 
     def take(self, shape: tuple[int, int]) -> Any | None:
-        return self._rooms.pop(shape, None)
+        return self._free.pop(shape, None)
 
-    def give(self, room: Any) -> None:
-        held = sum(one.size for one in self._rooms.values())
-        if self._closed or room.shape in self._rooms or held + room.size > MOST:
-            room.let_go()
+    def give(self, buffers: Any) -> None:
+        held = sum(one.size for one in self._free.values())
+        if self._closed or buffers.shape in self._free or held + buffers.size > MOST:
+            buffers.release()
         else:
-            self._rooms[room.shape] = room
+            self._free[buffers.shape] = buffers
 
     def clear(self) -> bool:
-        """Let go of all; whether there was any."""
-        rooms, self._rooms = self._rooms, {}
-        for room in rooms.values():
-            room.let_go()
-        return bool(rooms)
+        """Release all of them. Returns whether there were any."""
+        buffers, self._free = self._free, {}
+        for one in buffers.values():
+            one.release()
+        return bool(buffers)
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Release all of them, and keep no others from now on."""
         self._closed = True
         self.clear()

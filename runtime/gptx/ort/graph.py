@@ -19,19 +19,19 @@ import numpy as np
 from gptx.artifact.manifest import Manifest
 from gptx.errors import ArtifactError, ProviderError
 from gptx.ort import compiled
-from gptx.ort.buffer_pool import Spare
+from gptx.ort.buffer_pool import BufferPool
 from gptx.ort.providers import (
     CPU,
     CUDA,
     captures,
     check_options,
+    device_lock,
     first_line,
     library_folder,
     onnxruntime,
     open_on_cpu,
     open_on_cuda,
     tries_cuda,
-    turn,
 )
 from gptx.progress import note
 from gptx.system.huge_pages import LargePages
@@ -56,10 +56,10 @@ class Engine:
     logits_dtype: np.dtype
     cache_dtype: np.dtype
     large_pages: LargePages  # for the weights, once sessions have made enough calls
-    turn: AbstractContextManager[Any]  # within which the device is used: see providers.turn
+    device_lock: AbstractContextManager[Any]  # within which the device is used: see providers.device_lock
     captures: bool  # steps become CUDA graphs, each with an id of its own
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    spare: Spare = field(default_factory=Spare)  # rooms on the device
+    buffer_pool: BufferPool = field(default_factory=BufferPool)  # unused cache buffers on the device
 
     @property
     def device(self) -> str:
@@ -80,8 +80,8 @@ class Engine:
 
     def close(self) -> None:
         """Keep nothing on the device for sessions to come."""
-        with self.turn:
-            self.spare.close()
+        with self.device_lock:
+            self.buffer_pool.close()
 
     def failed(self, error: Exception) -> ArtifactError:
         return ArtifactError(f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}")
@@ -133,7 +133,7 @@ def open_engine(
         logits_dtype=DTYPES[outputs["logits"].type],
         cache_dtype=np.dtype(manifest.cache_dtype),
         large_pages=large_pages,
-        turn=turn(opened.provider),
+        device_lock=device_lock(opened.provider),
         captures=captures(session),
     )
 

@@ -22,7 +22,7 @@ OLDEST = (1, 31)
 OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_cuda_turn = threading.RLock()
+_cuda_lock = threading.RLock()
 # fp32 is not computed in TF32, as PyTorch has it; memory is taken as it is needed, not in powers of two
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 # ONNX Runtime leaves these to the CPU on purpose, beside CUDA: a few numbers, of which most become shapes
@@ -113,7 +113,7 @@ def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
     """ORT's InferenceSession, all of whose nodes that compute run on CUDA. capture: its runs become CUDA graphs, but for
     those that ask for none (run_options). Raises ProviderError."""
     need_cuda()
-    with _cuda_turn:
+    with _cuda_lock:
         return _open_cuda(onnxruntime(), graph, threads, capture=capture)
 
 
@@ -164,10 +164,13 @@ def captures(session: Any) -> bool:
     return session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1"
 
 
-def turn(provider: str) -> AbstractContextManager[Any]:
-    """Within it a thread may use the device. While a CUDA graph is captured, every other call that waits for the device
-    fails, whichever thread or session it comes from: so one lock for the process. The CPU takes all at once."""
-    return _cuda_turn if provider == CUDA else nullcontext()
+def device_lock(provider: str) -> AbstractContextManager[Any]:
+    """The lock that a thread holds while it uses the device.
+
+    While a CUDA graph is captured, any other call that waits for the device fails, whichever thread or session makes it.
+    So the process has one lock for CUDA. On a CPU threads need not wait for each other: the lock does nothing.
+    """
+    return _cuda_lock if provider == CUDA else nullcontext()
 
 
 def run_options(graph_id: int) -> Any:
@@ -193,10 +196,10 @@ def need_cuda() -> None:
 
 def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
     class Session(ort.InferenceSession):
-        """It goes within the turn, too: freeing the device's memory waits for the device."""
+        """It is closed while holding the device lock, too: freeing the device's memory waits for the device."""
 
         def __del__(self) -> None:
-            with _cuda_turn:
+            with _cuda_lock:
                 self.__dict__.clear()
 
     options = _options(ort, threads)

@@ -152,7 +152,7 @@ class _Ranking:
     ) -> None:
         self._tokenizer, self._session, self._labels, self._ask = tokenizer, session, labels, ask
         self._mean, self._n_examples = normalization == "mean", n_examples
-        self._end = model.manifest.tokens.eos[:1] if task else ()  # what it was taught to end an answer with
+        self._end = model.manifest.tokens.eos[:1] if task else ()  # what it was trained to end an answer with
 
     def __call__(self, text: str) -> tuple[np.ndarray, Fitted]:
         """Each label's score, and the prompt."""

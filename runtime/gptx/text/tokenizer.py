@@ -31,7 +31,7 @@ class Tokenizer:
             raise PromptError(f"the prompt is not text that can be encoded: {error}") from error
 
     def continuation(self, prompt: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids that follow the prompt's own where `text` goes on from it: what a model is taught to say, and what a
+        """The ids that follow the prompt's own where `text` goes on from it: what a model is trained to say, and what a
         label is scored by. Alone, a SentencePiece tokenizer would put one more space before the text."""
         ids = self.encode(prompt, add_special_tokens=add_special_tokens)
         whole = self.encode(prompt + text, add_special_tokens=add_special_tokens)
@@ -73,9 +73,13 @@ class Tokenizer:
         return frozenset(i for token, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", token))
 
 
-def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of an artifact, None where it has none. `known`: ids that the manifest says it knows; `vocab_size`:
-    ids that the model has. Raises ArtifactError for a file that is damaged or belongs to another vocabulary."""
+def load_tokenizer(folder: Path, *, tokenizer_vocab_size: int | None, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer of an artifact, or None if the artifact has none.
+
+    `tokenizer_vocab_size` is the number of ids that the manifest states for the tokenizer;
+    `vocab_size` is the number of ids that the model has. Raises ArtifactError if the file is
+    damaged or belongs to another vocabulary.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
         return None
@@ -85,7 +89,7 @@ def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Token
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises Exception itself
         raise ArtifactError(f"{path} cannot be read as a tokenizer ({error}): copy the artifact again") from error
-    problem = vocabulary_problem(inner, known=known, vocab_size=vocab_size)
+    problem = vocabulary_problem(inner, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=vocab_size)
     if problem:
         raise ArtifactError(f"{path} {problem}")
     inner.no_truncation()
@@ -95,14 +99,18 @@ def load_tokenizer(folder: Path, *, known: int | None, vocab_size: int) -> Token
     return Tokenizer(inner, special_of(config, read_side_file(folder / "special_tokens_map.json")))
 
 
-def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str | None:
-    """What is wrong with a tokenizer's ids, in words that follow the file's name; None where nothing is.
+def vocabulary_problem(inner: Any, *, tokenizer_vocab_size: int | None, vocab_size: int) -> str | None:
+    """The fault of a tokenizer's ids, worded to follow the file's name; None if there is none.
 
-    Every token must have an id of its own below `vocab_size`. `known`: how many ids there are said to be, the highest
-    and one. The check is quick where the ids have no hole, and most have none.
+    Every token must have its own id below `vocab_size`. `tokenizer_vocab_size` is the stated number
+    of ids: the highest id plus one. The check is quick for ids without a hole, as most have.
     """
     count = inner.get_vocab_size(with_added_tokens=True)
-    if known is not None and count == known <= vocab_size and None not in map(inner.id_to_token, range(known)):
+    if (
+        tokenizer_vocab_size is not None
+        and count == tokenizer_vocab_size <= vocab_size
+        and None not in map(inner.id_to_token, range(tokenizer_vocab_size))
+    ):
         return None  # as many tokens as ids, and a token for each id
     vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
@@ -117,8 +125,8 @@ def vocabulary_problem(inner: Any, *, known: int | None, vocab_size: int) -> str
             pair = sorted((owners[token_id], token))
             return f"is damaged: the tokens {pair[0]!r:.80} and {pair[1]!r:.80} both have the id {token_id}"
         owners[token_id] = token
-    if known is not None and highest + 1 != known:
-        return f"is of another vocabulary: it knows {highest + 1} ids, gptx.json says {known}"
+    if tokenizer_vocab_size is not None and highest + 1 != tokenizer_vocab_size:
+        return f"is of another vocabulary: it knows {highest + 1} ids, gptx.json says {tokenizer_vocab_size}"
     return None
 
 

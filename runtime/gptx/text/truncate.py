@@ -1,6 +1,6 @@
 """A text that is too long for its prompt: as much of its beginning as there is room for, and what was left out.
 
-Training cuts its examples with the same function, so that a model is asked what it was taught.
+Training cuts its examples with the same function, so that a model is asked what it was trained.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequant
 from gpt_export.quantization.calibrate import linears, round_layers
 from gpt_export.quantization.embeddings import Form, common_tokens, tables
 from gpt_export.quantization.gptq import Grid, fitting_block, round_gptq, round_nearest
-from gpt_export.quantization.offsets import dequantize_offsets, found_again
+from gpt_export.quantization.offsets import dequantize_offsets, detect_q4_1
 from gpt_export.quantization.quantize import CALIBRATION, quantize_artifact
 from gpt_export.quantization.recipes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
 from gptx.artifact.manifest import read_manifest
@@ -299,13 +299,13 @@ def test_without_vnni_channels_are_exact(
 @given(rows=st.integers(1, 6), blocks=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_weights_that_were_4_bit_with_offsets_are_found_again(rows: int, blocks: int, seed: int) -> None:
     weight = q4_1((rows, 32 * blocks), seed)
-    found = found_again(weight)
+    found = detect_q4_1(weight)
     assert found is not None
     error = np.abs(dequantize_offsets(found) - weight.numpy())
     step = np.abs(found.blocks.scales[:, :blocks]).max()
     assert error.max() < 0.2 * step and error.mean() < 0.02 * step  # an offset has 8 bits of all that a row has
-    assert found_again(weight + 0.003 * torch.randn(weight.shape)) is None  # a little fine-tuning would be undone
-    assert found_again(weight[:, :-1]) is None
+    assert detect_q4_1(weight + 0.003 * torch.randn(weight.shape)) is None  # a little fine-tuning would be undone
+    assert detect_q4_1(weight[:, :-1]) is None
 
 
 def test_such_a_model_keeps_its_weights_in_int4(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_as_transformers_converts_it(kind: str, settings: str, trained: dict[str
     out.mkdir()
     for file, text in read_tokenizer_folder(folder, 400).files.items():
         (out / file).write_text(text)
-    ours = load_tokenizer(out, known=None, vocab_size=400)
+    ours = load_tokenizer(out, tokenizer_vocab_size=None, vocab_size=400)
     assert ours is not None and ours.special == theirs.special_tokens_map
     for text in TEXTS:
         ids = theirs(text).input_ids

@@ -164,7 +164,7 @@ def test_as_transformers(name: str, tmp_path: Path) -> None:
     (out / "config.json").write_text('{"model_type": "llama"}')
     for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
         (out / file).write_text(text)
-    ours = load_tokenizer(out, known=None, vocab_size=VOCABULARY)
+    ours = load_tokenizer(out, tokenizer_vocab_size=None, vocab_size=VOCABULARY)
     again = transformers.AutoTokenizer.from_pretrained(out)
     assert ours is not None
     expected, written = theirs.special_tokens_map, again.special_tokens_map
@@ -227,7 +227,7 @@ def test_vocab_json_and_merges_txt(config: Files, tmp_path: Path) -> None:
     out.mkdir()
     for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
         (out / file).write_text(text)
-    ours = load_tokenizer(out, known=None, vocab_size=VOCABULARY)
+    ours = load_tokenizer(out, tokenizer_vocab_size=None, vocab_size=VOCABULARY)
     assert ours is not None and ours.special == theirs.special_tokens_map
     for text in (*TEXTS, "cafe\u0301 1234  x"):
         assert ours.encode(text) == theirs(text).input_ids, text

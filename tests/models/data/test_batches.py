@@ -1,4 +1,4 @@
-"""Batches of rows, as properties: nothing is lost, doubled or learnt from padding, and every step stands for itself."""
+"""Batches of rows, as properties: nothing is lost, doubled or trained from padding, and every step stands for itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = st.integers(1, 9)
 
 
 def made(lengths: list[int]) -> list[Row]:
-    """Each row's ids name it (its number and one), and it is learnt from its second half."""
+    """Each row's ids name it (its number and one), and it is trained from its second half."""
     return [
         Row(np.full(length, n + 1, np.int32), np.array([IGNORED] * (length // 2) + [n + 1] * (length - length // 2)))
         for n, length in enumerate(lengths)

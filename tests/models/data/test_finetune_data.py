@@ -1,4 +1,4 @@
-"""Records to examples, and examples to rows of token ids: what is read, what is learnt, and one clear error a fault."""
+"""Records to examples, and examples to rows of token ids: what is read, what is trained, and one clear error a fault."""
 
 from __future__ import annotations
 

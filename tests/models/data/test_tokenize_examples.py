@@ -1,4 +1,4 @@
-"""Examples to rows of token ids: what is learnt and what is not, at the boundaries that generation will see.
+"""Examples to rows of token ids: what is trained and what is not, at the boundaries that generation will see.
 
 Conversations are compared with the assistant's mask that transformers makes of a template's {% generation %} marks.
 """
@@ -55,7 +55,7 @@ END = 0
 CLASSIFY = Task("classify", CLASSIFY_TEMPLATE, ("good", "bad"))
 
 
-def learnt(row: Row) -> list[int]:
+def trained(row: Row) -> list[int]:
     assert len(row.inputs) == len(row.targets)
     return [token for token in row.targets.tolist() if token != IGNORED]
 
@@ -81,16 +81,16 @@ def test_an_answer_and_the_end_are_learnt_and_nothing_else():
 
 
 def test_a_completion_stands_as_it_is_and_an_instruction_in_its_template():
-    row = only([Example("", "the cat", ("sat\n", "never learnt"))], Task("completion"))
+    row = only([Example("", "the cat", ("sat\n", "never trained"))], Task("completion"))
     assert TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "the catsat\n<|endoftext|>"
-    assert TOKENIZER.decode(learnt(row), skip_special_tokens=False) == "sat\n<|endoftext|>"
+    assert TOKENIZER.decode(trained(row), skip_special_tokens=False) == "sat\n<|endoftext|>"
     row = only([Example("", "the cat", ("sat",))], Task("completion", "Do {text}:"))
     assert TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "Do the cat: sat<|endoftext|>"
 
 
 def test_without_an_end_of_text_the_answer_is_the_last():
     row = only([Example("", "the cat", ("good",))], CLASSIFY, end=None)
-    assert learnt(row) == TOKENIZER.encode(" good")
+    assert trained(row) == TOKENIZER.encode(" good")
 
 
 @pytest.mark.parametrize("inner", [byte_level(), sentence_piece()])
@@ -165,7 +165,7 @@ def test_a_head_learns_the_class_at_the_last_token():
 @pytest.mark.parametrize("head", [False, True])
 def test_a_label_that_is_none(head: bool):
     task = Task("classify", None if head else CLASSIFY_TEMPLATE, ("good", "bad"), head=head)
-    with pytest.raises(UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are learnt"):
+    with pytest.raises(UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"):
         rows_of([Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END)
 
 
@@ -233,7 +233,7 @@ def test_every_answer_is_learnt_after_what_the_runtime_feeds():
             row = next(row for row in rows if ids_of(row)[: len(fed)] == fed and row.targets[len(fed) - 1] != IGNORED)
             answer = TOKENIZER.encode(TALK[turn]["content"]) + [2]
             assert row.targets.tolist()[len(fed) - 1 :][: len(answer)] == answer
-        assert sum(len(learnt(row)) for row in rows) == sum(
+        assert sum(len(trained(row)) for row in rows) == sum(
             len(TOKENIZER.encode(TALK[t]["content"])) + 1 for t in (2, 4)
         )
 

@@ -18,7 +18,7 @@ from gptx_models.data.pretraining import all_windows, random_windows
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.training.distributed import World
-from gptx_models.training.loop import LOG_EVERY, Batch, Material, Outcome, loop
+from gptx_models.training.loop import LOG_EVERY, Batch, EvalResult, TrainingData, loop
 from gptx_models.training.loss import IGNORED, Objective
 from gptx_models.training.metrics_log import METRICS, PICTURE, read_points
 from gptx_models.training.optimizer import optimizers_of, set_learning_rate
@@ -33,13 +33,13 @@ TOKENS = (np.arange(2000) * 7 % 31).astype(np.uint16)
 RECIPE = Recipe(model={}, steps=24, batch_size=4, warmup=4, eval_every=10, learning_rate=1e-2, precision="fp32")
 
 
-def material(**changes) -> Material:
+def material(**changes) -> TrainingData:
     windows = {"batch_size": 4, "n_ctx": SHAPE.n_ctx}
-    usual = Material(random_windows(TOKENS, seed=1, **windows), lambda: all_windows(TOKENS[:99], **windows), 2.0)
+    usual = TrainingData(random_windows(TOKENS, seed=1, **windows), lambda: all_windows(TOKENS[:99], **windows), 2.0)
     return dataclasses.replace(usual, **changes)
 
 
-def run(folder: Path, recipe: Recipe = RECIPE, given: Material | None = None, **shape) -> tuple[GPT, Outcome]:
+def run(folder: Path, recipe: Recipe = RECIPE, given: TrainingData | None = None, **shape) -> tuple[GPT, EvalResult]:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(1)
     gpt = GPT(dataclasses.replace(SHAPE, **shape))
@@ -176,7 +176,7 @@ def test_no_number_for_a_loss_stops_the_run(tmp_path: Path):
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path: Path):
-    """Targets that turn against what was learnt: the last state is of before."""
+    """Targets that turn against what was trained: the last state is of before."""
 
     def turned(step: int) -> Batch:
         inputs, targets = material().batch(step)
@@ -275,8 +275,8 @@ def test_rows_between_evaluations(tmp_path: Path):
 def test_windows_cover_the_text_once():
     seen = []
     for inputs, targets in all_windows(TOKENS[:99], batch_size=4, n_ctx=8):
-        taught = targets != IGNORED
+        trained = targets != IGNORED
         assert inputs.shape == targets.shape and inputs.shape[1] == 8
-        seen += targets[taught].tolist()
-        assert ((targets - inputs - 7) % 31 == 0)[taught].all()
+        seen += targets[trained].tolist()
+        assert ((targets - inputs - 7) % 31 == 0)[trained].all()
     assert seen == TOKENS[1:99].tolist()

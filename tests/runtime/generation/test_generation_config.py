@@ -26,7 +26,7 @@ from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, 
 from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
 from gptx.generation.logits_processors import processors
 from gptx.generation.options import resolve
-from gptx.generation.sampling import drawer, eta, keep, likely, typical
+from gptx.generation.sampling import drawer, eta, filter_logits, likely, typical
 from gptx.inspect import generation_in_words
 from gptx.model import Model
 from gptx_models.checkpoints.side_files import read_side_files
@@ -206,7 +206,7 @@ def test_the_rarer_filters_as_transformers(
         if top_k:
             scores = transformers.TopKLogitsWarper(top_k)(None, scores)
         expected = warper(None, scores)[0].isfinite().nonzero()[:, 0].tolist()
-        ids, weights = keep(logits.copy(), top_k=top_k)
+        ids, weights = filter_logits(logits.copy(), top_k=top_k)
         kept = ours(weights)
         assert (kept if ids is None else ids[kept]).tolist() == expected
 
@@ -359,7 +359,7 @@ def test_empty_ids_of_a_padded_vocabulary_may_be_named(tmp_path: Path) -> None:
 def test_no_processors_where_nothing_is_asked() -> None:
     options = resolve({}, {"eos_token_id": 0, "transformers_version": "4.57.0"}, max_new_tokens=5)
     assert options.rules == NO_RULES == read_rules({}, sampled=True)[0]
-    assert processors(options, prompt=[1], ends=[0], last=6, known=9) == []
+    assert processors(options, prompt=[1], ends=[0], last=6, n_logits=9) == []
 
 
 # onnxruntime-genai

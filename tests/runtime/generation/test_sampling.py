@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import penalize
 from gptx.generation.options import DEFAULTS, Options, resolve
-from gptx.generation.sampling import greedy, keep, kth_largest, nucleus, pick_weighted, picker
+from gptx.generation.sampling import filter_logits, greedy, kth_largest, nucleus, pick_weighted, picker
 
 OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
 KNOWN = 4  # logits, where a processor changes them
@@ -43,7 +43,7 @@ def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
 
 
 def ours(logits: np.ndarray, **options: float) -> np.ndarray:
-    ids, weights = keep(logits.copy(), **options)
+    ids, weights = filter_logits(logits.copy(), **options)
     probabilities = np.zeros(len(logits))
     probabilities[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
     return probabilities
@@ -91,7 +91,7 @@ def test_as_transformers_whatever_the_options(seed: int, size: int, spread: floa
 
 
 def test_ties_at_top_k_stay() -> None:
-    ids, _ = keep(np.array([1, 3, 3, 3, 0], np.float32), top_k=2)
+    ids, _ = filter_logits(np.array([1, 3, 3, 3, 0], np.float32), top_k=2)
     assert ids is not None
     assert list(ids) == [1, 2, 3]
 
@@ -115,13 +115,13 @@ def test_penalty_as_transformers() -> None:
 
 
 def test_penalty_knows_prompt_and_what_was_picked() -> None:
-    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, known=KNOWN)
+    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, n_logits=KNOWN)
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
 
 
 def test_min_new_tokens_puts_the_end_off() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, known=KNOWN)
+    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, n_logits=KNOWN)
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
 
@@ -129,13 +129,13 @@ def test_min_new_tokens_puts_the_end_off() -> None:
 def test_greedy_and_temperature_zero() -> None:
     logits = logits_of(5, 1000)
     assert greedy(logits) == logits.argmax()
-    assert picker(OPTIONS, prompt=[1], stops=[], seed=None, known=KNOWN)(logits) == logits.argmax()
+    assert picker(OPTIONS, prompt=[1], stops=[], seed=None, n_logits=KNOWN)(logits) == logits.argmax()
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
 def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     logits = logits_of(5, 1000)
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, known=KNOWN)
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN)
     assert pick(logits.copy()) == logits.argmax()
 
 
@@ -151,7 +151,7 @@ def test_near_ties_at_small_temperatures(temperature: float) -> None:
 def test_draws_follow_the_probabilities(size: int) -> None:
     """Chi-squared over the 6 likeliest tokens and the rest."""
     logits = logits_of(2, size)
-    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11, known=KNOWN)
+    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11, n_logits=KNOWN)
     draws = np.array([pick(logits.copy()) for _ in range(4000)])
     expected = by_transformers(logits)
     top = np.argsort(-expected)[:6]
@@ -163,7 +163,7 @@ def test_draws_follow_the_probabilities(size: int) -> None:
 
 def test_seed_repeats() -> None:
     def draws(seed: int) -> list[int]:
-        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, known=KNOWN)
+        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, n_logits=KNOWN)
         return [pick(logits_of(i, 200)) for i in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -197,13 +197,13 @@ def test_nucleus_never_is_empty() -> None:
 def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
     logits = logits_of(0, 300)
     logits[4] = value
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, known=KNOWN)
+    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN)
     with pytest.raises(ArtifactError, match="not finite"):
         pick(logits)
 
 
 def test_nothing_left_to_pick() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, known=KNOWN)
+    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, n_logits=KNOWN)
     with pytest.raises(UsageError, match="no token is left to pick: .* stop_tokens with min_new_tokens"):
         pick(np.ones(4, np.float32))
 
@@ -293,7 +293,7 @@ def test_numbers_near_the_ends_of_floats(name: str, value: float) -> None:
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32) * 10
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pick = picker(options, prompt=[1, 2, 3], stops=[], seed=1, known=50)
+        pick = picker(options, prompt=[1, 2, 3], stops=[], seed=1, n_logits=50)
         picked = [pick(logits.copy()) for _ in range(20)]
     assert all(0 <= token < 50 for token in picked)
     if name == "temperature" and value < 1:

@@ -17,7 +17,7 @@ from builders.tiny_artifact import write_artifact
 from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
 from gptx.generation.session import Session
-from gptx.kv_cache.concat import Growing
+from gptx.kv_cache.concat import ConcatCache
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer
 from gptx.ort.binding import Binding
@@ -164,7 +164,7 @@ def test_a_run_that_fails(
         each.feed([[1], [2]])
     with monkeypatch.context() as patch:
         left = iter(range(fail_at))
-        for holder, name in ((Binding, "run"), (Growing, "_run")):
+        for holder, name in ((Binding, "run"), (ConcatCache, "_run")):
             plain = getattr(holder, name)
 
             def run(self: Any, *args: Any, _plain: Any = plain, **options: Any) -> Any:

@@ -152,10 +152,10 @@ def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Mod
 
 
 def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):
-    taught = Path(shutil.copytree(fp32, tmp_path / "taught"))
-    (taught / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", "{text} ?", LABELS))))
-    refresh(taught)
-    model = gptx.load(taught)
+    trained = Path(shutil.copytree(fp32, tmp_path / "trained"))
+    (trained / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", "{text} ?", LABELS))))
+    refresh(trained)
+    model = gptx.load(trained)
     assert model.task == Task("classify", "{text} ?", LABELS)
     assert set(model.classify(TEXT).probabilities) == set(LABELS)
     assert model.classify(TEXT).prompt_tokens == len(model.encode(f"{TEXT} ?"))

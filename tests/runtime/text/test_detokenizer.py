@@ -137,24 +137,24 @@ def test_context_and_text_are_the_whole(data: st.DataObject) -> None:
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    assert load_tokenizer(tmp_path, known=None, vocab_size=10) is None
+    assert load_tokenizer(tmp_path, tokenizer_vocab_size=None, vocab_size=10) is None
 
 
 def test_a_damaged_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"tokenizer.json cannot be read as a tokenizer"):
-        load_tokenizer(tmp_path, known=5, vocab_size=10)
+        load_tokenizer(tmp_path, tokenizer_vocab_size=5, vocab_size=10)
 
 
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     known = tokenizer.get_vocab_size()
-    assert load_tokenizer(tmp_path, known=known, vocab_size=known) is not None
+    assert load_tokenizer(tmp_path, tokenizer_vocab_size=known, vocab_size=known) is not None
     with pytest.raises(ArtifactError, match=f"it knows {known} ids, gptx.json says {known - 1}"):
-        load_tokenizer(tmp_path, known=known - 1, vocab_size=known)
+        load_tokenizer(tmp_path, tokenizer_vocab_size=known - 1, vocab_size=known)
     with pytest.raises(ArtifactError, match=f"ids up to {known - 1}, and the model's vocabulary has 100 tokens"):
-        load_tokenizer(tmp_path, known=None, vocab_size=100)
+        load_tokenizer(tmp_path, tokenizer_vocab_size=None, vocab_size=100)
 
 
 def test_special_tokens_from_either_file(tmp_path: Path) -> None:

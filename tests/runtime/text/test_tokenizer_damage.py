@@ -68,7 +68,7 @@ def test_it_is_found_when_it_is_read(name: str, tmp_path: Path, capfd: pytest.Ca
     began = time.perf_counter()
     for manifest in (known, known + 1, None):  # what gptx.json says, if it says anything
         with pytest.raises(ArtifactError, match=f"tokenizer.json.*({says})"):
-            load_tokenizer(folder, known=manifest, vocab_size=VOCABULARY)
+            load_tokenizer(folder, tokenizer_vocab_size=manifest, vocab_size=VOCABULARY)
     with pytest.raises(CheckpointError, match=f"tokenizer.*({says})"):
         for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
             (folder / file).write_text(text)
@@ -93,7 +93,7 @@ def test_what_is_no_json_object(raw: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tokenizer.json"):
         read_tokenizer_json(tmp_path / "tokenizer.json")
     with pytest.raises(ArtifactError, match="tokenizer.json"):
-        load_tokenizer(tmp_path, known=None, vocab_size=VOCABULARY)
+        load_tokenizer(tmp_path, tokenizer_vocab_size=None, vocab_size=VOCABULARY)
 
 
 @pytest.mark.parametrize("beside", [{}, {"additional_special_tokens": [WORD]}])
@@ -113,7 +113,7 @@ def test_a_hole_is_no_damage_and_prints_nothing(
     for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
         (folder / file).write_text(text)
     known = token_facts(folder)["vocab_size"]
-    ours = load_tokenizer(folder, known=known, vocab_size=VOCABULARY)
+    ours = load_tokenizer(folder, tokenizer_vocab_size=known, vocab_size=VOCABULARY)
     assert ours is not None and known == make().get_vocab_size() + 3 == ours.vocab_size
     assert isinstance(ours.byte_ids, frozenset) and ours.encode("the cat")
     assert capfd.readouterr() == ("", "")
