@@ -41,11 +41,19 @@ prompts, what it alone has resident, and its PSS."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--new-tokens", type=int, default=48, metavar="N", help="decoded after a prompt of 128 tokens")
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=48,
+        metavar="N",
+        help="decoded after a prompt of 128 tokens",
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -62,12 +70,17 @@ def main() -> None:
         for path, results in raw.items()
     }
     rows = [
-        [name, *(format(values[figure] * scale, form) for figure, (_, form, scale) in COLUMNS.items())]
+        [
+            name,
+            *(format(values[figure] * scale, form) for figure, (_, form, scale) in COLUMNS.items()),
+        ]
         for name, values in found.items()
     ]
     print(table(["", *(head for head, _, _ in COLUMNS.values())], rows))
     print(f"{LEGEND} {args.threads} threads, {args.rounds} rounds.")
-    print(json.dumps({"benchmark": "compiled", **facts, "threads": args.threads, "artifacts": found}))
+    print(
+        json.dumps({"benchmark": "compiled", **facts, "threads": args.threads, "artifacts": found})
+    )
 
 
 def measured(path: Path, args: argparse.Namespace) -> dict[str, float]:
@@ -79,7 +92,9 @@ def measured(path: Path, args: argparse.Namespace) -> dict[str, float]:
     try:
         answers = []
         for _ in range(2):
-            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            processes.append(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
             answers.append(answer(processes[-1]))
         first = answers[0]
         both = [ask(process) for process in processes]
@@ -123,11 +138,17 @@ def child(path: Path, threads: int, new_tokens: int) -> None:
     figures["first_s"] = figures["load_s"] + time.perf_counter() - again
     prompt = list(range(5, 133))
     figures["decode"] = max(
-        model.generate(prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens).tokens_per_second for _ in range(3)
+        model.generate(
+            prompt, max_new_tokens=new_tokens, min_new_tokens=new_tokens
+        ).tokens_per_second
+        for _ in range(3)
     )
     print(json.dumps({**figures, "used": (pss() or 0) - imported}), flush=True)
     sys.stdin.readline()
-    private = sum(proc_bytes("/proc/self/smaps_rollup", field) or 0 for field in ("Private_Clean", "Private_Dirty"))
+    private = sum(
+        proc_bytes("/proc/self/smaps_rollup", field) or 0
+        for field in ("Private_Clean", "Private_Dirty")
+    )
     print(json.dumps({"private": private, "pss": pss()}), flush=True)
     sys.stdin.readline()  # stay: the other one is still to be asked
 

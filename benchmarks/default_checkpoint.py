@@ -27,13 +27,17 @@ def main() -> None:
     out = Path(sys.argv[1])
     manifest = json.loads((DEFAULT_MODEL / "gptx.json").read_text(encoding="utf-8"))
     graph = onnx.load(DEFAULT_MODEL / "onnx" / "model.onnx").graph
-    stored = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    stored = {
+        one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer
+    }
     gpt = GPT(GPTConfig.from_dict(manifest["gpt_config"]))
     with torch.no_grad():
         for name, parameter in gpt.named_parameters():
             value = stored[name]
             if value.dtype == torch.uint8:  # (rows, blocks, block) about 128, and a scale a block
-                value = (value.float() - 128) * stored[name.removesuffix("weight") + "scales"].unsqueeze(-1)
+                value = (value.float() - 128) * stored[
+                    name.removesuffix("weight") + "scales"
+                ].unsqueeze(-1)
             parameter.copy_(value.reshape(parameter.shape))
     generation = json.loads((DEFAULT_MODEL / "generation_config.json").read_text(encoding="utf-8"))
     source = {"format": "gptx", "name": "the default model, from int8"}

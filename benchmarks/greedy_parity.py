@@ -119,11 +119,15 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line, instead of the 20 built in")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a prompt a line, instead of the 20 built in"
+    )
     parser.add_argument("--threads", type=int, default=cpu_cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
@@ -135,25 +139,39 @@ def opened(artifact: Path, checkpoint: Path, threads: int) -> Pair:
 
     torch.set_num_threads(threads)
     reference = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return Pair(gptx.load(artifact, threads=threads), reference.eval(), AutoTokenizer.from_pretrained(checkpoint))
+    return Pair(
+        gptx.load(artifact, threads=threads),
+        reference.eval(),
+        AutoTokenizer.from_pretrained(checkpoint),
+    )
 
 
 def compare(pair: Pair, prompt: str, ids: list[int], n: int) -> tuple[list[Divergence], bool]:
     """Every divergence over n tokens, and whether the text is the same too (where there is no divergence)."""
     theirs = generated(pair, ids, n)
-    their_text = pair.tokenizer.decode(theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    their_text = pair.tokenizer.decode(
+        theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     found, at, same_text = [], 0, True
     while at < n:
         prefix = [*ids, *theirs[:at]]
         left = n - at
         ours = pair.model.generate(
-            prefix, max_new_tokens=left, min_new_tokens=left, temperature=0.0, repetition_penalty=1.0
+            prefix,
+            max_new_tokens=left,
+            min_new_tokens=left,
+            temperature=0.0,
+            repetition_penalty=1.0,
         )
         same_text = at > 0 or ours.text == their_text
-        same = next((i for i, (a, b) in enumerate(zip(ours.token_ids, theirs[at:])) if a != b), left)
+        same = next(
+            (i for i, (a, b) in enumerate(zip(ours.token_ids, theirs[at:])) if a != b), left
+        )
         at += same
         if at < n:
-            found.append(divergence(pair, prompt, [*ids, *theirs[:at]], at, theirs[at], ours.token_ids[same]))
+            found.append(
+                divergence(pair, prompt, [*ids, *theirs[:at]], at, theirs[at], ours.token_ids[same])
+            )
             at += 1
     return found, same_text
 
@@ -166,18 +184,26 @@ def generated(pair: Pair, ids: list[int], n: int) -> list[int]:
     given = pair.reference.generation_config
     ends = given.eos_token_id if given else None
     last = ends[0] if isinstance(ends, list) else ends
-    config = GenerationConfig(min_new_tokens=n, max_new_tokens=n, do_sample=False, eos_token_id=ends, pad_token_id=last)
+    config = GenerationConfig(
+        min_new_tokens=n, max_new_tokens=n, do_sample=False, eos_token_id=ends, pad_token_id=last
+    )
     prompt = torch.tensor([ids])
     with torch.inference_mode():
-        output = pair.reference.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+        output = pair.reference.generate(
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+        )
     return output[0, len(ids) :].tolist()
 
 
-def divergence(pair: Pair, prompt: str, prefix: list[int], at: int, theirs: int, ours: int) -> Divergence:
+def divergence(
+    pair: Pair, prompt: str, prefix: list[int], at: int, theirs: int, ours: int
+) -> Divergence:
     import torch
 
     with torch.inference_mode():
-        reference: np.ndarray = pair.reference(torch.tensor([prefix]), use_cache=False).logits[0, -1].numpy()
+        reference: np.ndarray = (
+            pair.reference(torch.tensor([prefix]), use_cache=False).logits[0, -1].numpy()
+        )
     logits = forced_logits(pair.model, prefix)[-1]
     limits = LIMITS["fp32"]
     limit = max(limits["max_abs"], limits["relative"] * float(np.abs(reference).max()))

@@ -35,7 +35,9 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def constant(self, array: Any) -> str:
-        self.initializers.append(numpy_helper.from_array(np.asarray(array), f"c{len(self.initializers)}"))
+        self.initializers.append(
+            numpy_helper.from_array(np.asarray(array), f"c{len(self.initializers)}")
+        )
         return self.initializers[-1].name
 
     def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
@@ -58,7 +60,9 @@ class Graph:
 
 
 def fp32(graph: Graph) -> str:
-    return graph.node("MatMul", "x", graph.constant(RANDOM.random((graph.n_in, graph.n_out), np.float32)))
+    return graph.node(
+        "MatMul", "x", graph.constant(RANDOM.random((graph.n_in, graph.n_out), np.float32))
+    )
 
 
 def channels(graph: Graph) -> str:
@@ -69,7 +73,15 @@ def channels(graph: Graph) -> str:
     step = graph.constant(np.array(1 / 127, np.float32))
     q = graph.node("QuantizeLinear", graph.node("Div", "x", row), step, middle)
     scales = graph.constant(RANDOM.random(graph.n_out, np.float32))
-    return graph.node("MatMulIntegerToFloat", q, graph.constant(levels), row, scales, middle, domain="com.microsoft")
+    return graph.node(
+        "MatMulIntegerToFloat",
+        q,
+        graph.constant(levels),
+        row,
+        scales,
+        middle,
+        domain="com.microsoft",
+    )
 
 
 def blocks(bits: int, block: int, accuracy_level: int = 4) -> Callable[[Graph], str]:
@@ -81,7 +93,13 @@ def blocks(bits: int, block: int, accuracy_level: int = 4) -> Callable[[Graph], 
         scales = RANDOM.random((graph.n_out, count), np.float32)
         attributes = {"K": graph.n_in, "N": graph.n_out, "bits": bits, "block_size": block}
         inputs = ["x", graph.constant(packed), graph.constant(scales)]
-        return graph.node("MatMulNBits", *inputs, domain="com.microsoft", accuracy_level=accuracy_level, **attributes)
+        return graph.node(
+            "MatMulNBits",
+            *inputs,
+            domain="com.microsoft",
+            accuracy_level=accuracy_level,
+            **attributes,
+        )
 
     return add
 
@@ -98,7 +116,9 @@ FORMS: dict[str, Callable[[Graph], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", default=["576x3072", "1536x576"], metavar="INxOUT")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 128, 512])
     parser.add_argument("--turns", type=int, default=7)
@@ -110,8 +130,12 @@ def main() -> None:
     for shape in args.shapes:
         n_in, n_out = map(int, shape.split("x"))
         count = max(2, WEIGHTS // (n_in * n_out))
-        sessions = {name: session(add, n_in, n_out, count, args.threads) for name, add in FORMS.items()}
-        print(f"\n{shape}, ms a product: {'':14}" + "".join(f"{rows:>9} rows" for rows in args.rows))
+        sessions = {
+            name: session(add, n_in, n_out, count, args.threads) for name, add in FORMS.items()
+        }
+        print(
+            f"\n{shape}, ms a product: {'':14}" + "".join(f"{rows:>9} rows" for rows in args.rows)
+        )
         table = {name: [] for name in FORMS}
         for rows in args.rows:
             for name, least in timed(sessions, rows, n_in, args.turns).items():

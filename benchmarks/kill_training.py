@@ -17,15 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
-SETTINGS = (
-    "steps=400 minutes=inf batch_size=4 vocab_size=300 eval_every=20 model.n_layer=2 model.n_head=2 model.n_embd=64"
-)
+SETTINGS = "steps=400 minutes=inf batch_size=4 vocab_size=300 eval_every=20 model.n_layer=2 model.n_head=2 model.n_embd=64"
 LONGEST = 300  # seconds of one run
 MOMENTS = ("out.run/state.pt.part", ".out.*.part", ".out.*.old", ".out.*.part/model.safetensors")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -33,7 +33,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = folder / "text.txt"
-        text.write_text("".join(f"Once there were {n} kings and {n % 13} queens.\n" for n in range(2000)))
+        text.write_text(
+            "".join(f"Once there were {n} kings and {n % 13} queens.\n" for n in range(2000))
+        )
         whole = folder / "whole"
         began = time.perf_counter()
         subprocess.run(command(text, whole), check=True, capture_output=True, timeout=LONGEST)
@@ -54,7 +56,18 @@ def main() -> None:
 
 def command(text: Path, folder: Path) -> list[str]:
     changes = [part for setting in SETTINGS.split() for part in ("--set", setting)]
-    return [sys.executable, "-m", "gptx", "train", str(text), "--out", str(folder / "out"), "--device", "cpu", *changes]
+    return [
+        sys.executable,
+        "-m",
+        "gptx",
+        "train",
+        str(text),
+        "--out",
+        str(folder / "out"),
+        "--device",
+        "cpu",
+        *changes,
+    ]
 
 
 def kill(command: list[str], folder: Path, when: float | str) -> bool:
@@ -63,7 +76,11 @@ def kill(command: list[str], folder: Path, when: float | str) -> bool:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.perf_counter()
     while process.poll() is None:
-        if set(folder.glob(when)) - before if isinstance(when, str) else time.perf_counter() - began > when:
+        if (
+            set(folder.glob(when)) - before
+            if isinstance(when, str)
+            else time.perf_counter() - began > when
+        ):
             process.kill()
             break
     killed = process.wait() == -9
@@ -74,7 +91,10 @@ def kill(command: list[str], folder: Path, when: float | str) -> bool:
 def curve(folder: Path) -> list[list[str]]:
     """metrics.csv without the times."""
     with open(folder / "out.run/metrics.csv") as file:
-        return [[value for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
+        return [
+            [value for name, value in row.items() if name != "seconds"]
+            for row in csv.DictReader(file)
+        ]
 
 
 def weights(folder: Path) -> bytes:

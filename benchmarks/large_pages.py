@@ -26,10 +26,18 @@ PROMPT, SESSIONS = 128, 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="decoded after a prompt of 128 tokens")
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="decoded after a prompt of 128 tokens",
+    )
     parser.add_argument("--child", choices=["large", "small"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -42,10 +50,21 @@ def main() -> None:
         raw: dict[str, list[dict[str, float]]] = {"small": [], "large": []}
         for _ in range(args.rounds):
             for pages, results in raw.items():
-                command = [sys.executable, __file__, str(path), f"--new-tokens={args.new_tokens}", "--child", pages]
-                results.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+                command = [
+                    sys.executable,
+                    __file__,
+                    str(path),
+                    f"--new-tokens={args.new_tokens}",
+                    "--child",
+                    pages,
+                ]
+                results.append(
+                    json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                )
         medians = {
-            pages: {name: statistics.median(result[name] for result in results) for name in results[0]}
+            pages: {
+                name: statistics.median(result[name] for result in results) for name in results[0]
+            }
             for pages, results in raw.items()
         }
         found[path.name] = medians
@@ -80,7 +99,10 @@ def child(path: Path, new_tokens: int, pages: str) -> None:
                     new = [int(session.feed([new])[0].argmax())]
                     seconds.append(time.perf_counter() - began)
             sessions.append(seconds)
-        memory = {name: proc_bytes("/proc/self/smaps_rollup", name) or 0 for name in ("AnonHugePages", "Pss")}
+        memory = {
+            name: proc_bytes("/proc/self/smaps_rollup", name) or 0
+            for name in ("AnonHugePages", "Pss")
+        }
     steps = [statistics.mean(seconds[1:]) for seconds in sessions[1:]]
     figures = {"first_ms": 1e3 * sum(sessions[0]), "step_ms": 1e3 * statistics.median(steps)}
     figures |= {"large_mb": memory["AnonHugePages"] / 1e6, "pss_mb": memory["Pss"] / 1e6}

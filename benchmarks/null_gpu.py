@@ -32,7 +32,9 @@ from gptx.ort import providers
 from gptx.ort.providers import CPU
 
 HERE = Path(__file__).parent
-FOREIGN = re.compile(r" U ((?:__)?cuda\w+|cublas\w+|curand\w+|cufft\w+|cu[A-Z]\w+)(?:@(lib\S+))?$", re.MULTILINE)
+FOREIGN = re.compile(
+    r" U ((?:__)?cuda\w+|cublas\w+|curand\w+|cufft\w+|cu[A-Z]\w+)(?:@(lib\S+))?$", re.MULTILINE
+)
 DRIVER = "libcuda.so.1"  # whose names bear no version
 NEEDED = (DRIVER, "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")
 STEPS = 200
@@ -40,7 +42,9 @@ THREADS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifact", type=Path)
     path = parser.parse_args().artifact
     if "NULL_GPU_REPORT" in os.environ:
@@ -71,8 +75,12 @@ def build(folder: Path) -> None:
         stubs = [stub(name) for name, its in names if its == library and name not in written]
         sources = [HERE / "null_gpu.c"] if "cudart" in library else []
         compile_library(folder, library, "\n".join(stubs), sources)
-    cudnn = re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())  # looked up at run time, by name
-    compile_library(folder, "libcudnn.so.9", "\n".join(stub(name.decode()) for name in sorted(set(cudnn))), [])
+    cudnn = re.findall(
+        rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes()
+    )  # looked up at run time, by name
+    compile_library(
+        folder, "libcudnn.so.9", "\n".join(stub(name.decode()) for name in sorted(set(cudnn))), []
+    )
     (folder / "libcudnn.so").symlink_to("libcudnn.so.9")
 
 
@@ -84,7 +92,9 @@ def stub(name: str) -> str:
         return f"int {name}(void *a, void *b, void *c, void *d, unsigned long *size) {{ *size = 1024; return 0; }}"
     if "Heuristic" in name:
         arguments = ", ".join(f"void *a{i}" for i in range(7))
-        return f"int {name}({arguments}, int n, void *found, int *count) {{ *count = 1; return 0; }}"
+        return (
+            f"int {name}({arguments}, int n, void *found, int *count) {{ *count = 1; return 0; }}"
+        )
     if "GetVersion" in name:
         return f"unsigned long {name}(void) {{ return 91000; }}"
     if "String" in name or "StatusName" in name:
@@ -136,7 +146,9 @@ def observe(path: Path) -> None:
                 over.set()
             for one in talks:
                 one.result()
-    print(f"{THREADS} threads with sessions of their own, while other models are closed: no call failed")
+    print(
+        f"{THREADS} threads with sessions of their own, while other models are closed: no call failed"
+    )
 
 
 def talk(model: gptx.Model, rows: int, over: threading.Event) -> None:

@@ -42,9 +42,12 @@ def main() -> None:
         reference = completed(carried, model)
         certificate = {**manifest.certificate, "verified": measure(model, reference).to_dict()}
     if reference.context is not carried.context:
-        certificate["context_against"] = "the artifact as it was first shipped, as no fp32 weights of it are kept"
+        certificate["context_against"] = (
+            "the artifact as it was first shipped, as no fp32 weights of it are kept"
+        )
     raw = write_manifest(
-        folder, {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate")}
+        folder,
+        {key: value for key, value in manifest.raw.items() if key not in ("files", "certificate")},
     )
     proved = {**raw, "certificate": certificate}
     write_json(folder / MANIFEST, write_seal(folder, proved, reference, seal_of(proved)))
@@ -66,7 +69,9 @@ def completed(reference: Reference, model: Model) -> Reference:
 
 def with_highest(reference: Reference, count: int) -> Reference:
     kept = np.argsort(-reference.top_logits, axis=1)[:, :count]
-    ids, logits = (np.take_along_axis(array, kept, 1) for array in (reference.top_ids, reference.top_logits))
+    ids, logits = (
+        np.take_along_axis(array, kept, 1) for array in (reference.top_ids, reference.top_logits)
+    )
     return dataclasses.replace(reference, top_ids=ids, top_logits=logits)
 
 

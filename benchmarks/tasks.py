@@ -23,7 +23,9 @@ from table import table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=("classify", "summarize"))
     parser.add_argument("test", type=Path)
     parser.add_argument("artifacts", nargs="+")
@@ -41,14 +43,17 @@ def main() -> None:
     shots = []
     if options.shots:
         shots = [
-            (e.text, e.answers[0]) for e in _balanced(read_examples([options.train], options.task).found, options.shots)
+            (e.text, e.answers[0])
+            for e in _balanced(read_examples([options.train], options.task).found, options.shots)
         ]
     rows = [measure(artifact, examples, shots, options) for artifact in options.artifacts]
     print(table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows]))
     print(json.dumps({"machine": machine(), "texts": len(examples), "rows": rows}))
 
 
-def measure(artifact: str, examples: list[Example], shots: list[tuple[str, str]], options: Any) -> dict[str, Any]:
+def measure(
+    artifact: str, examples: list[Example], shots: list[tuple[str, str]], options: Any
+) -> dict[str, Any]:
     model = gptx.load(artifact, threads=options.threads)
     taught = model.task is not None
     template = None if taught else options.template
@@ -56,12 +61,19 @@ def measure(artifact: str, examples: list[Example], shots: list[tuple[str, str]]
     if options.task == "classify":
         labels = None if taught else options.labels
         results = model.classify(
-            [e.text for e in examples], labels, examples=shots, template=template, calibrate=options.calibrate
+            [e.text for e in examples],
+            labels,
+            examples=shots,
+            template=template,
+            calibrate=options.calibrate,
         )
         said, expected = [r.label for r in results], [e.answers[0] for e in examples]
         figures = {"accuracy": accuracy(said, expected), "macro_f1": macro_f1(said, expected)}
     else:
-        said = [(model.summarize(e.text, examples=shots, template=template).text or "").strip() for e in examples]
+        said = [
+            (model.summarize(e.text, examples=shots, template=template).text or "").strip()
+            for e in examples
+        ]
         figures = rouge(said, [e.answers for e in examples])
     seconds = time.perf_counter() - began
     figures = {name: round(value, 4) for name, value in figures.items()}

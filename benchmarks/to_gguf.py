@@ -24,12 +24,19 @@ from gptx_models.gpt.model import GPT
 from gptx_models.importers.gguf import GGUF_LAYOUTS
 
 LLAMA: dict[str, Any] = dict(
-    position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False, norm_bias=False
+    position="rope",
+    activation="swiglu",
+    norm="rmsnorm",
+    attn_bias=False,
+    mlp_bias=False,
+    norm_bias=False,
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     kinds = ("F32", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
@@ -49,7 +56,9 @@ def write_gguf(checkpoint: Path, out: Path) -> None:
     config = gpt.config
     architecture = "gpt2" if config.position == "learned" else "llama"
     if not written(config, architecture):
-        raise SystemExit(f"{checkpoint} is no plain gpt2 or llama, and this program writes no other: {config}")
+        raise SystemExit(
+            f"{checkpoint} is no plain gpt2 or llama, and this program writes no other: {config}"
+        )
     writer = gguf.GGUFWriter(out, architecture)
     writer.add_context_length(config.n_ctx)
     writer.add_embedding_length(config.n_embd)
@@ -64,7 +73,9 @@ def write_gguf(checkpoint: Path, out: Path) -> None:
         writer.add_rope_dimension_count(config.head_dim)
         writer.add_rope_freq_base(config.rope_theta)
         writer.add_vocab_size(config.vocab_size)
-    write_tokenizer(writer, checkpoint, config.vocab_size, pre="gpt-2" if architecture == "gpt2" else "smollm")
+    write_tokenizer(
+        writer, checkpoint, config.vocab_size, pre="gpt-2" if architecture == "gpt2" else "smollm"
+    )
     for name, rows in tensors(gpt, architecture):
         writer.add_tensor(name, rows.detach().float().contiguous().numpy())
     writer.write_header_to_file()
@@ -109,7 +120,9 @@ def to_pairs(rows: Tensor, n_head: int) -> Tensor:
     return rows.unflatten(0, (n_head, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def write_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, *, pre: str) -> None:
+def write_tokenizer(
+    writer: gguf.GGUFWriter, checkpoint: Path, vocab_size: int, *, pre: str
+) -> None:
     stored = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     added = {token["content"]: token["id"] for token in stored.get("added_tokens", ())}
     ids = {index: token for token, index in {**stored["model"]["vocab"], **added}.items()}

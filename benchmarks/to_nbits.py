@@ -13,7 +13,10 @@ from typing import Any
 
 import onnx
 from onnx import ModelProto, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 
 
 def untie(model: ModelProto) -> None:
@@ -23,7 +26,9 @@ def untie(model: ModelProto) -> None:
         if node.op_type == "FusedMatMul" and node.input[1] in weights:
             table = numpy_helper.to_array(weights[node.input[1]])
             model.graph.initializer.append(numpy_helper.from_array(table.T.copy(), "head.weight"))
-            node.CopyFrom(onnx.helper.make_node("MatMul", [node.input[0], "head.weight"], node.output))
+            node.CopyFrom(
+                onnx.helper.make_node("MatMul", [node.input[0], "head.weight"], node.output)
+            )
 
 
 def main() -> None:
@@ -32,13 +37,24 @@ def main() -> None:
     source, out = map(Path, sys.argv[1:])
     model = onnx.load(source / "onnx" / "model.onnx")
     untie(model)
-    config = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
-    quantizer: Any = MatMulNBitsQuantizer(model, algo_config=config)  # it makes an ONNXModel of its ModelProto
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=32, is_symmetric=True, accuracy_level=4, bits=8
+    )
+    quantizer: Any = MatMulNBitsQuantizer(
+        model, algo_config=config
+    )  # it makes an ONNXModel of its ModelProto
     quantizer.process()
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("onnx", "gptx.json", "gptx_reference.safetensors"))
+    shutil.copytree(
+        source,
+        out,
+        ignore=shutil.ignore_patterns("onnx", "gptx.json", "gptx_reference.safetensors"),
+    )
     (out / "onnx").mkdir()
     onnx.save(
-        quantizer.model.model, out / "onnx" / "model.onnx", save_as_external_data=True, location="model.onnx_data"
+        quantizer.model.model,
+        out / "onnx" / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
     )
 
 

@@ -22,4 +22,7 @@ def tracked(items: Sequence[T], text: str) -> Iterator[T]:
         yield item
         if done * 10 // len(items) > told:
             told = done * 10 // len(items)
-            print(f"{text}: {done} of {len(items)}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+            print(
+                f"{text}: {done} of {len(items)}, {time.perf_counter() - began:.0f} s",
+                file=sys.stderr,
+            )

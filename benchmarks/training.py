@@ -45,8 +45,12 @@ def shapes(device: str) -> dict[str, Shape]:
     small = {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
     return {
         # nanoGPT's setting for a CPU, of its README: 65 characters of Shakespeare
-        "char": Shape({"vocab_size": 65, "n_ctx": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, 12, 1e-3, 20),
-        "default": Shape({"vocab_size": 4096, "n_ctx": 512, "n_layer": 6, "n_head": 4, "n_embd": 256}, 8, 1e-3),
+        "char": Shape(
+            {"vocab_size": 65, "n_ctx": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, 12, 1e-3, 20
+        ),
+        "default": Shape(
+            {"vocab_size": 4096, "n_ctx": 512, "n_layer": 6, "n_head": 4, "n_embd": 256}, 8, 1e-3
+        ),
         "124m": Shape({**small, "n_ctx": 1024}, 16, 3e-4, 10)
         if device == "cuda"
         else Shape({**small, "n_ctx": 256}, 2, 3e-4, 2),
@@ -54,7 +58,14 @@ def shapes(device: str) -> dict[str, Shape]:
 
 
 # dense bf16 FLOP/s by the vendor's data sheets
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
 
 LEGEND = """\
 Medians (lowest - highest) over the rounds, and the ratio of tokens a second to the first engine's. Held-out loss: after
@@ -100,7 +111,11 @@ def main() -> None:
     per_step = shape.batch_size * shape.model["n_ctx"]
     flops = flops_per_token(shape, parameters)
     gpu = raw[args.engines[0].label][0]["gpu"]
-    peak = args.peak_tflops * 1e12 if args.peak_tflops else next((PEAKS[k] for k in PEAKS if k in (gpu or "")), None)
+    peak = (
+        args.peak_tflops * 1e12
+        if args.peak_tflops
+        else next((PEAKS[k] for k in PEAKS if k in (gpu or "")), None)
+    )
     results: list[Result] = []
     for label, rounds in raw.items():
         speeds = [steps * per_step / one["seconds"] for one in rounds]
@@ -115,23 +130,48 @@ def main() -> None:
         results.append(Result(label, speed, *ends, ratio, cpu_speed, cpu_ratio, loss, memory, mfu))
     say(args, shape, parameters, steps, results, gpu, peak)
     settings = {name: getattr(args, name) for name in ("shape", "device", "threads", "rounds")}
-    settings |= {**asdict(shape), "steps": steps, "parameters": parameters, "gpu": gpu, "peak": peak}
-    text = json.dumps({"benchmark": "training", **facts, "settings": settings, "engines": [asdict(r) for r in results]})
+    settings |= {
+        **asdict(shape),
+        "steps": steps,
+        "parameters": parameters,
+        "gpu": gpu,
+        "peak": peak,
+    }
+    text = json.dumps(
+        {
+            "benchmark": "training",
+            **facts,
+            "settings": settings,
+            "engines": [asdict(r) for r in results],
+        }
+    )
     if args.json:
         args.json.write_text(text + "\n", "utf-8")
     print(text)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engines", nargs="+", type=contender, metavar="ENGINE", help=f"NAME[:compile][:fp32]: {NAMES}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "engines",
+        nargs="+",
+        type=contender,
+        metavar="ENGINE",
+        help=f"NAME[:compile][:fp32]: {NAMES}",
+    )
     parser.add_argument("--shape", choices=list(shapes("cpu")), default="default")
     parser.add_argument("--threads", type=int, default=cpu_cores())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=15, help="what the first engine takes for its timed steps")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="what the first engine takes for its timed steps"
+    )
     parser.add_argument("--steps", type=int, help="timed ones, instead of --seconds")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-tflops", type=float, help="the GPU's dense bf16 peak, where it is not known here")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="the GPU's dense bf16 peak, where it is not known here"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if len({one.label for one in args.engines}) < len(args.engines):
@@ -144,7 +184,9 @@ def arguments() -> argparse.Namespace:
 def contender(text: str) -> Contender:
     name, *variants = text.split(":")
     if name not in NAMES or set(variants) - {"compile", "fp32"}:
-        raise argparse.ArgumentTypeError(f"{text}: expected NAME[:compile][:fp32] with one of {NAMES}")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected NAME[:compile][:fp32] with one of {NAMES}"
+        )
     return Contender(text, name, "compile" in variants, "fp32" if "fp32" in variants else "bf16")
 
 
@@ -162,7 +204,9 @@ def prepare(shape: Shape, folder: Path) -> int:
 
     torch.manual_seed(1)
     gpt = GPT(GPTConfig.from_dict(shape.model))
-    save_file({name: read() for name, _, read in tensors_of(gpt, "gpt2")}, folder / "initial.safetensors")
+    save_file(
+        {name: read() for name, _, read in tensors_of(gpt, "gpt2")}, folder / "initial.safetensors"
+    )
     size = shape.model["vocab_size"]
     drawn = (size * np.random.default_rng(1).random(500_000) ** 3).astype(np.int64)
     tokens = np.stack((drawn, (drawn * 31 + 7) % size), axis=1).reshape(-1)
@@ -173,10 +217,14 @@ def prepare(shape: Shape, folder: Path) -> int:
 def calibrated(args: argparse.Namespace, shape: Shape, folder: Path) -> int:
     """How many steps the first engine takes in about --seconds."""
     few = shape.warmup
-    return max(2, math.ceil(args.seconds * few / run(args.engines[0], args, shape, few, folder)["seconds"]))
+    return max(
+        2, math.ceil(args.seconds * few / run(args.engines[0], args, shape, few, folder)["seconds"])
+    )
 
 
-def run(contender: Contender, args: argparse.Namespace, shape: Shape, steps: int, folder: Path) -> dict[str, Any]:
+def run(
+    contender: Contender, args: argparse.Namespace, shape: Shape, steps: int, folder: Path
+) -> dict[str, Any]:
     lesson = {
         "shape": shape.model,
         "batch_size": shape.batch_size,
@@ -201,7 +249,9 @@ def run(contender: Contender, args: argparse.Namespace, shape: Shape, steps: int
         timeout=PATIENCE + 20 * args.seconds,
     )
     if done.returncode:
-        sys.exit(f"{done.stderr}\n{contender.label} failed with exit status {done.returncode}; its own words are above")
+        sys.exit(
+            f"{done.stderr}\n{contender.label} failed with exit status {done.returncode}; its own words are above"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -222,8 +272,14 @@ def say(
     peak: float | None,
 ) -> None:
     of = ", ".join(f"{name} {value}" for name, value in shape.model.items())
-    place = f"{gpu}, bf16 peak {peak / 1e12:.0f} TFLOP/s" if gpu and peak else gpu or f"{args.threads} threads"
-    print(f"{args.shape}: {of}; {parameters / 1e6:.2f}M parameters, batch {shape.batch_size}, {place}")
+    place = (
+        f"{gpu}, bf16 peak {peak / 1e12:.0f} TFLOP/s"
+        if gpu and peak
+        else gpu or f"{args.threads} threads"
+    )
+    print(
+        f"{args.shape}: {of}; {parameters / 1e6:.2f}M parameters, batch {shape.batch_size}, {place}"
+    )
     print(f"{steps} steps after {shape.warmup} that do not count, {args.rounds} rounds")
     heads = [
         "engine",

@@ -28,7 +28,9 @@ def operators_are_read_once() -> Iterator[None]:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        patch.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        )
         yield
 
 
@@ -53,7 +55,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifacts(pipeline: Path) -> dict[str, Path]:
     """One model, three times: cache form -> artifact. Its vocabulary is padded by 3 empty ids."""
     return {
-        cache: once(pipeline / cache, lambda path, cache=cache: write_artifact(path, cache, padding=3, prefill_chunk=8))
+        cache: once(
+            pipeline / cache,
+            lambda path, cache=cache: write_artifact(path, cache, padding=3, prefill_chunk=8),
+        )
         for cache in ("shared", "growing", "scatter")
     }
 
@@ -74,7 +79,9 @@ def fp32(pipeline: Path, checkpoint: Path) -> Path:
 def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
     """What quantize makes of `fp32`: recipe -> artifact. Random weights have no room for error, so it is accepted."""
     return {
-        to: once(pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True))
+        to: once(
+            pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True)
+        )
         for to in ("int8", "int8-channels", "int4", "fp16")
     }
 

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {"gptx": "runtime/gptx", "gptx_models": "models/gptx_models", "gpt_export": "gpt_export/gpt_export"}
+SOURCES = {
+    "gptx": "runtime/gptx",
+    "gptx_models": "models/gptx_models",
+    "gpt_export": "gpt_export/gpt_export",
+}
 MAY_IMPORT = {"gptx": {"gptx"}, "gptx_models": {"gptx_models", "gptx"}, "gpt_export": {*SOURCES}}
 NEVER_IN_THE_RUNTIME = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript"}
 
@@ -36,7 +40,10 @@ def test_imports_go_one_way(package: str) -> None:
     for file in (ROOT / SOURCES[package]).rglob("*.py"):
         assert imported(file) & set(SOURCES) <= MAY_IMPORT[package], file
         if package == "gptx":  # the peers of gptx bench are imported in processes of their own
-            assert not imported(file, at_once="bench/engines" in file.as_posix()) & NEVER_IN_THE_RUNTIME, file
+            assert (
+                not imported(file, at_once="bench/engines" in file.as_posix())
+                & NEVER_IN_THE_RUNTIME
+            ), file
 
 
 def test_running_a_model_loads_neither_torch_nor_onnx(fp32: Path) -> None:
@@ -46,17 +53,27 @@ def test_running_a_model_loads_neither_torch_nor_onnx(fp32: Path) -> None:
         "print(sorted({name.split('.')[0] for name in sys.modules} & "
         f"{NEVER_IN_THE_RUNTIME!r}), 'onnxruntime' in before)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=with_sources(), check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=with_sources(), check=True
+    )
     assert ran.stdout.strip() == "[] False"
 
 
 def test_no_extra_brings_both_onnxruntimes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    runtimes = {name: [d for d in needs if d.startswith("onnxruntime")] for name, needs in extras.items()}
-    assert not any(d.startswith("onnxruntime") for d in project["dependencies"] + extras["dev"] + extras["export"])
+    runtimes = {
+        name: [d for d in needs if d.startswith("onnxruntime")] for name, needs in extras.items()
+    }
+    assert not any(
+        d.startswith("onnxruntime")
+        for d in project["dependencies"] + extras["dev"] + extras["export"]
+    )
     assert len(runtimes["cpu"]) == len(runtimes["cuda"]) == 1
-    assert "onnxruntime" not in (ROOT / "constraints.txt").read_text().replace("# ", "").split("==")[0].splitlines()
+    assert (
+        "onnxruntime"
+        not in (ROOT / "constraints.txt").read_text().replace("# ", "").split("==")[0].splitlines()
+    )
 
 
 def test_the_wheel_runs_the_default_model(tmp_path: Path) -> None:
@@ -71,7 +88,9 @@ def test_the_wheel_runs_the_default_model(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", system_site_packages=False, with_pip=False, symlinks=True)
     site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     zipfile.ZipFile(wheel).extractall(site)
-    (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    (site / "dependencies.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("site-packages"))
+    )
     command = [tmp_path / "venv" / "bin" / "python", "-c", "from gptx.cli import main; main()"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ran = subprocess.run(
@@ -93,5 +112,7 @@ def test_the_default_model_is_small() -> None:
 def with_sources() -> dict[str, str]:
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / path).rpartition("/")[0] for path in SOURCES.values()),
+        "PYTHONPATH": os.pathsep.join(
+            str(ROOT / path).rpartition("/")[0] for path in SOURCES.values()
+        ),
     }

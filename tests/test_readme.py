@@ -39,7 +39,9 @@ def write_gguf(path: Path) -> None:
 def commands(section: str) -> list[list[str]]:
     """The arguments of each `gptx ...` line that stands indented in a section, its trailing comment left out."""
     text = README.split(f"\n## {section}\n")[1].split("\n## ")[0].split("What these print")[0]
-    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (gptx .*)$", text, re.M)]
+    return [
+        shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (gptx .*)$", text, re.M)
+    ]
 
 
 def test_the_chain_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +69,19 @@ def code() -> list[str]:
 def table() -> list[tuple[list[str], str]]:
     """The command line's table: the verbs of a row, and the row."""
     rows = [row for row in README.splitlines() if row.startswith("| `gptx ")]
-    return [(re.findall(r"`(?:gptx )?(?!gptx)([a-z]+)[ `]", row.split(" | ")[0]), row) for row in rows]
+    return [
+        (re.findall(r"`(?:gptx )?(?!gptx)([a-z]+)[ `]", row.split(" | ")[0]), row) for row in rows
+    ]
 
 
 def options_of(verb: str) -> set[str]:
     command = group.get_command(click.Context(group), verb)
     assert command is not None
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 def test_every_verb_has_its_place_in_the_table() -> None:

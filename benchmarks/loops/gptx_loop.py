@@ -43,7 +43,9 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
 
 def begun(lesson: Lesson) -> GPT:
     tensors = lesson.weights()
-    source = TensorSource("the lesson", {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+    source = TensorSource(
+        "the lesson", {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__
+    )
     return build(GPTConfig.from_dict(lesson.shape), LAYOUTS["gpt2"], source)
 
 

@@ -78,13 +78,17 @@ class Clock:
         return self.windows(step)
 
 
-Train = Callable[[Lesson, Callable[[int], Batch]], float]  # -> loss of what is held out, after all_steps
+Train = Callable[
+    [Lesson, Callable[[int], Batch]], float
+]  # -> loss of what is held out, after all_steps
 
 
 def main(train: Train) -> None:
     lesson = Lesson(**json.load(sys.stdin))
     torch.set_num_threads(lesson.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as nanoGPT has it
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        True  # as nanoGPT has it
+    )
     clock = Clock(lesson)
     loss = train(lesson, clock)
     gpu = torch.cuda.get_device_name() if lesson.device == "cuda" else None
@@ -98,7 +102,9 @@ def held_out_loss(logits: Callable[[Tensor], Tensor], lesson: Lesson) -> float:
     for inputs, targets in lesson.held_out():
         with lesson.autocast():
             found = logits(inputs.to(lesson.device))
-        losses.append(F.cross_entropy(found.float().flatten(0, 1), targets.to(lesson.device).flatten()).item())
+        losses.append(
+            F.cross_entropy(found.float().flatten(0, 1), targets.to(lesson.device).flatten()).item()
+        )
     return sum(losses) / len(losses)
 
 
@@ -109,4 +115,8 @@ def _windows(lesson: Lesson) -> Callable[[int], Batch]:
 
 def _peak_memory(device: str) -> int:
     """Bytes: the most that PyTorch has allocated on a GPU, else the most that the process has had."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    )

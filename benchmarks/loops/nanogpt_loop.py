@@ -27,7 +27,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape
         q, k, v = (
-            part.view(rows, length, self.n_head, width // self.n_head).transpose(1, 2)  # (B, H, S, D)
+            part.view(rows, length, self.n_head, width // self.n_head).transpose(
+                1, 2
+            )  # (B, H, S, D)
             for part in self.c_attn(x).split(width, dim=2)
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -58,7 +60,9 @@ class Block(nn.Module):
 class NanoGPT(nn.Module):
     transformer: Any  # a ModuleDict, of whose parts torch says no types
 
-    def __init__(self, *, vocab_size: int, n_ctx: int, n_layer: int, n_head: int, n_embd: int) -> None:
+    def __init__(
+        self, *, vocab_size: int, n_ctx: int, n_layer: int, n_head: int, n_embd: int
+    ) -> None:
         super().__init__()
         self.transformer = nn.ModuleDict(
             {
@@ -77,7 +81,9 @@ class NanoGPT(nn.Module):
         for block in self.transformer.h:
             x = block(x)
         logits = self.lm_head(self.transformer.ln_f(x))
-        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1)
+        return logits, F.cross_entropy(
+            logits.view(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=-1
+        )
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """GPT-2's tensors under transformers' names, which are nanoGPT's; its Conv1D has weights the other way round."""
@@ -101,7 +107,9 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
     def moved(step: int) -> Batch:
         inputs, targets = batch(step)
         if lesson.device == "cuda":
-            return tuple(ids.pin_memory().to("cuda", non_blocking=True) for ids in (inputs, targets))  # type: ignore
+            return tuple(
+                ids.pin_memory().to("cuda", non_blocking=True) for ids in (inputs, targets)
+            )  # type: ignore
         return inputs, targets
 
     inputs, targets = moved(0)

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator
 from lesson import BETAS, CLIP, WEIGHT_DECAY, Batch, Lesson, held_out_loss, main
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, default_data_collator
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 
 class Rows(IterableDataset):
@@ -21,7 +27,11 @@ class Rows(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for step in itertools.count():
             for inputs, targets in zip(*self.batch(step)):
-                yield {"input_ids": inputs, "labels": targets, "shift_labels": targets}  # not shifted once more
+                yield {
+                    "input_ids": inputs,
+                    "labels": targets,
+                    "shift_labels": targets,
+                }  # not shifted once more
 
 
 def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
@@ -60,7 +70,9 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        Trainer(model, arguments, train_dataset=Rows(batch), data_collator=default_data_collator).train()
+        Trainer(
+            model, arguments, train_dataset=Rows(batch), data_collator=default_data_collator
+        ).train()
     model.eval()
     return held_out_loss(lambda ids: model(input_ids=ids).logits, lesson)
 

@@ -26,14 +26,26 @@ def proof_options(command: Callable[..., None]) -> Callable[..., None]:
     """What export and quantize both take."""
     options = [
         click.option(
-            "--text", type=click.Path(path_type=Path), help="Proof text, a UTF-8 file.  [default: our own page]"
+            "--text",
+            type=click.Path(path_type=Path),
+            help="Proof text, a UTF-8 file.  [default: our own page]",
         ),
         click.option(
-            "--limit", "limit", multiple=True, metavar="NAME=VALUE", help="Override a limit, e.g. kl_mean=0.02."
+            "--limit",
+            "limit",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Override a limit, e.g. kl_mean=0.02.",
         ),
-        click.option("--accept", is_flag=True, help="Write it even outside the limits; the certificate says so."),
+        click.option(
+            "--accept",
+            is_flag=True,
+            help="Write it even outside the limits; the certificate says so.",
+        ),
         click.option("--force", is_flag=True, help="Replace OUT if it is there."),
-        click.option("--dry-run", is_flag=True, help="Print what it takes (disk, memory) and stop."),
+        click.option(
+            "--dry-run", is_flag=True, help="Print what it takes (disk, memory) and stop."
+        ),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
@@ -46,12 +58,20 @@ def proof_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Choice(["shared", "growing", "scatter"]),
     help="Form of the KV cache.  [default: shared where the model allows it]",
 )
-@click.option("--portable", is_flag=True, help="Standard operators only, for every loader: --cache growing.")
 @click.option(
-    "--via", type=click.Choice(["optimum"]), help="Export with optimum-onnx: for models that gptx does not know."
+    "--portable", is_flag=True, help="Standard operators only, for every loader: --cache growing."
 )
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where SOURCE has none.")
-@click.option("--allow-pickle", is_flag=True, help="Let a nanoGPT checkpoint run code from its pickle.")
+@click.option(
+    "--via",
+    type=click.Choice(["optimum"]),
+    help="Export with optimum-onnx: for models that gptx does not know.",
+)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json, where SOURCE has none."
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Let a nanoGPT checkpoint run code from its pickle."
+)
 @proof_options
 def export(
     source: str,
@@ -73,12 +93,16 @@ def export(
     The graph is compared with PyTorch on a proof text before anything is written, and the certificate travels with it.
     """
     if portable and cache not in (None, "growing"):
-        raise UsageError(f"--portable is --cache growing, and --cache {cache} was asked for too: give one of them")
+        raise UsageError(
+            f"--portable is --cache growing, and --cache {cache} was asked for too: give one of them"
+        )
     cache = "growing" if portable else cache
     options: dict[str, Any] = dict(text=text, limits=_limits(limit), accept=accept, force=force)
     if via == "optimum":
         if cache not in (None, "growing"):
-            raise UsageError(f"--via optimum writes a growing cache; --cache {cache} is not to be had there")
+            raise UsageError(
+                f"--via optimum writes a growing cache; --cache {cache} is not to be had there"
+            )
         unheard = {"--dry-run": dry_run, "--tokenizer": tokenizer, "--allow-pickle": allow_pickle}
         for name, given in unheard.items():
             if given:
@@ -113,11 +137,16 @@ def export(
             merge(checkpoint, scratch / "merged", exact=True)
             checkpoint = scratch / "merged"
             source = str(checkpoint)
-        if tokenizer or kind_of(checkpoint) not in ("checkpoint", "artifact"):  # export refuses the latter
+        if tokenizer or kind_of(checkpoint) not in (
+            "checkpoint",
+            "artifact",
+        ):  # export refuses the latter
             from gptx_models.importers import import_checkpoint
 
             checkpoint = scratch / "checkpoint"
-            import_checkpoint(source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note)
+            import_checkpoint(
+                source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note
+            )
         if dry_run and kind_of(checkpoint) == "checkpoint":
             _plan_export(checkpoint, cache)
             return
@@ -130,7 +159,9 @@ def export(
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"]),
+    type=click.Choice(
+        ["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"]
+    ),
     help="A recipe of those above. Either this or --budget.",
 )
 @click.option(
@@ -144,10 +175,14 @@ def export(
     help="Where --budget draws its mixes, a PNG.  [default: OUT-pareto.png]",
 )
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), help="Text that rounding is fitted to, UTF-8.  [default: our own]"
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Text that rounding is fitted to, UTF-8.  [default: our own]",
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="Compare with PyTorch on this checkpoint, not with SOURCE."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Compare with PyTorch on this checkpoint, not with SOURCE.",
 )
 @proof_options
 def quantize(
@@ -203,15 +238,24 @@ def quantize(
     )
 
     if (to is None) == (budget is None):
-        raise click.UsageError("give either --to with a recipe, or --budget, for example --budget ppl=+0.5%")
+        raise click.UsageError(
+            "give either --to with a recipe, or --budget, for example --budget ppl=+0.5%"
+        )
     if picture and not budget:
         raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
     if picture and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture {picture}: it is a PNG file, so let its name end with .png")
     if to == "fp16" and calibration:
-        raise UsageError("--calibration is what 8 and 4 bits are fitted to, and fp16 is not: leave it out")
+        raise UsageError(
+            "--calibration is what 8 and 4 bits are fitted to, and fp16 is not: leave it out"
+        )
     options: dict[str, Any] = dict(
-        checkpoint=checkpoint, text=text, calibration=calibration, limits=_limits(limit), accept=accept, force=force
+        checkpoint=checkpoint,
+        text=text,
+        calibration=calibration,
+        limits=_limits(limit),
+        accept=accept,
+        force=force,
     )
     allowed = parse_budget(budget) if budget is not None else None
     if dry_run:
@@ -226,7 +270,9 @@ def quantize(
             from gpt_export.mixed_precision.search import new_picture, plan_within
 
             new_picture(out, picture, force=force)
-            _print_plan(plan_within(source, allowed, calibration=calibration, limits=options["limits"]))
+            _print_plan(
+                plan_within(source, allowed, calibration=calibration, limits=options["limits"])
+            )
         else:
             assert to is not None
             manifest, _ = check_recipe(source, to, options["limits"])
@@ -261,7 +307,9 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
         try:
             limits[name] = float(value)
         except ValueError:
-            raise UsageError(f"--limit {entry}: expected NAME=VALUE with a number, for example kl_mean=0.02") from None
+            raise UsageError(
+                f"--limit {entry}: expected NAME=VALUE with a number, for example kl_mean=0.02"
+            ) from None
     return limits
 
 
@@ -288,7 +336,9 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
     against, text = f"against {certificate['against']} on {figures['positions']} tokens:", ""
     if greedy["compared"]:  # a language model
-        against += f" perplexity {figures['perplexity']:.4f} ({figures['perplexity_reference']:.4f}),"
+        against += (
+            f" perplexity {figures['perplexity']:.4f} ({figures['perplexity_reference']:.4f}),"
+        )
         text = f", greedy text identical for {greedy['identical']} of {greedy['compared']} tokens"
     manifest = read_manifest(out)
     task = task_in_words(out, manifest.model.n_class)

@@ -112,10 +112,17 @@ def export_checkpoint(
             del gpt, graph  # PyTorch's copy goes before ONNX Runtime makes its own
             gc.collect()
             facts = manifest_facts(staging, config, form, parameters)
-            facts["source"] = {**source_of(source, config, open_folder(source)), **weights_hash(source)}
+            facts["source"] = {
+                **source_of(source, config, open_folder(source)),
+                **weights_hash(source),
+            }
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
-            recording.reference(reference_budget(parameters), staging, facts["tokens"]).save(staging)
-            certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
+            recording.reference(reference_budget(parameters), staging, facts["tokens"]).save(
+                staging
+            )
+            certificate = prove(
+                staging, facts, recording, bounds, accept=accept, what=f"the export of {source}"
+            )
         write_card(staging, out.name, card)
     return certificate
 
@@ -161,9 +168,13 @@ def expect_checkpoint(source: Path) -> None:
             " of it and its base"
         )
     if kind == "missing":
-        raise CheckpointError(f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes")
+        raise CheckpointError(
+            f"{source} does not exist: give a checkpoint folder, or what `gptx import` takes"
+        )
     if kind != "checkpoint":
-        raise CheckpointError(f"{source} is no checkpoint folder: it has no config.json; see `gptx import --help`")
+        raise CheckpointError(
+            f"{source} is no checkpoint folder: it has no config.json; see `gptx import --help`"
+        )
 
 
 def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
@@ -179,7 +190,9 @@ def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
     return asked
 
 
-def manifest_facts(folder: Path, config: GPTConfig, form: CacheForm, parameters: int) -> dict[str, Any]:
+def manifest_facts(
+    folder: Path, config: GPTConfig, form: CacheForm, parameters: int
+) -> dict[str, Any]:
     """What gptx.json says of the model."""
     additive = any(config.attention_of(i) == "additive" for i in range(config.n_layer))
     return {
@@ -212,7 +225,12 @@ def tool_versions() -> dict[str, str]:
     import onnxscript
     import torch
 
-    modules = {"torch": torch, "onnxscript": onnxscript, "onnx_ir": onnx_ir, "onnxruntime": onnxruntime}
+    modules = {
+        "torch": torch,
+        "onnxscript": onnxscript,
+        "onnx_ir": onnx_ir,
+        "onnxruntime": onnxruntime,
+    }
     return {name: module.__version__ for name, module in modules.items()}
 
 
@@ -232,7 +250,9 @@ def settle(certificate: dict[str, Any], *, accept: bool, what: str) -> None:
         return
     problems = "; ".join(certificate["outside"])
     if not accept:
-        raise ParityError(f"{what} is outside its limits ({problems}): nothing was written, --accept writes it anyway")
+        raise ParityError(
+            f"{what} is outside its limits ({problems}): nothing was written, --accept writes it anyway"
+        )
     certificate["accepted"] = True
     note(f"Outside its limits and accepted: {problems}")
 

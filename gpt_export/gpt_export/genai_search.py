@@ -8,7 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
-from gptx.generation.generation_config import NO_RULES, Rules, unsupported, unsupported_in_words, whole
+from gptx.generation.generation_config import (
+    NO_RULES,
+    Rules,
+    unsupported,
+    unsupported_in_words,
+    whole,
+)
 from gptx.generation.options import FROM_FILE, Options, resolve
 from gptx.progress import note
 
@@ -17,7 +23,9 @@ _RULES = ("max_length", "min_length", "no_repeat_ngram_size")
 _LARGEST = 2**31 - 1
 
 
-def search(generation: Mapping[str, Any], shape: Mapping[str, Any], *, shared: bool) -> dict[str, Any]:
+def search(
+    generation: Mapping[str, Any], shape: Mapping[str, Any], *, shared: bool
+) -> dict[str, Any]:
     """Raises CheckpointError for a generation_config.json that gptx cannot obey."""
     options = _options(generation)
     sampled, rules = options.temperature > 0, options.rules
@@ -49,19 +57,33 @@ def tell(generation: Mapping[str, Any], *, genai: bool) -> None:
     if (line := unsupported_in_words(generation)) is not None:
         note(line)
     if genai and (names := unsaid(generation)):
-        note(f"genai_config.json cannot hold {', '.join(names)}: onnxruntime-genai generates without")
+        note(
+            f"genai_config.json cannot hold {', '.join(names)}: onnxruntime-genai generates without"
+        )
 
 
 def unsaid(generation: Mapping[str, Any]) -> list[str]:
     """The fields that change the text and that genai_config.json cannot hold."""
     options = _options(generation)
     rules: Rules = options.rules
-    names = [name for name in ("max_new_tokens", "min_new_tokens", "stop_strings") if generation.get(name) is not None]
-    if rules.max_length is None and options.max_new_tokens is not None and "max_new_tokens" not in names:
+    names = [
+        name
+        for name in ("max_new_tokens", "min_new_tokens", "stop_strings")
+        if generation.get(name) is not None
+    ]
+    if (
+        rules.max_length is None
+        and options.max_new_tokens is not None
+        and "max_new_tokens" not in names
+    ):
         names.append("max_length")  # 20, which is a number of new tokens
     if options.temperature > 0 and options.min_p > 0:
         names.append("min_p")
-    asked = [field.name for field in fields(Rules) if getattr(rules, field.name) != getattr(NO_RULES, field.name)]
+    asked = [
+        field.name
+        for field in fields(Rules)
+        if getattr(rules, field.name) != getattr(NO_RULES, field.name)
+    ]
     names += [name for name in asked if name not in _RULES]
     return names + [name for name in unsupported(generation) if name not in _BEAMS]
 
@@ -70,7 +92,9 @@ def _options(generation: Mapping[str, Any]) -> Options:
     try:
         return resolve({}, generation, max_new_tokens=None)
     except UsageError as error:
-        raise CheckpointError(f"generation_config.json: {str(error).replace(FROM_FILE, '')}") from error
+        raise CheckpointError(
+            f"generation_config.json: {str(error).replace(FROM_FILE, '')}"
+        ) from error
 
 
 def _positive(value: Any, otherwise: float) -> float:

@@ -41,7 +41,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return tensor_files.read_json(path) if path.exists() else {}
 
 
-def write_genai_config(out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool) -> None:
+def write_genai_config(
+    out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool
+) -> None:
     """genai_config.json for onnxruntime-genai, which refuses keys that it does not know (its config.h). It only generates:
     a model with a classification head gets none."""
     if shape.get("n_class"):
@@ -103,14 +105,21 @@ def token_facts(folder: Path) -> dict[str, Any]:
 def write_manifest(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """gptx.json: `facts` with the format's version, ours, and the hash and size of every file but itself and the card.
     Its certificate is empty as yet. Returns what was written."""
-    files = sorted(p for p in out.rglob("*") if p.is_file() and p.relative_to(out).as_posix() not in (MANIFEST, CARD))
+    files = sorted(
+        p
+        for p in out.rglob("*")
+        if p.is_file() and p.relative_to(out).as_posix() not in (MANIFEST, CARD)
+    )
     manifest = {
         "format": "gptx",
         "format_version": 1,
         "gptx_version": gptx.__version__,
         **facts,
         "certificate": {},
-        "files": {p.relative_to(out).as_posix(): {"sha256": sha256(p), "size": p.stat().st_size} for p in files},
+        "files": {
+            p.relative_to(out).as_posix(): {"sha256": sha256(p), "size": p.stat().st_size}
+            for p in files
+        },
     }
     write_json(out / MANIFEST, manifest)
     return manifest
@@ -126,7 +135,9 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
     manifest = read_json(out / MANIFEST)
     certificate, shape = manifest["certificate"], manifest["model"]
     figures, greedy = certificate["figures"], certificate["greedy"]
-    size = sum(entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/"))
+    size = sum(
+        entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/")
+    )
     source, task = manifest["source"], task_in_words(out, shape.get("n_class", 0))
     language = (
         [
@@ -172,7 +183,9 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         f"| largest, mean difference of a logit | {figures['max_abs']:.2e}, {figures['mean_abs']:.2e} |",
         *language[2:],
         "",
-        "Outside its limits, and accepted as it is." if certificate["accepted"] else "Inside its limits.",
+        "Outside its limits, and accepted as it is."
+        if certificate["accepted"]
+        else "Inside its limits.",
         *_context(certificate),
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
@@ -202,4 +215,6 @@ def _mix(quantization: dict[str, Any]) -> list[str]:
     """The card's line on a mix of bits; none on anything else."""
     if "mix" not in quantization:
         return []
-    return [f"| mix of 4 and 8 bits | {quantization['mix']}, the best inside {quantization['budget']} |"]
+    return [
+        f"| mix of 4 and 8 bits | {quantization['mix']}, the best inside {quantization['budget']} |"
+    ]

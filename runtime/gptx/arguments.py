@@ -44,7 +44,9 @@ def token_ids(name: str, value: Any, vocab_size: int) -> list[int]:
     for token in value:
         number = integer(token)
         if number is None:
-            raise PromptError(f"{name} holds {shown(token)}, expected token ids, which are integers")
+            raise PromptError(
+                f"{name} holds {shown(token)}, expected token ids, which are integers"
+            )
         if not 0 <= number < vocab_size:
             raise PromptError(
                 f"{name}: token id {shown(number)} is outside the model's vocabulary: 0 to {vocab_size - 1}"
@@ -63,7 +65,9 @@ def text(name: str, value: Any) -> str:
 def rows_of(name: str, value: Any, rows: int) -> Sequence[Any]:
     """A list with an entry for each row of a session. Raises UsageError."""
     if not is_list(value):
-        raise UsageError(f"{name} got {shown(value)}, expected a list with an entry for each of the {rows} rows")
+        raise UsageError(
+            f"{name} got {shown(value)}, expected a list with an entry for each of the {rows} rows"
+        )
     if len(value) != rows:
         raise UsageError(f"{name} got {len(value)} rows, and the session has {rows}")
     return value

@@ -22,10 +22,14 @@ from gptx.parity.seal import Seal, seal_of, write_seal
 from gptx.progress import stage
 from gptx.verify import Report, checked_certificate, verify
 
-CARD = "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list
+CARD = (
+    "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list
+)
 
 
-def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bool = False) -> Report:
+def compile_artifact(
+    source: Path, out: Path, *, accept: bool = False, force: bool = False
+) -> Report:
     """Compile the artifact `source` to `out`, and prove the compiled graph there; an earlier compiled part is replaced.
 
     accept: write it even where it is outside the certificate's limits; gptx.json then says so. Raises UsageError,
@@ -38,7 +42,10 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
     # for each graph the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
     # (fp16 is computed in floats here)
     copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
-    needed = sum(f.size + (copies * f.size if name.startswith("onnx/") else 0) for name, f in portable.items())
+    needed = sum(
+        f.size + (copies * f.size if name.startswith("onnx/") else 0)
+        for name, f in portable.items()
+    )
     check_output(out, force=force, needed=int(needed))
     check_hashes(manifest)
     reference = Reference.load(source, manifest.model)
@@ -48,7 +55,11 @@ def compile_artifact(source: Path, out: Path, *, accept: bool = False, force: bo
             shutil.copyfile(source / name, staging / name)
         with stage("Compiling"):
             _compile(manifest, staging)
-        raw = {**manifest.raw, "compiled": compiled.facts(), "files": _files(manifest, staging, list(portable))}
+        raw = {
+            **manifest.raw,
+            "compiled": compiled.facts(),
+            "files": _files(manifest, staging, list(portable)),
+        }
         _write_manifest(staging, raw, reference)
         with stage("Proving"):
             report = verify(staging)
@@ -73,14 +84,18 @@ def _compile_graph(graph: Path, out: Path, weights: str) -> None:
     except ProviderError:
         raise
     except Exception as error:  # ORT has one exception class per status code and no base of its own
-        raise ArtifactError(f"{graph}: ONNX Runtime cannot compile it: {first_line(error)}") from error
+        raise ArtifactError(
+            f"{graph}: ONNX Runtime cannot compile it: {first_line(error)}"
+        ) from error
 
 
 def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, Any]:
     """What gptx.json says of the files: the portable ones' hashes were checked before they were copied."""
     files = {name: manifest.raw["files"][name] for name in portable}
     for name in compiled.FILES:
-        if (file := staging / name).exists():  # a graph whose weights are all small keeps them inside
+        if (
+            file := staging / name
+        ).exists():  # a graph whose weights are all small keeps them inside
             with file.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             files[name] = {"sha256": digest, "size": file.stat().st_size}
@@ -97,12 +112,17 @@ def _with_compiled(seal: Seal, now: Seal) -> Seal:
     """`seal`, of the artifact when it was made, with what compiling adds to it."""
     files = {name: digest for name, digest in seal["files"].items() if name not in compiled.FILES}
     files |= {name: digest for name, digest in now["files"].items() if name in compiled.FILES}
-    return {"files": files, "manifest": {**seal["manifest"], "compiled": now["manifest"]["compiled"]}}
+    return {
+        "files": files,
+        "manifest": {**seal["manifest"], "compiled": now["manifest"]["compiled"]},
+    }
 
 
 def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str) -> None:
     if (report.graph, report.decode) != expected:  # a note has said why
-        raise ArtifactError(f"{what} cannot be loaded on the machine that made it: nothing was written")
+        raise ArtifactError(
+            f"{what} cannot be loaded on the machine that made it: nothing was written"
+        )
     failed = [
         f"{row.name} is {row.here:.4g}, limit {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
         for row in report.rows
@@ -110,4 +130,6 @@ def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str
     ]
     failed += [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
     if failed and not accept:
-        raise ParityError(f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept")
+        raise ParityError(
+            f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept"
+        )

@@ -20,10 +20,34 @@ from gptx.ort import providers
 from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, memory
 
 # Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
-_ORT_NAMES = ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-vitisai", "-cann", "-training")
-ORT_DISTRIBUTIONS = (*(f"onnxruntime{name}" for name in _ORT_NAMES), "ort-nightly", "ort-nightly-gpu")
+_ORT_NAMES = (
+    "",
+    "-gpu",
+    "-directml",
+    "-openvino",
+    "-qnn",
+    "-rocm",
+    "-migraphx",
+    "-vitisai",
+    "-cann",
+    "-training",
+)
+ORT_DISTRIBUTIONS = (
+    *(f"onnxruntime{name}" for name in _ORT_NAMES),
+    "ort-nightly",
+    "ort-nightly-gpu",
+)
 NEEDED = ("numpy", "tokenizers", "click", "rich", "jinja2", "safetensors")
-OPTIONAL = ("torch", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub", "transformers", "optimum-onnx")
+OPTIONAL = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "gguf",
+    "huggingface-hub",
+    "transformers",
+    "optimum-onnx",
+)
 OPTIONAL += ("onnxruntime-genai", "ctranslate2", "llama-cpp-python", "openvino")
 
 # The smallest model there is, one Identity of one float, as onnx writes it
@@ -66,7 +90,11 @@ def examine() -> Health:
     return Health(
         versions=versions | ort | needed,
         optional={name: installed(name) for name in OPTIONAL},
-        system={"system": platform.platform(), "Python": sys.executable, "gptx": str(Path(__file__).parent)},
+        system={
+            "system": platform.platform(),
+            "Python": sys.executable,
+            "gptx": str(Path(__file__).parent),
+        },
         cpu=cpu_name(),
         cpu_features=cpu_features(),
         cores=cpu_cores(),
@@ -79,7 +107,10 @@ def examine() -> Health:
 
 def version_line() -> str:
     """What `gptx --version` prints; imports nothing heavy."""
-    ort = ", ".join(f"{name} {number}" for name, number in ort_installed().items()) or "no onnxruntime"
+    ort = (
+        ", ".join(f"{name} {number}" for name, number in ort_installed().items())
+        or "no onnxruntime"
+    )
     return f"gptx {version()}, {ort}, {cpu_name()}"
 
 
@@ -124,15 +155,25 @@ def try_provider(ort: Any, name: str, model: Path) -> Provider:
         if session.get_providers()[0] != name:
             return Provider(name, False, f"ONNX Runtime fell back to {session.get_providers()[0]}")
         session.run(None, {"x": np.ones(1, np.float32)})
-    except Exception as error:  # ORT has a class per status code, and providers raise what they like
+    except (
+        Exception
+    ) as error:  # ORT has a class per status code, and providers raise what they like
         return Provider(name, False, providers.first_line(error))
     return Provider(name, True, "")
 
 
-def _problems(onnxruntime: dict[str, str], needed: dict[str, str | None], failure: str | None) -> list[str]:
-    found = [f"{name} is missing: install gptx again, with its dependencies" for name, v in needed.items() if v is None]
+def _problems(
+    onnxruntime: dict[str, str], needed: dict[str, str | None], failure: str | None
+) -> list[str]:
+    found = [
+        f"{name} is missing: install gptx again, with its dependencies"
+        for name, v in needed.items()
+        if v is None
+    ]
     if not onnxruntime:
-        found.append(f"ONNX Runtime is missing: {pip_command('cpu')}, or {pip_command('cuda')} for an NVIDIA GPU")
+        found.append(
+            f"ONNX Runtime is missing: {pip_command('cpu')}, or {pip_command('cuda')} for an NVIDIA GPU"
+        )
     if len(onnxruntime) > 1:
         names = " and ".join(onnxruntime)
         keep = "cuda" if any("gpu" in name for name in onnxruntime) else "cpu"
@@ -142,7 +183,11 @@ def _problems(onnxruntime: dict[str, str], needed: dict[str, str | None], failur
         )
     elif failure is not None:
         found.append(failure)
-    others = [name for name in importlib.metadata.packages_distributions().get("gptx", []) if name != NAME]
+    others = [
+        name for name in importlib.metadata.packages_distributions().get("gptx", []) if name != NAME
+    ]
     if others:
-        found.append(f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}")
+        found.append(
+            f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}"
+        )
     return found

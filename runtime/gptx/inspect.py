@@ -25,7 +25,11 @@ from gptx.generation.generation_config import FIELDS, unsupported
 from gptx.parity.certificate_rows import Rows, certificate_rows
 
 # What gptx import reads when it stands alone, by the end of its name
-_IMPORTABLE = {".gguf": "a GGUF file", ".pt": "a PyTorch checkpoint", ".bin": "a llama2.c or PyTorch checkpoint"}
+_IMPORTABLE = {
+    ".gguf": "a GGUF file",
+    ".pt": "a PyTorch checkpoint",
+    ".bin": "a llama2.c or PyTorch checkpoint",
+}
 _CACHES = {
     "shared": "shared (one buffer, written in place by GroupQueryAttention)",
     "growing": "growing (portable: standard operators, copied at every step)",
@@ -61,7 +65,9 @@ def describe(path: Path) -> Description:
             f" or gptx export {_quoted(path)} OUT makes"
         )
     if kind == "folder":
-        raise ArtifactError(f"{path} is neither an artifact nor a checkpoint: it holds no gptx.json and no config.json")
+        raise ArtifactError(
+            f"{path} is neither an artifact nor a checkpoint: it holds no gptx.json and no config.json"
+        )
     what = "does not exist" if kind == "missing" else "is a file"
     raise ArtifactError(f"{path} {what}, and inspect takes a folder: an artifact or a checkpoint")
 
@@ -69,27 +75,63 @@ def describe(path: Path) -> Description:
 def _artifact(path: Path) -> Description:
     manifest = read_manifest(path)
     config, generation = _json(path / "config.json"), _json(path / "generation_config.json")
-    files = _files(path, is_plain)  # of links that lead out of the folder nothing is said, not even the size
+    files = _files(
+        path, is_plain
+    )  # of links that lead out of the folder nothing is said, not even the size
     model, raw = manifest.model, manifest.raw
-    cache_bytes = 2 * model.n_layer * model.n_kv_head * model.head_dim * (2 if manifest.cache_dtype == "float16" else 4)
+    cache_bytes = (
+        2
+        * model.n_layer
+        * model.n_kv_head
+        * model.head_dim
+        * (2 if manifest.cache_dtype == "float16" else 4)
+    )
     graph_bytes = sum(size for name, size in files if name.startswith("onnx/"))
     heads = f"{model.n_head} heads of {model.head_dim}"
     if model.n_kv_head != model.n_head:
         heads += f" ({model.n_kv_head} for keys and values)"
     facts = [
-        ("kind", f"artifact, format {raw['format_version']}, written by gptx {manifest.gptx_version}"),
-        ("model", f"{config.get('model_type', 'unknown')}, {_count(model.n_parameters)} parameters"),
+        (
+            "kind",
+            f"artifact, format {raw['format_version']}, written by gptx {manifest.gptx_version}",
+        ),
+        (
+            "model",
+            f"{config.get('model_type', 'unknown')}, {_count(model.n_parameters)} parameters",
+        ),
         ("shape", f"{model.n_layer} layers, {heads}, vocabulary of {model.vocab_size:,}"),
-        ("precision", f"{manifest.precision}, {graph_bytes / model.n_parameters:.2f} bytes a parameter"),
+        (
+            "precision",
+            f"{manifest.precision}, {graph_bytes / model.n_parameters:.2f} bytes a parameter",
+        ),
         *_quantization(raw.get("quantization") or {}),
-        ("context", f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}"),
+        (
+            "context",
+            f"{model.n_ctx:,} tokens; prompts are fed in pieces of {manifest.prefill_chunk}",
+        ),
         *_compiled(raw.get("compiled")),
-        *([("decode graph", f"{DECODE}, for steps of a single row on a CPU")] if manifest.decode else []),
-        *([("cuda graph", f"{CUDA}, to be proved by gptx verify --device cuda")] if manifest.cuda else []),
+        *(
+            [("decode graph", f"{DECODE}, for steps of a single row on a CPU")]
+            if manifest.decode
+            else []
+        ),
+        *(
+            [("cuda graph", f"{CUDA}, to be proved by gptx verify --device cuda")]
+            if manifest.cuda
+            else []
+        ),
         ("cache", _CACHES[manifest.cache]),
-        ("cache memory", f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full"),
+        (
+            "cache memory",
+            f"{_size(cache_bytes)} a token, {_size(cache_bytes * model.n_ctx)} when full",
+        ),
         ("tokenizer", _tokenizer(manifest.tokens, model.vocab_size)),
-        ("chat template", "yes: gptx chat, gptx run --chat" if (path / "chat_template.jinja").exists() else "none"),
+        (
+            "chat template",
+            "yes: gptx chat, gptx run --chat"
+            if (path / "chat_template.jinja").exists()
+            else "none",
+        ),
         *_task(path, model.n_class),
         *([] if model.n_class else [("generates", generation_in_words(generation))]),
         *_source(raw.get("source") or {}),
@@ -110,26 +152,53 @@ def _artifact(path: Path) -> Description:
 
 
 def _checkpoint(path: Path) -> Description:
-    config, files = _json(path / "config.json"), _files(path, lambda folder, name: (folder / name).is_file())
+    config, files = (
+        _json(path / "config.json"),
+        _files(path, lambda folder, name: (folder / name).is_file()),
+    )
     kind = config.get("model_type")
     tensors = _tensors(path)
     parameters = sum(math.prod(shape) for shape, _ in tensors.values())
     types = Counter(dtype for _, dtype in tensors.values())
-    fields = {"layers": ("n_layer", "num_hidden_layers"), "heads": ("n_head", "num_attention_heads")}
-    fields |= {"width": ("n_embd", "hidden_size"), "context": ("n_ctx", "n_positions", "max_position_embeddings")}
+    fields = {
+        "layers": ("n_layer", "num_hidden_layers"),
+        "heads": ("n_head", "num_attention_heads"),
+    }
+    fields |= {
+        "width": ("n_embd", "hidden_size"),
+        "context": ("n_ctx", "n_positions", "max_position_embeddings"),
+    }
     fields |= {"vocabulary": ("vocab_size",)}
     shape = [
-        f"{label} {config[name]}" for label, names in fields.items() if (name := _first(names, config)) is not None
+        f"{label} {config[name]}"
+        for label, names in fields.items()
+        if (name := _first(names, config)) is not None
     ]
     covered = kind in _COVERED
-    command = f"gptx export {_quoted(path)} {_quoted(f'{path}-onnx')}" + ("" if covered else " --via optimum")
+    command = f"gptx export {_quoted(path)} {_quoted(f'{path}-onnx')}" + (
+        "" if covered else " --via optimum"
+    )
     facts = [
         ("kind", "checkpoint folder: weights that gptx export, train and finetune read"),
-        ("model", f"{kind or 'of no model_type'}" + ("" if covered else ", which gptx's own GPT does not cover")),
+        (
+            "model",
+            f"{kind or 'of no model_type'}"
+            + ("" if covered else ", which gptx's own GPT does not cover"),
+        ),
         ("shape", ", ".join(shape) or "not in config.json"),
-        ("parameters", f"{_count(parameters)} in {len(tensors)} tensors" if tensors else "no .safetensors file here"),
+        (
+            "parameters",
+            f"{_count(parameters)} in {len(tensors)} tensors"
+            if tensors
+            else "no .safetensors file here",
+        ),
         ("types", ", ".join(f"{dtype} ({n})" for dtype, n in types.most_common()) or "unknown"),
-        ("tokenizer", "tokenizer.json" if (path / "tokenizer.json").exists() else "none: it will run on token ids"),
+        (
+            "tokenizer",
+            "tokenizer.json"
+            if (path / "tokenizer.json").exists()
+            else "none: it will run on token ids",
+        ),
         ("chat template", "yes" if (path / "chat_template.jinja").exists() else "none"),
         *_task(path, _outputs(config)),
         *_source(_json(path / "gptx_source.json")),
@@ -157,10 +226,18 @@ def _outputs(config: dict[str, Any]) -> int:
     names, of_gptx = config.get("architectures"), config.get("n_class")
     if isinstance(of_gptx, int) and of_gptx > 0:
         return of_gptx
-    if not (isinstance(names, list) and any("ForSequenceClassification" in str(name) for name in names)):
+    if not (
+        isinstance(names, list) and any("ForSequenceClassification" in str(name) for name in names)
+    ):
         return 0
     labels, count = config.get("id2label"), config.get("num_labels")
-    return len(labels) if labels and isinstance(labels, dict) else count if isinstance(count, int) else N_LABELS
+    return (
+        len(labels)
+        if labels and isinstance(labels, dict)
+        else count
+        if isinstance(count, int)
+        else N_LABELS
+    )
 
 
 def generation_in_words(generation: dict[str, Any]) -> str:
@@ -175,7 +252,11 @@ def generation_in_words(generation: dict[str, Any]) -> str:
         words.append(f"repetition penalty {generation['repetition_penalty']}")
     if generation.get("max_new_tokens"):
         words.append(f"up to {generation['max_new_tokens']} tokens")
-    rules = [name for name, role in FIELDS.items() if role == "rule" and generation.get(name) not in (None, 0, [])]
+    rules = [
+        name
+        for name, role in FIELDS.items()
+        if role == "rule" and generation.get(name) not in (None, 0, [])
+    ]
     if rules:
         words.append(f"with {', '.join(rules)}")
     if unheeded := unsupported(generation):
@@ -184,7 +265,11 @@ def generation_in_words(generation: dict[str, Any]) -> str:
 
 
 def _quantization(quantization: dict[str, Any]) -> Rows:
-    words = [f"{name.replace('_', ' ')} {value}" for name, value in quantization.items() if not isinstance(value, dict)]
+    words = [
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in quantization.items()
+        if not isinstance(value, dict)
+    ]
     return [("quantization", ", ".join(words))] if words else []
 
 
@@ -193,16 +278,26 @@ def _compiled(made: dict[str, Any] | None) -> Rows:
     if not made:
         return []
     words = f"{made.get('cpu')}, ONNX Runtime {made.get('onnxruntime')}: {' '.join(made.get('cpu_features') or [])}"
-    return [("compiled for", words + (", accepted outside its limits" if made.get("accepted") else ""))]
+    return [
+        ("compiled for", words + (", accepted outside its limits" if made.get("accepted") else ""))
+    ]
 
 
 def _tokenizer(tokens: Tokens, vocab_size: int) -> str:
     if tokens.vocab_size is None:
         return "none: it runs on token ids, gptx run --tokens 1,2,3"
-    special = [f"{name} {value}" for name, value in (("bos", tokens.bos), ("pad", tokens.pad)) if value is not None]
+    special = [
+        f"{name} {value}"
+        for name, value in (("bos", tokens.bos), ("pad", tokens.pad))
+        if value is not None
+    ]
     special += [f"end of text {', '.join(map(str, tokens.eos))}"] if tokens.eos else []
     padded = vocab_size - tokens.vocab_size
-    words = [f"{tokens.vocab_size:,} ids", *special, f"{padded} ids of the vocabulary are empty" if padded > 0 else ""]
+    words = [
+        f"{tokens.vocab_size:,} ids",
+        *special,
+        f"{padded} ids of the vocabulary are empty" if padded > 0 else "",
+    ]
     return ", ".join(filter(None, words))
 
 

@@ -55,10 +55,14 @@ def load(
     manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
     tokenizer = load_tokenizer(
-        folder, tokenizer_vocab_size=manifest.tokens.vocab_size, vocab_size=manifest.model.vocab_size
+        folder,
+        tokenizer_vocab_size=manifest.tokens.vocab_size,
+        vocab_size=manifest.model.vocab_size,
     )
     if tokenizer is None and manifest.tokens.vocab_size is not None:
-        raise ArtifactError(f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again")
+        raise ArtifactError(
+            f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again"
+        )
     task, n_class = read_task(folder), manifest.model.n_class
     generation = read_side_file(folder / "generation_config.json")
     if not n_class and (unheeded := unsupported_in_words(generation)) is not None:
@@ -160,7 +164,12 @@ class Model(LoadedModel):
         return results[0] if isinstance(text, str) else results
 
     def summarize(
-        self, text: str, *, examples: Sequence[Example] = (), template: str | None = None, **options: Unpack[Given]
+        self,
+        text: str,
+        *,
+        examples: Sequence[Example] = (),
+        template: str | None = None,
+        **options: Unpack[Given],
     ) -> Summary:
         """A summary of a text: a Completion with `left_out`, the tokens of the text's end that the context had no room for.
 

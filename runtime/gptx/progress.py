@@ -43,12 +43,26 @@ def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iter
         return
     if has_bars():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
         if total is not None:
-            columns[2:] = [BarColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()]
-        with Progress(*columns, console=Console(stderr=True, color_system=color_system()), transient=True) as bar:
+            columns[2:] = [
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left:"),
+                TimeRemainingColumn(),
+            ]
+        with Progress(
+            *columns, console=Console(stderr=True, color_system=color_system()), transient=True
+        ) as bar:
             task = bar.add_task(text, total=total)
             yield lambda amount, text=None: bar.update(task, advance=amount, description=text)
     else:

@@ -25,7 +25,13 @@ from gptx.parity.metrics import Figures, mean_kl
 from gptx.parity.reference import Reference, compare
 from gptx.parity.seal import Seal, changes
 from gptx.parity.text_record import Check, compare_words
-from gptx.parity.weight_checks import check_tables, check_weights, graphs_of, is_graph, rotary_problems
+from gptx.parity.weight_checks import (
+    check_tables,
+    check_weights,
+    graphs_of,
+    is_graph,
+    rotary_problems,
+)
 from gptx.parity.whole_context import compare_context, logits_at
 from gptx.text.prefix import common_length
 
@@ -53,8 +59,12 @@ class Report:
     decode: str = ""  # that of single rows, where they have their own
     checks: list[Check] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    stated: dict[str, Any] = field(default_factory=dict)  # figures of the certificate that cannot be proved here
-    notes: list[str] = field(default_factory=list)  # what ran, what it was compared with, and what is odd or not proved
+    stated: dict[str, Any] = field(
+        default_factory=dict
+    )  # figures of the certificate that cannot be proved here
+    notes: list[str] = field(
+        default_factory=list
+    )  # what ran, what it was compared with, and what is odd or not proved
 
     @property
     def passed(self) -> bool:
@@ -68,11 +78,18 @@ class Measured:
     figures: Figures
     consistency: dict[str, float]
     context: dict[str, float]
-    greedy: int | None  # tokens of greedy text that are the reference's; None for a classification head
+    greedy: (
+        int | None
+    )  # tokens of greedy text that are the reference's; None for a classification head
 
     def to_dict(self) -> dict[str, float | int]:
         """By name, as the certificate keeps them; without those that there are not."""
-        every = {**self.figures.to_dict(), **self.context, **self.consistency, "greedy_identical": self.greedy}
+        every = {
+            **self.figures.to_dict(),
+            **self.context,
+            **self.consistency,
+            "greedy_identical": self.greedy,
+        }
         return {name: value for name, value in every.items() if value is not None}
 
 
@@ -95,14 +112,20 @@ def verify(
     manifest = read_manifest(path)
     before = _states(manifest)
     told.begin(0.15, sum(facts.size for facts in manifest.files.values()))
-    check_hashes(manifest, lambda name, n: told.advance(n))  # first: what is damaged is not to be opened
+    check_hashes(
+        manifest, lambda name, n: told.advance(n)
+    )  # first: what is damaged is not to be opened
     certificate = checked_certificate(manifest)
     reference = Reference.load(manifest.path, manifest.model)
     report = Report()
-    report.checks.append(Check("files", f"{len(manifest.files)} files have the listed sizes and hashes", True))
+    report.checks.append(
+        Check("files", f"{len(manifest.files)} files have the listed sizes and hashes", True)
+    )
     if reference.seal is not None:
         report.checks.append(_unchanged(reference.seal, manifest))
-    told.begin(0.15, sum(facts.size for name, facts in manifest.files.items() if name.startswith("onnx/")))
+    told.begin(
+        0.15, sum(facts.size for name, facts in manifest.files.items() if name.startswith("onnx/"))
+    )
     _check_graphs(report, manifest, told.advance)
     with gptx.load(path, device=device, threads=threads) as model:
         report.checks += _check_words(model, reference)
@@ -115,10 +138,18 @@ def verify(
         report.decode = model.decode.relative_to(model.path).as_posix() if model.decode else ""
         single = f", single rows in {report.decode}" if report.decode else ""
         report.notes.insert(0, f"ran {report.graph} on {model.provider}{single}")
-        if idle := [name for name in manifest.files if is_graph(name) and name not in (report.graph, report.decode)]:
-            report.notes.append(f"not run here, so of these only hashes and weights were checked: {', '.join(idle)}")
+        if idle := [
+            name
+            for name in manifest.files
+            if is_graph(name) and name not in (report.graph, report.decode)
+        ]:
+            report.notes.append(
+                f"not run here, so of these only hashes and weights were checked: {', '.join(idle)}"
+            )
     if _states(manifest) != before:  # one set of bytes was hashed, and another may have been run
-        raise ArtifactError(f"{path} was changed while it was verified: verify it again, when nothing writes to it")
+        raise ArtifactError(
+            f"{path} was changed while it was verified: verify it again, when nothing writes to it"
+        )
     _judge_certificate(report, manifest, certificate)
     return report
 
@@ -153,7 +184,9 @@ class _Progress:
         self._told(min(self._before + self._share * min(self._done / self._total, 1.0), 1.0))
 
 
-def measure(model: Model, reference: Reference, progress: Callable[[int], object] = lambda n: None) -> Measured:
+def measure(
+    model: Model, reference: Reference, progress: Callable[[int], object] = lambda n: None
+) -> Measured:
     """Run everything that the artifact carries its reference's answers to."""
 
     def logits(window: list[int]) -> np.ndarray:
@@ -165,18 +198,24 @@ def measure(model: Model, reference: Reference, progress: Callable[[int], object
     figures = compare(reference, logits, classes=classes)
     context: dict[str, float] = {}
     if reference.context is not None:
-        context = compare_context(reference.context, lambda window, at: logits_at(model, window, at), progress)
+        context = compare_context(
+            reference.context, lambda window, at: logits_at(model, window, at), progress
+        )
     consistency = self_consistency(model, reference.tokens[: reference.windows[0, 1]].tolist())
     greedy = None
     if not classes:
         expected = reference.greedy_tokens.tolist()
-        greedy = common_length(expected, greedy_tokens(model, reference.greedy_prompt.tolist(), len(expected)))
+        greedy = common_length(
+            expected, greedy_tokens(model, reference.greedy_prompt.tolist(), len(expected))
+        )
     return Measured(figures, consistency, context, greedy)
 
 
 def positions(reference: Reference) -> int:
     """Tokens that `measure` reports its progress over."""
-    return len(reference.tokens) + (len(reference.context.context_tokens) if reference.context else 0)
+    return len(reference.tokens) + (
+        len(reference.context.context_tokens) if reference.context else 0
+    )
 
 
 def checked_certificate(manifest: Manifest) -> dict[str, Any]:
@@ -184,10 +223,16 @@ def checked_certificate(manifest: Manifest) -> dict[str, Any]:
     certificate: Any = manifest.certificate
     where = manifest.path / MANIFEST
     if not certificate:
-        raise ArtifactError(f"{manifest.path} carries no certificate: export or quantize it with gptx")
+        raise ArtifactError(
+            f"{manifest.path} carries no certificate: export or quantize it with gptx"
+        )
     parts = ("figures", "consistency", "limits", "greedy")
-    if not isinstance(certificate, dict) or not all(isinstance(certificate.get(part), dict) for part in parts):
-        raise ArtifactError(f"{where}: certificate lacks one of {', '.join(parts)}: export the artifact again")
+    if not isinstance(certificate, dict) or not all(
+        isinstance(certificate.get(part), dict) for part in parts
+    ):
+        raise ArtifactError(
+            f"{where}: certificate lacks one of {', '.join(parts)}: export the artifact again"
+        )
     needed = {name: certificate["limits"].get(name) for name in LIMITS[manifest.precision]}
     limits = {**certificate["limits"], **needed}
     wrong = [name for name, value in limits.items() if not _is_number(value)]
@@ -198,7 +243,9 @@ def checked_certificate(manifest: Manifest) -> dict[str, Any]:
     # NaN neither: nothing could ever be outside such a limit, or inside
     endless = [f"{name} is {value}" for name, value in limits.items() if not 0 <= value < math.inf]
     if endless:
-        raise ArtifactError(f"{where}: certificate's limit {'; '.join(endless)}, expected a number of 0 or more")
+        raise ArtifactError(
+            f"{where}: certificate's limit {'; '.join(endless)}, expected a number of 0 or more"
+        )
     return certificate
 
 
@@ -253,7 +300,9 @@ def _in_a_batch(model: Model, text: list[int]) -> tuple[np.ndarray, np.ndarray]:
     def run(starts: list[int]) -> np.ndarray:
         with model.session(len(starts)) as session:
             logits = [session.feed([text[:start] for start in starts])]
-            logits += [session.feed([[text[start + step]] for start in starts]) for step in range(steps)]
+            logits += [
+                session.feed([[text[start + step]] for start in starts]) for step in range(steps)
+            ]
             return np.stack(logits, axis=1)  # (rows, steps, vocab_size)
 
     alone = np.concatenate([run([start]) for start in starts])
@@ -263,7 +312,11 @@ def _in_a_batch(model: Model, text: list[int]) -> tuple[np.ndarray, np.ndarray]:
 def _unchanged(stored: Seal, manifest: Manifest) -> Check:
     found = changes(stored, manifest.raw)
     says = "files and gptx.json are as when the artifact was made"
-    return Check("unchanged", f"not as when the artifact was made: {some(found)}" if found else says, not found)
+    return Check(
+        "unchanged",
+        f"not as when the artifact was made: {some(found)}" if found else says,
+        not found,
+    )
 
 
 def _check_graphs(report: Report, manifest: Manifest, progress: Callable[[int], object]) -> None:
@@ -277,7 +330,9 @@ def _check_graphs(report: Report, manifest: Manifest, progress: Callable[[int], 
     says = f"no table of positions ends before n_ctx, {manifest.model.n_ctx:,} tokens"
     report.checks.append(Check("context", "; ".join(wrong[:5]) or says, not wrong))
     if other and not wrong:
-        report.notes.append(f"n_ctx is {manifest.model.n_ctx} in {MANIFEST}, and the graph reaches further: {other[0]}")
+        report.notes.append(
+            f"n_ctx is {manifest.model.n_ctx} in {MANIFEST}, and the graph reaches further: {other[0]}"
+        )
 
 
 def _check_words(model: Model, reference: Reference) -> list[Check]:
@@ -285,7 +340,9 @@ def _check_words(model: Model, reference: Reference) -> list[Check]:
     proof = reference.tokens.tolist()
     tokens = model.manifest.tokens
     checks = compare_words(reference.words, model.tokenizer, model.template, tokens, proof)
-    generation, config = (read_side_file(model.path / name) for name in ("generation_config.json", "config.json"))
+    generation, config = (
+        read_side_file(model.path / name) for name in ("generation_config.json", "config.json")
+    )
     wrong = []
     for name, ours in (("bos", tokens.bos), ("eos", list(tokens.eos)), ("pad", tokens.pad)):
         key = f"{name}_token_id"
@@ -293,7 +350,11 @@ def _check_words(model: Model, reference: Reference) -> list[Check]:
         if isinstance(said, int) and name == "eos":
             said = [said]
         # a value that config.json alone names may have been left out on purpose, and one of neither file is ours
-        if said is not None and said != ours and (generation.get(key) is not None or ours not in (None, [])):
+        if (
+            said is not None
+            and said != ours
+            and (generation.get(key) is not None or ours not in (None, []))
+        ):
             wrong.append(f"{name} is {ours} in {MANIFEST}, and {said!a:.60} in the files beside it")
     if wrong:
         checks.append(Check("end of text", "; ".join(wrong), False))
@@ -301,13 +362,24 @@ def _check_words(model: Model, reference: Reference) -> list[Check]:
 
 
 def _add_figures(
-    report: Report, manifest: Manifest, certificate: dict[str, Any], reference: Reference, measured: Measured
+    report: Report,
+    manifest: Manifest,
+    certificate: dict[str, Any],
+    reference: Reference,
+    measured: Measured,
 ) -> None:
     """The rows: each figure of this machine beside the one that the maker's machine had on the same tokens."""
     here = measured.to_dict()
-    certified = {name: value for name, value in (certificate.get("verified") or {}).items() if _is_number(value)}
+    certified = {
+        name: value
+        for name, value in (certificate.get("verified") or {}).items()
+        if _is_number(value)
+    }
     limits = certificate["limits"]
-    judged = {row.name: row for row in judge(measured.figures, measured.consistency, limits, measured.context)}
+    judged = {
+        row.name: row
+        for row in judge(measured.figures, measured.consistency, limits, measured.context)
+    }
     for name, value in here.items():
         if name in ("positions", "largest_logit"):
             continue
@@ -316,7 +388,9 @@ def _add_figures(
         limit = row.limit if row else None
         exact = manifest.precision == "fp32"
         differs = was is not None and _apart(name, was, value, limit, exact=exact)
-        if name == "perplexity_reference":  # of what the artifact carries alone: no machine comes into it
+        if (
+            name == "perplexity_reference"
+        ):  # of what the artifact carries alone: no machine comes into it
             ok = ok and not differs
         what = MEANING[name].format(greedy=len(reference.greedy_tokens))
         report.rows.append(Row(name, what, was, value, limit, ok, differs))
@@ -327,7 +401,9 @@ def _add_figures(
         f" after each of {here['positions']} tokens of the proof text",
     )
     if certificate.get("context_against"):
-        report.notes.append(f"the whole context is compared with {certificate['context_against']!s:.200}")
+        report.notes.append(
+            f"the whole context is compared with {certificate['context_against']!s:.200}"
+        )
 
 
 def _apart(name: str, was: float, here: float, limit: float | None, *, exact: bool) -> bool:
@@ -348,7 +424,11 @@ def _apart(name: str, was: float, here: float, limit: float | None, *, exact: bo
 
 
 def _tell_what_is_missing(
-    report: Report, manifest: Manifest, certificate: dict[str, Any], reference: Reference, measured: Measured
+    report: Report,
+    manifest: Manifest,
+    certificate: dict[str, Any],
+    reference: Reference,
+    measured: Measured,
 ) -> None:
     certified = certificate.get("verified") or {}
     if not certified:
@@ -365,7 +445,9 @@ def _tell_what_is_missing(
         report.notes.append("not proved on this device: positions beyond the proof text")
     elif reference.context.last + 1 < manifest.model.n_ctx:
         report.notes.append(f"not proved: positions from {reference.context.last + 1:,} on")
-    report.notes.append(f"stated by {MANIFEST} alone: where the model comes from, its licence, and how it was made")
+    report.notes.append(
+        f"stated by {MANIFEST} alone: where the model comes from, its licence, and how it was made"
+    )
     if reference.seal is None:
         report.notes.append(
             "not proved, as the artifact carries no seal: that files and gptx.json are as they were when it was made"
@@ -381,9 +463,14 @@ def _tell_what_is_missing(
 
 def _judge_certificate(report: Report, manifest: Manifest, certificate: dict[str, Any]) -> None:
     """What the certificate says of itself: whether it passed, and by which limits."""
-    outside = "; ".join(reason[:200] for reason in certificate.get("outside") or []) or "it does not say where"
+    outside = (
+        "; ".join(reason[:200] for reason in certificate.get("outside") or [])
+        or "it does not say where"
+    )
     if certificate.get("accepted"):
-        report.notes.append(f"outside its limits when it was made, and accepted as it is: {outside}")
+        report.notes.append(
+            f"outside its limits when it was made, and accepted as it is: {outside}"
+        )
     elif certificate.get("passed") is not True:
         says = f"it says that the artifact was outside its limits when it was made: {outside}"
         report.checks.append(Check("certificate", says, False))
@@ -397,7 +484,9 @@ def _judge_certificate(report: Report, manifest: Manifest, certificate: dict[str
         report.notes.append(
             f"judged by limits of the artifact's own, not by gptx's for {manifest.precision}: {', '.join(other)}"
         )
-    report.stated = {name: value for name, value in certificate["figures"].items() if value is not None}
+    report.stated = {
+        name: value for name, value in certificate["figures"].items() if value is not None
+    }
     if differing := [row.name for row in report.rows if row.differs]:
         report.notes.append(
             f"{', '.join(differing)}: here not what the certificate says, by more than another processor explains; it may"

@@ -28,8 +28,21 @@ WINDOW = 7
 
 def shape(family: str) -> PretrainedConfig:
     if family == "gpt2":
-        return GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=0, **NO_DROPOUT)
-    common = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+        return GPT2Config(
+            vocab_size=64,
+            n_positions=32,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            pad_token_id=0,
+            **NO_DROPOUT,
+        )
+    common = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
     if family == "mistral":
         common["sliding_window"] = WINDOW
     kind = MistralConfig if family == "mistral" else LlamaConfig

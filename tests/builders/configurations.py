@@ -23,7 +23,12 @@ MODEL_AXES: dict[str, list[Any]] = {
     "tied": [True, False],
     "bias": [True, False],
 }
-AXES = {**MODEL_AXES, "head_bias": [False, True], "head_dim": [8, 12, 16], "cache": ["shared", "growing", "scatter"]}
+AXES = {
+    **MODEL_AXES,
+    "head_bias": [False, True],
+    "head_dim": [8, 12, 16],
+    "cache": ["shared", "growing", "scatter"],
+}
 
 Choice = dict[str, Any]
 
@@ -34,8 +39,14 @@ def small_presets() -> dict[str, GPTConfig]:
     for name, preset in PRESETS.items():
         n_kv_head = 2 if preset.n_kv_head < preset.n_head else 4
         window = preset.window[:2] if isinstance(preset.window, tuple) else preset.window
-        window = tuple(None if width is None else 6 for width in window) if isinstance(window, tuple) else window
-        small[name] = dataclasses.replace(preset, **SMALL, n_kv_head=n_kv_head, head_dim=16, window=window)
+        window = (
+            tuple(None if width is None else 6 for width in window)
+            if isinstance(window, tuple)
+            else window
+        )
+        small[name] = dataclasses.replace(
+            preset, **SMALL, n_kv_head=n_kv_head, head_dim=16, window=window
+        )
     return small
 
 
@@ -81,7 +92,9 @@ def pairwise(seed: int = 708) -> list[Choice]:
         best, gained = None, set()
         for _ in range(200):
             choice = {name: rng.choice(values) for name, values in AXES.items()}
-            pairs = {p for p in itertools.combinations([(n, str(choice[n])) for n in names], 2)} & wanted
+            pairs = {
+                p for p in itertools.combinations([(n, str(choice[n])) for n in names], 2)
+            } & wanted
             if valid(choice) and len(pairs) > len(gained):
                 best, gained = choice, pairs
         if best is not None:
@@ -102,5 +115,6 @@ def full_product() -> list[Choice]:
 
 def name_of(choice: Choice) -> str:
     return "-".join(
-        str(value) if isinstance(value, str) else f"{name}={value}".replace(" ", "") for name, value in choice.items()
+        str(value) if isinstance(value, str) else f"{name}={value}".replace(" ", "")
+        for name, value in choice.items()
     )

@@ -14,7 +14,12 @@ from gptx_models.gpt.model import GPT
 
 # GPT-2 in shape, with head_dim 16; its vocabulary is padded beyond the tokenizer's 300 ids
 CONFIG = GPTConfig(vocab_size=304, n_ctx=128, n_layer=2, n_head=4, n_embd=64)
-GENERATION: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "do_sample": False}
+GENERATION: dict[str, Any] = {
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "do_sample": False,
+}
 
 
 def write_checkpoint(folder: Path, config: GPTConfig = CONFIG) -> Path:
@@ -25,6 +30,10 @@ def write_checkpoint(folder: Path, config: GPTConfig = CONFIG) -> Path:
             parameter += torch.randn_like(parameter) * 0.1
     tokenizer = folder.with_name(folder.name + "-tokenizer.json")
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(["the cat sat on the mat and the dog sat on the log " * 3], 300).save(str(tokenizer))
-    save_checkpoint(gpt, folder, tokenizer_files=tokenizer, source={"format": "test"}, generation=GENERATION)
+    train_tokenizer(["the cat sat on the mat and the dog sat on the log " * 3], 300).save(
+        str(tokenizer)
+    )
+    save_checkpoint(
+        gpt, folder, tokenizer_files=tokenizer, source={"format": "test"}, generation=GENERATION
+    )
     return folder

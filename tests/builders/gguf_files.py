@@ -36,7 +36,10 @@ def byte_level_vocabulary(size: int = 600) -> tuple[list[str], list[str]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=8
+        vocab_size=size,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=8,
     )
     tokenizer.train_from_iterator(SAMPLES * 3, trainer)
     content = json.loads(tokenizer.to_str())["model"]
@@ -52,7 +55,9 @@ def write_byte_level(writer: gguf.GGUFWriter, pre: str | None, **ids: int) -> No
         writer.add_tokenizer_pre(pre)
     writer.add_token_list([*special, *tokens, "[PAD1]", "[PAD2]"])
     types = [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.USER_DEFINED]
-    writer.add_token_types([*types, *[gguf.TokenType.NORMAL] * len(tokens), *[gguf.TokenType.UNUSED] * 2])
+    writer.add_token_types(
+        [*types, *[gguf.TokenType.NORMAL] * len(tokens), *[gguf.TokenType.UNUSED] * 2]
+    )
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
@@ -66,7 +71,11 @@ def write_sentencepiece(writer: gguf.GGUFWriter, *, space_prefix: bool = True) -
     content = json.loads(tokenizer.to_str())["model"]
     learned = sorted(content["vocab"], key=content["vocab"].__getitem__)
     types = gguf.TokenType
-    rows = [("<unk>", 0.0, types.UNKNOWN), ("<s>", 0.0, types.CONTROL), ("</s>", 0.0, types.CONTROL)]
+    rows = [
+        ("<unk>", 0.0, types.UNKNOWN),
+        ("<s>", 0.0, types.CONTROL),
+        ("</s>", 0.0, types.CONTROL),
+    ]
     rows += [(f"<0x{byte:02X}>", 0.0, types.BYTE) for byte in range(256)]
     rows += [(token, -float(rank), types.NORMAL) for rank, token in enumerate(learned)]
     writer.add_tokenizer_model("llama")
@@ -98,7 +107,9 @@ def quantized(value: np.ndarray, kind: Q, rng: np.random.Generator) -> np.ndarra
     return rows.reshape(*value.shape[:-1], -1)
 
 
-def add(writer: gguf.GGUFWriter, name: str, value: np.ndarray, kind: Q, rng: np.random.Generator) -> None:
+def add(
+    writer: gguf.GGUFWriter, name: str, value: np.ndarray, kind: Q, rng: np.random.Generator
+) -> None:
     value = np.ascontiguousarray(value, dtype=np.float32)
     if value.ndim == 1 or kind == Q.F32:
         writer.add_tensor(name, value)
@@ -126,7 +137,9 @@ def llama(**changes: Any) -> transformers.LlamaForCausalLM:
         max_position_embeddings=64,
         rms_norm_eps=1e-5,
     )
-    return randomized(transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**shape, **changes})))
+    return randomized(
+        transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**shape, **changes}))
+    )
 
 
 def randomized(model: Any) -> Any:
@@ -136,8 +149,13 @@ def randomized(model: Any) -> Any:
     return model.eval()
 
 
-def write_llama(path: Path, model: transformers.LlamaForCausalLM, kind: Q = Q.F32, **extra: Any) -> Path:
-    config, state = model.config, {name: value.numpy() for name, value in model.state_dict().items()}
+def write_llama(
+    path: Path, model: transformers.LlamaForCausalLM, kind: Q = Q.F32, **extra: Any
+) -> Path:
+    config, state = (
+        model.config,
+        {name: value.numpy() for name, value in model.state_dict().items()},
+    )
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -174,8 +192,16 @@ def write_llama(path: Path, model: transformers.LlamaForCausalLM, kind: Q = Q.F3
             continue
         _, _, layer, *module, leaf = name.split(".")
         theirs = names[".".join(module)]
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(theirs)
-        add(writer, f"blk.{layer}.{theirs}.{leaf}", interleave(value, heads) if heads else value, kind, rng)
+        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
+            theirs
+        )
+        add(
+            writer,
+            f"blk.{layer}.{theirs}.{leaf}",
+            interleave(value, heads) if heads else value,
+            kind,
+            rng,
+        )
     finish(writer)
     return path
 
@@ -194,13 +220,23 @@ def write_gpt2(path: Path, model: transformers.GPT2LMHeadModel, *, repeat_head: 
         if name == "lm_head.weight" and not repeat_head:
             continue
         theirs = names.get_name(name.rsplit(".", 1)[0])
-        conv1d = name.endswith(".weight") and any(part in name for part in ("c_attn", "c_proj", "c_fc"))
-        add(writer, f"{theirs}.{name.rsplit('.', 1)[1]}", value.numpy().T if conv1d else value.numpy(), Q.F32, rng)
+        conv1d = name.endswith(".weight") and any(
+            part in name for part in ("c_attn", "c_proj", "c_fc")
+        )
+        add(
+            writer,
+            f"{theirs}.{name.rsplit('.', 1)[1]}",
+            value.numpy().T if conv1d else value.numpy(),
+            Q.F32,
+            rng,
+        )
     finish(writer)
     return path
 
 
-def tokenizer_only(path: Path, write: Callable[[gguf.GGUFWriter], None], *, weights: bool = True) -> Path:
+def tokenizer_only(
+    path: Path, write: Callable[[gguf.GGUFWriter], None], *, weights: bool = True
+) -> Path:
     """A file for its tokenizer's sake: weights of width 8, as few as there can be."""
     writer = gguf.GGUFWriter(path, "llama")
     write(writer)
@@ -211,7 +247,13 @@ def tokenizer_only(path: Path, write: Callable[[gguf.GGUFWriter], None], *, weig
         writer.add_feed_forward_length(8)
         writer.add_head_count(1)
         writer.add_layer_norm_rms_eps(1e-5)
-        shapes = {"ffn_gate": (8, 8), "ffn_up": (8, 8), "ffn_down": (8, 8), "attn_norm": (8,), "ffn_norm": (8,)}
+        shapes = {
+            "ffn_gate": (8, 8),
+            "ffn_up": (8, 8),
+            "ffn_down": (8, 8),
+            "attn_norm": (8,),
+            "ffn_norm": (8,),
+        }
         shapes |= dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (8, 8))
         for name, shape in shapes.items():
             writer.add_tensor(f"blk.0.{name}.weight", np.ones(shape, np.float32))
@@ -221,7 +263,9 @@ def tokenizer_only(path: Path, write: Callable[[gguf.GGUFWriter], None], *, weig
     return path
 
 
-IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32], [60, 0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55]])
+IDS = torch.tensor(
+    [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32], [60, 0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55]]
+)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -92,7 +92,9 @@ def process(
     )
 
 
-def finished(started: subprocess.Popen[bytes], *, given: bytes | None = None, timeout: float = 60) -> Outcome:
+def finished(
+    started: subprocess.Popen[bytes], *, given: bytes | None = None, timeout: float = 60
+) -> Outcome:
     try:
         out, err = started.communicate(given, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -14,7 +14,10 @@ def as_in_the_cache(folder: Path, cache: Path) -> Path:
     snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
     blobs.mkdir(parents=True)
     for file in (path for path in folder.rglob("*") if path.is_file()):
-        link, blob = snapshot / file.relative_to(folder), blobs / hashlib.sha256(file.read_bytes()).hexdigest()
+        link, blob = (
+            snapshot / file.relative_to(folder),
+            blobs / hashlib.sha256(file.read_bytes()).hexdigest(),
+        )
         shutil.copyfile(file, blob)
         link.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(os.path.relpath(blob, link.parent), link)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT, BOOL, STRING, ARRAY, UINT64, INT64, DOUBLE = range(13)
+UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT, BOOL, STRING, ARRAY, UINT64, INT64, DOUBLE = (
+    range(13)
+)
 CODES = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT: "f", BOOL: "?", UINT64: "Q",
          INT64: "q", DOUBLE: "d"}  # fmt: skip
 F32, F16 = 0, 1
@@ -34,7 +36,9 @@ class Gguf:
         """Keys named with two underscores for a dot; None takes one away."""
         given = {name.replace("__", "."): value for name, value in changes.items()}
         keys = {**self.keys, **given}
-        return replace(self, keys={name: value for name, value in keys.items() if value is not None})
+        return replace(
+            self, keys={name: value for name, value in keys.items() if value is not None}
+        )
 
     def with_tensor(self, name: str, shape: tuple[int, ...], kind: int, data: bytes) -> Gguf:
         return replace(self, tensors={**self.tensors, name: (shape, kind, data)})
@@ -51,7 +55,9 @@ class Gguf:
         data = b""
         for name in tensors:
             shape, kind, raw = self.tensors[name]
-            head += self._text(name) + struct.pack(f"{self.order}I{len(shape)}Q", len(shape), *reversed(shape))
+            head += self._text(name) + struct.pack(
+                f"{self.order}I{len(shape)}Q", len(shape), *reversed(shape)
+            )
             head += struct.pack(f"{self.order}IQ", kind, len(data) + self.shift)
             data += raw + bytes(-len(raw) % self.alignment)
         path.write_bytes(head + bytes(-len(head) % self.alignment) + data)
@@ -94,7 +100,11 @@ def llama(model: Any) -> Gguf:
     modules = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
                "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
                "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}  # fmt: skip
-    fixed = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
+    fixed = {
+        "model.embed_tokens.weight": "token_embd",
+        "model.norm.weight": "output_norm",
+        "lm_head.weight": "output",
+    }
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.state_dict().items():
@@ -105,6 +115,14 @@ def llama(model: Any) -> Gguf:
         _, _, layer, *module, leaf = name.split(".")
         part = modules[".".join(module)]
         if part in heads:  # halves -> interleaved pairs
-            value = value.reshape(heads[part], 2, -1, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-        tensors[f"blk.{layer}.{part}.{leaf}"] = (value.shape, F32, np.ascontiguousarray(value).tobytes())
+            value = (
+                value.reshape(heads[part], 2, -1, *value.shape[1:])
+                .swapaxes(1, 2)
+                .reshape(value.shape)
+            )
+        tensors[f"blk.{layer}.{part}.{leaf}"] = (
+            value.shape,
+            F32,
+            np.ascontiguousarray(value).tobytes(),
+        )
     return Gguf(keys, tensors)

@@ -35,9 +35,18 @@ class Graph:
         self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def op(self, kind: str, *inputs: str, outputs: list[str] | None = None, domain: str = "", **attributes: Any) -> str:
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        outputs: list[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
         outputs = outputs or [f"{kind}_{len(self.nodes)}"]
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), outputs, domain=domain, **attributes)
+        )
         return outputs[0]
 
 
@@ -63,8 +72,14 @@ def attention(graph: Graph, cache: str, layer: int, qkv: list[str], shared: dict
             graph.op("TensorScatter", old, new, shared["first"], outputs=[out], axis=-2)
     scores = graph.op("MatMul", q, graph.op("Transpose", present[0], perm=[0, 1, 3, 2]))
     scores = graph.op("Mul", scores, graph.constant(np.float32(HEAD_DIM**-0.5)))
-    y = graph.op("MatMul", graph.op("Softmax", graph.op("Add", scores, shared["bias"]), axis=-1), present[1])
-    return graph.op("Reshape", graph.op("Transpose", y, perm=[0, 2, 1, 3]), graph.constant(np.array([0, 0, WIDTH])))
+    y = graph.op(
+        "MatMul", graph.op("Softmax", graph.op("Add", scores, shared["bias"]), axis=-1), present[1]
+    )
+    return graph.op(
+        "Reshape",
+        graph.op("Transpose", y, perm=[0, 2, 1, 3]),
+        graph.constant(np.array([0, 0, WIDTH])),
+    )
 
 
 def masks(graph: Graph, cache: str) -> dict[str, str]:
@@ -80,7 +95,9 @@ def masks(graph: Graph, cache: str) -> dict[str, str]:
         length = graph.op("Squeeze", graph.op("Shape", "past_key_values.0.key", start=2, end=3))
         rows = graph.op("Unsqueeze", "position_ids", graph.constant(np.array([1, 3])))
         seen = graph.op("LessOrEqual", span(length), rows)
-        first = graph.op("Slice", "position_ids", graph.constant([0]), graph.constant([1]), graph.constant([1]))
+        first = graph.op(
+            "Slice", "position_ids", graph.constant([0]), graph.constant([1]), graph.constant([1])
+        )
         first = graph.op("Squeeze", first, graph.constant([1]))
         return {"bias": graph.op("Where", seen, zero, low), "first": first}
     total = graph.op("Squeeze", graph.op("Shape", "attention_mask", start=1, end=2))
@@ -91,14 +108,21 @@ def masks(graph: Graph, cache: str) -> dict[str, str]:
         batch, new = (graph.op("Shape", "input_ids", start=i, end=i + 1) for i in (0, 1))
         width = graph.op("Shape", "attention_mask", start=1, end=2)
         shape = graph.op("Concat", batch, graph.constant(np.array([1])), new, width, axis=0)
-        last = graph.op("ReduceMax", graph.op("Mul", "attention_mask", span(total)), graph.constant([1]), keepdims=0)
+        last = graph.op(
+            "ReduceMax",
+            graph.op("Mul", "attention_mask", span(total)),
+            graph.constant([1]),
+            keepdims=0,
+        )
         return {
             "bias": graph.op("Expand", bias, shape),
             "last": graph.op("Cast", last, to=TensorProto.INT32),
             "total": graph.op("Cast", total, to=TensorProto.INT32),
         }
     keys = span(total)
-    queries = graph.op("Unsqueeze", graph.op("Add", span(new), graph.op("Sub", total, new)), graph.constant([1]))
+    queries = graph.op(
+        "Unsqueeze", graph.op("Add", span(new), graph.op("Sub", total, new)), graph.constant([1])
+    )
     seen = graph.op("And", graph.op("LessOrEqual", keys, queries), real)
     return {"bias": graph.op("Where", seen, zero, low)}
 
@@ -114,7 +138,11 @@ def graph_model(
     for layer in range(N_LAYER):
         normed = graph.op("LayerNormalization", x, graph.constant(np.ones(WIDTH, np.float32)))
         qkv = [graph.op("MatMul", normed, graph.weight(WIDTH, WIDTH, scale=0.5)) for _ in range(3)]
-        y = graph.op("MatMul", attention(graph, cache, layer, qkv, shared), graph.weight(WIDTH, WIDTH, scale=0.5))
+        y = graph.op(
+            "MatMul",
+            attention(graph, cache, layer, qkv, shared),
+            graph.weight(WIDTH, WIDTH, scale=0.5),
+        )
         x = graph.op("Add", x, y)
     if keep:
         graph.initializers.append(numpy_helper.from_array(np.int64(0), "num_logits_to_keep"))
@@ -134,18 +162,26 @@ def graph_model(
     int64 = TensorProto.INT64
     inputs = [
         helper.make_tensor_value_info("input_ids", int64, ["batch_size", "sequence_length"]),
-        helper.make_tensor_value_info("attention_mask", int64, ["batch_size", "total_sequence_length"]),
+        helper.make_tensor_value_info(
+            "attention_mask", int64, ["batch_size", "total_sequence_length"]
+        ),
         helper.make_tensor_value_info("position_ids", int64, ["batch_size", "sequence_length"]),
         *cache_values("past_key_values", "past_sequence_length"),
     ]
     if keep:
         inputs.append(helper.make_tensor_value_info("num_logits_to_keep", int64, []))
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", "kept", vocab_size])]
+    outputs = [
+        helper.make_tensor_value_info(
+            "logits", TensorProto.FLOAT, ["batch_size", "kept", vocab_size]
+        )
+    ]
     outputs += cache_values("present", "present_length")
     proto = helper.make_graph(graph.nodes, "tiny", inputs, outputs, graph.initializers)
     opset = 24 if cache == "scatter" else 21
     return helper.make_model(
-        proto, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=10
+        proto,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=10,
     )
 
 
@@ -160,7 +196,9 @@ def byte_tokenizer(*, vocab_size: int = 300) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log " * 3], trainer)
+    tokenizer.train_from_iterator(
+        ["the cat sat on the mat and the dog sat on the log " * 3], trainer
+    )
     return tokenizer
 
 
@@ -184,7 +222,8 @@ def write_artifact(
     vocab_size = known + padding
     eos = eos if eos is not None else [0]
     onnx.save(
-        graph_model(cache, vocab_size=vocab_size, n_ctx=n_ctx, keep=keep, seed=seed), str(folder / "onnx/model.onnx")
+        graph_model(cache, vocab_size=vocab_size, n_ctx=n_ctx, keep=keep, seed=seed),
+        str(folder / "onnx/model.onnx"),
     )
     (folder / "config.json").write_text(json.dumps({"model_type": "gptx"}))
     (folder / "generation_config.json").write_text(json.dumps(generation or {}))
@@ -223,7 +262,11 @@ def certify_artifact(folder: Path) -> dict[str, Any]:
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write gptx.json with the sizes and hashes of what stands in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("gptx.json", "README.md"))
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("gptx.json", "README.md")
+    )
     manifest["files"] = {
         path.relative_to(folder).as_posix(): {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

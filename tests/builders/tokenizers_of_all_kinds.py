@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
-LINES = ["the cat sat on the mat and the dog sat on the log. How are you? I'm fine, thank you. "] * 5
+LINES = [
+    "the cat sat on the mat and the dog sat on the log. How are you? I'm fine, thank you. "
+] * 5
 
 
-def byte_level(special: Sequence[str] = ("<|endoftext|>",), *, add_prefix_space: bool = False) -> Tokenizer:
+def byte_level(
+    special: Sequence[str] = ("<|endoftext|>",), *, add_prefix_space: bool = False
+) -> Tokenizer:
     """As GPT-2's."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -33,11 +45,19 @@ def llama() -> Tokenizer:
     """As LLaMA's: SentencePiece's BPE with bytes, and the beginning of text before each text."""
     ids, merges = llama_pieces()
     inner = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    parts: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    parts: list[decoders.Decoder] = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
     inner.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
     inner.add_special_tokens(["<unk>", "<s>", "</s>"])
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return inner
 
 
@@ -45,7 +65,9 @@ def word_piece() -> Tokenizer:
     """As BERT's."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *".,?!'-"]
     words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["the", "cat", "##at"]
-    inner = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    inner = Tokenizer(
+        models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
     inner.normalizer = normalizers.BertNormalizer(lowercase=False)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()

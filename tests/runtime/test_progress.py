@@ -7,7 +7,9 @@ import pytest
 from gptx import progress
 
 
-def test_a_long_stage_says_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_stage_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter([0.0, 30.0, 61.0, 90.0, 150.0, 151.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     with progress.stage("Training", total=8.0) as advance:

@@ -23,7 +23,13 @@ from gptx.parity import text_record
 from gptx.parity.limits import judge
 from gptx.parity.metrics import Tally
 from gptx.parity.reference import Reference, dump, summarize
-from gptx.parity.whole_context import Context, context_windows, logits_at, reaches_offsets, record_context
+from gptx.parity.whole_context import (
+    Context,
+    context_windows,
+    logits_at,
+    reaches_offsets,
+    record_context,
+)
 from gptx.progress import stage
 from gptx.system.cpu import cpu_features, cpu_name
 from gptx.text.chat_template import load_template
@@ -34,7 +40,9 @@ from gptx_models.gpt.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
 SEAL = 2500  # bytes of hashes, see gptx.parity.seal
-PER_TOKEN = 12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
+PER_TOKEN = (
+    12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class Recording:
         are those of its manifest."""
         prompt = self.proof.greedy_prompt
         beside = _words(folder, tokens, self.proof, self.proof.windows[0][:16])
-        taken = sum(array.nbytes for array in vars(self.context).values()) + len(dump(beside)) + SEAL
+        taken = (
+            sum(array.nbytes for array in vars(self.context).values()) + len(dump(beside)) + SEAL
+        )
         made = summarize(
             self.proof.windows,
             lambda i: self.logits[i],
@@ -64,7 +74,9 @@ class Recording:
         return replace(made, context=self.context, words=found)
 
 
-def complete(carried: Reference, recording: Recording, folder: Path, tokens: dict[str, Any]) -> Reference:
+def complete(
+    carried: Reference, recording: Recording, folder: Path, tokens: dict[str, Any]
+) -> Reference:
     """`carried`, with what an older gptx did not write into it: the context by `recording`, the words of `folder`."""
     return replace(
         carried,
@@ -75,7 +87,9 @@ def complete(carried: Reference, recording: Recording, folder: Path, tokens: dic
 
 def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) -> dict[str, Any]:
     facts = Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
-    tokenizer = load_tokenizer(folder, tokenizer_vocab_size=facts.vocab_size, vocab_size=text.vocab_size)
+    tokenizer = load_tokenizer(
+        folder, tokenizer_vocab_size=facts.vocab_size, vocab_size=text.vocab_size
+    )
     template = load_template(folder, tokenizer.special) if tokenizer else None
     return text_record.record_words(tokenizer, template, facts, text=text.text, proof=proof)
 
@@ -106,7 +120,9 @@ def record(
             at += len(window)
             advance(len(window))
     with stage("Reference logits of the whole context"):
-        reached = record_context([token for window in text.windows for token in window], context, logits)
+        reached = record_context(
+            [token for window in text.windows for token in window], context, logits
+        )
     return Recording(name, text, windows, greedy(text.greedy_prompt), reached)
 
 
@@ -166,7 +182,9 @@ def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
-def certify(recording: Recording, model: Model, limits: dict[str, float], reference: Reference) -> dict[str, Any]:
+def certify(
+    recording: Recording, model: Model, limits: dict[str, float], reference: Reference
+) -> dict[str, Any]:
     """The certificate, as gptx.json holds it; `passed` says whether it is inside the limits. `reference`: what the artifact
     carries, by which gptx verify will measure it again."""
     proof, tally = recording.proof, Tally()
@@ -195,7 +213,11 @@ def certify(recording: Recording, model: Model, limits: dict[str, float], refere
         "verified": verified.to_dict(),  # the figures of gptx verify, whose positions are those that the artifact carries
         "limits": limits,
         "passed": all(row.ok for row in rows),
-        "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in rows if not row.ok],
+        "outside": [
+            f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}"
+            for row in rows
+            if not row.ok
+        ],
         "accepted": False,
         # which figures a graph of its own for single rows has a part in: those of the others stand for the main one
         **({"decode": ["cached", "batch", "greedy"]} if model.decode else {}),

@@ -36,7 +36,13 @@ class Proof:
 
 
 def proof(
-    folder: Path, *, vocab_size: int, n_ctx: int, text: Path | None = None, own: str = "proof", most: int = MOST
+    folder: Path,
+    *,
+    vocab_size: int,
+    n_ctx: int,
+    text: Path | None = None,
+    own: str = "proof",
+    most: int = MOST,
 ) -> Proof:
     """Cut the proof text into windows for the tokenizer of `folder` (a checkpoint or an artifact).
 
@@ -60,7 +66,11 @@ def proof(
     if not tokens or len(tokens) < 2:
         why = "no tokenizer" if not file.exists() else "the tokenizer cannot write the proof text"
         source, words = f"seeded random token ids ({why}), seed {RANDOM_SEED}", None
-        tokens = np.random.default_rng(RANDOM_SEED).integers(0, vocab_size, 2 * min(n_ctx, WINDOW)).tolist()
+        tokens = (
+            np.random.default_rng(RANDOM_SEED)
+            .integers(0, vocab_size, 2 * min(n_ctx, WINDOW))
+            .tolist()
+        )
         digest = hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
     window = min(n_ctx, WINDOW)
     tokens = tokens[:most]
@@ -79,7 +89,10 @@ def proof(
 def read_text(own: str, text: Path | None) -> tuple[str, bytes, str]:
     """The name, the bytes and the words of the user's `text`, or of our own page. Raises UsageError."""
     if text is None:
-        source, content = f"gptx {own} text", resources.files("gpt_export").joinpath(f"{own}.txt").read_bytes()
+        source, content = (
+            f"gptx {own} text",
+            resources.files("gpt_export").joinpath(f"{own}.txt").read_bytes(),
+        )
     else:
         try:
             source, content = text.name, text.read_bytes()
@@ -97,10 +110,14 @@ def _check_own_text(own: str, text: Path, tokens: list[int] | None, *, has_token
     if not has_tokenizer:
         raise UsageError(f"there is no tokenizer to read the {own} text {text} with: leave it out")
     if tokens is None:
-        raise UsageError(f"the tokenizer cannot write the {own} text {text}: give a text in its alphabet")
+        raise UsageError(
+            f"the tokenizer cannot write the {own} text {text}: give a text in its alphabet"
+        )
     if len(tokens) < 2:
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
-        raise UsageError(f"the {own} text {text} holds {count}: give one of 2 at least, better some thousands")
+        raise UsageError(
+            f"the {own} text {text} holds {count}: give one of 2 at least, better some thousands"
+        )
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int] | None:

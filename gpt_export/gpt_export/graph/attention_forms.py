@@ -29,7 +29,9 @@ def why_not(config: GPTConfig, form: CacheForm) -> str | None:
     if form != "shared":
         return None
     if any(config.attention_of(i) == "additive" for i in range(config.n_layer)):
-        return "GroupQueryAttention has no additive attention; scatter (for gptx alone) and growing do"
+        return (
+            "GroupQueryAttention has no additive attention; scatter (for gptx alone) and growing do"
+        )
     if config.head_dim % 8:
         return f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim}; growing and scatter do not"
     return None
@@ -66,13 +68,19 @@ class Shared:
         """int32 (B,): where each row's last token is: the last 1, not the sum of the mask, which is wrong for rows padded
         on the left."""
         rows = (attention_mask.shape[0],)
-        return _op("ArgMax", [attention_mask], rows, axis=1, keepdims=0, select_last_index=1).to(torch.int32)
+        return _op("ArgMax", [attention_mask], rows, axis=1, keepdims=0, select_last_index=1).to(
+            torch.int32
+        )
 
-    def bias_of(self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def bias_of(
+        self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
         """(B, 1, S, width) that hides what is padding."""
         # far below any score and finite: a row that is all padding stays a number
         hidden = -3e4 if dtype == torch.float16 else -1e30
-        bias = torch.where(attention_mask.bool(), torch.tensor(0, dtype=dtype), torch.tensor(hidden, dtype=dtype))
+        bias = torch.where(
+            attention_mask.bool(), torch.tensor(0, dtype=dtype), torch.tensor(hidden, dtype=dtype)
+        )
         rows, width = bias.shape
         bias = _op("Unsqueeze", [bias, torch.tensor([1, 2])], (rows, 1, 1, width), dtype)
         shape = torch.cat([torch.tensor([1, 1]), _length(position_ids), torch.tensor([1])])
@@ -84,7 +92,9 @@ class Shared:
         query, key, value = qkv, None, None
         attributes: dict[str, Any] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
         if self.rope or layer.kind == "cosine":
-            query, key, value = (heads.transpose(1, 2).flatten(2) for heads in placed(layer, qkv, self.rope))
+            query, key, value = (
+                heads.transpose(1, 2).flatten(2) for heads in placed(layer, qkv, self.rope)
+            )
         if layer.kind == "cosine":
             attributes["scale"] = 1.0
         if layer.window is not None:
@@ -112,7 +122,11 @@ def _length(rows: Tensor) -> Tensor:
 
 
 def _op(
-    kind: str, inputs: list[Tensor], shape: tuple[Any, ...], dtype: torch.dtype = torch.int64, **attributes: Any
+    kind: str,
+    inputs: list[Tensor],
+    shape: tuple[Any, ...],
+    dtype: torch.dtype = torch.int64,
+    **attributes: Any,
 ) -> Tensor:
     """An ONNX operator where the exporter writes several for torch's. A small model's step is as fast as its nodes are few:
     what comes before the first layer was a fifth of the default model's."""
@@ -135,7 +149,12 @@ class Scatter:
     """New keys go into the buffer from position_ids[:, 0] on; a query sees the keys up to its own position."""
 
     def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
-        self.gpt, self.past, self.position_ids, self.attention_mask = gpt, past, position_ids, attention_mask
+        self.gpt, self.past, self.position_ids, self.attention_mask = (
+            gpt,
+            past,
+            position_ids,
+            attention_mask,
+        )
         self.present: Past = []
         self.rope = rope_at(gpt, position_ids) if gpt.config.position == "rope" else None
         # an index, not [:, 0]: as a slice the exporter would make it depend on the number of rows
@@ -147,11 +166,16 @@ class Scatter:
         self.present.append((k, v))
         if layer.kind == "additive":
             assert layer.score is not None
-            total = self.attention_mask.shape[1]  # not the whole buffer: each score costs head_dim tanh's
+            total = self.attention_mask.shape[
+                1
+            ]  # not the whole buffer: each score costs head_dim tanh's
             k, v = k[:, :, :total], v[:, :, :total]
             heads_per_key = q.shape[1] // k.shape[1]
             if heads_per_key > 1:
-                k, v = k.repeat_interleave(heads_per_key, dim=1), v.repeat_interleave(heads_per_key, dim=1)
+                k, v = (
+                    k.repeat_interleave(heads_per_key, dim=1),
+                    v.repeat_interleave(heads_per_key, dim=1),
+                )
             y = additive_rows(q, k, v, self.seen(total, layer.window), layer.score)
         else:
             scale = 1.0 if layer.kind == "cosine" else layer.config.head_dim**-0.5
@@ -182,7 +206,9 @@ class Scatter:
         return seen.unsqueeze(1)
 
 
-def placed(layer: Attention, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def placed(
+    layer: Attention, qkv: Tensor, rope: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Packed q|k|v -> q (B, H, S, D), k and v (B, G, S, D) as they are scored: rotated, and of cosine layers normalized,
     with the layer's temperature in q."""
     q, k, v = layer.split(qkv)
@@ -196,5 +222,7 @@ def placed(layer: Attention, qkv: Tensor, rope: tuple[Tensor, Tensor] | None) ->
 
 def rope_at(gpt: GPT, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of these positions, each (B, 1, S, head_dim / 2)."""
-    cos, sin = (F.embedding(position_ids, table).unsqueeze(1) for table in (gpt.rope_cos, gpt.rope_sin))
+    cos, sin = (
+        F.embedding(position_ids, table).unsqueeze(1) for table in (gpt.rope_cos, gpt.rope_sin)
+    )
     return cos, sin

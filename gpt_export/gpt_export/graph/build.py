@@ -33,7 +33,12 @@ class Step(nn.Module):
         self.form: GraphForm = form
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Past, logits: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: Past,
+        logits: Tensor,
     ) -> tuple[Tensor, Past]:
         """logits: how many are wanted (KEEP; 0 is all), or of `cuda`, whose graph must compute no such number where ONNX
         Runtime would copy it between the devices, from where on (FIRST)."""
@@ -68,7 +73,9 @@ def build_graph(gpt: GPT, form: GraphForm) -> ir.Model:
 def save_graph(model: ir.Model, folder: Path) -> None:
     """Write folder/model.onnx and folder/model.onnx_data, each weight once; small constants stay inside the graph."""
     folder.mkdir(parents=True, exist_ok=True)
-    ir.save(model, folder / "model.onnx", external_data="model.onnx_data", size_threshold_bytes=1024)
+    ir.save(
+        model, folder / "model.onnx", external_data="model.onnx_data", size_threshold_bytes=1024
+    )
 
 
 def cache_names(config: GPTConfig, what: str) -> list[str]:
@@ -82,14 +89,24 @@ def save_beside(model: ir.Model, file: Path) -> None:
     for name, value in model.graph.initializers.items():
         there, own = stored.get(name), value.const_value
         weight = there.const_value if there else None
-        if isinstance(weight, ir.ExternalTensor) and own is not None and weight.tobytes() == own.tobytes():
+        if (
+            isinstance(weight, ir.ExternalTensor)
+            and own is not None
+            and weight.tobytes() == own.tobytes()
+        ):
             place = (weight.location, weight.offset, weight.length, own.dtype)
-            value.const_value = ir.ExternalTensor(*place, shape=own.shape, name=name, base_dir=weight.base_dir)  # type: ignore[arg-type]
+            value.const_value = ir.ExternalTensor(
+                *place, shape=own.shape, name=name, base_dir=weight.base_dir
+            )  # type: ignore[arg-type]
     ir.save(model, file)
 
 
 def _export(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
-    rows, new, old = 2, 3, 5  # all different and none of them 1, which the exporter would take for a constant
+    rows, new, old = (
+        2,
+        3,
+        5,
+    )  # all different and none of them 1, which the exporter would take for a constant
     buffer = old + new if form != "growing" else old
 
     def past() -> Tensor:
@@ -102,7 +119,13 @@ def _export(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) 
         [(past(), past()) for _ in range(config.n_layer)],
         torch.tensor([0] if form == "cuda" else 0),
     )
-    names = ["input_ids", "attention_mask", "position_ids", *cache_names(config, "past_key_values"), _wanted(form)]
+    names = [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        *cache_names(config, "past_key_values"),
+        _wanted(form),
+    ]
     any_size = torch.export.Dim.DYNAMIC
     matrix, cache = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
     with quiet(), torch.no_grad():
@@ -125,10 +148,15 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
     """Initializers take the module's parameter names, inputs and outputs the shapes that the loaders agree on."""
     graph = model.graph
     canonical: dict[int, str] = {}
-    for name, tensor in [*step.gpt.named_parameters(remove_duplicate=False), *step.gpt.named_buffers()]:
+    for name, tensor in [
+        *step.gpt.named_parameters(remove_duplicate=False),
+        *step.gpt.named_buffers(),
+    ]:
         first = canonical.setdefault(id(tensor), name)
         value = graph.initializers.get(f"gpt.{name}")
-        if value is not None:  # a shared weight bears the name it has where it first stands: the embedding's
+        if (
+            value is not None
+        ):  # a shared weight bears the name it has where it first stands: the embedding's
             del graph.initializers[f"gpt.{name}"]
             value.name = first
             graph.initializers[first] = value
@@ -204,7 +232,9 @@ def _bare(model: ir.Model) -> None:
 @contextlib.contextmanager
 def quiet():
     """The exporter tells of torchvision, opsets and its own deprecations; none of it concerns who exports a GPT."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

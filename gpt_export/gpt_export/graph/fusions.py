@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-FUSED = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
+FUSED = {
+    "LayerNormalization": "SkipLayerNormalization",
+    "RMSNormalization": "SkipSimplifiedLayerNormalization",
+}
 BIAS = {"LayerNormalization": 4, "RMSNormalization": 3}  # which input of the fused operator it is
 
 
@@ -30,7 +33,11 @@ def fuse_skip_norms(model: ir.Model) -> None:
             gone.append(biased)
         epsilon = norm.attributes.get("epsilon", ir.AttrFloat32("epsilon", 1e-5))
         fused = ir.node(
-            FUSED[norm.op_type], inputs, {"epsilon": epsilon.as_float()}, domain="com.microsoft", num_outputs=4
+            FUSED[norm.op_type],
+            inputs,
+            {"epsilon": epsilon.as_float()},
+            domain="com.microsoft",
+            num_outputs=4,
         )
         normed, _, _, stream = fused.outputs
         normed.type, stream.type = norm.outputs[0].type, total.type
@@ -45,7 +52,12 @@ def fuse_skip_norms(model: ir.Model) -> None:
 
 
 def _is_bias(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.shape is not None and len(value.shape) == 1
+    return (
+        value is not None
+        and value.is_initializer()
+        and value.shape is not None
+        and len(value.shape) == 1
+    )
 
 
 def _has_constant(add: ir.Node) -> bool:

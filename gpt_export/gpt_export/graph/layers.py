@@ -47,7 +47,11 @@ class Head(nn.Module):
     def __init__(self, linear: nn.Linear, *, fused: bool, tied: bool):
         super().__init__()
         self.bias, self.fused, self.turned = linear.bias, fused, not fused and not tied
-        self.weight = nn.Parameter(linear.weight.detach().t(), requires_grad=False) if self.turned else linear.weight
+        self.weight = (
+            nn.Parameter(linear.weight.detach().t(), requires_grad=False)
+            if self.turned
+            else linear.weight
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -79,15 +83,23 @@ class BlockProduct(nn.Module):
         self.weight = nn.Parameter(torch.from_numpy(weight.packed), requires_grad=False)
         self.scales = nn.Parameter(torch.from_numpy(weight.scales), requires_grad=False)
         steps = weight.scale_steps
-        self.scale_steps = None if steps is None else nn.Parameter(torch.from_numpy(steps), requires_grad=False)
-        self.zeros = None if weight.zeros is None else nn.Parameter(torch.from_numpy(weight.zeros), requires_grad=False)
+        self.scale_steps = (
+            None if steps is None else nn.Parameter(torch.from_numpy(steps), requires_grad=False)
+        )
+        self.zeros = (
+            None
+            if weight.zeros is None
+            else nn.Parameter(torch.from_numpy(weight.zeros), requires_grad=False)
+        )
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation_bits != 16:
             return self.product(x, self.bias)
         blocks = _in_blocks(x, self.block)
-        step = blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30  # a block of zeros must not divide by zero
+        step = (
+            blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30
+        )  # a block of zeros must not divide by zero
         coarse = _whole(blocks / step) * step
         stacked = torch.stack((coarse, blocks - coarse))
         terms = _reshape(stacked, [0, 0, 0, self.n_in], (*stacked.shape[:3], self.n_in))
@@ -96,7 +108,9 @@ class BlockProduct(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         scales, floats = _float_scales(self.scales, self.scale_steps), self.activation_bits == 32
-        return block_product(x, self.weight, scales, self.zeros, bias, bits=self.bits, n_in=self.n_in, floats=floats)
+        return block_product(
+            x, self.weight, scales, self.zeros, bias, bits=self.bits, n_in=self.n_in, floats=floats
+        )
 
 
 def _float_scales(scales: Tensor, steps: Tensor | None) -> Tensor:
@@ -187,8 +201,12 @@ class ChannelProduct(nn.Module):
             step = x.abs().amax(-1, keepdim=True) / 127
             x = x / step
             whole = _whole(x)
-            q = torch.stack((_quantize(whole, 1.0), _quantize(x - whole, 1 / 254)))  # (2, B, S, n_in)
-            y = _sum_of_terms(self.product(q, step * torch.tensor([127.0, 127 / 254]).reshape(2, 1, 1, 1)))
+            q = torch.stack(
+                (_quantize(whole, 1.0), _quantize(x - whole, 1 / 254))
+            )  # (2, B, S, n_in)
+            y = _sum_of_terms(
+                self.product(q, step * torch.tensor([127.0, 127 / 254]).reshape(2, 1, 1, 1))
+            )
         return y if self.bias is None else y + self.bias
 
     def product(self, q: Tensor, row: Tensor) -> Tensor:
@@ -210,7 +228,9 @@ def _in_blocks(x: Tensor, block: int) -> Tensor:
 
 def _reshape(x: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Tensor:
     """ONNX's, whose 0 keeps an axis: torch's names its length, and of what the head reads that is another in every run."""
-    return torch.onnx.ops.symbolic("Reshape", [x, torch.tensor(sizes)], {}, dtype=x.dtype, shape=shape, version=21)
+    return torch.onnx.ops.symbolic(
+        "Reshape", [x, torch.tensor(sizes)], {}, dtype=x.dtype, shape=shape, version=21
+    )
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -231,7 +251,9 @@ def _middle() -> Tensor:
 
 def _quantize(x: Tensor, scale: float) -> Tensor:
     inputs = [x, torch.tensor(scale), _middle()]
-    return torch.onnx.ops.symbolic("QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=21)
+    return torch.onnx.ops.symbolic(
+        "QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=21
+    )
 
 
 class BlockEmbedding(nn.Module):
@@ -240,7 +262,11 @@ class BlockEmbedding(nn.Module):
 
     def __init__(self, product: BlockProduct, dtype: torch.dtype):
         super().__init__()
-        self.weight, self.scales, self.scale_steps = product.weight, product.scales, product.scale_steps
+        self.weight, self.scales, self.scale_steps = (
+            product.weight,
+            product.scales,
+            product.scale_steps,
+        )
         self.bits, self.block, self.dtype = product.bits, product.block, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -265,7 +291,9 @@ class StackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         first_rare = self.common.weight.shape[0]
         common = self.common(ids.clamp(max=first_rare - 1))
-        return torch.where((ids < first_rare).unsqueeze(-1), common, self.rare((ids - first_rare).clamp(min=0)))
+        return torch.where(
+            (ids < first_rare).unsqueeze(-1), common, self.rare((ids - first_rare).clamp(min=0))
+        )
 
 
 def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module:
@@ -280,7 +308,9 @@ def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module
             return OffsetProduct(weight, bias)
 
 
-def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] | None = None) -> GPT:
+def graph_layers(
+    gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] | None = None
+) -> GPT:
     """Rewrite `gpt` in place for tracing in a cache form. `quantized`: module name -> its weight, of linears, and of the
     embedding; a tied embedding's is the head's own."""
     quantized = quantized or {}
@@ -289,7 +319,11 @@ def graph_layers(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] |
             layer: nn.Module = quantized_product(quantized[name], linear.bias)
         else:
             tied = gpt.config.head_is_embedding
-            layer = Head(linear, fused=form != "growing", tied=tied) if name == "head" else Product(linear)
+            layer = (
+                Head(linear, fused=form != "growing", tied=tied)
+                if name == "head"
+                else Product(linear)
+            )
         gpt.set_submodule(name, layer)
     for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
         if name not in quantized:

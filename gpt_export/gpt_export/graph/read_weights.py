@@ -23,11 +23,17 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     """
     graph = read_graph(artifact / GRAPH).graph
     stored = graph.initializers
-    transposed = {value.name for node in graph if node.op_type == "MatMul" and (value := node.inputs[1]) is not None}
+    transposed = {
+        value.name
+        for node in graph
+        if node.op_type == "MatMul" and (value := node.inputs[1]) is not None
+    }
     with torch.device("meta"):  # shapes only: the initial values would be thrown away
         shape = GPT(config)
     tables = (
-        {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()} if config.position != "learned" else {}
+        {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()}
+        if config.position != "learned"
+        else {}
     )
     missing = [name for name, _ in shape.named_parameters() if name not in stored]
     if missing:
@@ -58,7 +64,9 @@ def _thin(config: GPTConfig) -> GPTConfig:
     """One layer and one token of vocabulary: enough to make the position tables."""
     import dataclasses
 
-    return dataclasses.replace(config, n_layer=1, vocab_size=1, attention=config.attention_of(0), window=None)
+    return dataclasses.replace(
+        config, n_layer=1, vocab_size=1, attention=config.attention_of(0), window=None
+    )
 
 
 def _put(gpt: GPT, name: str, tensor: torch.Tensor) -> None:

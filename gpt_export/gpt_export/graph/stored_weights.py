@@ -26,10 +26,19 @@ def read_graph(file: Path) -> ir.Model:
     for value in model.graph.initializers.values():
         stored = value.const_value
         if isinstance(stored, ir.ExternalTensor):
-            data = _data_file(file, os.fspath(stored.location), (stored.offset or 0) + (stored.length or stored.nbytes))
+            data = _data_file(
+                file,
+                os.fspath(stored.location),
+                (stored.offset or 0) + (stored.length or stored.nbytes),
+            )
             # without a base_dir onnx_ir asks nothing of the path
             value.const_value = ir.ExternalTensor(
-                str(data), stored.offset, stored.length, stored.dtype, shape=stored.shape, name=stored.name or ""
+                str(data),
+                stored.offset,
+                stored.length,
+                stored.dtype,
+                shape=stored.shape,
+                name=stored.name or "",
             )
     return model
 
@@ -55,8 +64,13 @@ def check_weights(model: ir.Model, where: str, *, half: bool = False) -> None:
     A weight is what a product or a look-up reads; other constants, such as masks, may be infinite.
     """
     nodes = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Gather")]
-    for value in {id(value): value for node in nodes for value in node.inputs if value is not None}.values():
-        if value.const_value is not None and value.const_value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+    for value in {
+        id(value): value for node in nodes for value in node.inputs if value is not None
+    }.values():
+        if value.const_value is not None and value.const_value.dtype in (
+            ir.DataType.FLOAT,
+            ir.DataType.FLOAT16,
+        ):
             weight = torch.from_numpy(np.array(value.const_value.numpy()))
             check_finite(weight, value.name or "a weight", where, ArtifactError)
             if half:
@@ -76,7 +90,9 @@ def check_half(weight: torch.Tensor, name: str, where: str) -> None:
 def _data_file(graph: Path, location: str, end: int) -> Path:
     file = graph.parent / location
     if not file.is_file() or not lies_inside(file, graph.parent):
-        raise ArtifactError(f"{graph} has weights in {location}, which is no file beside it: copy the artifact again")
+        raise ArtifactError(
+            f"{graph} has weights in {location}, which is no file beside it: copy the artifact again"
+        )
     if file.stat().st_size < end:
         raise ArtifactError(
             f"{file} has {file.stat().st_size:,} bytes, and {graph} reads {end:,}: copy the artifact again"

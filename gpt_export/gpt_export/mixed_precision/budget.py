@@ -16,8 +16,13 @@ SPACED = 5  # mixes measured from the smallest to the largest, both included
 STEPS = 3  # of bisection between the last of them outside the budget and the first inside
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_PERCENT = re.compile(r"(?:ppl\s*=\s*)?\+?\s*(\d{1,15}(?:\.\d{,15})?|\.\d{1,15})\s*%", re.IGNORECASE | re.ASCII)
-_SIZE = re.compile(r"(?:size\s*=\s*)?(\d{1,15}(?:\.\d{,15})?|\.\d{1,15})\s*((?:[kmg]i?)?)b", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(
+    r"(?:ppl\s*=\s*)?\+?\s*(\d{1,15}(?:\.\d{,15})?|\.\d{1,15})\s*%", re.IGNORECASE | re.ASCII
+)
+_SIZE = re.compile(
+    r"(?:size\s*=\s*)?(\d{1,15}(?:\.\d{,15})?|\.\d{1,15})\s*((?:[kmg]i?)?)b",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,13 @@ def parse_budget(text: str) -> Budget:
     text = text.strip()
     if found := _PERCENT.fullmatch(text):
         return Budget(perplexity=float(found[1]) / 100)
-    if (found := _SIZE.fullmatch(text)) and (size := int(float(found[1]) * UNITS[found[2].lower()])):
+    if (found := _SIZE.fullmatch(text)) and (
+        size := int(float(found[1]) * UNITS[found[2].lower()])
+    ):
         return Budget(size=size)
-    raise UsageError(f"--budget {text}: expected a rise of perplexity as in ppl=+0.5% or a size as in size=100MB")
+    raise UsageError(
+        f"--budget {text}: expected a rise of perplexity as in ppl=+0.5% or a size as in size=100MB"
+    )
 
 
 def spaced(top: int) -> list[int]:

@@ -24,7 +24,13 @@ from gpt_export.quantization.channels import ChannelWeights
 from gpt_export.quantization.embeddings import RARE, TABLE, Form, common_tokens, tables
 from gpt_export.quantization.gptq import Grid
 from gpt_export.quantization.offsets import OffsetWeights, dequantize_offsets
-from gpt_export.quantization.recipes import SCHEMES, pack, pack_layers, rotate_where_possible, scheme_name
+from gpt_export.quantization.recipes import (
+    SCHEMES,
+    pack,
+    pack_layers,
+    rotate_where_possible,
+    scheme_name,
+)
 from gpt_export.quantization.sensitivity import cost_of, in_8_bits, sensitivities, with_weight
 from gptx.parity.metrics import Figures, Tally
 from gptx.progress import stage
@@ -64,11 +70,14 @@ class Mixes:
     def name(self, count: int) -> str:
         """28 in 8 bits, 35 in 4/32, 57 in 4/128, rare tokens in 4/32: layers, and rows of the tables"""
         weights = self.weights(count)
-        forms = [forms_of(weight)[0] for name, weight in weights.items() if name.startswith("blocks.")]
+        forms = [
+            forms_of(weight)[0] for name, weight in weights.items() if name.startswith("blocks.")
+        ]
         layers = Counter((bits, 0 if bits == 8 else block) for bits, block, _ in forms)
         finest_first = sorted(layers, key=lambda form: (-form[0], form[1]))
         said = [
-            f"{layers[bits, block]} in {f'{bits}/{block}' if block else f'{bits} bits'}" for bits, block in finest_first
+            f"{layers[bits, block]} in {f'{bits}/{block}' if block else f'{bits} bits'}"
+            for bits, block in finest_first
         ]
         if isinstance(weights["head"], StackedWeights):
             bits, block, _ = forms_of(weights["head"])[-1]
@@ -85,13 +94,18 @@ def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
     )
     finest = {name: rounded[-1] for name, rounded in each.items()}
     largest, _ = pack_layers(gpt, finest, windows[0], eight.activation_kl)
-    layers = [{name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))]
+    layers = [
+        {name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))
+    ]
     del each, finest
 
     def cost(form: dict[str, Quantized], grid: Grid) -> dict[str, float]:
         what = f"Measuring layers in {grid.bits} bits, blocks of {grid.block} at most"
         return sensitivities(
-            gpt, windows[0], lambda name: lambda linear: with_weight(linear, values_of(form[name])), what
+            gpt,
+            windows[0],
+            lambda name: lambda linear: with_weight(linear, values_of(form[name])),
+            what,
         )
 
     common = common_tokens(windows, gpt.config.vocab_size)
@@ -112,11 +126,16 @@ def single(layers: Mapping[str, Quantized]) -> dict[str, Piece]:
     return {name: {name: weight} for name, weight in layers.items()}
 
 
-def by_worth(costs: Sequence[Mapping[str, float]], forms: Sequence[Mapping[str, Piece]]) -> list[tuple[str, int]]:
+def by_worth(
+    costs: Sequence[Mapping[str, float]], forms: Sequence[Mapping[str, Piece]]
+) -> list[tuple[str, int]]:
     """The steps from the smallest form of every piece on, by the KL that one saves for a byte, the most first."""
     steps: list[tuple[float, str, int]] = []
     for name in forms[0]:
-        sizes, kls = [stored_bytes(form[name].values()) for form in forms], [cost[name] for cost in costs]
+        sizes, kls = (
+            [stored_bytes(form[name].values()) for form in forms],
+            [cost[name] for cost in costs],
+        )
         at = 0
         while worth := [
             ((kls[at] - kl) / (size - sizes[at]), name, form)
@@ -178,7 +197,9 @@ def mean_bits(layers: Sequence[Quantized]) -> float:
 def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int) -> int:
     """The files in onnx/ of `gpt` with such weights: exactly what the weights and the rest of the module take, and a
     generous estimate for the graph, made of the source's `source_graph` bytes."""
-    rest = {id(p): p for name, p in gpt.named_parameters() if name.rpartition(".")[0] not in weights}
+    rest = {
+        id(p): p for name, p in gpt.named_parameters() if name.rpartition(".")[0] not in weights
+    }
     others = sum(4 * tensor.numel() for tensor in [*rest.values(), *gpt.buffers()])
     graph = int(1.4 * source_graph) + sum(map(node_bytes, weights.values()))
     return graph + others + stored_bytes(weights.values())
@@ -195,22 +216,34 @@ def node_bytes(weight: Quantized) -> int:
 
 def least_bytes(gpt: GPT, windows: list[list[int]], source_graph: int) -> int:
     """What artifact_bytes gives at least, all layers in their smallest forms; known before anything is rounded."""
-    packed = {id(p) for one in gpt.modules() if isinstance(one, nn.Linear | nn.Embedding) for p in one.parameters()}
+    packed = {
+        id(p)
+        for one in gpt.modules()
+        if isinstance(one, nn.Linear | nn.Embedding)
+        for p in one.parameters()
+    }
     rest = [p for p in gpt.parameters() if id(p) not in packed]
     others = int(1.4 * source_graph) + sum(4 * tensor.numel() for tensor in [*rest, *gpt.buffers()])
     layers = [linear for block in gpt.layers for linear in linears(block).values()]
     rows, width = gpt.head.weight.shape
     common = common_tokens(windows, gpt.config.vocab_size) or rows
-    total = TABLE.fitted(width).stored_bytes(common, width) + RARE.fitted(width).stored_bytes(rows - common, width)
+    total = TABLE.fitted(width).stored_bytes(common, width) + RARE.fitted(width).stored_bytes(
+        rows - common, width
+    )
     return (
         others
         + total
-        + sum(SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape) for linear in layers)
+        + sum(
+            SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape)
+            for linear in layers
+        )
     )
 
 
 @torch.no_grad()
-def measure(gpt: GPT, weights: Mapping[str, Quantized], recording: Recording, tokens: int, what: str) -> Figures:
+def measure(
+    gpt: GPT, weights: Mapping[str, Quantized], recording: Recording, tokens: int, what: str
+) -> Figures:
     """`gpt` with quantized weights, and activations rounded as the operators will, beside the recorded reference on the
     first `tokens` of its text, or some more."""
     tally, seen = Tally(), 0

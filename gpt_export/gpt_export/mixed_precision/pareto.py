@@ -44,7 +44,9 @@ def by_size(points: Sequence[Point]) -> list[Point]:
 def is_best(point: Point, points: Sequence[Point]) -> bool:
     """On the Pareto front: no other is smaller and nearer to the reference."""
     return not any(
-        other.size <= point.size and other.figures.kl_mean <= point.figures.kl_mean and other is not point
+        other.size <= point.size
+        and other.figures.kl_mean <= point.figures.kl_mean
+        and other is not point
         for other in points
     )
 
@@ -65,8 +67,13 @@ def table(points: Sequence[Point], chosen: Point) -> str:
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    cells = [[(str.ljust if i < 2 else str.rjust)(row[i], widths[i]) for i in range(len(row))] for row in rows]
-    return "\n".join(["  ".join(row).rstrip() for row in cells] + [*notes(chosen.figures.positions), ""])
+    cells = [
+        [(str.ljust if i < 2 else str.rjust)(row[i], widths[i]) for i in range(len(row))]
+        for row in rows
+    ]
+    return "\n".join(
+        ["  ".join(row).rstrip() for row in cells] + [*notes(chosen.figures.positions), ""]
+    )
 
 
 def number(value: float | None, form: str) -> str:
@@ -129,9 +136,17 @@ def picture(points: Sequence[Point], chosen: Point, title: str) -> bytes:
     for axis, (what, values) in zip(axes, sides):
         axis.plot(values, kl, "o", color="#0072B2", markersize=5)
         at = shown.index(chosen)
-        axis.plot(values[at], kl[at], "o", color="#D55E00", markersize=10, label=f"chosen: {chosen.name}")
+        axis.plot(
+            values[at], kl[at], "o", color="#D55E00", markersize=10, label=f"chosen: {chosen.name}"
+        )
         for point, value, height in zip(shown, values, kl):
-            axis.annotate(number(point.change, "+.2%"), (value, height), (5, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(
+                number(point.change, "+.2%"),
+                (value, height),
+                (5, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
         axis.set(xlabel=what, yscale="log")
         axis.grid(alpha=0.3, which="both")
         axis.spines[["top", "right"]].set_visible(False)

@@ -16,8 +16,22 @@ from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.mixed_precision.budget import Budget, smallest_inside, spaced
-from gpt_export.mixed_precision.mix import artifact_bytes, least_bytes, make_mixes, mean_bits, measure
-from gpt_export.mixed_precision.pareto import Point, by_size, megabytes, need_matplotlib, picture, table, to_json
+from gpt_export.mixed_precision.mix import (
+    artifact_bytes,
+    least_bytes,
+    make_mixes,
+    mean_bits,
+    measure,
+)
+from gpt_export.mixed_precision.pareto import (
+    Point,
+    by_size,
+    megabytes,
+    need_matplotlib,
+    picture,
+    table,
+    to_json,
+)
 from gpt_export.mixed_precision.timing import Timings
 from gpt_export.quantization.quantize import (
     Work,
@@ -28,7 +42,13 @@ from gpt_export.quantization.quantize import (
     prove_quantized,
     quantizing,
 )
-from gpt_export.quantization.recipes import SCHEMES, Quantization, describe, kept_offsets, quantize_weights
+from gpt_export.quantization.recipes import (
+    SCHEMES,
+    Quantization,
+    describe,
+    kept_offsets,
+    quantize_weights,
+)
 from gpt_export.quantization.rotate import rotate
 from gptx.artifact.folders import check_new_file, write_file
 from gptx.artifact.manifest import GRAPH, Manifest
@@ -70,7 +90,13 @@ def quantize_within(
     picture_file = new_picture(out, picture_file, force=force)
     needed = plan_quantize(manifest, "int8").disk_bytes
     with quantizing(
-        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
+        manifest,
+        out,
+        checkpoint=checkpoint,
+        text=text,
+        calibration=calibration,
+        needed=needed,
+        force=force,
     ) as work:
         search = Search(work, config, budget)
         search.run()
@@ -89,21 +115,31 @@ def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
     return picture_file
 
 
-def check_budget(source: Path, budget: Budget, limits: Mapping[str, float] | None = None) -> tuple[Manifest, GPTConfig]:
+def check_budget(
+    source: Path, budget: Budget, limits: Mapping[str, float] | None = None
+) -> tuple[Manifest, GPTConfig]:
     """What can be refused before the weights are read."""
     manifest = expect_fp32(source)
     config = gpt_config(manifest)
     if config is None:
-        raise UsageError(f"{source} was exported by optimum: --budget needs a model that gptx itself exported")
+        raise UsageError(
+            f"{source} was exported by optimum: --budget needs a model that gptx itself exported"
+        )
     if config.n_class and budget.perplexity is not None:
-        raise UsageError(f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB")
+        raise UsageError(
+            f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB"
+        )
     limits_for("int4", limits)  # their names
     need_matplotlib()
     return manifest, config
 
 
 def plan_within(
-    source: Path, budget: Budget, *, calibration: Path | None = None, limits: Mapping[str, float] | None = None
+    source: Path,
+    budget: Budget,
+    *,
+    calibration: Path | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Plan:
     """What quantize_within will take. Raises UsageError where the size is too small for any mix."""
     manifest, config = check_budget(source, budget, limits)
@@ -144,7 +180,9 @@ class Search:
         mixes = make_mixes(gpt, windows)
         top = len(mixes.steps)
         expect_room(self.budget, self.size(gpt, mixes.weights(0)))
-        self.timings.time([weight for form in mixes.forms for piece in form.values() for weight in piece.values()])
+        self.timings.time(
+            [weight for form in mixes.forms for piece in form.values() for weight in piece.values()]
+        )
         found: dict[int, Point] = {}
 
         def at(count: int) -> Point:
@@ -157,7 +195,9 @@ class Search:
             smallest_inside(top, lambda count: self.inside(at(count)))
         else:
             sizes = [self.size(gpt, mixes.weights(count)) for count in range(top + 1)]
-            for count in sorted({*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}):
+            for count in sorted(
+                {*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}
+            ):
                 at(count)
         best = at(top).figures.kl_mean
         for count, point in found.items():
@@ -188,7 +228,9 @@ class Search:
         # part of the proof text may say no where the whole says yes
         return by_size(inside) or [min(self.points, key=lambda point: point.change)]
 
-    def write_best(self, limits: Mapping[str, float] | None, *, accept: bool) -> tuple[Point, dict[str, Any]]:
+    def write_best(
+        self, limits: Mapping[str, float] | None, *, accept: bool
+    ) -> tuple[Point, dict[str, Any]]:
         """Write mixes, the best first, until one is inside the budget by its certificate."""
         last = ""
         for point in self.candidates():
@@ -212,7 +254,9 @@ class Search:
             if change <= self.budget.perplexity:
                 return point, certificate
             last = f"{point.name} changes the perplexity by {change:+.2%} on the whole proof text"
-        raise ParityError(f"no mix was inside the budget of {self.budget} ({last}): nothing was written")
+        raise ParityError(
+            f"no mix was inside the budget of {self.budget} ({last}): nothing was written"
+        )
 
     def write(self, point: Point) -> None:
         """The graph, in place of one that was tried before; the point takes its size."""
@@ -225,11 +269,17 @@ class Search:
         with stage("Tracing the graph"):
             save_graph(build_graph(graph_layers(gpt, form, point.made.weights), form), folder)
         off = sum(file.stat().st_size for file in folder.iterdir()) - point.size
-        for one in self.points:  # the graph's own size, which was estimated, is nearly the same for all
+        for (
+            one
+        ) in self.points:  # the graph's own size, which was estimated, is nearly the same for all
             one.size += off
 
-    def prove(self, point: Point, limits: Mapping[str, float] | None, *, accept: bool) -> dict[str, Any]:
-        layers = [weight for name, weight in point.made.weights.items() if name.startswith("blocks.")]
+    def prove(
+        self, point: Point, limits: Mapping[str, float] | None, *, accept: bool
+    ) -> dict[str, Any]:
+        layers = [
+            weight for name, weight in point.made.weights.items() if name.startswith("blocks.")
+        ]
         bits = mean_bits(layers)
         precision = "int4" if bits < 6 else "int8"
         # what is called int8 may have layers of 4 bits, and its loss lies between the two recipes'

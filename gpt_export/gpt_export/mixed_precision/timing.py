@@ -59,7 +59,11 @@ class Timings:
 
     def of(self, weights: Mapping[str, Quantized]) -> float:
         """Of a mix: one token through all layers and the head."""
-        return sum(self.ms[kind_of_weight(w)] for name, w in weights.items() if name.startswith(("blocks.", "head")))
+        return sum(
+            self.ms[kind_of_weight(w)]
+            for name, w in weights.items()
+            if name.startswith(("blocks.", "head"))
+        )
 
 
 def kind_of_weight(weight: Quantized) -> Kind:

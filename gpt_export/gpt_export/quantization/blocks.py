@@ -55,7 +55,11 @@ def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
     n_out, n_in = rounded.levels.shape
     n_blocks = rounded.scales.shape[1]
     half = 1 << (grid.bits - 1)
-    zeros = np.full((n_out, n_blocks), half, np.int16) if rounded.zeros is None else rounded.zeros.numpy()
+    zeros = (
+        np.full((n_out, n_blocks), half, np.int16)
+        if rounded.zeros is None
+        else rounded.zeros.numpy()
+    )
     levels = np.zeros((n_out, n_blocks * grid.block), np.int16)
     levels[:, :n_in] = rounded.levels.numpy()
     q = (levels.reshape(n_out, n_blocks, grid.block) + zeros[..., None]).astype(np.uint8)

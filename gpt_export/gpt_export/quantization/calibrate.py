@@ -14,7 +14,12 @@ from gptx_models.gpt.model import GPT, Block, Cached
 
 
 def linears(block: Block) -> dict[str, nn.Linear]:
-    return {"attn.qkv": block.attn.qkv, "attn.out": block.attn.out, "mlp.up": block.mlp.up, "mlp.down": block.mlp.down}
+    return {
+        "attn.qkv": block.attn.qkv,
+        "attn.out": block.attn.out,
+        "mlp.up": block.mlp.up,
+        "mlp.down": block.mlp.down,
+    }
 
 
 def round_layers(
@@ -44,7 +49,10 @@ def round_to_each(
                         f"{name} reads values that are not finite on the calibration text: such weights cannot be rounded"
                     )
                 moments = read.T @ read
-                rounded[name] = [round_gptq(linear.weight, moments, grid) for grid in grids_for(linear.in_features)]
+                rounded[name] = [
+                    round_gptq(linear.weight, moments, grid)
+                    for grid in grids_for(linear.in_features)
+                ]
                 linear.weight.copy_(rounded[name][-1].values())
             streams = [(block(x, Cached(gpt, positions)), positions) for x, positions in streams]
             advance(1)
@@ -58,14 +66,18 @@ def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:
     return gpt.embed(torch.tensor([window]), positions), positions
 
 
-def _inputs(gpt: GPT, block: Block, streams: list[tuple[Tensor, Tensor]]) -> dict[str, list[Tensor]]:
+def _inputs(
+    gpt: GPT, block: Block, streams: list[tuple[Tensor, Tensor]]
+) -> dict[str, list[Tensor]]:
     """What each of the block's linears reads, a (S, n_in) for each window."""
     seen: dict[str, list[Tensor]] = {part: [] for part in linears(block)}
 
     def keep(part: str):
         return lambda _, args: seen[part].append(args[0][0])
 
-    hooks = [linear.register_forward_pre_hook(keep(part)) for part, linear in linears(block).items()]
+    hooks = [
+        linear.register_forward_pre_hook(keep(part)) for part, linear in linears(block).items()
+    ]
     for x, positions in streams:
         block(x, Cached(gpt, positions))
     for hook in hooks:

@@ -24,4 +24,6 @@ class ChannelWeights:
 
 def pack_channels(rounded: Rounded, *, exact: bool = False) -> ChannelWeights:
     levels = rounded.levels.numpy().astype(np.int8)
-    return ChannelWeights(np.ascontiguousarray(levels.T), rounded.scales[:, 0].numpy().copy(), 16 if exact else 8)
+    return ChannelWeights(
+        np.ascontiguousarray(levels.T), rounded.scales[:, 0].numpy().copy(), 16 if exact else 8
+    )

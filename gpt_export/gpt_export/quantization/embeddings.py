@@ -22,7 +22,9 @@ from gptx_models.gpt.model import GPT
 # Blocks of 64: their rows are equal to the bit however many are computed together (see schemes.py). All of a head in 4 bits
 # makes a GPT loop (onnxruntime issue 24384).
 TABLE = Grid(8, block=64)
-RARE = Grid(4, block=32, scale_bits=8)  # symmetric: GatherBlockQuantized packs zero points otherwise than MatMulNBits
+RARE = Grid(
+    4, block=32, scale_bits=8
+)  # symmetric: GatherBlockQuantized packs zero points otherwise than MatMulNBits
 COMMON = 0.85  # share of a calibration text's tokens that stay in 8 bits
 ROWS = 1 << 14  # of a head, rounded at a time: all at once would take gigabytes
 
@@ -49,7 +51,10 @@ def tables(gpt: GPT, form: Form) -> dict[str, Quantized]:
     def of_tokens(weight: Tensor, moments: Tensor | None) -> Quantized:
         if form.common is None or not whole:
             return pack_blocks(_round(weight, grid, moments), exact=form.exact)
-        parts = (_round(weight[: form.common], grid, moments), _round(weight[form.common :], rare, moments))
+        parts = (
+            _round(weight[: form.common], grid, moments),
+            _round(weight[form.common :], rare, moments),
+        )
         return StackedWeights(tuple(map(pack_blocks, parts)))
 
     if gpt.config.n_class:
@@ -70,7 +75,9 @@ def tables(gpt: GPT, form: Form) -> dict[str, Quantized]:
 
 def common_tokens(windows: Iterable[list[int]], vocab_size: int) -> int | None:
     """How many of the lowest ids make up COMMON of a text's tokens, in whole 64s; None where that leaves few others."""
-    counts = torch.bincount(torch.tensor([token for window in windows for token in window]), minlength=vocab_size)
+    counts = torch.bincount(
+        torch.tensor([token for window in windows for token in window]), minlength=vocab_size
+    )
     reached = counts.cumsum(0) >= COMMON * counts.sum()
     count = -(-(int(reached.int().argmax()) + 1) // 64) * 64
     return count if count <= vocab_size * 2 // 3 else None

@@ -117,7 +117,12 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
     silent = moments.diagonal() == 0
     moments[silent, silent] = 1.0  # no input ever: nothing to make good
     if grid.block:
-        return refit(weight.float(), _round(weight.float(), grid, _influence(moments, damping)), moments, damping)
+        return refit(
+            weight.float(),
+            _round(weight.float(), grid, _influence(moments, damping)),
+            moments,
+            damping,
+        )
     order = moments.diagonal().argsort(descending=True)
     done = _round(weight.float()[:, order], grid, _influence(moments[order][:, order], damping))
     in_place = Rounded(done.levels[:, order.argsort()].contiguous(), done.scales, done.zeros, grid)
@@ -178,7 +183,9 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
         return rounded
     n_out, n_in = weight.shape
     size = rounded.grid.block or n_in
-    moments = (moments + torch.eye(n_in, dtype=moments.dtype) * damping * moments.diagonal().mean()).float()
+    moments = (
+        moments + torch.eye(n_in, dtype=moments.dtype) * damping * moments.diagonal().mean()
+    ).float()
     levels = rounded.levels.float()
     wanted = (weight @ moments * levels).unflatten(1, (-1, size)).sum(-1)  # (n_out, blocks)
     products = torch.empty(n_out, n_in // size, n_in // size)
@@ -187,7 +194,9 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
         products[:, index] = (reach * levels).unflatten(1, (-1, size)).sum(-1)
     # a little of the scale that was, for blocks whose levels are all 0
     ridge = 1e-4 * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
-    scales = torch.linalg.solve(products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales)
+    scales = torch.linalg.solve(
+        products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales
+    )
     return replace(rounded, scales=_in_steps(scales, rounded.scale_steps))
 
 
@@ -199,7 +208,11 @@ def _scale_steps(weight: Tensor, grid: Grid) -> Tensor:
 
 def _in_steps(scales: Tensor, steps: Tensor | None) -> Tensor:
     """The nearest that int8 can say of them, and never 0; with no steps, themselves."""
-    return scales if steps is None else torch.copysign((scales.abs() / steps).round().clamp(1, 127) * steps, scales)
+    return (
+        scales
+        if steps is None
+        else torch.copysign((scales.abs() / steps).round().clamp(1, 127) * steps, scales)
+    )
 
 
 def fit(
@@ -223,7 +236,10 @@ def fit(
         least, most = values.amin(1).clamp(max=0.0), values.amax(1).clamp(min=0.0)
         widest = (most - least) / high
         zero = torch.where(widest > 0, -least / widest, 0.0)
-        shifts = [zero.floor(), zero.ceil().clamp(max=high)]  # -least / widest can be a bit more than `high`
+        shifts = [
+            zero.floor(),
+            zero.ceil().clamp(max=high),
+        ]  # -least / widest can be a bit more than `high`
     widest = torch.where(widest != 0, widest, 1.0)
     counted = torch.ones(values.shape[1]) if weights is None else weights
     best = torch.full((len(values),), torch.inf)

@@ -20,7 +20,13 @@ from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.graph.stored_weights import check_half
-from gpt_export.quantization.recipes import SCHEMES, describe, precision_of, quantize_weights, scheme_name
+from gpt_export.quantization.recipes import (
+    SCHEMES,
+    describe,
+    precision_of,
+    quantize_weights,
+    scheme_name,
+)
 from gpt_export.side_files import (
     CARD,
     copy_side_files,
@@ -70,13 +76,23 @@ def quantize_artifact(
     manifest, bounds = check_recipe(source, to, limits)
     needed = plan_quantize(manifest, to).disk_bytes
     with quantizing(
-        manifest, out, checkpoint=checkpoint, text=text, calibration=calibration, needed=needed, force=force
+        manifest,
+        out,
+        checkpoint=checkpoint,
+        text=text,
+        calibration=calibration,
+        needed=needed,
+        force=force,
     ) as work:
         quantization = _write_graph(manifest, work.staging, to, work.calibration)
-        return prove_quantized(work, precision_of(to), quantization, bounds, accept=accept, what=f"{to} of {source}")
+        return prove_quantized(
+            work, precision_of(to), quantization, bounds, accept=accept, what=f"{to} of {source}"
+        )
 
 
-def check_recipe(source: Path, to: str, limits: Mapping[str, float] | None) -> tuple[Manifest, dict[str, float]]:
+def check_recipe(
+    source: Path, to: str, limits: Mapping[str, float] | None
+) -> tuple[Manifest, dict[str, float]]:
     """What can be refused before anything is read but the manifest; also the limits of the certificate."""
     manifest = expect_fp32(source)
     if has_decode(to) and manifest.cache != "shared":
@@ -84,7 +100,9 @@ def check_recipe(source: Path, to: str, limits: Mapping[str, float] | None) -> t
             f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
         )
     if gpt_config(manifest) is None and to not in RECIPES:
-        raise UsageError(f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}")
+        raise UsageError(
+            f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}"
+        )
     return manifest, limits_for(precision_of(to), limits)
 
 
@@ -144,12 +162,22 @@ def calibration_of(manifest: Manifest, text: Path | None) -> Proof:
 
 
 def prove_quantized(
-    work: Work, precision: str, quantization: dict[str, Any], bounds: dict[str, float], *, accept: bool, what: str
+    work: Work,
+    precision: str,
+    quantization: dict[str, Any],
+    bounds: dict[str, float],
+    *,
+    accept: bool,
+    what: str,
 ) -> dict[str, Any]:
     """The certificate of the graph that was written in work.staging; see prove."""
     facts = _facts(work.manifest, precision, quantization)
-    write_genai_config(work.staging, facts["model"], facts["tokens"], shared=work.manifest.cache == "shared")
-    return prove(work.staging, facts, work.recording, bounds, accept=accept, what=what, earlier=work.earlier)
+    write_genai_config(
+        work.staging, facts["model"], facts["tokens"], shared=work.manifest.cache == "shared"
+    )
+    return prove(
+        work.staging, facts, work.recording, bounds, accept=accept, what=what, earlier=work.earlier
+    )
 
 
 def has_decode(to: str) -> bool:
@@ -164,14 +192,20 @@ def expect_fp32(source: Path) -> Manifest:
     """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
         what = {"checkpoint": "a checkpoint folder", "adapter": "a LoRA adapter"}[kind]
-        raise UsageError(f"{source} is {what}: export it first, `gptx export {source} OUT`, and quantize OUT")
+        raise UsageError(
+            f"{source} is {what}: export it first, `gptx export {source} OUT`, and quantize OUT"
+        )
     manifest = read_manifest(source)
     if manifest.precision != "fp32":
-        raise UsageError(f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from")
+        raise UsageError(
+            f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from"
+        )
     return manifest
 
 
-def _record(manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scratch: Path) -> Recording:
+def _record(
+    manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scratch: Path
+) -> Recording:
     if checkpoint is None:
         with gptx.load(manifest.path) as model:
             return record_artifact(model, text_proof, scratch)
@@ -198,7 +232,11 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
         config = GPTConfig.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{where} is of no model that gptx knows ({error})") from error
-    shape = {name: getattr(manifest.model, name) for name in vars(manifest.model) if hasattr(config, name)}
+    shape = {
+        name: getattr(manifest.model, name)
+        for name in vars(manifest.model)
+        if hasattr(config, name)
+    }
     wrong = [
         f"{name} is {getattr(config, name)}, and the model's is {value}"
         for name, value in shape.items()

@@ -42,7 +42,8 @@ class Scheme:
     def grid_for(self, n_in: int) -> Grid:
         """Of a layer that reads `n_in` values; where no grid's blocks divide them, the last one with smaller blocks."""
         return next(
-            (grid for grid in self.grids if not grid.block or n_in % grid.block == 0), self.grids[-1].fitted(n_in)
+            (grid for grid in self.grids if not grid.block or n_in % grid.block == 0),
+            self.grids[-1].fitted(n_in),
         )
 
 
@@ -112,7 +113,9 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
         note("the weights were in 4 bits with offsets before, and are kept")
         blocks = {name: weight.blocks.block for name, weight in kept.items()}
         work = {name: weight.blocks.packed.size for name, weight in kept.items()}
-        exact, costs = choose_activation_bits(gpt, windows[0], blocks, work, scheme.kept_activation_kl)
+        exact, costs = choose_activation_bits(
+            gpt, windows[0], blocks, work, scheme.kept_activation_kl
+        )
         kept = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
         # what the head reads is not rotated, and 8 bits of it cost a third of all
         head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
@@ -122,7 +125,9 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     weights, costs = pack_layers(gpt, rounded, windows[0], scheme.activation_kl)
     common = common_tokens(windows, gpt.config.vocab_size) if scheme.rare_in_4_bits else None
     return Quantization(
-        {**weights, **tables(gpt, Form(common=common, moments=moments))}, rotated=rotated, sensitivity=costs
+        {**weights, **tables(gpt, Form(common=common, moments=moments))},
+        rotated=rotated,
+        sensitivity=costs,
     )
 
 
@@ -160,7 +165,11 @@ def pack_layers(
 
 
 def choose_activation_bits(
-    gpt: GPT, window: list[int], blocks: Mapping[str, int], work: Mapping[str, int], allowed: float | None
+    gpt: GPT,
+    window: list[int],
+    blocks: Mapping[str, int],
+    work: Mapping[str, int],
+    allowed: float | None,
 ) -> tuple[set[str], dict[str, float]]:
     """The layers whose activations take more than 8 bits, and what 8 cost each in mean KL. blocks: layer -> how many of a
     row's activations share a scale, 0: all."""
@@ -184,7 +193,11 @@ def most_worth(costs: Mapping[str, float], work: Mapping[str, int], allowed: flo
 
 
 def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
-    return pack_blocks(rounded, exact=exact) if rounded.grid.block else pack_channels(rounded, exact=exact)
+    return (
+        pack_blocks(rounded, exact=exact)
+        if rounded.grid.block
+        else pack_channels(rounded, exact=exact)
+    )
 
 
 def precision_of(scheme: str) -> str:

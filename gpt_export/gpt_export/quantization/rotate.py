@@ -57,7 +57,9 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
     """Rewrite `gpt` in place; its logits stay what they were, to the rounding of fp32. See why_not_rotated."""
     q = orthogonal(gpt.config.n_embd, seed)
     write = q  # turns what is added to the stream
-    if gpt.config.norm == "layernorm":  # the stream's mean is its part along the first column of q: never written
+    if (
+        gpt.config.norm == "layernorm"
+    ):  # the stream's mean is its part along the first column of q: never written
         q = along_mean(q)
         write = q.clone()
         write[:, 0] = 0
@@ -90,7 +92,9 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
 
 def orthogonal(width: int, seed: int) -> Tensor:
     """A random orthogonal matrix (width, width), float64: the Q of a Gaussian matrix, the same for the same seed."""
-    gaussian = torch.randn(width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    gaussian = torch.randn(
+        width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     q, r = torch.linalg.qr(gaussian)
     return q * r.diagonal().sign()
 
@@ -99,7 +103,9 @@ def along_mean(q: Tensor) -> Tensor:
     """Another such matrix, whose first column is (1, ..., 1) / sqrt(width), by a Householder reflection."""
     mean = torch.full((len(q),), len(q) ** -0.5, dtype=q.dtype)
     v = q[:, 0] - mean
-    return q - 2 * torch.outer(v, v @ q) / v.dot(v).clamp_min(1e-30)  # nothing to turn where it is there already
+    return q - 2 * torch.outer(v, v @ q) / v.dot(v).clamp_min(
+        1e-30
+    )  # nothing to turn where it is there already
 
 
 def _read_through(norm: Norm, reader: nn.Linear, q: Tensor) -> None:

@@ -13,13 +13,17 @@ from gpt_export.quantization.calibrate import embedded, linears
 from gptx.progress import stage
 from gptx_models.gpt.model import GPT, Cached
 
-Change = Callable[[nn.Linear], AbstractContextManager[None]]  # the layer computes less exactly while the block lasts
+Change = Callable[
+    [nn.Linear], AbstractContextManager[None]
+]  # the layer computes less exactly while the block lasts
 TOKENS = 192  # of the text: each layer's figure costs half a forward pass over them
 EVERY = 4  # positions apart: the head costs as much as several layers
 
 
 @torch.no_grad()
-def sensitivities(gpt: GPT, window: list[int], change: Callable[[str], Change | None], what: str) -> dict[str, float]:
+def sensitivities(
+    gpt: GPT, window: list[int], change: Callable[[str], Change | None], what: str
+) -> dict[str, float]:
     """Mean KL (nats) on `window` for each linear layer under its change("blocks.3.mlp.down"); None leaves a layer out.
 
     Only the layers behind a change are run again. KLs of single layers add up to that of all of them, nearly.

@@ -65,7 +65,11 @@ def export_via_optimum(
     """
     expect_checkpoint(source)
     bounds = limits_for("fp32", limits)
-    weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in source.glob(pattern))
+    weights = sum(
+        file.stat().st_size
+        for pattern in ("*.safetensors", "*.bin")
+        for file in source.glob(pattern)
+    )
     check_apart(source, out)
     check_output(out, force=force, needed=4 * weights)
     with new_folder(out, force=force, needed=4 * weights) as staging:
@@ -80,13 +84,19 @@ def export_via_optimum(
         shape = facts["model"]
         text_proof = proof(staging, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
-            recording, shape["n_parameters"] = _record(source, text_proof, shape["n_ctx"], Path(scratch.name))
+            recording, shape["n_parameters"] = _record(
+                source, text_proof, shape["n_ctx"], Path(scratch.name)
+            )
             gc.collect()
-            recording.reference(reference_budget(shape["n_parameters"]), staging, facts["tokens"]).save(staging)
+            recording.reference(
+                reference_budget(shape["n_parameters"]), staging, facts["tokens"]
+            ).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
             about = read_json(source / SOURCE) or {"format": "huggingface", "name": source.name}
             facts["source"] = {**about, **weights_hash(source), "via": "optimum"}
-            certificate = prove(staging, facts, recording, bounds, accept=accept, what=f"the export of {source}")
+            certificate = prove(
+                staging, facts, recording, bounds, accept=accept, what=f"the export of {source}"
+            )
         write_card(staging, out.name)
     return certificate
 
@@ -100,9 +110,15 @@ def _export(source: Path, staging: Path) -> None:
         ) from error
     with _silent(), tempfile.TemporaryDirectory(dir=staging) as scratch:
         try:
-            main_export(str(source), output=scratch, task="text-generation-with-past", do_validation=False)
-        except Exception as error:  # optimum raises what it likes: ValueError, KeyError, RuntimeError ...
-            raise CheckpointError(f"optimum cannot export {source}: {_first_line(error)}") from error
+            main_export(
+                str(source), output=scratch, task="text-generation-with-past", do_validation=False
+            )
+        except (
+            Exception
+        ) as error:  # optimum raises what it likes: ValueError, KeyError, RuntimeError ...
+            raise CheckpointError(
+                f"optimum cannot export {source}: {_first_line(error)}"
+            ) from error
         (staging / "onnx").mkdir()
         for file in Path(scratch).glob("model.onnx*"):
             shutil.move(file, staging / "onnx" / file.name)
@@ -118,7 +134,9 @@ def _record(source: Path, text: Proof, n_ctx: int, scratch: Path) -> tuple[Recor
         scratch,
         lambda window, position: _logits(reference, window, position),
         lambda prompt: _greedy(reference, prompt, min(GREEDY, n_ctx - len(prompt))),
-        context=context_windows(n_ctx, offsets="position_ids" in inspect.signature(reference.forward).parameters),
+        context=context_windows(
+            n_ctx, offsets="position_ids" in inspect.signature(reference.forward).parameters
+        ),
     )
     return recording, reference.num_parameters()
 
@@ -130,11 +148,15 @@ def _load_reference(source: Path) -> Any:
         try:
             return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
         except Exception as error:
-            raise CheckpointError(f"transformers cannot load {source}: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"transformers cannot load {source}: {_first_line(error)}"
+            ) from error
 
 
 def _logits(reference: Any, window: list[int], position: int) -> np.ndarray:
-    where = {"position_ids": torch.arange(position, position + len(window))[None]} if position else {}
+    where = (
+        {"position_ids": torch.arange(position, position + len(window))[None]} if position else {}
+    )
     with torch.no_grad():
         return reference(torch.tensor([window]), **where).logits[0].float().numpy()
 
@@ -168,7 +190,9 @@ def _agree(folder: Path, graph: ir.Model) -> dict[str, Any]:
     side = read_side_files(folder, _static(logits.shape[2] if logits.shape else None), tell=note)
     side.write(folder)
     ids = {name: side.generation[name] for name in IDS if name in side.generation}
-    config = {name: value for name, value in read_json(folder / "config.json").items() if name not in IDS} | ids
+    config = {
+        name: value for name, value in read_json(folder / "config.json").items() if name not in IDS
+    } | ids
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", side.generation)
     return config
@@ -179,7 +203,12 @@ def _facts(graph: ir.Model, config: dict[str, Any], folder: Path) -> dict[str, A
     keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
     n_head, n_embd, n_ctx = (_named(config, names) for names in _NAMES)
-    if not keys or keys[0].shape is None or logits.shape is None or not (n_head and n_embd and n_ctx):
+    if (
+        not keys
+        or keys[0].shape is None
+        or logits.shape is None
+        or not (n_head and n_embd and n_ctx)
+    ):
         raise CheckpointError(
             f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys, or its"
             f" config.json none of {', or none of '.join(', '.join(names) for names in _NAMES)}"
@@ -207,7 +236,9 @@ def _facts(graph: ir.Model, config: dict[str, Any], folder: Path) -> dict[str, A
 
 def _static(size: int | ir.SymbolicDim | None) -> int:
     if not isinstance(size, int):
-        raise CheckpointError(f"the exported graph has a dynamic size ({size}) where gptx needs a number")
+        raise CheckpointError(
+            f"the exported graph has a dynamic size ({size}) where gptx needs a number"
+        )
     return size
 
 

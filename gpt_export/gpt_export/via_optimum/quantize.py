@@ -36,7 +36,9 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
 
         bits, block = BITS[to.partition("-")[0]], BLOCK[to]
         with _silent():
-            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True, accuracy_level=4)
+            quantizer = MatMulNBitsQuantizer(
+                model, bits=bits, block_size=block, is_symmetric=True, accuracy_level=4
+            )
             quantizer.process()
         model = quantizer.model.model  # type: ignore[attr-defined]  # its own ONNXModel by now
         facts = {
@@ -46,7 +48,9 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
             "by": "onnxruntime.quantization.MatMulNBitsQuantizer",
         }
     out.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, out, save_as_external_data=True, location=f"{out.name}_data", size_threshold=1024)
+    onnx.save(
+        model, out, save_as_external_data=True, location=f"{out.name}_data", size_threshold=1024
+    )
     return facts
 
 

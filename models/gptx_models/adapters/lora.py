@@ -33,7 +33,9 @@ DEFAULT_TARGETS: dict[Family, tuple[str, ...]] = {
 class Lora:
     rank: int = 16
     alpha: float = 32.0  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] | None = None  # names of modules, or ALL_LINEAR; None: the family's DEFAULT_TARGETS
+    targets: tuple[str, ...] | None = (
+        None  # names of modules, or ALL_LINEAR; None: the family's DEFAULT_TARGETS
+    )
     dropout: float = 0.0  # of what goes into A
 
     def __post_init__(self) -> None:
@@ -68,8 +70,12 @@ class LoraLinear(nn.Module):
         self.linear, self.pieces, self.lora = linear, pieces, lora
         self.drop = nn.Dropout(lora.dropout)
         device = linear.weight.device
-        self.a = nn.ParameterList(torch.empty(lora.rank, linear.in_features, device=device) for _ in pieces)
-        self.b = nn.ParameterList(torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces)
+        self.a = nn.ParameterList(
+            torch.empty(lora.rank, linear.in_features, device=device) for _ in pieces
+        )
+        self.b = nn.ParameterList(
+            torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces
+        )
         for a in self.a:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear, and so as PEFT
 
@@ -120,7 +126,9 @@ def copy_of_shape(gpt: GPT) -> GPT:
 
 
 def adapted_modules(gpt: GPT) -> list[tuple[str, LoraLinear]]:
-    return [(name, module) for name, module in gpt.named_modules() if isinstance(module, LoraLinear)]
+    return [
+        (name, module) for name, module in gpt.named_modules() if isinstance(module, LoraLinear)
+    ]
 
 
 def _adapt(gpt: GPT, name: str, pieces: list[Piece], lora: Lora) -> None:
@@ -146,7 +154,9 @@ def pieces_of(
     unknown = [t for t in wanted if t != ALL_LINEAR and not any(_ends(name, t) for name in names)]
     if unknown:
         known = sorted({name.rsplit(".", 1)[1] for name in names})
-        raise UsageError(f"no module is called {', '.join(unknown)}: there are {', '.join(known)}, or {ALL_LINEAR}")
+        raise UsageError(
+            f"no module is called {', '.join(unknown)}: there are {', '.join(known)}, or {ALL_LINEAR}"
+        )
     chosen = {
         module: [p for p in pieces if ALL_LINEAR in wanted or any(_ends(p.name, t) for t in wanted)]
         for module, pieces in everything.items()

@@ -22,11 +22,17 @@ from gptx_models.adapters.peft_files import CONFIG, base_of, load_adapter
 from gptx_models.checkpoints.checkpoint import SOURCE, save_checkpoint, stored_as
 from gptx_models.checkpoints.side_files import generation_of
 from gptx_models.checkpoints.tensor_files import Stored, open_folder, read_json
-from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, check_vocabulary, read_tokenizer_folder
+from gptx_models.checkpoints.tokenizer_files import (
+    TokenizerFiles,
+    check_vocabulary,
+    read_tokenizer_folder,
+)
 from gptx_models.checkpoints.weights import some
 
 
-def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = False, force: bool = False) -> Path:
+def merge(
+    adapter: Path, out: Path, *, base: Path | None = None, exact: bool = False, force: bool = False
+) -> Path:
     """Write the checkpoint folder `out`, and return the base's. base: instead of the one that the adapter names.
 
     The sum is made in fp32 and stored as the base is, which of a base in 16 bits rounds the adapter too; exact: in fp32
@@ -35,7 +41,10 @@ def merge(adapter: Path, out: Path, *, base: Path | None = None, exact: bool = F
     if not (adapter / CONFIG).is_file():
         what = "is no adapter folder: it has no " + CONFIG if adapter.exists() else "does not exist"
         inner = sorted(file.parent.name for file in adapter.glob(f"*/{CONFIG}"))
-        raise CheckpointError(f"{adapter} {what}" + (f", but holds adapters: {some(inner)}: name one" if inner else ""))
+        raise CheckpointError(
+            f"{adapter} {what}"
+            + (f", but holds adapters: {some(inner)}: name one" if inner else "")
+        )
     base = base_of(adapter, base)
     for source in (adapter, base):
         check_apart(source, out)
@@ -72,7 +81,9 @@ def _tokenizer(adapter: Path, base: Path, vocab_size: int) -> TokenizerFiles:
 
 def _source(adapter: Path, base: Path) -> dict[str, Any]:
     about = {
-        name: read_json(folder / SOURCE) if (folder / SOURCE).exists() else {"name": folder.resolve().name}
+        name: read_json(folder / SOURCE)
+        if (folder / SOURCE).exists()
+        else {"name": folder.resolve().name}
         for name, folder in (("adapter", adapter), ("base", base))
     }
     licence = about["adapter"].get("licence") or about["base"].get("licence")
@@ -98,7 +109,11 @@ def _head(adapter: Path, base: Path, n_class: int) -> Head | None:
 @click.command("merge")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="The base checkpoint.  [default: the one ADAPTER names]")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The base checkpoint.  [default: the one ADAPTER names]",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 def command(adapter: Path, out: Path, base: Path | None, force: bool) -> None:
     """Merge ADAPTER, a LoRA adapter of `gptx finetune` or PEFT, into its base and write the checkpoint folder OUT.

@@ -18,11 +18,23 @@ from gptx.artifact.bounds import size_problem
 from gptx.artifact.folders import kind_of
 from gptx.errors import CheckpointError, shown
 from gptx.progress import note
-from gptx_models.adapters.lora import ALL_LINEAR, Lora, adapted_modules, add_lora, all_pieces, merge_lora
+from gptx_models.adapters.lora import (
+    ALL_LINEAR,
+    Lora,
+    adapted_modules,
+    add_lora,
+    all_pieces,
+    merge_lora,
+)
 from gptx_models.checkpoints.checkpoint import SOURCE, load_model, read_family, write_json
 from gptx_models.checkpoints.hf_config import Family, family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS
-from gptx_models.checkpoints.tensor_files import has_weights, open_file, read_json, write_safetensors
+from gptx_models.checkpoints.tensor_files import (
+    has_weights,
+    open_file,
+    read_json,
+    write_safetensors,
+)
 from gptx_models.checkpoints.weights import check_finite
 from gptx_models.gpt.config import number_problem
 from gptx_models.gpt.model import GPT
@@ -46,11 +58,21 @@ _FINE: dict[str, tuple[Any, ...]] = {
 
 
 def save_adapter(
-    gpt: GPT, folder: Path, lora: Lora, *, base: Path, source: dict[str, Any], generation: dict[str, Any]
+    gpt: GPT,
+    folder: Path,
+    lora: Lora,
+    *,
+    base: Path,
+    source: dict[str, Any],
+    generation: dict[str, Any],
 ) -> None:
     """Write the adapter of a GPT that add_lora has changed into a folder."""
     head = gpt.config.n_class > 0
-    pairs = [pair for _, module in adapted_modules(gpt) for pair in zip(module.pieces, module.a, module.b)]
+    pairs = [
+        pair
+        for _, module in adapted_modules(gpt)
+        for pair in zip(module.pieces, module.a, module.b)
+    ]
     tensors: dict[str, Tensor] = {}
     for piece, a, b in pairs:
         tensors[f"{_PREFIX}{piece.name}.lora_A.weight"] = a.detach().contiguous()
@@ -75,7 +97,9 @@ def save_adapter(
     write_json(folder / SOURCE, source)
     write_json(folder / "generation_config.json", generation)
     # not safetensors' save_file, whose file only its owner can read
-    write_safetensors(folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()])
+    write_safetensors(
+        folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
+    )
 
 
 def load_adapter(folder: Path, base: Path | None = None) -> GPT:
@@ -93,9 +117,17 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
     modules = {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
     family = _family(gpt, base, modules, folder)
     lora = _lora(config, modules, folder)
-    ranks = {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight") and value.ndim}
-    if modules and ranks != {lora.rank}:  # now, as matrices of a rank that is not theirs could fill the memory
-        raise CheckpointError(f"{folder / CONFIG}: r is {lora.rank}, and the weights are of rank {sorted(ranks)}")
+    ranks = {
+        len(value)
+        for name, value in tensors.items()
+        if name.endswith(".lora_A.weight") and value.ndim
+    }
+    if modules and ranks != {
+        lora.rank
+    }:  # now, as matrices of a rank that is not theirs could fill the memory
+        raise CheckpointError(
+            f"{folder / CONFIG}: r is {lora.rank}, and the weights are of rank {sorted(ranks)}"
+        )
     add_lora(gpt, lora, family)
     _fill(gpt, tensors, folder)
     merged = merge_lora(gpt).eval()
@@ -119,7 +151,9 @@ def base_of(folder: Path, base: Path | None = None) -> Path:
                     f" folder, and name {folder} with gptx merge --base"
                 )
             if whole and base is None:
-                note(f"{folder} holds a whole model too, which is not read: the adapter is for {place}")
+                note(
+                    f"{folder} holds a whole model too, which is not read: the adapter is for {place}"
+                )
             return place
     if base is not None:
         return base
@@ -136,14 +170,22 @@ def base_of(folder: Path, base: Path | None = None) -> Path:
 def _check(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{folder} is an adapter of the kind {kind!s:.80}, and gptx reads LORA")
+        raise CheckpointError(
+            f"{folder} is an adapter of the kind {kind!s:.80}, and gptx reads LORA"
+        )
     unread = {name: value for name, value in config.items() if value and name not in _TOLD}
     saved = unread.get("modules_to_save")
     if isinstance(saved, list) and all(name in ("score", "classifier") for name in saved):
         del unread["modules_to_save"]  # PEFT names both for any classifier
-    other = [f"{name} {shown(value)}" for name, value in unread.items() if value not in _FINE.get(name, ())]
+    other = [
+        f"{name} {shown(value)}"
+        for name, value in unread.items()
+        if value not in _FINE.get(name, ())
+    ]
     if other:
-        raise CheckpointError(f"{folder} has what gptx does not compute: {'; '.join(other)}: merge it with PEFT")
+        raise CheckpointError(
+            f"{folder} has what gptx does not compute: {'; '.join(other)}: merge it with PEFT"
+        )
 
 
 def _lora(config: dict[str, Any], modules: set[str], folder: Path) -> Lora:
@@ -161,7 +203,9 @@ def _family(gpt: GPT, base: Path, modules: set[str], folder: Path) -> Family:
     """Whose names the file uses: the base's, or our own, where we adapted a model that no family computes."""
     unknown: set[str] = set()
     for family in (family_of(gpt.config), read_family(base)):
-        known = {piece.name for pieces in all_pieces(gpt.config, family).values() for piece in pieces}
+        known = {
+            piece.name for pieces in all_pieces(gpt.config, family).values() for piece in pieces
+        }
         unknown = modules - known
         if not unknown:
             return family
@@ -184,9 +228,13 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 def _with_head(gpt: GPT, weight: Tensor, folder: Path) -> GPT:
     if weight.ndim != 2 or weight.shape[1] != gpt.config.n_embd or not len(weight):
-        raise CheckpointError(f"{folder}: {_HEAD} is {list(weight.shape)}, expected [classes, {gpt.config.n_embd}]")
+        raise CheckpointError(
+            f"{folder}: {_HEAD} is {list(weight.shape)}, expected [classes, {gpt.config.n_embd}]"
+        )
     classified = GPT(dataclasses.replace(gpt.config, n_class=weight.shape[0]))
-    weights = {name: value for name, value in gpt.state_dict().items() if not name.startswith("head.")}
+    weights = {
+        name: value for name, value in gpt.state_dict().items() if not name.startswith("head.")
+    }
     classified.load_state_dict({**weights, "head.weight": weight})
     return classified
 
@@ -201,7 +249,9 @@ def _fill(gpt: GPT, tensors: dict[str, Tensor], folder: Path) -> None:
                 found = left.pop(name, None)
                 if found is None or found.shape != ours.shape:
                     what = "no" if found is None else f"a {tuple(found.shape)}"
-                    raise CheckpointError(f"{folder} has {what} {name}, expected one of {tuple(ours.shape)}")
+                    raise CheckpointError(
+                        f"{folder} has {what} {name}, expected one of {tuple(ours.shape)}"
+                    )
                 ours.copy_(found)
     if left:
         raise CheckpointError(f"{folder} has tensors that belong to no module: {_some(set(left))}")

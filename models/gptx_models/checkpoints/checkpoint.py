@@ -17,15 +17,31 @@ from gptx.artifact.folders import kind_of
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.hf_config import Family, family_of, head_of, read_config, write_config
 from gptx_models.checkpoints.hf_names import LAYOUTS, Layout
-from gptx_models.checkpoints.tensor_files import STORED, Stored, open_folder, read_json, write_safetensors
+from gptx_models.checkpoints.tensor_files import (
+    STORED,
+    Stored,
+    open_folder,
+    read_json,
+    write_safetensors,
+)
 from gptx_models.checkpoints.weights import build, tensors_of
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
 SOURCE = "gptx_source.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_READ_AS: dict[str, Family] = {"gpt2": "gpt2", "openai-gpt": "openai-gpt", "llama": "llama", "mistral": "llama"}
+_READ_AS: dict[str, Family] = {
+    "gpt2": "gpt2",
+    "openai-gpt": "openai-gpt",
+    "llama": "llama",
+    "mistral": "llama",
+}
 
 
 def load_config(folder: Path) -> GPTConfig:
@@ -59,7 +75,9 @@ def read_family(folder: Path) -> Family:
 def stored_as(folder: Path) -> Stored:
     """The type that the weights of a checkpoint folder have; where they have several: fp32, which holds them all."""
     ignored = read_layout(folder).ignored
-    kinds = {kind for name, kind in open_folder(folder).types.items() if not re.search(ignored, name)}
+    kinds = {
+        kind for name, kind in open_folder(folder).types.items() if not re.search(ignored, name)
+    }
     only: list[Stored] = [kind for kind in STORED if kinds == {kind}]
     return only[0] if only else "F32"
 
@@ -91,7 +109,11 @@ def save_checkpoint(
 
 
 def write_configs(
-    folder: Path, config: GPTConfig, generation: dict[str, Any], head: Head | None = None, stored: Stored = "F32"
+    folder: Path,
+    config: GPTConfig,
+    generation: dict[str, Any],
+    head: Head | None = None,
+    stored: Stored = "F32",
 ) -> Family:
     """Write config.json and generation_config.json, and return which family config.json names."""
     family = family_of(config)

@@ -22,12 +22,17 @@ COVERED = "gpt2, openai-gpt, llama, mistral and gptx"
 _ACTIVATIONS = {  # Hugging Face's names
     "gpt2": {
         **dict.fromkeys(
-            ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"
+            ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"),
+            "gelu_tanh",
         ),
         **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
         "relu": "relu",
     },
-    "openai-gpt": {"gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"},  # its "gelu" is the tanh form
+    "openai-gpt": {
+        "gelu": "gelu_tanh",
+        "gelu_new": "gelu_tanh",
+        "relu": "relu",
+    },  # its "gelu" is the tanh form
     "llama": {"silu": "swiglu", "swish": "swiglu"},
 }
 
@@ -35,7 +40,13 @@ _ACTIVATIONS = {  # Hugging Face's names
 def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
     """The GPTConfig that a config.json means; `where` names the file in messages. Raises CheckpointError."""
     kind = raw.get("model_type")
-    readers = {"gpt2": _gpt2, "openai-gpt": _openai, "llama": _llama, "mistral": _llama, "gptx": _gptx}
+    readers = {
+        "gpt2": _gpt2,
+        "openai-gpt": _openai,
+        "llama": _llama,
+        "mistral": _llama,
+        "gptx": _gptx,
+    }
     if not isinstance(kind, str) or kind not in readers:
         raise CheckpointError(
             f"{where}: model_type is {kind!r:.80}, which gptx's own GPT does not cover (it covers {COVERED}): "
@@ -57,19 +68,35 @@ def read_config(raw: dict[str, Any], where: str) -> GPTConfig:
 # but where one stands in a file with a value other than these, whoever wrote it computes something else.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
-        ("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "alibi", "rope_interleaved"),
+        (
+            "is_encoder_decoder",
+            "add_cross_attention",
+            "use_bidirectional_attention",
+            "alibi",
+            "rope_interleaved",
+        ),
         (False,),
     ),
     **dict.fromkeys(("parallel_attn", "use_parallel_residual", "parallel_residual"), (False,)),
-    **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "use_mrope", "use_sliding_window"), (False,)),
+    **dict.fromkeys(
+        ("use_qk_norm", "qk_norm", "qk_layernorm", "use_mrope", "use_sliding_window"), (False,)
+    ),
     "is_causal": (True,),
     "pruned_heads": ({},),
-    **dict.fromkeys(("attention_multiplier", "query_pre_attn_scalar", "attention_chunk_size", "clip_qkv"), ()),
+    **dict.fromkeys(
+        ("attention_multiplier", "query_pre_attn_scalar", "attention_chunk_size", "clip_qkv"), ()
+    ),
     **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping", "logits_soft_cap"), ()),
-    **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval", "mup_width_scale", "kv_lora_rank"), ()),
-    **dict.fromkeys(("logits_scaling", "logit_scale", "residual_multiplier", "embedding_multiplier"), (1,)),
+    **dict.fromkeys(
+        ("no_rope_layers", "no_rope_layer_interval", "mup_width_scale", "kv_lora_rank"), ()
+    ),
+    **dict.fromkeys(
+        ("logits_scaling", "logit_scale", "residual_multiplier", "embedding_multiplier"), (1,)
+    ),
     **dict.fromkeys(("scale_emb", "scale_depth", "rotary_pct", "partial_rotary_factor"), (1,)),
-    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), (0, 1)),
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), (0, 1)
+    ),
 }
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")
 
@@ -78,7 +105,9 @@ def _refuse(fields: _Fields) -> None:
     """Note a problem for each field that asks for what our GPT does not compute, whatever the family."""
     for name in _QUANTIZED:
         if fields.raw.get(name):
-            fields.problems.append(f"the weights are quantized ({name}), expected fp32, fp16 or bf16 weights")
+            fields.problems.append(
+                f"the weights are quantized ({name}), expected fp32, fp16 or bf16 weights"
+            )
     for name, neutral in _NEUTRAL.items():
         found = fields.raw.get(name)
         if found is not None and found not in neutral:
@@ -102,7 +131,9 @@ class _Fields:
             self.problems.append(f"the field {name} is missing")
         values = [self.size(each, 1) for each in names]
         if len(set(values)) > 1:
-            self.problems.append(f"{name} is {values[0]} and {also} is {values[1]}, which are names of one field")
+            self.problems.append(
+                f"{name} is {values[0]} and {also} is {values[1]}, which are names of one field"
+            )
         return values[0] if values else 1
 
     def get(self, name: str, default: Any) -> Any:
@@ -110,7 +141,9 @@ class _Fields:
         value = self.raw.get(name)
         if value is None:
             return default
-        fits = isinstance(value, type(default)) and (isinstance(default, bool) or not isinstance(value, bool))
+        fits = isinstance(value, type(default)) and (
+            isinstance(default, bool) or not isinstance(value, bool)
+        )
         if not fits:
             self.problems.append(f"{name} is {value!r:.80}, expected {_KINDS[type(default)]}")
         return value if fits else default
@@ -134,9 +167,15 @@ class _Fields:
     def expect(self, name: str, expected: bool, *, null: bool = True) -> None:
         """A switch that GPT computes for one value only, which is also Hugging Face's default. null: whether a null is
         that value, too; for transformers it is false."""
-        found = None if not null and name in self.raw and self.raw[name] is None else self.get(name, expected)
+        found = (
+            None
+            if not null and name in self.raw and self.raw[name] is None
+            else self.get(name, expected)
+        )
         if found != expected:
-            self.problems.append(f"{name} is {found!r:.80}, and gptx's GPT computes only {expected!r}")
+            self.problems.append(
+                f"{name} is {found!r:.80}, and gptx's GPT computes only {expected!r}"
+            )
 
     def activation(self, name: str, family: str, default: str) -> str:
         found, known = self.get(name, default), _ACTIVATIONS[family]
@@ -154,13 +193,17 @@ def _head(fields: _Fields) -> dict[str, Any]:
         except ValueError as error:
             fields.problems.append(str(error))
     elif re.search("For(?!CausalLM)[A-Z]", name):
-        fields.problems.append(f"architectures names {name}, expected a language model or a {_CLASSIFIER}")
+        fields.problems.append(
+            f"architectures names {name}, expected a language model or a {_CLASSIFIER}"
+        )
     return {}
 
 
 def head_of(raw: dict[str, Any]) -> Head | None:
     """The classification head that a config.json describes, once read_config has taken it; None of a language model."""
-    return read_head(raw) if raw.get("n_class") or _architecture(raw).endswith(_CLASSIFIER) else None
+    return (
+        read_head(raw) if raw.get("n_class") or _architecture(raw).endswith(_CLASSIFIER) else None
+    )
 
 
 def _architecture(raw: dict[str, Any]) -> str:
@@ -181,18 +224,25 @@ def _gpt2(fields: _Fields) -> dict[str, Any]:
 
 
 def _openai(fields: _Fields) -> dict[str, Any]:
-    return _gpt2_shape(fields) | {"norm_position": "post", "activation": fields.activation("afn", "openai-gpt", "gelu")}
+    return _gpt2_shape(fields) | {
+        "norm_position": "post",
+        "activation": fields.activation("afn", "openai-gpt", "gelu"),
+    }
 
 
 def _gpt2_shape(fields: _Fields) -> dict[str, Any]:
     """transformers takes the newer classes' names of these fields too."""
     if (window := fields.raw.get("sliding_window")) is not None:
         fields.problems.append(f"sliding_window is {window!r:.80}, and this family has none")
-    named = any(fields.raw.get(name) is not None for name in ("n_positions", "max_position_embeddings"))
+    named = any(
+        fields.raw.get(name) is not None for name in ("n_positions", "max_position_embeddings")
+    )
     return {
         "vocab_size": fields.need("vocab_size"),
         # n_ctx: files of 2019
-        "n_ctx": fields.need("n_positions", "max_position_embeddings") if named else fields.need("n_ctx"),
+        "n_ctx": fields.need("n_positions", "max_position_embeddings")
+        if named
+        else fields.need("n_ctx"),
         "n_layer": fields.need("n_layer", "num_hidden_layers"),
         "n_head": fields.need("n_head", "num_attention_heads"),
         "n_embd": fields.need("n_embd", "hidden_size"),
@@ -209,7 +259,9 @@ def _llama(fields: _Fields) -> dict[str, Any]:
     window = _window(fields, n_ctx, n_layer, mistral=mistral)
     theta, scaling = _rope(fields)
     # null is as many as there are heads; where the field is absent, Mistral's class has its own default
-    n_kv_head = fields.size("num_key_value_heads", 8 if mistral and "num_key_value_heads" not in fields.raw else 0)
+    n_kv_head = fields.size(
+        "num_key_value_heads", 8 if mistral and "num_key_value_heads" not in fields.raw else 0
+    )
     if mistral:
         fields.expect("attention_bias", False)
         fields.expect("mlp_bias", False)
@@ -236,36 +288,56 @@ def _llama(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _window(fields: _Fields, n_ctx: int, n_layer: int, *, mistral: bool) -> int | None | list[int | None]:
+def _window(
+    fields: _Fields, n_ctx: int, n_layer: int, *, mistral: bool
+) -> int | None | list[int | None]:
     """Mistral's class has a window of 4096 where the field is absent, and none where it is null; its layer_types say which
     layers have it. Llama's class has no window, though the cache of transformers obeys one there."""
-    window = fields.size("sliding_window", 4096 if mistral and "sliding_window" not in fields.raw else 0)
+    window = fields.size(
+        "sliding_window", 4096 if mistral and "sliding_window" not in fields.raw else 0
+    )
     kinds = fields.raw.get("layer_types")
     known = ("full_attention", "sliding_attention") if mistral and window else ("full_attention",)
     if kinds is not None and not (isinstance(kinds, list) and all(kind in known for kind in kinds)):
-        fields.problems.append(f"layer_types is {kinds!r:.80}, expected a list of {' and '.join(known)}")
+        fields.problems.append(
+            f"layer_types is {kinds!r:.80}, expected a list of {' and '.join(known)}"
+        )
     elif kinds is not None and len(kinds) != n_layer:
         fields.problems.append(f"layer_types names {len(kinds)} layers of {n_layer}")
     elif window and not mistral and window < n_ctx:
         fields.problems.append(f"sliding_window is {window}, which a llama does not have")
     if not 0 < window < n_ctx:
         return None
-    return window if kinds is None else [window if kind == "sliding_attention" else None for kind in kinds]
+    return (
+        window
+        if kinds is None
+        else [window if kind == "sliding_attention" else None for kind in kinds]
+    )
 
 
 def _rope(fields: _Fields) -> tuple[float, dict[str, Any] | None]:
     """(theta, scaling): transformers 4 has rope_theta and rope_scaling, transformers 5 one rope_parameters."""
     given: dict[str, Any] = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
-    thetas = [place["rope_theta"] for place in (given, fields.raw) if place.get("rope_theta") is not None]
+    thetas = [
+        place["rope_theta"] for place in (given, fields.raw) if place.get("rope_theta") is not None
+    ]
     theta = thetas[0] if thetas else 10000.0
     if problem := number_problem("rope_theta", theta):
         fields.problems.append(problem)
         theta = 10000.0
     if len(thetas) == 2 and thetas[0] != thetas[1]:
-        fields.problems.append(f"rope_theta is {thetas[1]!r:.80}, and {thetas[0]!r:.80} among the rope's own fields")
+        fields.problems.append(
+            f"rope_theta is {thetas[1]!r:.80}, and {thetas[0]!r:.80} among the rope's own fields"
+        )
     if given.get("partial_rotary_factor", 1) != 1:
-        fields.problems.append(f"partial_rotary_factor is {given['partial_rotary_factor']!r:.80}, expected 1.0")
-    given = {name: value for name, value in given.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        fields.problems.append(
+            f"partial_rotary_factor is {given['partial_rotary_factor']!r:.80}, expected 1.0"
+        )
+    given = {
+        name: value
+        for name, value in given.items()
+        if name not in ("rope_theta", "partial_rotary_factor")
+    }
     if not given:
         return float(theta), None
     if problems := list(rope_problems(given)):
@@ -287,7 +359,11 @@ _NOT_GPTX = (
 
 def family_of(config: GPTConfig) -> Family:
     """The Hugging Face family that computes exactly what this configuration says, or gptx where none does."""
-    families: dict[Family, Obstacles] = {"gpt2": _not_gpt2, "openai-gpt": _not_openai, "llama": _not_llama}
+    families: dict[Family, Obstacles] = {
+        "gpt2": _not_gpt2,
+        "openai-gpt": _not_openai,
+        "llama": _not_llama,
+    }
     for family, obstacles in families.items():
         if not any(obstacles(config)):
             return family
@@ -337,18 +413,28 @@ def _not_llama(config: GPTConfig) -> Iterator[str]:
         yield f"{config.activation} with rope"
 
 
-def write_config(config: GPTConfig, family: Family, tokens: dict[str, Any], head: Head | None = None) -> dict[str, Any]:
+def write_config(
+    config: GPTConfig, family: Family, tokens: dict[str, Any], head: Head | None = None
+) -> dict[str, Any]:
     """The config.json of a family; `tokens` holds bos_token_id, eos_token_id and pad_token_id, each may be None.
     head: of a model with classes; without it they have transformers' own names."""
-    described = _describe_head(head or Head(default_labels(config.n_class), pad=tokens.get("pad_token_id")))
+    described = _describe_head(
+        head or Head(default_labels(config.n_class), pad=tokens.get("pad_token_id"))
+    )
     if family == "gptx":
         return {"model_type": "gptx", **config.to_dict(), **(described if config.n_class else {})}
     writer = {"gpt2": _write_gpt2, "openai-gpt": _write_openai, "llama": _write_llama}[family]
-    common = {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied, "torch_dtype": "float32"}
+    common = {
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": "float32",
+    }
     written = {"model_type": family, **writer(config), **common, **tokens}
     if config.n_class:
         written |= described
-        written["architectures"] = [re.sub("LMHeadModel|ForCausalLM", _CLASSIFIER, written["architectures"][0])]
+        written["architectures"] = [
+            re.sub("LMHeadModel|ForCausalLM", _CLASSIFIER, written["architectures"][0])
+        ]
     return written
 
 

@@ -42,18 +42,25 @@ _GPT2_BLOCK = {
 
 
 def _prefixed(names: dict[str, tuple[str, ...]], prefix: str) -> dict[str, tuple[str, ...]]:
-    return {ours: tuple(n if n == "lm_head" else prefix + n for n in theirs) for ours, theirs in names.items()}
+    return {
+        ours: tuple(n if n == "lm_head" else prefix + n for n in theirs)
+        for ours, theirs in names.items()
+    }
 
 
 LAYOUTS: dict[Family, Layout] = {
     "gpt2": Layout(
-        _prefixed({"wte": ("wte",), "wpe": ("wpe",), **_GPT2_BLOCK, "norm": ("ln_f",)}, "transformer."),
+        _prefixed(
+            {"wte": ("wte",), "wpe": ("wpe",), **_GPT2_BLOCK, "norm": ("ln_f",)}, "transformer."
+        ),
         transposed=_LINEARS,  # Conv1D
         prefix="transformer.",
         ignored=r"h\.\d+\.attn\.(masked_)?bias$",
     ),
     "openai-gpt": Layout(
-        _prefixed({"wte": ("tokens_embed",), "wpe": ("positions_embed",), **_GPT2_BLOCK}, "transformer."),
+        _prefixed(
+            {"wte": ("tokens_embed",), "wpe": ("positions_embed",), **_GPT2_BLOCK}, "transformer."
+        ),
         transposed=_LINEARS,
         prefix="transformer.",
         ignored=r"h\.\d+\.attn\.bias$|position_ids$",
@@ -121,7 +128,9 @@ def written_names(model: GPT, layout: Layout, written: Layout) -> dict[str, str]
         target = place_of(name, parameter.shape, model.config, written).names
         pairs = list(zip(found, target if len(target) == len(found) else target[:1] * len(found)))
         # the base model alone is written without the prefix
-        names |= dict(pairs) | {piece.removeprefix(layout.prefix): theirs for piece, theirs in pairs}
+        names |= dict(pairs) | {
+            piece.removeprefix(layout.prefix): theirs for piece, theirs in pairs
+        }
     return names
 
 

@@ -11,7 +11,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 
 
 def sentencepiece_tokenizer(
-    tokens: Sequence[str], scores: Sequence[float], normal: Sequence[bool], *, unknown: str | None, space_prefix: bool
+    tokens: Sequence[str],
+    scores: Sequence[float],
+    normal: Sequence[bool],
+    *,
+    unknown: str | None,
+    space_prefix: bool,
 ) -> Tokenizer:
     """A merge ranks by its result's score. `normal` says which tokens a merge may make: not control or byte tokens."""
     ids = {token: token_id for token_id, token in enumerate(tokens)}
@@ -23,9 +28,17 @@ def sentencepiece_tokenizer(
                 merges.append((-score, ids[left], ids[right], (left, right)))
     merges.sort(key=lambda merge: merge[:3])
     pairs = [pair for *_, pair in merges]
-    tokenizer = Tokenizer(models.BPE(ids, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(ids, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     steps: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if space_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
-    parts: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if space_prefix else parts)
+    parts: list[decoders.Decoder] = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    tokenizer.decoder = decoders.Sequence(
+        [*parts, decoders.Strip(" ", 1, 0)] if space_prefix else parts
+    )
     return tokenizer

@@ -37,19 +37,27 @@ class Pieces:
     remove_extra_whitespaces: bool = True
 
 
-def read_sentencepiece_model(path: Path, config: Mapping[str, Any], tell: Tell) -> tuple[str, Tokenizer]:
+def read_sentencepiece_model(
+    path: Path, config: Mapping[str, Any], tell: Tell
+) -> tuple[str, Tokenizer]:
     """(tokenizer.json, the tokenizer). config: tokenizer_config.json. Raises CheckpointError."""
     pieces = _parse(path)
     if pieces.model_type not in (UNIGRAM, BPE):
-        raise CheckpointError(f"{path} is a SentencePiece model of type {pieces.model_type}, expected unigram or BPE")
+        raise CheckpointError(
+            f"{path} is a SentencePiece model of type {pieces.model_type}, expected unigram or BPE"
+        )
     if len(set(pieces.texts)) != len(pieces.texts):
-        raise CheckpointError(f"{path} is damaged: two of its {len(pieces.texts):,} tokens have the same text")
+        raise CheckpointError(
+            f"{path} is damaged: two of its {len(pieces.texts):,} tokens have the same text"
+        )
     _tell_what_is_left(path, pieces, tell)
     scores = [0.0, 0.0, 0.0, *pieces.scores[3:]][: len(pieces.scores)]  # unknown, beginning and end
     vocab = {text: token for token, text in enumerate(pieces.texts)}
     if pieces.model_type == BPE:
         merges = _merges(vocab, dict(zip(pieces.texts, scores)))
-        model: Any = models.BPE(vocab, merges, unk_token=pieces.unknown, fuse_unk=True, byte_fallback=True)
+        model: Any = models.BPE(
+            vocab, merges, unk_token=pieces.unknown, fuse_unk=True, byte_fallback=True
+        )
     else:
         model = models.Unigram(list(zip(pieces.texts, scores)), 0, True)
     tokenizer = Tokenizer(model)
@@ -77,7 +85,9 @@ def _tell_what_is_left(path: Path, pieces: Pieces, tell: Tell) -> None:
     }
     names = [name for name, there in left.items() if there]
     if names:
-        tell(f"{path} {' and '.join(names)}, and transformers' LlamaTokenizerFast does not: gptx does as transformers")
+        tell(
+            f"{path} {' and '.join(names)}, and transformers' LlamaTokenizerFast does not: gptx does as transformers"
+        )
 
 
 def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
@@ -86,7 +96,10 @@ def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, 
     for text, score in scores.items():
         cuts = [(text[:at], text[at:]) for at in range(1, len(text))]
         parts = [(left, right) for left, right in cuts if left in vocab and right in vocab]
-        found += [(score, *pair) for pair in sorted(parts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+        found += [
+            (score, *pair)
+            for pair in sorted(parts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        ]
     found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
     return [(left, right) for _, left, right in found]
 
@@ -113,7 +126,12 @@ def _parse(path: Path) -> Pieces:
                 pieces.remove_extra_whitespaces = bool(normalizer.get(4, 1))
         if not pieces.texts:
             raise ValueError("it holds no tokens")
-    except (ValueError, KeyError, IndexError, struct.error) as error:  # UnicodeDecodeError is a ValueError
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        struct.error,
+    ) as error:  # UnicodeDecodeError is a ValueError
         raise CheckpointError(
             f"{path} is not a whole SentencePiece model ({error}): give the model's tokenizer.json with --tokenizer"
             f"{_other_kind(raw)}"

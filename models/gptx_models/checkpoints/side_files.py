@@ -67,11 +67,20 @@ def _adds_token_types(config: dict[str, Any], files: dict[str, str]) -> bool:
     names = settings.get("model_input_names")
     if isinstance(names, list):
         return "token_type_ids" in names
-    return settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast")
+    return settings.get("tokenizer_class") in (
+        "PreTrainedTokenizerFast",
+        "BertTokenizer",
+        "BertTokenizerFast",
+    )
 
 
 def generation_of(
-    folder: Path, tokenizer: TokenizerFiles, vocab_size: int, tell: Tell = quiet, *, adapter: Path | None = None
+    folder: Path,
+    tokenizer: TokenizerFiles,
+    vocab_size: int,
+    tell: Tell = quiet,
+    *,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """generation_config.json, with the ids that begin, end and pad a text as token_ids.py resolves them. adapter: a
     folder whose generation_config.json goes before the one in `folder`.
@@ -83,11 +92,15 @@ def generation_of(
     places = [(str(file), read_json(file)) for file in files if file.exists()]
     config = (str(folder / "config.json"), read_json(folder / "config.json"))
     legacy = {
-        name: value for name, value in config[1].items() if FIELDS.get(name, "no effect") not in ("no effect", "token")
+        name: value
+        for name, value in config[1].items()
+        if FIELDS.get(name, "no effect") not in ("no effect", "token")
     }
     others: dict[str, Any] = {}
     for fields in [fields for _, fields in reversed(places)] or [legacy]:
         off = {"top_k": 0} if places and fields.get("top_k", 0) is None else {}
-        others |= off | {name: value for name, value in fields.items() if name not in IDS and value is not None}
+        others |= off | {
+            name: value for name, value in fields.items() if name not in IDS and value is not None
+        }
     own = (f"{folder}: the tokenizer", tokenizer.generation)
     return {**resolve_ids([*places, config, own], vocab_size, tell), **others}

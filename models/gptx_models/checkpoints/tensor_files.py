@@ -24,7 +24,11 @@ from gptx.errors import CheckpointError, shown
 from gptx_models.checkpoints.weights import TensorSource, check_finite, some, unwrapped
 
 Stored = Literal["F32", "F16", "BF16"]  # as safetensors calls them
-STORED: dict[Stored, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED: dict[Stored, torch.dtype] = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -35,7 +39,9 @@ def open_folder(folder: Path) -> TensorSource:
     for file in files:
         source = open_file(file)
         if twice := next((name for name in source.shapes if name in sources), None):
-            raise CheckpointError(f"{folder} has the tensor {twice} in two files, {sources[twice].where} and {file}")
+            raise CheckpointError(
+                f"{folder} has the tensor {twice} in two files, {sources[twice].where} and {file}"
+            )
         sources |= dict.fromkeys(source.shapes, source)
     whole = TensorSource(
         str(files[0] if len(files) == 1 else folder),
@@ -53,7 +59,17 @@ def open_file(path: Path) -> TensorSource:
 
 
 _STEMS = ("model.safetensors", "pytorch_model.bin")
-_OTHERS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")  # where weights may be
+_OTHERS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+)  # where weights may be
 
 
 def has_weights(folder: Path) -> bool:
@@ -69,14 +85,24 @@ def weight_files(folder: Path) -> list[Path]:
         index = folder / f"{stem}.index.json"
         if index.exists():
             places = read_json(index).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-                raise CheckpointError(f"{index} has no weight_map from tensors to files: copy or download it again")
+            if not isinstance(places, dict) or not all(
+                isinstance(name, str) for name in places.values()
+            ):
+                raise CheckpointError(
+                    f"{index} has no weight_map from tensors to files: copy or download it again"
+                )
             names = sorted(set(places.values()))
-            missing = [name[:200] for name in names if not os.path.exists(folder / name)]  # too long ones too
+            missing = [
+                name[:200] for name in names if not os.path.exists(folder / name)
+            ]  # too long ones too
             if missing or not names:
-                raise CheckpointError(f"{index} names {len(names)} files, and these are missing: {some(missing)}")
+                raise CheckpointError(
+                    f"{index} names {len(names)} files, and these are missing: {some(missing)}"
+                )
             if outside := [name for name in names if not lies_inside(folder / name, folder)]:
-                raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+                raise CheckpointError(
+                    f"{index} names files outside its folder: {', '.join(outside)}"
+                )
             return [folder / name for name in names]
     others = sorted(file.name for file in folder.iterdir() if file.suffix in _OTHERS)
     found = f", and found {some(others)}" if others else ""
@@ -92,11 +118,15 @@ def check_file(path: Path) -> None:
             raise CheckpointError(
                 f"{path} is a link to {os.readlink(path)}, which is not there: copy or download it again"
             )
-        raise CheckpointError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+        raise CheckpointError(
+            f"{path} does not exist" if not path.exists() else f"{path} is not a file"
+        )
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if start == LFS_POINTER:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}")
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}"
+        )
     if not start:
         raise CheckpointError(f"{path} is empty: copy or download it again")
 
@@ -120,19 +150,30 @@ def _open_safetensors(path: Path) -> TensorSource:
         file = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}): copy or download it again"
+        ) from error
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    return TensorSource(str(path), shapes, file.get_tensor, {name: part.get_dtype() for name, part in slices.items()})
+    return TensorSource(
+        str(path),
+        shapes,
+        file.get_tensor,
+        {name: part.get_dtype() for name, part in slices.items()},
+    )
 
 
 def _open_bin(path: Path) -> TensorSource:
-    return of_state_dict(load_torch_file(path, advice="save it again as safetensors, with PyTorch"), str(path))
+    return of_state_dict(
+        load_torch_file(path, advice="save it again as safetensors, with PyTorch"), str(path)
+    )
 
 
 def of_state_dict(tensors: Any, where: str) -> TensorSource:
     """Tensors by name that PyTorch has opened already, as a TensorSource. Raises CheckpointError."""
     if not isinstance(tensors, dict):
-        raise CheckpointError(f"{where} is not a state_dict: it holds {shown(tensors)}, expected tensors by name")
+        raise CheckpointError(
+            f"{where} is not a state_dict: it holds {shown(tensors)}, expected tensors by name"
+        )
     other = [problem for name, value in tensors.items() if (problem := _no_weight(name, value))]
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
@@ -142,15 +183,24 @@ def of_state_dict(tensors: Any, where: str) -> TensorSource:
         )
     _check_not_shared(tensors, where)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    types = {name: _TYPES.get(value.dtype, str(value.dtype).removeprefix("torch.")) for name, value in tensors.items()}
+    types = {
+        name: _TYPES.get(value.dtype, str(value.dtype).removeprefix("torch."))
+        for name, value in tensors.items()
+    }
     return TensorSource(where, shapes, lambda name: tensors[name].detach(), types)
 
 
 def _check_not_shared(tensors: dict[str, Tensor], where: str) -> None:
     """Views let a file of a few bytes claim a model of any size. Embedding and head may be one tensor, so twice the bytes
     is right."""
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
-    claimed, there = sum(value.numel() * value.element_size() for value in tensors.values()), sum(storages.values())
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in tensors.values()
+    }
+    claimed, there = (
+        sum(value.numel() * value.element_size() for value in tensors.values()),
+        sum(storages.values()),
+    )
     if claimed > 2 * there:
         raise CheckpointError(
             f"{where}: its tensors would have {claimed:,} bytes, and the file holds {there:,} of them: many are views of"
@@ -178,7 +228,9 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False, advice: str = _AL
 
     check_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipfile.is_zipfile(path))
+        return torch.load(
+            path, map_location="cpu", weights_only=not allow_pickle, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         first = str(error).replace("\n", " ").split(". ")[0]
         raise CheckpointError(
@@ -187,11 +239,15 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False, advice: str = _AL
         ) from error
     except Exception as error:  # what is no pickle can raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read by torch.load, the file may be cut short: {first}") from error
+        raise CheckpointError(
+            f"{path} cannot be read by torch.load, the file may be cut short: {first}"
+        ) from error
 
 
 def write_safetensors(
-    path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]], stored: Stored = "F32"
+    path: Path,
+    tensors: Iterable[tuple[str, tuple[int, ...], Callable[[], Tensor]]],
+    stored: Stored = "F32",
 ) -> None:
     """Write tensors, made one at a time, as a safetensors file (the library's writer holds copies of all)."""
     dtype = STORED[stored]
@@ -209,7 +265,9 @@ def write_safetensors(
             value = give().to(dtype)
             if dtype != torch.float32:  # what fp16 cannot hold
                 check_finite(value, f"{name}, in {stored},", str(path))
-            assert tuple(value.shape) == tuple(shape), f"{name}: {tuple(value.shape)} is not {shape}"
+            assert tuple(value.shape) == tuple(shape), (
+                f"{name}: {tuple(value.shape)} is not {shape}"
+            )
             file.write(value.contiguous().view(torch.uint8).numpy().data)
 
 

@@ -56,7 +56,9 @@ class Words:
 
     def digest(self) -> str:
         """Of all that decides a text's tokens and what is carried over."""
-        return hashlib.sha256(json.dumps([self.files, self.generation], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.files, self.generation], sort_keys=True).encode()
+        ).hexdigest()
 
     def write(self, folder: Path) -> None:
         """The tokenizer's files."""
@@ -78,7 +80,9 @@ def words_of(base: Path, vocab_size: int, *, tell: Tell = quiet) -> Words:
 def words_of_tokenizer(file: Path, n_ctx: int) -> Words:
     """Those of a tokenizer.json that stands alone. n_ctx: of the model that it is for. Raises UsageError."""
     if not file.is_file():
-        raise UsageError(f"{file} is {'a folder' if file.is_dir() else 'missing'}: a tokenizer.json is expected")
+        raise UsageError(
+            f"{file} is {'a folder' if file.is_dir() else 'missing'}: a tokenizer.json is expected"
+        )
     found = read_tokenizer_json(file)
     inner = inner_tokenizer(found.files)
     if inner.token_to_id(END_OF_TEXT) is not None:
@@ -91,7 +95,10 @@ def new_words(inner: tokenizers.Tokenizer, n_ctx: int) -> Words:
     end = inner.token_to_id(END_OF_TEXT)
     roles = ("bos", "eos", "pad", "unk") if end is not None else ()
     files = companions(
-        inner, tokenizer_class="GPT2Tokenizer", special=dict.fromkeys(roles, END_OF_TEXT), model_max_length=n_ctx
+        inner,
+        tokenizer_class="GPT2Tokenizer",
+        special=dict.fromkeys(roles, END_OF_TEXT),
+        model_max_length=n_ctx,
     )
     return _words(SideFiles(files, {f"{role}_token_id": end for role in roles if role != "unk"}))
 
@@ -101,14 +108,19 @@ def inner_tokenizer(files: Mapping[str, str]) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
     inner.no_truncation()
     inner.no_padding()
-    inner.encode_special_tokens = _object(files, "tokenizer_config.json").get("split_special_tokens") is True
+    inner.encode_special_tokens = (
+        _object(files, "tokenizer_config.json").get("split_special_tokens") is True
+    )
     return inner
 
 
 def _words(side: SideFiles, where: Path | None = None) -> Words:
     inner = inner_tokenizer(side.tokenizer)
     special = special_of(
-        *(_object(side.tokenizer, f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))
+        *(
+            _object(side.tokenizer, f"{name}.json")
+            for name in ("tokenizer_config", "special_tokens_map")
+        )
     )
     eos = side.generation.get("eos_token_id")
     ends = list(eos) if isinstance(eos, Sequence) else [] if eos is None else [eos]

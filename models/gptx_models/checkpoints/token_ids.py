@@ -26,7 +26,12 @@ def resolve_ids(
     found: dict[str, int | list[int]] = {}
     for name in IDS:
         for where, fields in places:
-            ids = _within(token_ids(fields.get(name), f"{where}: {name}"), vocab_size, f"{where}: {name}", tell)
+            ids = _within(
+                token_ids(fields.get(name), f"{where}: {name}"),
+                vocab_size,
+                f"{where}: {name}",
+                tell,
+            )
             if not ids:
                 continue
             if name != "eos_token_id" and len(ids) > 1:
@@ -44,7 +49,9 @@ def token_ids(value: Any, what: str) -> list[int]:
     ids = _flat(value)
     wrong = [one for one in ids if not _is_id(one)]
     if wrong:
-        raise CheckpointError(f"{what} is {value!r:.80}, expected a token id, a list of them, null or -1")
+        raise CheckpointError(
+            f"{what} is {value!r:.80}, expected a token id, a list of them, null or -1"
+        )
     return list(dict.fromkeys(int(one) for one in ids if one >= 0))
 
 

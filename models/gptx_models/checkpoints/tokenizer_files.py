@@ -30,7 +30,12 @@ from gptx_models.checkpoints.tokenizer_overlay import (
     prefix_space,
 )
 
-NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 TEMPLATE = "chat_template.jinja"
 SENTENCEPIECE = "tokenizer.model"
 TEMPLATES = "additional_chat_templates"  # a folder, with a .jinja file for each named template
@@ -41,7 +46,9 @@ class TokenizerFiles:
     """The text of each file by its name (none: no tokenizer), and the token ids that the tokenizer itself names."""
 
     files: dict[str, str] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)  # bos_token_id, eos_token_id, pad_token_id
+    generation: dict[str, Any] = field(
+        default_factory=dict
+    )  # bos_token_id, eos_token_id, pad_token_id
 
 
 def companions(
@@ -67,7 +74,10 @@ def companions(
         **dict.fromkeys(usual),  # null: the class's own token is not one of this tokenizer
         **named,
     }
-    files = {"tokenizer.json": tokenizer.to_str(pretty=False), "special_tokens_map.json": _text(named)}
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=False),
+        "special_tokens_map.json": _text(named),
+    }
     if chat_template:
         config["chat_template"] = chat_template
         files["chat_template.jinja"] = chat_template
@@ -88,7 +98,9 @@ def quiet(line: str) -> None:
     """The Tell of a call that wants no lines."""
 
 
-def read_tokenizer_folder(folder: Path, vocab_size: int | None = None, *, tell: Tell = quiet) -> TokenizerFiles:
+def read_tokenizer_folder(
+    folder: Path, vocab_size: int | None = None, *, tell: Tell = quiet
+) -> TokenizerFiles:
     """The tokenizer in a Hugging Face folder, as transformers reads it; empty where there is none.
 
     vocab_size: of the model; added tokens beyond it are left out. `tell` is given a line for each thing that is left
@@ -119,7 +131,9 @@ def read_tokenizer_folder(folder: Path, vocab_size: int | None = None, *, tell: 
     laid = lay_over(text, tokenizer, beside, vocab_size, tell)
     _tell_what_is_left(beside, tell)
     template = _template(folder, beside.config)
-    return TokenizerFiles(_written(laid, tokenizer, beside.config, template), _ids(tokenizer, laid.special))
+    return TokenizerFiles(
+        _written(laid, tokenizer, beside.config, template), _ids(tokenizer, laid.special)
+    )
 
 
 _CONVERT = (
@@ -144,15 +158,21 @@ def read_tokenizer_model(path: Path, *, tell: Tell = quiet) -> TokenizerFiles:
     beside = Beside(str(path), config={"tokenizer_class": "LlamaTokenizer"})
     text, tokenizer = read_sentencepiece_model(path, beside.config, tell)
     laid = lay_over(text, tokenizer, beside, None, tell)
-    return TokenizerFiles(_written(laid, tokenizer, beside.config, None), _ids(tokenizer, laid.special))
+    return TokenizerFiles(
+        _written(laid, tokenizer, beside.config, None), _ids(tokenizer, laid.special)
+    )
 
 
 def read_tokenizer_json(path: Path) -> TokenizerFiles:
     """A tokenizer.json that stands alone. Raises CheckpointError."""
     text, tokenizer = _read(path)
-    beside = Beside(str(path), config={**_guess(tokenizer), "add_prefix_space": prefix_space(tokenizer)})
+    beside = Beside(
+        str(path), config={**_guess(tokenizer), "add_prefix_space": prefix_space(tokenizer)}
+    )
     laid = lay_over(text, tokenizer, beside, None, quiet)
-    return TokenizerFiles(_written(laid, tokenizer, beside.config, None), _ids(tokenizer, laid.special))
+    return TokenizerFiles(
+        _written(laid, tokenizer, beside.config, None), _ids(tokenizer, laid.special)
+    )
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -171,7 +191,9 @@ def _read(path: Path) -> tuple[str, Tokenizer]:
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path} is not a tokenizer.json that `tokenizers` can read: {error}") from error
+        raise CheckpointError(
+            f"{path} is not a tokenizer.json that `tokenizers` can read: {error}"
+        ) from error
     for token in raw.get("added_tokens") or []:
         given = tokenizer.token_to_id(token["content"])
         if given != token["id"] and given is not None:
@@ -195,22 +217,30 @@ def check_vocabulary(tokenizer: Path, vocab_size: int, *, shown_as: object = Non
     return max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
-def _written(laid: Laid, tokenizer: Tokenizer, config: Mapping[str, Any], template: str | None) -> dict[str, str]:
+def _written(
+    laid: Laid, tokenizer: Tokenizer, config: Mapping[str, Any], template: str | None
+) -> dict[str, str]:
     """The files, which agree: each setting that tokenizer.json holds by now is left out of tokenizer_config.json, or
     says the same there."""
     name = laid.class_name or _class(tokenizer)
     named = {role: laid.special[role] for role in (*SPECIAL, ADDITIONAL) if role in laid.special}
     usual = CLASSES[name].tokens if name in CLASSES else {}
-    none = {role: None for role in usual if role not in named}  # else transformers takes the class's own
+    none = {
+        role: None for role in usual if role not in named
+    }  # else transformers takes the class's own
     dropped = (*_DROPPED, *laid.settings, *SPECIAL, ADDITIONAL)
     kept = {key: value for key, value in config.items() if key not in dropped}
     settings = dict(laid.settings)
     if prefix_space(tokenizer) is not None and name != "LlamaTokenizer":
         settings["add_prefix_space"] = prefix_space(tokenizer)
-    if isinstance(kept.get("extra_special_tokens"), list):  # as transformers 5 writes additional_special_tokens
+    if isinstance(
+        kept.get("extra_special_tokens"), list
+    ):  # as transformers 5 writes additional_special_tokens
         del kept["extra_special_tokens"]
     elif extra := kept.get("extra_special_tokens"):
-        kept["extra_special_tokens"] = {role: laid.special[role] for role in extra if role in laid.special}
+        kept["extra_special_tokens"] = {
+            role: laid.special[role] for role in extra if role in laid.special
+        }
     written = {**kept, "tokenizer_class": name, **settings, **none, **named}
     files = {"tokenizer.json": laid.text, "special_tokens_map.json": _text(named)}
     if template:
@@ -234,7 +264,9 @@ def _tell_what_is_left(beside: Beside, tell: Tell) -> None:
             " punctuation out of decoded text: gptx shows the text as the model wrote it"
         )
     if beside.config.get("auto_map"):
-        tell(f"{beside.where}: tokenizer_config.json names code of its own (auto_map): gptx reads tokenizer.json alone")
+        tell(
+            f"{beside.where}: tokenizer_config.json names code of its own (auto_map): gptx reads tokenizer.json alone"
+        )
 
 
 def _class(tokenizer: Tokenizer) -> str:
@@ -249,9 +281,15 @@ def _class(tokenizer: Tokenizer) -> str:
 
 def _guess(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens of a tokenizer that nothing else describes, by the names that everybody gives them."""
-    usual = {"bos": ("<|endoftext|>", "<s>", "<bos>"), "eos": ("<|endoftext|>", "</s>", "<eos>"), "unk": ("<unk>",)}
+    usual = {
+        "bos": ("<|endoftext|>", "<s>", "<bos>"),
+        "eos": ("<|endoftext|>", "</s>", "<eos>"),
+        "unk": ("<unk>",),
+    }
     found = {
-        f"{role}_token": next((token for token in tokens if tokenizer.token_to_id(token) is not None), None)
+        f"{role}_token": next(
+            (token for token in tokens if tokenizer.token_to_id(token) is not None), None
+        )
         for role, tokens in usual.items()
     }
     return {role: token for role, token in found.items() if token is not None}
@@ -283,13 +321,19 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {error}") from error
 
 
-_OF_MERGES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer", "OpenAIGPTTokenizer", "PreTrainedTokenizerFast")
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_OF_MERGES = (
+    "GPT2Tokenizer",
+    "CodeGenTokenizer",
+    "Qwen2Tokenizer",
+    "OpenAIGPTTokenizer",
+    "PreTrainedTokenizerFast",
 )
+_QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def _of_vocab_and_merges(folder: Path, name: str | None, config: Mapping[str, Any]) -> tuple[str, Tokenizer]:
+def _of_vocab_and_merges(
+    folder: Path, name: str | None, config: Mapping[str, Any]
+) -> tuple[str, Tokenizer]:
     """(tokenizer.json, the tokenizer) of vocab.json and merges.txt, as transformers converts them.
 
     They are those of GPT-2 (byte-level), of Qwen2 (byte-level, with a pattern of its own that cuts words) or of GPT-1
@@ -318,11 +362,16 @@ def _of_vocab_and_merges(folder: Path, name: str | None, config: Mapping[str, An
             space = config.get("add_prefix_space") is True
             cut = pre_tokenizers.Split(Regex(_QWEN2), "isolated")
             bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)
-            empty.normalizer, empty.pre_tokenizer = normalizers.NFC(), pre_tokenizers.Sequence([cut, bytes_])
+            empty.normalizer, empty.pre_tokenizer = (
+                normalizers.NFC(),
+                pre_tokenizers.Sequence([cut, bytes_]),
+            )
         empty.decoder = decoders.ByteLevel()
         empty.post_processor = processors.ByteLevel(trim_offsets=False)
     shape = json.loads(empty.to_str())
-    text = json.dumps({**shape, "model": {**shape["model"], "vocab": vocab, "merges": merges}}, ensure_ascii=False)
+    text = json.dumps(
+        {**shape, "model": {**shape["model"], "vocab": vocab, "merges": merges}}, ensure_ascii=False
+    )
     try:
         return text, Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception

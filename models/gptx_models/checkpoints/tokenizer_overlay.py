@@ -29,11 +29,17 @@ class TokenizerClass:
 
     tokens: Mapping[str, str] = field(default_factory=dict)
     additional: tuple[str, ...] = ()
-    adds_bos: bool | None = None  # what add_bos_token is where it is not given; None: the class does not read it
-    bert: bool = False  # do_lower_case, strip_accents and tokenize_chinese_chars change its normalizer
+    adds_bos: bool | None = (
+        None  # what add_bos_token is where it is not given; None: the class does not read it
+    )
+    bert: bool = (
+        False  # do_lower_case, strip_accents and tokenize_chinese_chars change its normalizer
+    )
 
 
-def _tokens(bos: str | None, eos: str | None, unk: str | None, pad: str | None = None) -> dict[str, str]:
+def _tokens(
+    bos: str | None, eos: str | None, unk: str | None, pad: str | None = None
+) -> dict[str, str]:
     named = {"bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": pad}
     return {role: token for role, token in named.items() if token is not None}
 
@@ -41,12 +47,19 @@ def _tokens(bos: str | None, eos: str | None, unk: str | None, pad: str | None =
 _END = "<|endoftext|>"
 _FILL = ("▁<PRE>", "▁<MID>", "▁<SUF>", "▁<EOT>")
 _BERT = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-_ROBERTA = {**_tokens("<s>", "</s>", "<unk>", "<pad>"), "sep_token": "</s>", "cls_token": "<s>", "mask_token": "<mask>"}
+_ROBERTA = {
+    **_tokens("<s>", "</s>", "<unk>", "<pad>"),
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
 CLASSES: dict[str, TokenizerClass] = {
     "LlamaTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>"), adds_bos=True),
     "CodeLlamaTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>"), _FILL, adds_bos=True),
     "GemmaTokenizer": TokenizerClass(_tokens("<bos>", "<eos>", "<unk>", "<pad>"), adds_bos=True),
-    "CohereTokenizer": TokenizerClass(_tokens("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<UNK>"), adds_bos=True),
+    "CohereTokenizer": TokenizerClass(
+        _tokens("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<UNK>"), adds_bos=True
+    ),
     "GPTNeoXTokenizer": TokenizerClass(_tokens(_END, _END, _END), adds_bos=False),
     "GPT2Tokenizer": TokenizerClass(_tokens(_END, _END, _END)),
     "CodeGenTokenizer": TokenizerClass(_tokens(_END, _END, _END)),
@@ -54,10 +67,18 @@ CLASSES: dict[str, TokenizerClass] = {
     "BloomTokenizer": TokenizerClass(_tokens("<s>", "</s>", "<unk>", "<pad>")),
     "OpenAIGPTTokenizer": TokenizerClass(_tokens(None, None, "<unk>")),
     "WhisperTokenizer": TokenizerClass(_tokens(_END, _END, _END)),
-    **dict.fromkeys(("RobertaTokenizer", "BartTokenizer", "XLMRobertaTokenizer"), TokenizerClass(_ROBERTA)),
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), TokenizerClass(_BERT, bert=True)),
+    **dict.fromkeys(
+        ("RobertaTokenizer", "BartTokenizer", "XLMRobertaTokenizer"), TokenizerClass(_ROBERTA)
+    ),
+    **dict.fromkeys(
+        ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"),
+        TokenizerClass(_BERT, bert=True),
+    ),
 }
-PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # no settings of their own; the latter is of transformers 5
+PLAIN = (
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)  # no settings of their own; the latter is of transformers 5
 OF_MODEL = {  # the class that transformers takes where no file names one
     "llama": "LlamaTokenizer",
     "mistral": "LlamaTokenizer",
@@ -85,10 +106,14 @@ class Laid:
     text: str
     special: dict[str, Any]
     class_name: str | None
-    settings: dict[str, Any] = field(default_factory=dict)  # of the class: add_bos_token, add_eos_token
+    settings: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the class: add_bos_token, add_eos_token
 
 
-def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | None, tell: Tell) -> Laid:
+def lay_over(
+    text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | None, tell: Tell
+) -> Laid:
     """Lay the files in `beside` over a tokenizer. `text` is its tokenizer.json, and `tokenizer` the same, opened, which
     is changed. Raises CheckpointError.
 
@@ -104,7 +129,9 @@ def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | 
         _set_bert(tokenizer, beside.config)
     beyond = _beyond(tokenizer, vocab_size)
     for token in beyond.values():
-        tell(f"{beside.where}: the added token {token!r} is beyond the model's {vocab_size:,} tokens: left out")
+        tell(
+            f"{beside.where}: the added token {token!r} is beyond the model's {vocab_size:,} tokens: left out"
+        )
     special = _texts(named, set(beyond.values()))
     settings: dict[str, Any] = {}
     if kind.adds_bos is not None:
@@ -113,10 +140,19 @@ def lay_over(text: str, tokenizer: Tokenizer, beside: Beside, vocab_size: int | 
             "add_eos_token": bool(beside.config.get("add_eos_token", False)),
         }
         _set_ends(tokenizer, special, **settings)
-    elif beside.merges and beside.config.get("add_bos_token") and name in ("GPT2Tokenizer", "CodeGenTokenizer"):
+    elif (
+        beside.merges
+        and beside.config.get("add_bos_token")
+        and name in ("GPT2Tokenizer", "CodeGenTokenizer")
+    ):
         _set_ends(tokenizer, special, add_bos_token=True, add_eos_token=False)
     raw = json.loads(text)
-    made = {**raw, "truncation": None, "padding": None, "added_tokens": _added_tokens(tokenizer, raw, beyond)}
+    made = {
+        **raw,
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(tokenizer, raw, beyond),
+    }
     made |= {part: state for part, state in _parts(tokenizer).items() if state != before[part]}
     if made != {"truncation": None, "padding": None, "added_tokens": [], **raw}:
         text = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
@@ -136,12 +172,18 @@ def _class_of(tokenizer: Tokenizer, beside: Beside) -> str | None:
     """The class that is named, or that of the model's type where the tokenizer has that class's tokens. (transformers
     adds those tokens behind the others, where the model mostly has no rows for them.)"""
     name = class_name(beside)
-    named = any(isinstance(fields.get("tokenizer_class"), str) for fields in (beside.config, beside.model))
+    named = any(
+        isinstance(fields.get("tokenizer_class"), str) for fields in (beside.config, beside.model)
+    )
     usual = CLASSES[name].tokens.values() if name in CLASSES else ()
-    return name if named or all(tokenizer.token_to_id(token) is not None for token in usual) else None
+    return (
+        name if named or all(tokenizer.token_to_id(token) is not None for token in usual) else None
+    )
 
 
-def _named(tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass) -> tuple[dict[str, Any], dict[int, AddedToken]]:
+def _named(
+    tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass
+) -> tuple[dict[str, Any], dict[int, AddedToken]]:
     """(the special tokens by role, the tokens to be added by their ids), as the files give them."""
     config, where = beside.config, f"{beside.where}/tokenizer_config.json"
     named: dict[str, Any] = dict(kind.tokens)
@@ -159,7 +201,11 @@ def _named(tokenizer: Tokenizer, beside: Beside, kind: TokenizerClass) -> tuple[
         for role in SPECIAL:
             if role in beside.special:
                 named[role] = _token(beside.special[role], f"{where}: {role}")
-        more = [token for token in _additional(beside.special, where) if str(token) not in map(str, named[ADDITIONAL])]
+        more = [
+            token
+            for token in _additional(beside.special, where)
+            if str(token) not in map(str, named[ADDITIONAL])
+        ]
         named[ADDITIONAL] = [*named[ADDITIONAL], *more]
         texts = {str(token) for token in _all(named)}
         added = _legacy(beside.added, texts, f"{beside.where}/added_tokens.json")
@@ -206,7 +252,9 @@ def _decoder(values: Any, what: str) -> dict[int, AddedToken]:
     for key, value in values.items():
         token = _token(value, f"{what}[{key!r}]")
         if not isinstance(token, AddedToken) or not key.isdecimal():
-            raise CheckpointError(f"{what}[{key!r}] is {value!r:.80}, expected a token under its id")
+            raise CheckpointError(
+                f"{what}[{key!r}] is {value!r:.80}, expected a token under its id"
+            )
         added[int(key)] = token
     return added
 
@@ -215,8 +263,12 @@ def _legacy(values: Mapping[str, Any], special: set[str], what: str) -> dict[int
     added = {}
     for token, token_id in values.items():
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            raise CheckpointError(f"{what} gives {token!r:.80} the id {token_id!r:.80}, expected a number")
-        added[token_id] = AddedToken(token, normalized=token not in special, special=token in special)
+            raise CheckpointError(
+                f"{what} gives {token!r:.80} the id {token_id!r:.80}, expected a number"
+            )
+        added[token_id] = AddedToken(
+            token, normalized=token not in special, special=token in special
+        )
     return added
 
 
@@ -230,7 +282,9 @@ def _all(named: Mapping[str, Any]) -> list[Any]:
     return list(found.values())
 
 
-def _add(tokenizer: Tokenizer, named: Mapping[str, Any], added: Mapping[int, AddedToken], where: str) -> None:
+def _add(
+    tokenizer: Tokenizer, named: Mapping[str, Any], added: Mapping[int, AddedToken], where: str
+) -> None:
     """Add what the tokenizer has not, or has with other flags. The tokenizer gives the ids: a token that it knows keeps
     its own, a new one is put behind the last. Raises CheckpointError where a file says another id."""
     there = tokenizer.get_added_tokens_decoder().values()
@@ -266,7 +320,9 @@ def _set_prefix_space(tokenizer: Tokenizer, config: Mapping[str, Any], *, llama:
     if not isinstance(wanted, bool):
         return
     if llama and _is_metaspace(tokenizer):
-        set_llama_parts(tokenizer, add_prefix_space=wanted, legacy=config.get("legacy") in (None, True))
+        set_llama_parts(
+            tokenizer, add_prefix_space=wanted, legacy=config.get("legacy") in (None, True)
+        )
     elif prefix_space(tokenizer) not in (None, wanted):
         state = json.loads(tokenizer.pre_tokenizer.__getstate__())  # type: ignore[union-attr]
         kind = getattr(pre_tokenizers, state.pop("type"))
@@ -275,14 +331,21 @@ def _set_prefix_space(tokenizer: Tokenizer, config: Mapping[str, Any], *, llama:
 
 def prefix_space(tokenizer: Tokenizer) -> bool | None:
     """A pre-tokenizer's own add_prefix_space; None where it has no such setting."""
-    state = json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer is not None else {}
+    state = (
+        json.loads(tokenizer.pre_tokenizer.__getstate__())
+        if tokenizer.pre_tokenizer is not None
+        else {}
+    )
     return state.get("add_prefix_space")
 
 
 def _is_metaspace(tokenizer: Tokenizer) -> bool:
     """Whether a space is written as SentencePiece writes it."""
     parts = _parts(tokenizer)
-    return any("\u2581" in json.dumps(parts[name], ensure_ascii=False) for name in ("normalizer", "pre_tokenizer"))
+    return any(
+        "\u2581" in json.dumps(parts[name], ensure_ascii=False)
+        for name in ("normalizer", "pre_tokenizer")
+    )
 
 
 def set_llama_parts(tokenizer: Tokenizer, *, add_prefix_space: bool, legacy: bool) -> None:
@@ -295,8 +358,14 @@ def set_llama_parts(tokenizer: Tokenizer, *, add_prefix_space: bool, legacy: boo
         scheme = "first" if add_prefix_space else "never"
         tokenizer.normalizer = None  # type: ignore[assignment]
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
-    parts: list[decoders.Decoder] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)] if add_prefix_space else parts)
+    parts: list[decoders.Decoder] = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    tokenizer.decoder = decoders.Sequence(
+        [*parts, decoders.Strip(" ", 1, 0)] if add_prefix_space else parts
+    )
 
 
 def _set_bert(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
@@ -308,22 +377,34 @@ def _set_bert(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
         "strip_accents": config.get("strip_accents"),
         "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
     }
-    if state.get("type") == "BertNormalizer" and any(state[name] != value for name, value in wanted.items()):
+    if state.get("type") == "BertNormalizer" and any(
+        state[name] != value for name, value in wanted.items()
+    ):
         tokenizer.normalizer = normalizers.BertNormalizer(clean_text=state["clean_text"], **wanted)
 
 
-def _set_ends(tokenizer: Tokenizer, special: Mapping[str, Any], *, add_bos_token: bool, add_eos_token: bool) -> None:
+def _set_ends(
+    tokenizer: Tokenizer, special: Mapping[str, Any], *, add_bos_token: bool, add_eos_token: bool
+) -> None:
     bos = special.get("bos_token") if add_bos_token else None
     eos = special.get("eos_token") if add_eos_token else None
     tokenizer.post_processor = bos_eos_processor(tokenizer, bos, eos)
 
 
-def bos_eos_processor(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> processors.TemplateProcessing:
+def bos_eos_processor(
+    tokenizer: Tokenizer, bos: str | None, eos: str | None
+) -> processors.TemplateProcessing:
     """Puts these tokens before and after a text; None: no token there."""
     single = [part for part in (bos, "$A", eos) if part is not None]
     second = [part.replace("$A", "$B") + ":1" for part in single]
-    tokens = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token is not None]
-    return processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
+    tokens = [
+        (token, tokenizer.token_to_id(token))
+        for token in dict.fromkeys((bos, eos))
+        if token is not None
+    ]
+    return processors.TemplateProcessing(
+        single=single, pair=[*single, *second], special_tokens=tokens
+    )
 
 
 def _beyond(tokenizer: Tokenizer, vocab_size: int | None) -> dict[int, str]:
@@ -339,11 +420,17 @@ def _texts(named: Mapping[str, Any], without: set[str]) -> dict[str, Any]:
     roles = [*SPECIAL, *(role for role in named if role not in (*SPECIAL, ADDITIONAL))]
     texts: dict[str, Any] = {role: str(named[role]) for role in roles if named.get(role)}
     texts = {role: text for role, text in texts.items() if text not in without}
-    more = list(dict.fromkeys(str(token) for token in named.get(ADDITIONAL, ()) if str(token) not in without))
+    more = list(
+        dict.fromkeys(
+            str(token) for token in named.get(ADDITIONAL, ()) if str(token) not in without
+        )
+    )
     return {**texts, **({ADDITIONAL: more} if more else {})}
 
 
-def _added_tokens(tokenizer: Tokenizer, raw: Mapping[str, Any], beyond: Mapping[int, str]) -> list[dict[str, Any]]:
+def _added_tokens(
+    tokenizer: Tokenizer, raw: Mapping[str, Any], beyond: Mapping[int, str]
+) -> list[dict[str, Any]]:
     """added_tokens of tokenizer.json; those of the file where nothing has changed, in its order."""
     made = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in _FLAGS}}
@@ -363,4 +450,7 @@ def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
     """The parts of tokenizer.json around the model, as it writes them. (Writing the model too prints a line on
     standard output where the vocabulary has a hole, and takes gigabytes where an id is huge.)"""
     parts = {name: getattr(tokenizer, name) for name in _PARTS}
-    return {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
+    return {
+        name: None if part is None else json.loads(part.__getstate__())
+        for name, part in parts.items()
+    }

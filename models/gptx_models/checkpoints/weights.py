@@ -66,7 +66,9 @@ def unwrapped(source: TensorSource) -> TensorSource:
         source,
         shapes={ours: source.shapes[theirs] for ours, theirs in names.items()},
         read=lambda name: source.read(names[name]),
-        types={ours: source.types[theirs] for ours, theirs in names.items() if theirs in source.types},
+        types={
+            ours: source.types[theirs] for ours, theirs in names.items() if theirs in source.types
+        },
     )
 
 
@@ -99,19 +101,25 @@ def build(config: GPTConfig, layout: Layout, source: TensorSource) -> GPT:
 
     Nothing of the model's size is allocated before the file is known to have it.
     """
-    if config.n_layer > max(1000, len(source.shapes)):  # only to list what is missing would take minutes
+    if config.n_layer > max(
+        1000, len(source.shapes)
+    ):  # only to list what is missing would take minutes
         raise CheckpointError(
             f"{source.where}: the configuration is of {config.n_layer:,} layers, and there are {len(source.shapes)} tensors"
         )
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in GPT(config).named_parameters()}  # a tied head is in it once, as wte
+        shapes = {
+            name: p.shape for name, p in GPT(config).named_parameters()
+        }  # a tied head is in it once, as wte
     places = {name: place_of(name, shape, config, layout) for name, shape in shapes.items()}
     if source.shapes and not any(name.startswith(layout.prefix) for name in source.shapes):
         places = {name: place.without(layout.prefix) for name, place in places.items()}
     head = f"{layout.names.get('head', ('head',))[0]}.weight"
     tied = config.head_is_embedding and head in source.shapes
     embedding = places["wte.weight"].names[0]
-    if tied and embedding not in source.shapes:  # of two names for one tensor, some writers keep the last
+    if (
+        tied and embedding not in source.shapes
+    ):  # of two names for one tensor, some writers keep the last
         places["wte.weight"], tied = replace(places["wte.weight"], names=(head,)), False
     check(places, shapes, source, layout, head=head if tied else None, classes=config.n_class > 0)
     with _WithoutInitialization():
@@ -131,7 +139,9 @@ def build(config: GPTConfig, layout: Layout, source: TensorSource) -> GPT:
     return model.eval()
 
 
-def check_finite(value: Tensor, name: str, where: str, error: type[GptxError] = CheckpointError) -> None:
+def check_finite(
+    value: Tensor, name: str, where: str, error: type[GptxError] = CheckpointError
+) -> None:
     """Raise `error` for a tensor with NaN or infinity in it, naming the first place.
 
     The sum of a piece is finite where all of it is, which takes one pass over the memory and no copy of the tensor.
@@ -150,7 +160,9 @@ def check_finite(value: Tensor, name: str, where: str, error: type[GptxError] = 
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and all(x.float().equal(y.float()) for x, y in zip(a.split(1024), b.split(1024)))
+    return a.shape == b.shape and all(
+        x.float().equal(y.float()) for x, y in zip(a.split(1024), b.split(1024))
+    )
 
 
 def check(
@@ -184,9 +196,15 @@ def check(
         if name in source.shapes and tuple(source.shapes[name]) != shape
     ]
     problems = []
-    quantized = [f"{name} is {source.types[name]}" for name in expected if _NUMBERS.match(source.types.get(name, ""))]
+    quantized = [
+        f"{name} is {source.types[name]}"
+        for name in expected
+        if _NUMBERS.match(source.types.get(name, ""))
+    ]
     if quantized:
-        problems.append(f"expected weights of 16, 32 or 64 bits in floating point: {some(quantized)}")
+        problems.append(
+            f"expected weights of 16, 32 or 64 bits in floating point: {some(quantized)}"
+        )
     if adapter := [name for name in found if _ADAPTER.search(name)]:
         problems.append(
             f"they are of PEFT's model with an adapter that was not merged ({some(sorted(adapter))}): merge it there with"
@@ -198,17 +216,23 @@ def check(
     if wrong:
         problems.append(f"wrong shapes: {some(wrong)}")
     if problems:
-        raise CheckpointError(f"{source.where}: the weights do not fit the configuration: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{source.where}: the weights do not fit the configuration: {'; '.join(problems)}"
+        )
     if others:
         note(f"{source.where} holds tensors of another head, which are left out: {some(others)}")
 
 
 def some(names: list[str]) -> str:
     """The first of many names, for a message."""
-    return ", ".join(names[:_TOLD]) + (f" and {len(names) - _TOLD} more" if len(names) > _TOLD else "")
+    return ", ".join(names[:_TOLD]) + (
+        f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    )
 
 
-def tensors_of(model: GPT, family: Family) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+def tensors_of(
+    model: GPT, family: Family
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
     """What a family's file holds of `model`: (name, shape, function that gives the tensor), one after another.
 
     The biases that gpt2 and openai-gpt always have and this model does not are zeros. A tied head is not repeated.

@@ -25,23 +25,33 @@ from gptx_models.importers import import_checkpoint
     help="A tokenizer.json, or a folder with one, where SOURCE has none (or in place of its own).",
 )
 @click.option(
-    "--allow-pickle", is_flag=True, help="Let a .pt or .pkl file run code: only where you trust who wrote it."
+    "--allow-pickle",
+    is_flag=True,
+    help="Let a .pt or .pkl file run code: only where you trust who wrote it.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
-def import_(source: str, out: Path, tokenizer: Path | None, allow_pickle: bool, force: bool) -> None:
+def import_(
+    source: str, out: Path, tokenizer: Path | None, allow_pickle: bool, force: bool
+) -> None:
     """Read SOURCE and write a checkpoint folder OUT, which `gptx export` takes.
 
     SOURCE is a Hugging Face folder (gpt2, openai-gpt, llama, mistral) or its name on the hub (org/name), a GGUF file
     (llama, gpt2), nanoGPT's ckpt.pt, or a .bin of llama2.c.
     """
-    folder = import_checkpoint(source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=note)
+    folder = import_checkpoint(
+        source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=note
+    )
     note(describe(folder))
     note(f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}")
 
 
 def describe(folder: Path) -> str:
     """What a checkpoint folder holds, in a line."""
-    config, raw, source = load_config(folder), read_json(folder / "config.json"), read_json(folder / SOURCE)
+    config, raw, source = (
+        load_config(folder),
+        read_json(folder / "config.json"),
+        read_json(folder / SOURCE),
+    )
     parameters = sum(_count(shape) for shape in open_folder(folder).shapes.values())
     size = sum(file.stat().st_size for file in folder.iterdir())
     parts = [
@@ -72,7 +82,10 @@ def _tokenizer(folder: Path, vocab_size: int) -> str:
     if not path.exists():
         return f"no tokenizer (vocabulary of {vocab_size:,})"
     content = read_json(path)
-    ids = {*content["model"].get("vocab", {}), *(token["content"] for token in content.get("added_tokens", []))}
+    ids = {
+        *content["model"].get("vocab", {}),
+        *(token["content"] for token in content.get("added_tokens", [])),
+    }
     padded = f" in a vocabulary of {vocab_size:,}" if len(ids) < vocab_size else ""
     template = " with a chat template" if (folder / "chat_template.jinja").exists() else ""
     return f"tokenizer of {len(ids):,} tokens{padded}{template}"

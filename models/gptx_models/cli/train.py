@@ -20,7 +20,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, (kind, says) in reversed(settings().items()):
         option = f"--{name.replace('_', '-')}"
         if kind is bool:
-            decorate = click.option(f"{option}/--no-{name.replace('_', '-')}", name, default=None, help=says)
+            decorate = click.option(
+                f"{option}/--no-{name.replace('_', '-')}", name, default=None, help=says
+            )
         else:
             of: Any = click.Choice(kind) if isinstance(kind, tuple) else kind
             decorate = click.option(option, name, type=of, help=says)
@@ -53,10 +55,21 @@ def export_command(out: Path) -> str:
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("model"), show_default=True, help="Checkpoint folder."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("model"),
+    show_default=True,
+    help="Checkpoint folder.",
 )
-@click.option("--recipe", default="minute", show_default=True, help="A shipped recipe's name, or a TOML file.")
-@click.option("--set", "changes", multiple=True, help="A setting of the model or of generation: model.n_layer=6.")
+@click.option(
+    "--recipe", default="minute", show_default=True, help="A shipped recipe's name, or a TOML file."
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    help="A setting of the model or of generation: model.n_layer=6.",
+)
 @click.option("--list", "list_recipes", is_flag=True, help="Print the shipped recipes and stop.")
 @click.option(
     "--validation",
@@ -65,14 +78,27 @@ def export_command(out: Path) -> str:
     help="Text to validate on.  [default: the last tenth]",
 )
 @click.option("--field", help="The field of JSONL files that holds the text.  [default: text]")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json.  [default: a BPE trained on FILES]")
 @click.option(
-    "--from", "start", type=click.Path(path_type=Path), help="Go on from this checkpoint: weights, shape, tokenizer."
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json.  [default: a BPE trained on FILES]",
+)
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path),
+    help="Go on from this checkpoint: weights, shape, tokenizer.",
 )
 @click.option("--licence", help="Licence of the text, for the model card.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2).")
-@click.option("--force", is_flag=True, help="Begin again: replace OUT, and the state of an earlier run.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2)."
+)
+@click.option(
+    "--force", is_flag=True, help="Begin again: replace OUT, and the state of an earlier run."
+)
 @recipe_options
 def train(
     files: tuple[Path, ...],
@@ -112,14 +138,22 @@ def train(
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
     defaults: dict[str, Any] = {}
-    if start is not None:  # its shape is the run's, and its generation_config.json goes before a shipped recipe's
-        shape = {name: value for name, value in load_config(start).to_dict().items() if name != "vocab_size"}
+    if (
+        start is not None
+    ):  # its shape is the run's, and its generation_config.json goes before a shipped recipe's
+        shape = {
+            name: value
+            for name, value in load_config(start).to_dict().items()
+            if name != "vocab_size"
+        }
         defaults = {"model": shape, "generation": {}}
     chosen = read_recipe(recipe, changes, given, defaults=defaults)
     check_schedule(changed(changes, given), chosen.schedule)
     if (tokenizer or start) and "vocab_size" in changed(changes, given):
         other = "--tokenizer" if tokenizer else "--from"
-        raise UsageError(f"--vocab-size is of a new tokenizer, and {other} gives one: leave one of them out")
+        raise UsageError(
+            f"--vocab-size is of a new tokenizer, and {other} gives one: leave one of them out"
+        )
     if field and not any(ending(file) == ".jsonl" for file in files_of([*files, *validation])):
         raise UsageError("--field names a field of JSONL files, and there is none: leave it out")
     with open_world(device, shard=shard) as world:

@@ -15,7 +15,9 @@ import torch
 
 from gptx_models.training.loss import IGNORED
 
-POOL = 50  # batches whose rows are sorted by length together: more waste less, and mix the rows less
+POOL = (
+    50  # batches whose rows are sorted by length together: more waste less, and mix the rows less
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,11 @@ def row_batches(
         pool = batch_size * max(1, min(POOL, len(rows) // (4 * batch_size)))
         pools = (order[first : first + pool] for first in range(0, len(rows), pool))
         alike = (some[np.argsort(lengths[some], kind="stable")] for some in pools)
-        batches = [some[first : first + batch_size] for some in alike for first in range(0, len(some), batch_size)]
+        batches = [
+            some[first : first + batch_size]
+            for some in alike
+            for first in range(0, len(some), batch_size)
+        ]
         return [batches[at] for at in random.permutation(steps)]
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +63,9 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     return -(-n_rows // batch_size)
 
 
-def all_rows(rows: Sequence[Row], *, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def all_rows(
+    rows: Sequence[Row], *, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every row once, the longest first: what does not fit into memory shows at once."""
     ordered = sorted(rows, key=lambda row: -len(row.inputs))
     for first in range(0, len(ordered), batch_size):

@@ -18,7 +18,9 @@ from gptx.errors import UsageError
 PACKINGS = (".xz", ".gz", ".zst")
 _CHUNK = 1 << 18  # bytes as they lie on disk
 
-Read = Callable[[int], object]  # is told how many bytes of the file have been read since it was last called
+Read = Callable[
+    [int], object
+]  # is told how many bytes of the file have been read since it was last called
 
 
 def ending(file: Path) -> str:
@@ -33,13 +35,17 @@ def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
     lines = io.IncrementalNewlineDecoder(decoder, translate=True)
     at, line, begun = 0, 1, False
     for data in _chunks(file, read, last=b""):
-        pending = len(decoder.getstate()[0])  # the first bytes of a character that the last chunk ended in
+        pending = len(
+            decoder.getstate()[0]
+        )  # the first bytes of a character that the last chunk ended in
         try:
             text = lines.decode(data, final=not data)
         except UnicodeDecodeError as error:
             bad, place = error.object[error.start], at - pending + error.start
             line += error.object[: error.start].count(b"\n")
-            raise UsageError(f"{file} is not UTF-8 text: byte {place}, in line {line}, is {bad:#x}") from error
+            raise UsageError(
+                f"{file} is not UTF-8 text: byte {place}, in line {line}, is {bad:#x}"
+            ) from error
         at += len(data)
         line += data.count(b"\n")
         if text and not begun:
@@ -49,7 +55,11 @@ def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
 
 def lines(file: Path, read: Read | None = None) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1. Only \\n ends one: JSON may hold the other ends raw."""
-    return ((number, line) for number, line in enumerate(divided(pieces(file, read), "\n"), 1) if line.strip())
+    return (
+        (number, line)
+        for number, line in enumerate(divided(pieces(file, read), "\n"), 1)
+        if line.strip()
+    )
 
 
 def divided(pieces: Iterator[str], separator: str, *, longest: int | None = None) -> Iterator[str]:
@@ -108,7 +118,9 @@ def _unpacked(packed: Iterator[bytes], file: Path) -> Iterator[bytes]:
                 stream = None
         yield b"".join(unpacked)
     if stream is not None:
-        raise UsageError(f"{file} is broken: it ends in the middle, as a download that stopped does")
+        raise UsageError(
+            f"{file} is broken: it ends in the middle, as a download that stopped does"
+        )
 
 
 def _unpacker(kind: str) -> tuple[Callable[[], Any], type[Exception]]:

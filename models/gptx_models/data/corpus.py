@@ -79,7 +79,13 @@ class Texts:
 
 
 def make(
-    texts: Texts, run: Path, *, n_ctx: int, vocab_size: int, validation: Texts | None, words: Words | None
+    texts: Texts,
+    run: Path,
+    *,
+    n_ctx: int,
+    vocab_size: int,
+    validation: Texts | None,
+    words: Words | None,
 ) -> None:
     """Write the tokens and the tokenizer of a run into its folder. UsageError where there is too little text.
 
@@ -98,13 +104,17 @@ def make(
     else:
         n_train, n_val = _split(run, n_train, token_type(made))
     if min(n_train, n_val) <= n_ctx:
-        shorter = ", or --set model.n_ctx=N" if words.where is None else ""  # a start has its own context
+        shorter = (
+            ", or --set model.n_ctx=N" if words.where is None else ""
+        )  # a start has its own context
         raise UsageError(
             f"{n_train} tokens to train on and {n_val} to validate with are too few:"
             f" each must be more than the context of {n_ctx}; give more text{shorter}"
         )
     words.write(run)
-    write_json(run / GENERATION, {**words.generation, "eos_token_id": ends} if ends else words.generation)
+    write_json(
+        run / GENERATION, {**words.generation, "eos_token_id": ends} if ends else words.generation
+    )
 
 
 def read(run: Path) -> Corpus:
@@ -115,7 +125,13 @@ def read(run: Path) -> Corpus:
     generation: dict[str, Any] = {} if end is None else dict.fromkeys(IDS, end)
     if (run / GENERATION).exists():  # runs of older versions have none
         generation = read_json(run / GENERATION)
-    return Corpus(tokenizer, train, val, token_ids(generation.get("eos_token_id"), str(run / GENERATION)), generation)
+    return Corpus(
+        tokenizer,
+        train,
+        val,
+        token_ids(generation.get("eos_token_id"), str(run / GENERATION)),
+        generation,
+    )
 
 
 def _trained(texts: Texts, vocab_size: int) -> Tokenizer:

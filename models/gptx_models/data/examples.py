@@ -62,7 +62,11 @@ class Examples:
 
 
 def read_examples(
-    paths: Sequence[Path], kind: str, *, fields: Mapping[str, str] | None = None, read: Read | None = None
+    paths: Sequence[Path],
+    kind: str,
+    *,
+    fields: Mapping[str, str] | None = None,
+    read: Read | None = None,
 ) -> Examples:
     """The examples of files or folders. kind: one of SHAPES. fields: role -> the field that plays it, see parse_fields.
 
@@ -86,9 +90,14 @@ def read_examples(
 def parse_fields(text: str, kind: str) -> dict[str, str]:
     """ "text=sentence,label=category" -> {"text": "sentence", "label": "category"}. UsageError names what is wrong."""
     known = dict.fromkeys(role for shape in SHAPES[kind] for role in shape)
-    pairs = [(role.strip(), field.strip()) for role, _, field in (part.partition("=") for part in text.split(","))]
+    pairs = [
+        (role.strip(), field.strip())
+        for role, _, field in (part.partition("=") for part in text.split(","))
+    ]
     if any(role not in known or not field for role, field in pairs):
-        raise UsageError(f"--fields {text} does not fit: {kind} knows {','.join(f'{role}=FIELD' for role in known)}")
+        raise UsageError(
+            f"--fields {text} does not fit: {kind} knows {','.join(f'{role}=FIELD' for role in known)}"
+        )
     return dict(pairs)
 
 
@@ -101,10 +110,15 @@ def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
 def _roles(record: Record, kind: str, fields: Mapping[str, str], place: str) -> dict[str, str]:
     """role -> field, as the first record shows it."""
     for shape in SHAPES[kind]:
-        roles = {role: _field(record, (fields[role],) if role in fields else names) for role, names in shape.items()}
+        roles = {
+            role: _field(record, (fields[role],) if role in fields else names)
+            for role, names in shape.items()
+        }
         if all(roles.values()):
             return {role: field for role, field in roles.items() if field}
-    needed = " or ".join(" and ".join(fields.get(role, role) for role in shape) for shape in SHAPES[kind])
+    needed = " or ".join(
+        " and ".join(fields.get(role, role) for role in shape) for shape in SHAPES[kind]
+    )
     example = ",".join(f"{role}=FIELD" for role in SHAPES[kind][0])
     raise UsageError(
         f"{place} has {', '.join(record) or 'no fields'}, and {kind} needs {needed}: --fields {example} names them"
@@ -118,20 +132,28 @@ def _field(record: Record, names: Sequence[str]) -> str | None:
 def _example(record: Record, roles: Mapping[str, str], place: str) -> Example:
     def value(role: str) -> Any:
         if roles[role] not in record:
-            raise UsageError(f"{place} has no field {roles[role]}; it has {', '.join(record) or 'none'}")
+            raise UsageError(
+                f"{place} has no field {roles[role]}; it has {', '.join(record) or 'none'}"
+            )
         return record[roles[role]]
 
     def text(role: str) -> str:
         return _text(value(role), f"{place}: the field {roles[role]}")
 
     if "messages" in roles:
-        return Example(place, messages=_messages(value("messages"), f"{place}: the field {roles['messages']}"))
+        return Example(
+            place, messages=_messages(value("messages"), f"{place}: the field {roles['messages']}")
+        )
     if "prompt" in roles:
         return Example(place, text("prompt"), (text("completion"),))
     if "instruction" in roles:
         asked = text("instruction").strip()
         field = _field(record, _INPUT)
-        about = _text(record[field], f"{place}: the field {field}").strip() if field and record[field] else ""
+        about = (
+            _text(record[field], f"{place}: the field {field}").strip()
+            if field and record[field]
+            else ""
+        )
         if asked and about:
             asked = f"{asked}\n\n### Input:\n{about}"
         return Example(place, asked, (text("output").strip(),))
@@ -145,7 +167,9 @@ def _example(record: Record, roles: Mapping[str, str], place: str) -> Example:
         return Example(place, text("text").strip(), (label,))
     summaries = value("summary")
     summaries = summaries if isinstance(summaries, list) else [summaries]
-    answers = [_text(summary, f"{place}: the field {roles['summary']}").strip() for summary in summaries]
+    answers = [
+        _text(summary, f"{place}: the field {roles['summary']}").strip() for summary in summaries
+    ]
     return Example(place, text("text").strip(), tuple(answers) or ("",))
 
 
@@ -163,15 +187,24 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
 
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages")
+        raise UsageError(
+            f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages"
+        )
     messages = []
     for number, message in enumerate(value, 1):
         if isinstance(message, dict) and "from" in message and "value" in message:
             speaker = message["from"]
             message = {"role": _SPEAKERS.get(speaker, speaker), "content": message["value"]}
-        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
-            raise UsageError(f'{what}, message {number}: {{"role": "user", "content": "..."}} is expected')
+        if not (
+            isinstance(message, dict)
+            and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        ):
+            raise UsageError(
+                f'{what}, message {number}: {{"role": "user", "content": "..."}} is expected'
+            )
         messages.append(message)
     if not any(message["role"] == "assistant" for message in messages[1:]):
-        raise UsageError(f"{what} has no message of the assistant that answers another: there is nothing to learn")
+        raise UsageError(
+            f"{what} has no message of the assistant that answers another: there is nothing to learn"
+        )
     return tuple(messages)

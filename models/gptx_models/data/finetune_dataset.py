@@ -61,7 +61,9 @@ def study(
     kinds = TEXTS if kind == "text" else RECORDS
     origin = {
         "files": [sha256(file) for file in files_of(files, kinds=kinds)],
-        "validation": [sha256(file) for file in files_of(validation, kinds=kinds)] if validation else None,
+        "validation": [sha256(file) for file in files_of(validation, kinds=kinds)]
+        if validation
+        else None,
         "tokenizer": words.digest(),
         "task": kind,
         "context": n_ctx,
@@ -82,9 +84,14 @@ def study(
     if read.blank:
         note(f"{read.blank} records without text or answer are left out")
     if not val:
-        raise UsageError(f"{len(train)} examples leave none to validate with: give ten or more, or --validation")
+        raise UsageError(
+            f"{len(train)} examples leave none to validate with: give ten or more, or --validation"
+        )
     labels = labels_of([*train, *val]) if kind == "classify" else ()
-    default = {"classify": None if head else CLASSIFY_TEMPLATE, "summarize": SUMMARIZE_TEMPLATE}.get(kind)
+    default = {
+        "classify": None if head else CLASSIFY_TEMPLATE,
+        "summarize": SUMMARIZE_TEMPLATE,
+    }.get(kind)
     if read.instructions:
         default = INSTRUCTION_TEMPLATE
     task = Task(kind, template or default, labels, head)
@@ -108,7 +115,11 @@ def study(
 
 
 def _of_text(
-    words: Words, files: Sequence[Path], validation: Sequence[Path], n_ctx: int, origin: dict[str, Any]
+    words: Words,
+    files: Sequence[Path],
+    validation: Sequence[Path],
+    n_ctx: int,
+    origin: dict[str, Any],
 ) -> Study:
     """Text to go on from: windows of n_ctx tokens that do not overlap."""
 
@@ -124,7 +135,9 @@ def _of_text(
             cut = len(ids) * 9 // 10
             ids, held_out = ids[:cut], ids[cut:]
     if min(len(ids), len(held_out)) < 2:
-        raise UsageError(f"{len(ids)} tokens to learn and {len(held_out)} to validate with are too few: give more text")
+        raise UsageError(
+            f"{len(ids)} tokens to learn and {len(held_out)} to validate with are too few: give more text"
+        )
     text = words.tokenizer.decode(held_out.tolist())
     return Study(
         words,
@@ -139,7 +152,9 @@ def _of_text(
 
 
 def _encoded(words: Words, files: Sequence[Path]) -> np.ndarray:
-    return np.concatenate([row.astype(np.int32) for row in encode(words.inner, documents(files), words.ends)])
+    return np.concatenate(
+        [row.astype(np.int32) for row in encode(words.inner, documents(files), words.ends)]
+    )
 
 
 def _judge(task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> Judge:
@@ -154,8 +169,13 @@ def _classified(
     gpt: GPT, trained: bool, task: Task, words: Words, examples: Sequence[Example], n_ctx: int
 ) -> dict[str, float]:
     asked = prompt(task.template, "a") if task.template else "a"
-    end = words.ends[:1] if trained else []  # which the rows end with: it tells "card" from "card lost"
-    labels = [[*words.tokenizer.continuation(asked, answer_text(label, task)), *end] for label in task.labels]
+    end = (
+        words.ends[:1] if trained else []
+    )  # which the rows end with: it tells "card" from "card lost"
+    labels = [
+        [*words.tokenizer.continuation(asked, answer_text(label, task)), *end]
+        for label in task.labels
+    ]
     room = n_ctx - max(map(len, labels))
     said, expected = [], []
     with stage(f"Classifying {len(examples)} texts", total=len(examples)) as advance:
@@ -173,7 +193,9 @@ def _classified(
     return {"accuracy": accuracy(said, expected), "macro_f1": macro_f1(said, expected)}
 
 
-def _summarized(gpt: GPT, task: Task, words: Words, examples: Sequence[Example], n_ctx: int) -> dict[str, float]:
+def _summarized(
+    gpt: GPT, task: Task, words: Words, examples: Sequence[Example], n_ctx: int
+) -> dict[str, float]:
     length = min(SUMMARY_TOKENS, n_ctx // 4)
     asked = [prompt_ids(e.text, task, words.tokenizer, room=n_ctx - length) for e in examples]
     pairs = [(ids[0], example.answers) for ids, example in zip(asked, examples) if ids]

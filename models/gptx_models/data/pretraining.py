@@ -60,11 +60,15 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for document in documents for piece in _pieces(document)), trainer)
+    tokenizer.train_from_iterator(
+        (piece for document in documents for piece in _pieces(document)), trainer
+    )
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, documents: Iterable[str], ends: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+def encode(
+    tokenizer: Tokenizer, documents: Iterable[str], ends: Sequence[int] | None = None
+) -> Iterator[np.ndarray]:
     """The documents' ids, in rows of uint16 or uint32: between the tokens that the tokenizer puts around a text (a bos
     token, for instance), and followed by the first of `ends`. None: <|endoftext|>, where the tokenizer has it.
     """
@@ -111,13 +115,17 @@ def random_windows(
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = np.random.default_rng((seed, step)).integers(0, len(tokens) - n_ctx, batch_size)
-        rows = torch.from_numpy(np.stack([tokens[at : at + n_ctx + 1] for at in places]).astype(np.int64))
+        rows = torch.from_numpy(
+            np.stack([tokens[at : at + n_ctx + 1] for at in places]).astype(np.int64)
+        )
         return rows[:, :-1], rows[:, 1:]
 
     return batch
 
 
-def all_windows(tokens: np.ndarray, *, batch_size: int, n_ctx: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def all_windows(
+    tokens: np.ndarray, *, batch_size: int, n_ctx: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of all of `tokens` in order, in windows that do not overlap; the last one is filled with IGNORED."""
     n_rows = -(-(len(tokens) - 1) // n_ctx)
     for first in range(0, n_rows, batch_size):
@@ -125,4 +133,7 @@ def all_windows(tokens: np.ndarray, *, batch_size: int, n_ctx: int) -> Iterator[
         rows = min(batch_size, n_rows - first)
         inputs, targets = np.zeros(rows * n_ctx, np.int64), np.full(rows * n_ctx, IGNORED)
         inputs[: len(span) - 1], targets[: len(span) - 1] = span[:-1], span[1:]
-        yield torch.from_numpy(inputs.reshape(rows, n_ctx)), torch.from_numpy(targets.reshape(rows, n_ctx))
+        yield (
+            torch.from_numpy(inputs.reshape(rows, n_ctx)),
+            torch.from_numpy(targets.reshape(rows, n_ctx)),
+        )

@@ -23,7 +23,11 @@ def records(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]
     kind = ending(file)
     if kind == ".jsonl":
         return json_lines(file, read)
-    return json_list(file, read) if kind == ".json" else table(file, "\t" if kind == ".tsv" else ",", read)
+    return (
+        json_list(file, read)
+        if kind == ".json"
+        else table(file, "\t" if kind == ".tsv" else ",", read)
+    )
 
 
 def json_lines(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
@@ -49,14 +53,20 @@ def json_list(file: Path, read: Read | None = None) -> Iterator[tuple[str, Recor
 def table(file: Path, delimiter: str, read: Read | None = None) -> Iterator[tuple[str, Record]]:
     """CSV whose first line names the fields; quoted fields may hold ends of lines."""
     csv.field_size_limit(2**31 - 1)  # of the process, and otherwise 128 KB
-    rows = csv.reader((f"{line}\n" for line in divided(pieces(file, read), "\n")), delimiter=delimiter, strict=True)
+    rows = csv.reader(
+        (f"{line}\n" for line in divided(pieces(file, read), "\n")),
+        delimiter=delimiter,
+        strict=True,
+    )
     header: list[str] = []
     while True:
         place = f"{file}, line {rows.line_num + 1}"
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise UsageError(f"{place} is broken: {error}; a quote in a quoted field is doubled") from error
+            raise UsageError(
+                f"{place} is broken: {error}; a quote in a quoted field is doubled"
+            ) from error
         if row is None:
             return
         if not any(row):
@@ -64,9 +74,13 @@ def table(file: Path, delimiter: str, read: Read | None = None) -> Iterator[tupl
         if not header:
             header = row
             if len(set(header)) < len(header) or not all(header):
-                raise UsageError(f"{place} must name every field, each once; it is {', '.join(header)}")
+                raise UsageError(
+                    f"{place} must name every field, each once; it is {', '.join(header)}"
+                )
         elif len(row) != len(header):
-            raise UsageError(f"{place} has {len(row)} fields, and the first line names {len(header)}")
+            raise UsageError(
+                f"{place} has {len(row)} fields, and the first line names {len(header)}"
+            )
         else:
             yield place, dict(zip(header, row))
 
@@ -82,5 +96,7 @@ def _parsed(text: str, place: str) -> Any:
 
 def _object(record: Any, place: str) -> Record:
     if not isinstance(record, dict):
-        raise UsageError(f"{place} is a JSON {json_kind(record)}: an object is expected, such as {{...}}")
+        raise UsageError(
+            f"{place} is a JSON {json_kind(record)}: an object is expected, such as {{...}}"
+        )
     return record

@@ -19,7 +19,9 @@ TEXTS = (".txt", ".md", ".jsonl")
 LONGEST = 1 << 23  # characters; a longer document is handed out in parts, as documents of their own
 
 
-def documents(paths: Sequence[Path], *, field: str = "text", read: Read | None = None) -> Iterator[str]:
+def documents(
+    paths: Sequence[Path], *, field: str = "text", read: Read | None = None
+) -> Iterator[str]:
     """The documents that are not blank. UsageError names the file, and the line, that cannot be read.
 
     field: of JSONL. read: is told the bytes read, as they lie on disk; the sizes of `files_of` are their sum.
@@ -41,8 +43,14 @@ def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Pat
     known = f"{', '.join(kinds)}, or one of these with {', '.join(PACKINGS)}"
     for path in paths:
         if path.is_dir():
-            inside = sorted(file.relative_to(path) for file in path.rglob("*") if ending(file) in kinds)
-            shown = [path / file for file in inside if not any(part.startswith(".") for part in file.parts)]
+            inside = sorted(
+                file.relative_to(path) for file in path.rglob("*") if ending(file) in kinds
+            )
+            shown = [
+                path / file
+                for file in inside
+                if not any(part.startswith(".") for part in file.parts)
+            ]
             if not (shown := [file for file in shown if file.is_file()]):
                 raise UsageError(f"{path} is a folder without a file to read: {known} is expected")
             files += shown
@@ -59,9 +67,13 @@ def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
     if ending(file) == ".jsonl":
         for place, record in json_lines(file, read):
             if field not in record:
-                raise UsageError(f"{place} has no field {field}; it has {', '.join(record) or 'none'}")
+                raise UsageError(
+                    f"{place} has no field {field}; it has {', '.join(record) or 'none'}"
+                )
             if not isinstance(text := record[field], str):
-                raise UsageError(f"{place}: the field {field} is {a_json_kind(text)}, text is expected")
+                raise UsageError(
+                    f"{place}: the field {field} is {a_json_kind(text)}, text is expected"
+                )
             yield text
     else:
         yield from divided(pieces(file, read), END_OF_TEXT, longest=LONGEST)

@@ -32,8 +32,12 @@ class Rows:
 
     def __str__(self) -> str:
         """What became of what did not fit; "" where all of it did."""
-        parts = [f"{self.cut} cut"] * (self.cut > 0) + [f"{self.left_out} left out"] * (self.left_out > 0)
-        return f"longer than the context of {self.n_ctx} tokens: {', '.join(parts)}" if parts else ""
+        parts = [f"{self.cut} cut"] * (self.cut > 0) + [f"{self.left_out} left out"] * (
+            self.left_out > 0
+        )
+        return (
+            f"longer than the context of {self.n_ctx} tokens: {', '.join(parts)}" if parts else ""
+        )
 
 
 def rows_of(
@@ -74,7 +78,9 @@ def rows_of(
     return Rows(rows, n_ctx, cut, left_out)
 
 
-def prompt_ids(text: str, task: Task, tokenizer: Tokenizer, *, room: int) -> tuple[list[int], bool] | None:
+def prompt_ids(
+    text: str, task: Task, tokenizer: Tokenizer, *, room: int
+) -> tuple[list[int], bool] | None:
     """The prompt's ids, at most `room`, and whether the whole text is in it; None where it cannot be."""
     asked, whole = _fitting(text, task, tokenizer, room)
     return None if asked is None else (tokenizer.encode(asked), whole)
@@ -99,7 +105,10 @@ def _answered(
     if task.kind == "classify":
         _check_label(example, task)
     answer = answer_text(example.answers[0], task)
-    asked, whole = example.text if task.template is None else prompt(task.template, example.text), True
+    asked, whole = (
+        example.text if task.template is None else prompt(task.template, example.text),
+        True,
+    )
     ids, trained = _joined(asked, answer, tokenizer, end)
     if len(ids) + len(trained) > n_ctx + 1:  # the last token is only a target
         shorter, whole = _fitting(example.text, task, tokenizer, n_ctx + 1 - len(trained))
@@ -109,8 +118,12 @@ def _answered(
     return _row([*ids, *trained], [False] * len(ids) + [True] * len(trained)), whole
 
 
-def _joined(asked: str, answer: str, tokenizer: Tokenizer, end: int | None) -> tuple[list[int], list[int]]:
-    return tokenizer.encode(asked), tokenizer.continuation(asked, answer) + ([] if end is None else [end])
+def _joined(
+    asked: str, answer: str, tokenizer: Tokenizer, end: int | None
+) -> tuple[list[int], list[int]]:
+    return tokenizer.encode(asked), tokenizer.continuation(asked, answer) + (
+        [] if end is None else [end]
+    )
 
 
 def _classified(
@@ -129,7 +142,9 @@ def _classified(
 def _check_label(example: Example, task: Task) -> None:
     label = example.answers[0]
     if label not in task.labels:
-        raise UsageError(f"{example.place}: the label {label!r} is none of the {len(task.labels)} that are trained")
+        raise UsageError(
+            f"{example.place}: the label {label!r} is none of the {len(task.labels)} that are trained"
+        )
 
 
 def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[str | None, bool]:
@@ -142,7 +157,10 @@ def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[st
         return asked(len(text)), True
     if task.kind == "completion":
         return None, False
-    ends = [0, *(word.end() for word in re.finditer(r"\s*\S{1,20}", text))]  # 20: not all languages divide words
+    ends = [
+        0,
+        *(word.end() for word in re.finditer(r"\s*\S{1,20}", text)),
+    ]  # 20: not all languages divide words
     fit = bisect_right(ends, room, lo=1, key=lambda end: len(tokenizer.encode(asked(end))))
     return asked(ends[fit - 1]) if fit > 1 else None, False
 
@@ -160,7 +178,13 @@ def _conversation(
     for turn, message in enumerate(example.messages):
         if turn == 0 or message["role"] != "assistant":
             continue
-        asked, answer = _turn(example.messages[:turn], example.messages[: turn + 1], template, tokenizer, example.place)
+        asked, answer = _turn(
+            example.messages[:turn],
+            example.messages[: turn + 1],
+            template,
+            tokenizer,
+            example.place,
+        )
         if answer[-1] not in tokenizer.hidden_ids and end is not None:
             answer = [*answer, end]
         if len(asked) + len(answer) > n_ctx + 1:
@@ -175,7 +199,11 @@ def _conversation(
 
 
 def _turn(
-    asked: Sequence[Message], answered: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, place: str
+    asked: Sequence[Message],
+    answered: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    place: str,
 ) -> tuple[list[int], list[int]]:
     """The ids before an answer, as the runtime feeds them, and the answer's, with the token that ends a turn."""
     try:
@@ -184,10 +212,14 @@ def _turn(
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from error
     if not after.startswith(before) or len(after) == len(before):
-        raise UsageError(f"{place}: the chat template writes an answer otherwise than it asks for one")
+        raise UsageError(
+            f"{place}: the chat template writes an answer otherwise than it asks for one"
+        )
     answer = tokenizer.continuation(before, after[len(before) :], add_special_tokens=False)
     special = [at for at, token in enumerate(answer) if token in tokenizer.hidden_ids]
-    return tokenizer.encode(before, add_special_tokens=False), answer[: special[-1] + 1] if special else answer
+    return tokenizer.encode(before, add_special_tokens=False), answer[
+        : special[-1] + 1
+    ] if special else answer
 
 
 def _row(ids: list[int], trained: list[bool]) -> Row:

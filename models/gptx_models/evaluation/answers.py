@@ -22,10 +22,14 @@ def label_scores(gpt: GPT, prompt: Ids, labels: Sequence[Ids]) -> Tensor:
     logits, past = _feed(gpt, torch.tensor([prompt]), None)
     first = logits[0, -1].log_softmax(-1)
     longest = max(map(len, labels))
-    ids = torch.tensor([[*label, *([0] * (longest - len(label)))] for label in labels])  # (L, T), padded on the right
+    ids = torch.tensor(
+        [[*label, *([0] * (longest - len(label)))] for label in labels]
+    )  # (L, T), padded on the right
     scores = first[ids[:, 0]]
     if longest > 1:
-        many = [(k.expand(len(labels), -1, -1, -1), v.expand(len(labels), -1, -1, -1)) for k, v in past]
+        many = [
+            (k.expand(len(labels), -1, -1, -1), v.expand(len(labels), -1, -1, -1)) for k, v in past
+        ]
         logits, _ = _feed(gpt, ids[:, :-1], many)
         rest = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)  # (L, T - 1)
         real = torch.arange(1, longest) < torch.tensor([len(label) for label in labels])[:, None]
@@ -49,7 +53,9 @@ def greedy(
 
 
 @torch.no_grad()
-def _greedy(gpt: GPT, prompts: Sequence[Ids], n_tokens: int, stops: frozenset[int]) -> list[list[int]]:
+def _greedy(
+    gpt: GPT, prompts: Sequence[Ids], n_tokens: int, stops: frozenset[int]
+) -> list[list[int]]:
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     new = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts)])

@@ -26,10 +26,18 @@ def macro_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
 def rouge(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L as F1: of several references the best one for each, then the mean of all candidates."""
     rows = [
-        [max(values) for values in zip(*(_rouge(_words(candidate), _words(reference)) for reference in all_of_it))]
+        [
+            max(values)
+            for values in zip(
+                *(_rouge(_words(candidate), _words(reference)) for reference in all_of_it)
+            )
+        ]
         for candidate, all_of_it in zip(candidates, references, strict=True)
     ]
-    return {name: sum(values) / len(rows) for name, values in zip(("rouge1", "rouge2", "rougeL"), zip(*rows))}
+    return {
+        name: sum(values) / len(rows)
+        for name, values in zip(("rouge1", "rouge2", "rougeL"), zip(*rows))
+    }
 
 
 def perplexity(loss: float) -> float:

@@ -14,7 +14,13 @@ from gptx_models.gpt.model import GPT, Cached, Past
 
 @torch.no_grad()
 def sample(
-    gpt: GPT, tokenizer: Tokenizer, prompt: str, *, ends: Sequence[int], n_tokens: int = 60, temperature: float = 0.8
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    ends: Sequence[int],
+    n_tokens: int = 60,
+    temperature: float = 0.8,
 ) -> str:
     """The prompt and what goes on from it, drawn with a seed of its own: the training's random numbers stay as they are.
 

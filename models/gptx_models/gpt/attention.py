@@ -44,7 +44,9 @@ def _scaled(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
 def sinusoidal_table(config: GPTConfig) -> Tensor:
     """Fixed positions (n_ctx, n_embd) of Vaswani et al. 2017: sines in the even columns, cosines in the odd ones."""
     even = torch.arange(0, config.n_embd, 2, dtype=torch.float32)
-    angles = torch.outer(torch.arange(config.n_ctx, dtype=torch.float32), 10000.0 ** (-even / config.n_embd))
+    angles = torch.outer(
+        torch.arange(config.n_ctx, dtype=torch.float32), 10000.0 ** (-even / config.n_embd)
+    )
     table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
     return table[:, : config.n_embd].contiguous()
 
@@ -107,7 +109,9 @@ def weigh(
     )
 
 
-def _in_matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+def _in_matrices(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
     """softmax(scale q k^T) v with whole (S, T) matrices: under autocast on a CPU up to ten times as fast, forward and
     backward, as PyTorch's fused kernel (benchmarks/training.py)."""
     n_head, dtype = q.shape[1], torch.get_autocast_dtype("cpu")
@@ -116,10 +120,14 @@ def _in_matrices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: fl
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -math.inf)
     bias = bias.expand(q.shape[0], n_head, -1, -1).flatten(0, 1)
     q, k, v = (
-        x.to(dtype).repeat_interleave(n_head // x.shape[1], dim=1) if x.shape[1] != n_head else x.to(dtype)
+        x.to(dtype).repeat_interleave(n_head // x.shape[1], dim=1)
+        if x.shape[1] != n_head
+        else x.to(dtype)
         for x in (q, k, v)
     )
-    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale)  # (B H, S, T)
+    scores = torch.baddbmm(
+        bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale
+    )  # (B H, S, T)
     weights = F.dropout(scores.softmax(-1, dtype=dtype), dropout)
     return (weights @ v.flatten(0, 1)).unflatten(0, (-1, n_head))
 
@@ -134,11 +142,14 @@ def _additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, score: Tensor) -> T
     heads_per_key = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(heads_per_key, dim=1) if heads_per_key > 1 else k
     v = v.repeat_interleave(heads_per_key, dim=1) if heads_per_key > 1 else v
-    if torch.compiler.is_exporting():  # the runtime cuts the prompt itself: prefill_chunk in gptx.json
+    if (
+        torch.compiler.is_exporting()
+    ):  # the runtime cuts the prompt itself: prefill_chunk in gptx.json
         return additive_rows(q, k, v, mask, score)
     size = ADDITIVE_CHUNK
     rows = [
-        additive_rows(q[:, :, i : i + size], k, v, mask[:, :, i : i + size], score) for i in range(0, q.shape[2], size)
+        additive_rows(q[:, :, i : i + size], k, v, mask[:, :, i : i + size], score)
+        for i in range(0, q.shape[2], size)
     ]
     return torch.cat(rows, dim=2)
 

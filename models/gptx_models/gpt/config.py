@@ -38,9 +38,13 @@ class GPTConfig:
     n_inner: int = 0  # width of the feed-forward; 0: 4 * n_embd
     position: Position = "learned"
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # as in Hugging Face's config.json: rope_type linear or llama3
+    rope_scaling: dict[str, Any] | None = (
+        None  # as in Hugging Face's config.json: rope_type linear or llama3
+    )
     attention: AttentionKind | tuple[AttentionKind, ...] = "dot"
-    window: int | None | tuple[int | None, ...] = None  # tokens a position sees, itself included; None: all before it
+    window: int | None | tuple[int | None, ...] = (
+        None  # tokens a position sees, itself included; None: all before it
+    )
     activation: Activation = "gelu_tanh"
     norm: Norm = "layernorm"
     norm_position: NormPosition = "pre"
@@ -92,14 +96,21 @@ class GPTConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"GPTConfig: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"GPTConfig: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
 
 _SIZES = ("vocab_size", "n_ctx", "n_layer", "n_head", "n_embd")
 _SIZES_OR_0 = ("n_kv_head", "head_dim", "n_inner", "n_class")
 _SWITCHES = ("attn_bias", "mlp_bias", "norm_bias", "head_bias", "tied")
-_NAMES = {"position": Position, "activation": Activation, "norm": Norm, "norm_position": NormPosition}
+_NAMES = {
+    "position": Position,
+    "activation": Activation,
+    "norm": Norm,
+    "norm_position": NormPosition,
+}
 _TABLE = 2**30  # values in a table of positions: 4 GB
 
 
@@ -115,7 +126,11 @@ def _type_problems(config: GPTConfig) -> Iterator[str]:
         value = getattr(config, name)
         if not isinstance(value, str) or value not in get_args(kinds):
             yield f"{name} is {value!r:.80}, expected one of {', '.join(get_args(kinds))}"
-    for name, low, high in (("rope_theta", None, None), ("norm_eps", 0.0, None), ("dropout", 0.0, 1.0)):
+    for name, low, high in (
+        ("rope_theta", None, None),
+        ("norm_eps", 0.0, None),
+        ("dropout", 0.0, 1.0),
+    ):
         if problem := number_problem(name, getattr(config, name), low=low, high=high):
             yield problem
     for name in ("attention", "window"):
@@ -123,7 +138,9 @@ def _type_problems(config: GPTConfig) -> Iterator[str]:
         if isinstance(value, list | tuple) and len(value) != config.n_layer:
             yield f"{name} names {len(value)} layers of {config.n_layer!r:.80}"
         for item in value if isinstance(value, list | tuple) else (value,):
-            if name == "attention" and (not isinstance(item, str) or item not in get_args(AttentionKind)):
+            if name == "attention" and (
+                not isinstance(item, str) or item not in get_args(AttentionKind)
+            ):
                 yield f"{name} is {item!r:.80}, expected one of {', '.join(get_args(AttentionKind))}"
                 break
             if name == "window" and item is not None and size_problem(name, item):
@@ -133,13 +150,19 @@ def _type_problems(config: GPTConfig) -> Iterator[str]:
         yield from rope_problems(config.rope_scaling)
 
 
-def number_problem(name: str, value: Any, *, low: float | None = None, high: float | None = None) -> str | None:
+def number_problem(
+    name: str, value: Any, *, low: float | None = None, high: float | None = None
+) -> str | None:
     """What is wrong with a number, in words; None where nothing is. It must be at least `low`, or above 0 where that is
     None, and at most `high`."""
     expected = "a number above 0" if low is None else f"a number of at least {low:g}"
     expected += "" if high is None else f" and at most {high:g}"
     try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        number = (
+            float(value)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else math.nan
+        )
     except OverflowError:  # an int of hundreds of digits
         number = math.nan
     fits = math.isfinite(number) and (number > 0 if low is None else number >= low)
@@ -173,7 +196,11 @@ def rope_problems(scaling: Any) -> Iterator[str]:
             return
         problems = [number_problem(f"rope_scaling's {name}", scaling[name]) for name in fields]
         yield from filter(None, problems)
-        if kind == "llama3" and not any(problems) and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        if (
+            kind == "llama3"
+            and not any(problems)
+            and scaling["low_freq_factor"] >= scaling["high_freq_factor"]
+        ):
             yield (
                 f"rope_scaling's low_freq_factor is {scaling['low_freq_factor']}, expected less than its"
                 f" high_freq_factor, {scaling['high_freq_factor']}"
@@ -188,14 +215,18 @@ def _problems(config: GPTConfig) -> Iterator[str]:
         yield f"head_dim is {config.head_dim}, and rope needs an even one"
     if problem := size_problem("n_head times head_dim", config.n_head * config.head_dim):
         yield problem
-    table = config.n_ctx * {"rope": config.head_dim, "sinusoidal": config.n_embd}.get(config.position, 0)
+    table = config.n_ctx * {"rope": config.head_dim, "sinusoidal": config.n_embd}.get(
+        config.position, 0
+    )
     if table > _TABLE:
         yield f"n_ctx is {config.n_ctx:,}, and the tables of its positions take {4e-9 * table:,.0f} GB, expected at most 4"
 
 
 def gpt2(n_layer: int, n_head: int, n_embd: int, **changes: Any) -> GPTConfig:
     """A GPT-2 of a given depth and width (Radford et al. 2019, table 2)."""
-    shape: dict[str, Any] = dict(vocab_size=50257, n_ctx=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    shape: dict[str, Any] = dict(
+        vocab_size=50257, n_ctx=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd
+    )
     return GPTConfig(**{**shape, **changes})
 
 
@@ -211,7 +242,15 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt3-style": gpt2(12, 12, 768, n_ctx=2048, window=(None, 256) * 6),
     # nanoGPT's character model for a CPU: 4 layers of width 128, no biases
     "nano": gpt2(
-        4, 4, 128, vocab_size=256, n_ctx=256, attn_bias=False, mlp_bias=False, norm_bias=False, activation="gelu"
+        4,
+        4,
+        128,
+        vocab_size=256,
+        n_ctx=256,
+        attn_bias=False,
+        mlp_bias=False,
+        norm_bias=False,
+        activation="gelu",
     ),
     # SmolLM2-135M's shape
     "llama-style": GPTConfig(

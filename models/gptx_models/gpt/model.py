@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptx_models.gpt.attention import causal_mask, normalized, rope_tables, rotate, sinusoidal_table, weigh
+from gptx_models.gpt.attention import (
+    causal_mask,
+    normalized,
+    rope_tables,
+    rotate,
+    sinusoidal_table,
+    weigh,
+)
 from gptx_models.gpt.config import AttentionKind, GPTConfig
 
 Attend = Callable[["Attention", Tensor], Tensor]  # (layer, packed q|k|v) -> (B, S, H * D)
@@ -31,9 +38,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, config.n_embd, bias=config.attn_bias)
         self.score: nn.Parameter | None = None
         if self.kind == "cosine":  # a learned temperature a head, as in QKNorm (Henry et al. 2020)
-            self.score = nn.Parameter(torch.full((config.n_head,), math.log2(config.n_ctx**2 - config.n_ctx + 1)))
+            self.score = nn.Parameter(
+                torch.full((config.n_head,), math.log2(config.n_ctx**2 - config.n_ctx + 1))
+            )
         if self.kind == "additive":
-            self.score = nn.Parameter(torch.randn(config.n_head, config.head_dim) / math.sqrt(config.head_dim))
+            self.score = nn.Parameter(
+                torch.randn(config.n_head, config.head_dim) / math.sqrt(config.head_dim)
+            )
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         return self.out(attend(self, self.qkv(x)))
@@ -41,7 +52,9 @@ class Attention(nn.Module):
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Packed (B, S, (H + 2G) * D) -> q (B, H, S, D), k and v (B, G, S, D)."""
         config = self.config
-        heads = qkv.unflatten(-1, (config.n_head + 2 * config.n_kv_head, config.head_dim)).transpose(1, 2)
+        heads = qkv.unflatten(
+            -1, (config.n_head + 2 * config.n_kv_head, config.head_dim)
+        ).transpose(1, 2)
         q, k, v = heads.split((config.n_head, config.n_kv_head, config.n_kv_head), dim=1)
         return q, k, v
 
@@ -50,7 +63,9 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
-        gates = 2 if config.activation == "swiglu" else 1  # swiglu: gate | up in one projection (Shazeer 2020)
+        gates = (
+            2 if config.activation == "swiglu" else 1
+        )  # swiglu: gate | up in one projection (Shazeer 2020)
         self.up = nn.Linear(config.n_embd, gates * config.n_inner, bias=config.mlp_bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
 
@@ -143,14 +158,20 @@ class GPT(nn.Module):
         """What it computes in, whatever its weights are stored as."""
         return next(module.weight.dtype for module in self.modules() if isinstance(module, Norm))
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
         """input_ids (B, S) int64 -> logits (B, S, vocab_size). Without `attend`: causal attention, nothing cached."""
         return self.head(self.hidden(input_ids, position_ids, attend))
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
         """What the head reads: (B, S, n_embd)."""
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(
+                input_ids.shape
+            )
         attend = attend or Cached(self, position_ids)
         x = self.drop(self.embed(input_ids, position_ids))
         for block in self.blocks:
@@ -177,7 +198,11 @@ class Cached:
     """
 
     def __init__(
-        self, model: GPT, position_ids: Tensor, attention_mask: Tensor | None = None, past: Past | None = None
+        self,
+        model: GPT,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past: Past | None = None,
     ) -> None:
         self.position_ids, self.attention_mask, self.past = position_ids, attention_mask, past
         self.present: Past = []
@@ -185,7 +210,9 @@ class Cached:
         self.rope = None
         if model.config.position == "rope":
             tables = (model.rope_cos, model.rope_sin)
-            self.rope = [F.embedding(position_ids, table).unsqueeze(1) for table in tables]  # (B, 1, S, D / 2)
+            self.rope = [
+                F.embedding(position_ids, table).unsqueeze(1) for table in tables
+            ]  # (B, 1, S, D / 2)
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
         q, k, v = layer.split(qkv)
@@ -198,7 +225,13 @@ class Cached:
             k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
         self.present.append((k, v))
         y = weigh(
-            layer.kind, q, k, v, self.mask(layer, q, k), layer.score, layer.config.dropout if layer.training else 0.0
+            layer.kind,
+            q,
+            k,
+            v,
+            self.mask(layer, q, k),
+            layer.score,
+            layer.config.dropout if layer.training else 0.0,
         )
         return y.transpose(1, 2).flatten(2)  # (B, S, H * D)
 

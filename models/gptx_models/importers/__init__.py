@@ -38,9 +38,13 @@ def import_checkpoint(
     out = Path(out)
     check_apart(Path(source), out)
     check_output(out, force=force)
-    imported = read(source, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer is None, tell=tell)
+    imported = read(
+        source, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer is None, tell=tell
+    )
     if tokenizer is not None:
-        given = read_tokenizer_path(Path(tokenizer), imported.model.config.vocab_size, allow_pickle=allow_pickle)
+        given = read_tokenizer_path(
+            Path(tokenizer), imported.model.config.vocab_size, allow_pickle=allow_pickle
+        )
         imported.tokenizer = given.files
         imported.generation = {**given.generation, **imported.generation}
     parameters = sum(p.numel() for p in imported.model.parameters())
@@ -48,9 +52,15 @@ def import_checkpoint(
         for name, text in (imported.tokenizer | imported.kept).items():
             (folder / name).write_text(text, "utf-8")
         if imported.tokenizer:
-            check_vocabulary(folder / "tokenizer.json", imported.model.config.vocab_size, shown_as=tokenizer or source)
+            check_vocabulary(
+                folder / "tokenizer.json",
+                imported.model.config.vocab_size,
+                shown_as=tokenizer or source,
+            )
         else:
-            tell(f"{source} has no tokenizer: the model takes token ids only, unless you give one with --tokenizer")
+            tell(
+                f"{source} has no tokenizer: the model takes token ids only, unless you give one with --tokenizer"
+            )
         save_checkpoint(
             imported.model,
             folder,
@@ -62,7 +72,9 @@ def import_checkpoint(
     return out
 
 
-def read(source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
+def read(
+    source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = True, tell: Tell = quiet
+) -> Imported:
     """The model at `source`, which is a path, or a hub name where no such path exists. Raises CheckpointError."""
     path = Path(source)
     kind = kind_of(path)
@@ -83,7 +95,9 @@ def read(source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = Tr
             " of it and its base"
         )
     if kind == "folder":
-        raise CheckpointError(f"{source} holds no config.json{_hint(path)}: gptx import takes {_TAKES}")
+        raise CheckpointError(
+            f"{source} holds no config.json{_hint(path)}: gptx import takes {_TAKES}"
+        )
     return _from_file(path, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer_wanted, tell=tell)
 
 
@@ -103,15 +117,21 @@ def _from_file(path: Path, *, allow_pickle: bool, tokenizer_wanted: bool, tell: 
     if path.suffix in (".pt", ".pth", ".ckpt") or start[:2] == b"PK":
         from gptx_models.importers.nanogpt import import_nanogpt
 
-        return import_nanogpt(path, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer_wanted, tell=tell)
+        return import_nanogpt(
+            path, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer_wanted, tell=tell
+        )
     if path.suffix == ".gguf":
-        raise CheckpointError(f"{path} is not a GGUF file (it begins with {start!r}): copy or download it again")
+        raise CheckpointError(
+            f"{path} is not a GGUF file (it begins with {start!r}): copy or download it again"
+        )
     if path.suffix == ".bin":
         from gptx_models.importers.llama2c import import_llama2c
 
         return import_llama2c(path, tokenizer_wanted=tokenizer_wanted, tell=tell)
     if path.suffix in (".safetensors", ".json"):
-        raise CheckpointError(f"{path} is one file of a Hugging Face folder: name the folder, {path.parent or '.'}")
+        raise CheckpointError(
+            f"{path} is one file of a Hugging Face folder: name the folder, {path.parent or '.'}"
+        )
     raise CheckpointError(f"{path} is not a file that gptx reads: it takes {_TAKES}")
 
 

@@ -47,7 +47,12 @@ GGUF_LAYOUTS = {
         ignored=r"^rope_freqs\.weight$|\.attn_rot_embd$",
     ),
     "gpt2": Layout(
-        {**_BLOCK, "wpe": ("position_embd",), "attn.qkv": ("blk.{i}.attn_qkv",), "mlp.up": ("blk.{i}.ffn_up",)},
+        {
+            **_BLOCK,
+            "wpe": ("position_embd",),
+            "attn.qkv": ("blk.{i}.attn_qkv",),
+            "mlp.up": ("blk.{i}.ffn_up",),
+        },
         ignored=r"^blk\.\d+\.attn\.(masked_)?bias$",
     ),
 }
@@ -121,7 +126,9 @@ def _config(metadata: dict[str, Any], tensors: dict[str, StoredTensor], where: s
     }
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        fields.problems.append(f"the tensor token_embd.weight is {'missing' if embedding is None else 'no matrix'}")
+        fields.problems.append(
+            f"the tensor token_embd.weight is {'missing' if embedding is None else 'no matrix'}"
+        )
     else:
         shape["vocab_size"] = embedding.shape[0]
     shape |= (_llama if fields.architecture == "llama" else _gpt2)(fields, shape, tensors)
@@ -150,9 +157,13 @@ class _Fields:
         self.read.add(key)
         value = self.metadata.get(key)
         if not isinstance(value, list):
-            return float(str(np.float32(value))) if isinstance(value, float) else value  # 9.9999997e-06 was 1e-05
+            return (
+                float(str(np.float32(value))) if isinstance(value, float) else value
+            )  # 9.9999997e-06 was 1e-05
         if len(value) != self.n_layer:
-            self.problems.append(f"{key} is a list of {len(value)}, expected one value a layer, {self.n_layer}")
+            self.problems.append(
+                f"{key} is a list of {len(value)}, expected one value a layer, {self.n_layer}"
+            )
         elif any(item != value[0] for item in value):
             self.problems.append(f"{key} differs between layers, which gptx's GPT has not")
         return value[0] if value else None
@@ -171,7 +182,11 @@ class _Fields:
         if value is None:
             self._note(f"{self.architecture}.{name} is missing" if default is None else None)
             return default or 0.0
-        return 1.0 if self._note(number_problem(f"{self.architecture}.{name}", value, low=low)) else float(value)
+        return (
+            1.0
+            if self._note(number_problem(f"{self.architecture}.{name}", value, low=low))
+            else float(value)
+        )
 
     def refuse_others(self) -> None:
         """Note a problem for each key of the architecture that nobody read and that may change what is computed."""
@@ -187,24 +202,36 @@ class _Fields:
         return problem is not None
 
 
-def _gpt2(fields: _Fields, shape: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+def _gpt2(
+    fields: _Fields, shape: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> dict[str, Any]:
     if (heads := fields.size("attention.head_count_kv", shape["n_head"])) != shape["n_head"]:
-        fields.problems.append(f"gpt2.attention.head_count_kv is {heads}, expected the {shape['n_head']} heads")
+        fields.problems.append(
+            f"gpt2.attention.head_count_kv is {heads}, expected the {shape['n_head']} heads"
+        )
     return {"norm_eps": fields.number("attention.layer_norm_epsilon", low=0.0)}
 
 
-def _llama(fields: _Fields, shape: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Any]:
+def _llama(
+    fields: _Fields, shape: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> dict[str, Any]:
     head_dim = fields.size("attention.key_length", max(1, shape["n_embd"] // shape["n_head"]))
     for name in ("attention.value_length", "rope.dimension_count"):
         if (found := fields.size(name, head_dim)) != head_dim:
             fields.problems.append(f"llama.{name} is {found}, expected the head's {head_dim}")
     if experts := fields.get("expert_count"):
-        fields.problems.append(f"it is a mixture of {experts!r:.80} experts, which gptx does not cover")
+        fields.problems.append(
+            f"it is a mixture of {experts!r:.80} experts, which gptx does not cover"
+        )
     window = fields.get("attention.sliding_window") or 0
     if window and (problem := size_problem("llama.attention.sliding_window", window)):
         fields.problems.append(problem)
-    elif window and window < shape["n_ctx"]:  # llama.cpp has none in this architecture, Mistral's class has one
-        fields.problems.append(f"llama.attention.sliding_window is {window}, which llama.cpp does not compute here")
+    elif (
+        window and window < shape["n_ctx"]
+    ):  # llama.cpp has none in this architecture, Mistral's class has one
+        fields.problems.append(
+            f"llama.attention.sliding_window is {window}, which llama.cpp does not compute here"
+        )
     return {
         "n_kv_head": fields.size("attention.head_count_kv", shape["n_head"]),
         "head_dim": head_dim,
@@ -226,10 +253,16 @@ def _rope_scaling(fields: _Fields) -> dict[str, Any] | None:
     factor = fields.number("rope.scaling.factor", old, low=0.0)
     if kind not in (None, "none", "linear"):
         fields.problems.append(f"llama.rope.scaling.type is {kind!r:.80}, expected none or linear")
-    return {"rope_type": "linear", "factor": factor} if kind != "none" and factor not in (0.0, 1.0) else None
+    return (
+        {"rope_type": "linear", "factor": factor}
+        if kind != "none" and factor not in (0.0, 1.0)
+        else None
+    )
 
 
-def _with_rope_factors(config: GPTConfig, tensors: dict[str, StoredTensor], where: str) -> GPTConfig:
+def _with_rope_factors(
+    config: GPTConfig, tensors: dict[str, StoredTensor], where: str
+) -> GPTConfig:
     """Llama 3.1's scaling is stored as one factor a frequency, without the numbers it came from: they are tried."""
     if "rope_freqs.weight" not in tensors:
         return config
@@ -241,7 +274,9 @@ def _with_rope_factors(config: GPTConfig, tensors: dict[str, StoredTensor], wher
             f"{where}: rope.scaling and rope_freqs.weight both scale, which gptx's GPT does not compute"
         )
     if stored.shape != (config.head_dim // 2,) or not np.all(np.isfinite(stored) & (stored > 0)):
-        raise CheckpointError(f"{where}: rope_freqs.weight is no list of {config.head_dim // 2} positive factors")
+        raise CheckpointError(
+            f"{where}: rope_freqs.weight is no list of {config.head_dim // 2} positive factors"
+        )
     for old_context in (8192, 4096, 2048, 16384, 32768, 131072):
         scaling = {
             "rope_type": "llama3",
@@ -253,7 +288,9 @@ def _with_rope_factors(config: GPTConfig, tensors: dict[str, StoredTensor], wher
         scaled = replace(config, rope_scaling=scaling)
         if np.allclose(_frequencies(config) / _frequencies(scaled), stored, rtol=1e-4):
             return scaled
-    raise CheckpointError(f"{where}: the factors in rope_freqs.weight are not those of Llama 3.1's scaling")
+    raise CheckpointError(
+        f"{where}: the factors in rope_freqs.weight are not those of Llama 3.1's scaling"
+    )
 
 
 def _frequencies(config: GPTConfig) -> np.ndarray[Any, Any]:
@@ -270,7 +307,9 @@ def _tied(tensors: dict[str, StoredTensor]) -> bool:
     return head.type == embedding.type and np.array_equal(head.data, embedding.data)
 
 
-def _source(path: Path, tensors: dict[str, StoredTensor], config: GPTConfig, *, permuted: bool) -> TensorSource:
+def _source(
+    path: Path, tensors: dict[str, StoredTensor], config: GPTConfig, *, permuted: bool
+) -> TensorSource:
     def read(name: str) -> Tensor:
         return torch.from_numpy(tensors[name].values(str(path)))
 
@@ -280,4 +319,6 @@ def _source(path: Path, tensors: dict[str, StoredTensor], config: GPTConfig, *, 
             return to_halves(value, config.n_head if part[1] == "q" else config.n_kv_head)
         return value
 
-    return TensorSource(str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, arrange=arrange)
+    return TensorSource(
+        str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, arrange=arrange
+    )

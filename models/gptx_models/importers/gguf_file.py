@@ -114,7 +114,9 @@ def _metadata(header: _Header) -> dict[str, Any]:
         kind = header.number("I", key)
         metadata[key] = _array(header, key) if kind == _ARRAY else _value(header, kind, key)
         if key == "general.alignment" and kind != _UINT32:
-            raise CheckpointError(f"{header.path}: general.alignment is of type {kind}, expected {_UINT32} (uint32)")
+            raise CheckpointError(
+                f"{header.path}: general.alignment is of type {kind}, expected {_UINT32} (uint32)"
+            )
     return metadata
 
 
@@ -122,7 +124,9 @@ def _value(header: _Header, kind: int, key: str) -> Any:
     if kind == _STRING:
         return header.text(key)
     if kind not in _SCALARS:
-        raise CheckpointError(f"{header.path}: {key} is of type {kind}, which no version of GGUF has")
+        raise CheckpointError(
+            f"{header.path}: {key} is of type {kind}, which no version of GGUF has"
+        )
     return header.number(_SCALARS[kind], key)
 
 
@@ -132,9 +136,13 @@ def _array(header: _Header, key: str) -> list[Any]:
         return [header.text(key) for _ in range(count)]
     if kind not in _SCALARS:
         what = "a list of lists" if kind == _ARRAY else f"a list of type {kind}"
-        raise CheckpointError(f"{header.path}: {key} is {what}, expected a list of numbers or texts")
+        raise CheckpointError(
+            f"{header.path}: {key} is {what}, expected a list of numbers or texts"
+        )
     code = _SCALARS[kind]
-    return np.frombuffer(header.take(count * struct.calcsize(code), key), f"<{np.dtype(code).str[1:]}").tolist()
+    return np.frombuffer(
+        header.take(count * struct.calcsize(code), key), f"<{np.dtype(code).str[1:]}"
+    ).tolist()
 
 
 def _expect_whole_model(metadata: dict[str, Any], path: Path) -> None:
@@ -174,11 +182,21 @@ def _tensors(header: _Header, alignment: int) -> dict[str, StoredTensor]:
         shape = tuple(reversed([header.number("Q", name) for _ in range(dimensions)]))
         found[name] = (shape, header.number("I", name), header.number("Q", name))
     start = -(-header.at // alignment) * alignment
-    return {name: _tensor(header, name, *facts, start=start, alignment=alignment) for name, facts in found.items()}
+    return {
+        name: _tensor(header, name, *facts, start=start, alignment=alignment)
+        for name, facts in found.items()
+    }
 
 
 def _tensor(
-    header: _Header, name: str, shape: tuple[int, ...], number: int, offset: int, *, start: int, alignment: int
+    header: _Header,
+    name: str,
+    shape: tuple[int, ...],
+    number: int,
+    offset: int,
+    *,
+    start: int,
+    alignment: int,
 ) -> StoredTensor:
     where = header.path
     try:
@@ -191,7 +209,9 @@ def _tensor(
         ) from None
     *outer, width = shape or (1,)
     if width % block:
-        raise CheckpointError(f"{where}: {name} is {list(shape)} in {kind.name}, whose rows are multiples of {block}")
+        raise CheckpointError(
+            f"{where}: {name} is {list(shape)} in {kind.name}, whose rows are multiples of {block}"
+        )
     row = width // block * size
     total = row * math.prod(outer)
     if offset % alignment:

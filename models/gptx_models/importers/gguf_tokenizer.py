@@ -19,7 +19,13 @@ from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
 from gptx_models.importers.imported import Tell
 
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # tokenizer.ggml.token_type; 1 is normal
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
+    2,
+    3,
+    4,
+    5,
+    6,
+)  # tokenizer.ggml.token_type; 1 is normal
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -46,9 +52,16 @@ _LLAMA = _Pre((_LLAMA3,), ignore_merges=True, add_bos=True)
 _DEFAULT = _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
 PRE_TOKENIZERS: dict[str, _Pre] = {
     "default": _DEFAULT,
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "modern-bert", "mellum"), _PLAIN),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA),
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "modern-bert", "mellum"),
+        _PLAIN,
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS
+    ),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"), _LLAMA
+    ),
     **dict.fromkeys(("dbrx", "smaug-bpe"), _Pre((_LLAMA3,))),
     **dict.fromkeys(("qwen2", "stablelm2", "megrez", "deepseek-r1-qwen"), _Pre((_QWEN2,))),
     "falcon": _Pre((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
@@ -76,10 +89,14 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
     ends = _ends(ids, vocab)
     add_bos = fields.get("add_bos_token", bool, add_bos) and ids["bos"] is not None
     add_eos = fields.get("add_eos_token", bool, False) and ids["eos"] is not None
-    tokenizer.add_special_tokens(_added(vocab, (CONTROL, UNKNOWN), also=_marks([ids["bos"], *ends], vocab)))
+    tokenizer.add_special_tokens(
+        _added(vocab, (CONTROL, UNKNOWN), also=_marks([ids["bos"], *ends], vocab))
+    )
     tokenizer.add_tokens(_added(vocab, (USER_DEFINED,)))
     names = {name: vocab.tokens[token] for name, token in ids.items() if token is not None}
-    with_bos_eos(tokenizer, names.get("bos") if add_bos else None, names.get("eos") if add_eos else None)
+    with_bos_eos(
+        tokenizer, names.get("bos") if add_bos else None, names.get("eos") if add_eos else None
+    )
     files = companions(
         tokenizer,
         tokenizer_class="GPT2Tokenizer" if kind == "gpt2" else "LlamaTokenizer",
@@ -102,11 +119,17 @@ def read_ids(metadata: dict[str, Any], where: str, *, tell: Tell) -> dict[str, A
     return _generation(fields, vocab, ids, _ends(ids, vocab))
 
 
-def _generation(fields: _Fields, vocab: _Vocabulary, ids: dict[str, int | None], ends: list[int]) -> dict[str, Any]:
+def _generation(
+    fields: _Fields, vocab: _Vocabulary, ids: dict[str, int | None], ends: list[int]
+) -> dict[str, Any]:
     """The fields of generation_config.json. As in llama.cpp, ids of suppress_tokens beyond the vocabulary are passed
     over."""
     eos: int | list[int] | None = ends if len(ends) > 1 else (ends or [None])[0]
-    suppressed = [token for token in fields.each("suppress_tokens", (int,), "token ids") if 0 <= token < len(vocab)]
+    suppressed = [
+        token
+        for token in fields.each("suppress_tokens", (int,), "token ids")
+        if 0 <= token < len(vocab)
+    ]
     found = {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["pad"]}
     found["suppress_tokens"] = suppressed or None
     return {name: value for name, value in found.items() if value is not None}
@@ -142,7 +165,11 @@ def _ends(ids: dict[str, int | None], vocab: _Vocabulary) -> list[int]:
     by_name = {token: token_id for token_id, token in enumerate(vocab.tokens)}
     ends = [ids[name] for name in ("eos", "eot", "eom")]
     for name, texts in _FIM_NAMES.items():
-        ends.append(ids[name] if ids[name] is not None else next((by_name[t] for t in texts if t in by_name), None))
+        ends.append(
+            ids[name]
+            if ids[name] is not None
+            else next((by_name[t] for t in texts if t in by_name), None)
+        )
     ends += [token_id for token, token_id in by_name.items() if token in _END_NAMES]
     found = {token: vocab.tokens[token] for token in ends if token is not None}
     texts = set(found.values())
@@ -175,7 +202,9 @@ class _Fields:
         values = self.get(name, list, [])
         wrong = next((value for value in values if not isinstance(value, kinds)), None)
         if wrong is not None:
-            raise CheckpointError(f"{self.where}: tokenizer.ggml.{name} holds {wrong!r:.80}, expected {what}")
+            raise CheckpointError(
+                f"{self.where}: tokenizer.ggml.{name} holds {wrong!r:.80}, expected {what}"
+            )
         return values
 
 
@@ -196,7 +225,9 @@ class _Vocabulary:
         where = fields.where
         tokens = fields.each("tokens", (str,), "texts")
         if not tokens:
-            raise CheckpointError(f"{where}: tokenizer.ggml.tokens is missing: give a tokenizer.json with --tokenizer")
+            raise CheckpointError(
+                f"{where}: tokenizer.ggml.tokens is missing: give a tokenizer.json with --tokenizer"
+            )
         types = fields.each("token_type", (int,), "numbers") or [1] * len(tokens)
         scores = fields.each("scores", (int, float), "numbers") or [0.0] * len(tokens)
         if min(len(types), len(scores)) < len(tokens):
@@ -206,7 +237,9 @@ class _Vocabulary:
         end = len(tokens)
         while end and types[end - 1] == UNUSED:  # padding of the vocabulary, never to be sampled
             end -= 1
-        tokens = [token or f"[EMPTY_{at}]" for at, token in enumerate(tokens[:end])]  # llama.cpp's name for it
+        tokens = [
+            token or f"[EMPTY_{at}]" for at, token in enumerate(tokens[:end])
+        ]  # llama.cpp's name for it
         twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
         if twice is not None:
             raise CheckpointError(f"{where}: tokenizer.ggml.tokens has {twice!r:.80} twice")
@@ -217,7 +250,11 @@ def _ids(fields: _Fields, vocab: _Vocabulary, tell: Tell) -> dict[str, int | Non
     """The special tokens that the file names by their ids, and those that llama.cpp assumes."""
     ids = {name: _id(fields, key, vocab, tell) for name, key in _SPECIAL.items()}
     if fields.get("model", str) == "llama":
-        ids |= {name: token for name, token in _SENTENCEPIECE_IDS.items() if ids[name] is None and token < len(vocab)}
+        ids |= {
+            name: token
+            for name, token in _SENTENCEPIECE_IDS.items()
+            if ids[name] is None and token < len(vocab)
+        }
     return ids
 
 
@@ -227,11 +264,15 @@ def _id(fields: _Fields, key: str, vocab: _Vocabulary, tell: Tell) -> int | None
     if value is None or 0 <= value < len(vocab):
         return value
     if 0 <= value < 2**32 - 1:  # which is -1 without its sign: none
-        tell(f"{fields.where}: tokenizer.ggml.{key} is {value}, beyond the {len(vocab):,} tokens: left out")
+        tell(
+            f"{fields.where}: tokenizer.ggml.{key} is {value}, beyond the {len(vocab):,} tokens: left out"
+        )
     return None
 
 
-def _added(vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] = ()) -> list[AddedToken]:
+def _added(
+    vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] = ()
+) -> list[AddedToken]:
     """Tokens that are found in a text before it is cut: those of some types, and a few by their ids."""
     return [
         AddedToken(token, special=USER_DEFINED not in kinds, normalized=False)
@@ -242,13 +283,19 @@ def _added(vocab: _Vocabulary, kinds: tuple[int, ...], *, also: Collection[int] 
 
 def _marks(ends: Iterable[int | None], vocab: _Vocabulary) -> set[int]:
     """Ends that are typed as normal tokens, as in old files. (Some files name "!" as padding: that stays a word.)"""
-    return {token for token in ends if token is not None and re.fullmatch(r"_?<.+>|\[.+[\]\[]", vocab.tokens[token])}
+    return {
+        token
+        for token in ends
+        if token is not None and re.fullmatch(r"_?<.+>|\[.+[\]\[]", vocab.tokens[token])
+    }
 
 
 def _byte_level(fields: _Fields, vocab: _Vocabulary, tell: Tell) -> tuple[Tokenizer, bool]:
     where, name = fields.where, fields.get("pre", str)
     if name is None:
-        tell(f"{where} names no pre-tokenizer (tokenizer.ggml.pre): llama.cpp's default is used, as it would be there")
+        tell(
+            f"{where} names no pre-tokenizer (tokenizer.ggml.pre): llama.cpp's default is used, as it would be there"
+        )
         name = "default"
     if name not in PRE_TOKENIZERS:
         raise CheckpointError(
@@ -258,7 +305,9 @@ def _byte_level(fields: _Fields, vocab: _Vocabulary, tell: Tell) -> tuple[Tokeni
     pre = PRE_TOKENIZERS[name]
     merges = fields.each("merges", (str,), "pairs of texts")
     if not merges and fields.get("merges", list) is None:
-        raise CheckpointError(f"{where}: tokenizer.ggml.merges is missing: give a tokenizer.json with --tokenizer")
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.merges is missing: give a tokenizer.json with --tokenizer"
+        )
     pairs = [_pair(merge) for merge in merges]
     ids = {token: token_id for token_id, token in enumerate(vocab.tokens)}
     try:

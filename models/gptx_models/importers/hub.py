@@ -16,7 +16,12 @@ _TEXTS = (
     *("config.json", "generation_config.json", "README.md", "adapter_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
     *("additional_chat_templates/*.jinja", "gptx_task.json", "MODEL_CARD.md"),
-    *("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model"),  # older forms of a tokenizer
+    *(
+        "vocab.json",
+        "merges.txt",
+        "added_tokens.json",
+        "tokenizer.model",
+    ),  # older forms of a tokenizer
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -69,7 +74,10 @@ def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
             "download the model elsewhere and name the folder"
         ) from error
     except Exception as error:
-        if not isinstance(error, OSError | hub.HFValidationError) and type(error).__module__.split(".")[0] != "httpx":
+        if (
+            not isinstance(error, OSError | hub.HFValidationError)
+            and type(error).__module__.split(".")[0] != "httpx"
+        ):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

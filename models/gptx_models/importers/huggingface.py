@@ -52,5 +52,7 @@ def _licence(card: Path) -> str | None:
     """The licence that a model card's front matter names."""
     if not card.exists():
         return None
-    match = re.match(r"---\n(?:.*\n)*?license: *['\"]?([\w.-]+)", card.read_text("utf-8", errors="replace"))
+    match = re.match(
+        r"---\n(?:.*\n)*?license: *['\"]?([\w.-]+)", card.read_text("utf-8", errors="replace")
+    )
     return match[1] if match else None

@@ -17,7 +17,11 @@ __all__ = ["Imported", "Tell", "quiet"]
 class Imported:
     model: GPT
     source: dict[str, Any]  # becomes gptx_source.json
-    tokenizer: dict[str, str] = field(default_factory=dict)  # file name -> its text; empty: no tokenizer found
+    tokenizer: dict[str, str] = field(
+        default_factory=dict
+    )  # file name -> its text; empty: no tokenizer found
     generation: dict[str, Any] = field(default_factory=dict)  # becomes generation_config.json
     head: Head | None = None  # of a model that classifies
-    kept: dict[str, str] = field(default_factory=dict)  # files that are kept as they are: name -> text
+    kept: dict[str, str] = field(
+        default_factory=dict
+    )  # files that are kept as they are: name -> text

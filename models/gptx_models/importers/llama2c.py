@@ -70,7 +70,9 @@ def _header(path: Path) -> _File:
         numbers = struct.unpack("<7i", raw[:28])
         return _File(_config(numbers, numbers[5] > 0, path), version=0, start=28, group=0)
     if version not in (1, 2) or len(raw) < _HEADER:
-        raise CheckpointError(f"{path} is of version {version} of llama2.c's format, expected 0, 1 or 2")
+        raise CheckpointError(
+            f"{path} is of version {version} of llama2.c's format, expected 0, 1 or 2"
+        )
     shared, group = struct.unpack("<Bi", raw[36:41])
     config = _config(struct.unpack("<7i", raw[8:36]), bool(shared), path)
     return _File(config, version, _HEADER, group if version == 2 else 0)
@@ -95,7 +97,9 @@ def _config(numbers: tuple[int, ...], shared: bool, path: Path) -> GPTConfig:
             tied=shared,
         )
     except ValueError as error:
-        raise CheckpointError(f"{path} is not a .bin of llama2.c: its header says {list(numbers)} ({error})") from error
+        raise CheckpointError(
+            f"{path} is not a .bin of llama2.c: its header says {list(numbers)} ({error})"
+        ) from error
 
 
 def _shapes(config: GPTConfig, version: int) -> dict[str, tuple[int, ...]]:
@@ -122,7 +126,10 @@ def _shapes(config: GPTConfig, version: int) -> dict[str, tuple[int, ...]]:
     }
     head = {} if c.tied else {"lm_head.weight": (c.vocab_size, c.n_embd)}
     if version == 0:
-        tables = {"rotary.cos": (c.n_ctx, c.head_dim // 2), "rotary.sin": (c.n_ctx, c.head_dim // 2)}
+        tables = {
+            "rotary.cos": (c.n_ctx, c.head_dim // 2),
+            "rotary.sin": (c.n_ctx, c.head_dim // 2),
+        }
         return {**embedding, **norm1, **attention, **norm2, **mlp, **norm, **tables, **head}
     return {**norm1, **norm2, **norm, **embedding, **attention, **mlp, **head}
 
@@ -132,7 +139,9 @@ def _source(path: Path, file: _File) -> TensorSource:
     shapes = _shapes(config, file.version)
     quantized = {name for name, shape in shapes.items() if file.version == 2 and len(shape) == 2}
     if quantized and (group < 1 or any(math.prod(shapes[name]) % group for name in quantized)):
-        raise CheckpointError(f"{path} is not a .bin of llama2.c: its header says groups of {group} weights")
+        raise CheckpointError(
+            f"{path} is not a .bin of llama2.c: its header says groups of {group} weights"
+        )
     offsets: dict[str, int] = {}
     end = file.start
     for name, shape in shapes.items():

@@ -22,7 +22,9 @@ from gptx_models.checkpoints.weights import build, shown, unwrapped
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
-LAYOUT = LAYOUTS["gpt2"].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
+LAYOUT = LAYOUTS[
+    "gpt2"
+].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
 _FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
@@ -32,7 +34,9 @@ def import_nanogpt(
     """Read a ckpt.pt, and the meta.pkl of its data set where that is found. Raises CheckpointError."""
     checkpoint = load_torch_file(path, allow_pickle=allow_pickle)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
-        raise CheckpointError(f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args"
+        )
     config = _config(checkpoint["model_args"], str(path))
     source = unwrapped(of_state_dict(checkpoint["model"], str(path)))
     with shown(source) as read:
@@ -53,7 +57,9 @@ def import_nanogpt(
 
 def _config(args: dict[str, Any], where: str) -> GPTConfig:
     if not isinstance(args, dict):
-        raise CheckpointError(f"{where}: model_args is {args!r:.80}, expected nanoGPT's settings by name")
+        raise CheckpointError(
+            f"{where}: model_args is {args!r:.80}, expected nanoGPT's settings by name"
+        )
     missing = [name for name in _FIELDS if args.get(name) is None]
     if missing:
         raise CheckpointError(
@@ -112,11 +118,21 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is not a whole pickle file: {first}") from error
     stoi = meta.get("stoi") if isinstance(meta, dict) else None
-    if not isinstance(stoi, dict) or not all(isinstance(c, str) and len(c) == 1 and not _is_half(c) for c in stoi):
-        raise CheckpointError(f"{path} is not a meta.pkl of nanoGPT's characters: expected stoi, from character to id")
-    if any(type(token) is not int for token in stoi.values()) or set(stoi.values()) != set(range(len(stoi))):
-        raise CheckpointError(f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once: nanoGPT counts so")
-    return TokenizerFiles(companions(character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={}))
+    if not isinstance(stoi, dict) or not all(
+        isinstance(c, str) and len(c) == 1 and not _is_half(c) for c in stoi
+    ):
+        raise CheckpointError(
+            f"{path} is not a meta.pkl of nanoGPT's characters: expected stoi, from character to id"
+        )
+    if any(type(token) is not int for token in stoi.values()) or set(stoi.values()) != set(
+        range(len(stoi))
+    ):
+        raise CheckpointError(
+            f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once: nanoGPT counts so"
+        )
+    return TokenizerFiles(
+        companions(character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={})
+    )
 
 
 def _is_half(character: str) -> bool:

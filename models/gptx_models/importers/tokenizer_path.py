@@ -17,7 +17,9 @@ from gptx_models.importers.llama2c import read_tokenizer_bin
 from gptx_models.importers.nanogpt import read_meta
 
 
-def read_tokenizer_path(path: Path, vocab_size: int, *, allow_pickle: bool = False) -> TokenizerFiles:
+def read_tokenizer_path(
+    path: Path, vocab_size: int, *, allow_pickle: bool = False
+) -> TokenizerFiles:
     """The tokenizer at `path`. Raises CheckpointError."""
     if path.is_dir():
         found = read_tokenizer_folder(path, vocab_size)

@@ -72,7 +72,9 @@ def open_world(device: str = "auto", *, shard: bool = False) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if shard and size == 1:
-        raise UsageError("--shard divides the model among processes: start it with torchrun --nproc-per-node N")
+        raise UsageError(
+            "--shard divides the model among processes: start it with torchrun --nproc-per-node N"
+        )
     if size == 1:
         yield World(place)
         return
@@ -103,7 +105,9 @@ def _device(name: str, local_rank: int) -> torch.device:
     if name == "cuda":
         built = f"this PyTorch ({torch.__version__}) is built without it"
         why = "PyTorch finds no GPU or driver" if torch.backends.cuda.is_built() else built
-        raise ProviderError(f"asked to train on CUDA, and {why}: see nvidia-smi, or take --device cpu")
+        raise ProviderError(
+            f"asked to train on CUDA, and {why}: see nvidia-smi, or take --device cpu"
+        )
     return torch.device("cpu")
 
 

@@ -24,7 +24,13 @@ from gptx.progress import note
 from gptx.system.cpu import cpu_name
 from gptx_models.adapters.lora import Lora, add_lora
 from gptx_models.adapters.peft_files import load_adapter, save_adapter
-from gptx_models.checkpoints.checkpoint import load_config, load_model, read_family, save_checkpoint, write_json
+from gptx_models.checkpoints.checkpoint import (
+    load_config,
+    load_model,
+    read_family,
+    save_checkpoint,
+    write_json,
+)
 from gptx_models.checkpoints.tensor_files import open_folder, sha256
 from gptx_models.data.batches import all_rows, row_batches, steps_per_epoch
 from gptx_models.data.finetune_dataset import Study
@@ -72,7 +78,9 @@ def finetune(
     if world.is_main:
         run = open_run(out, force=force)
         whole_origin = {
-            "base": [sha256(file) for file in sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])],
+            "base": [
+                sha256(file) for file in sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])
+            ],
             "lora": lora and dataclasses.asdict(lora),
             **study.origin,
         }
@@ -93,7 +101,9 @@ def finetune(
         "base": about,
         "task": study.task.kind,
         "licence": licence or about.get("licence"),
-        "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf},
+        "recipe": {
+            name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf
+        },
         "before": before,
         "cpu": cpu_name(),
     }
@@ -112,9 +122,15 @@ def finetune(
     return Result(before, after, outcome)
 
 
-def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int, set_by_hand: Collection[str]) -> Recipe:
+def _in_epochs(
+    recipe: Recipe, epochs: float | None, n_rows: int, set_by_hand: Collection[str]
+) -> Recipe:
     """The recipe with as many steps as the epochs have, a warm-up of at most a tenth, and at least four evaluations."""
-    steps = recipe.steps if epochs is None else math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
+    steps = (
+        recipe.steps
+        if epochs is None
+        else math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
+    )
     fitted = {
         "warmup": min(recipe.warmup, steps // 10),
         "eval_every": max(1, min(recipe.eval_every, math.ceil(steps / 4))),
@@ -126,7 +142,9 @@ def _in_epochs(recipe: Recipe, epochs: float | None, n_rows: int, set_by_hand: C
 def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     """The base with the recipe's dropout, with a new head where the task has one, with LoRA where it is asked for."""
     if unknown := sorted(set(recipe.model) - {"dropout"}):
-        raise UsageError(f"the base decides the model's {', '.join(unknown)}: only model.dropout can be set")
+        raise UsageError(
+            f"the base decides the model's {', '.join(unknown)}: only model.dropout can be set"
+        )
     loaded, config = load_model(base), load_config(base)
     n_class = len(task.labels) if task.head else 0
     torch.manual_seed(recipe.seed)
@@ -135,7 +153,11 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
             f"{base} has a classification head in place of a language model's: fine-tune it with --task classify --head"
         )
     gpt = GPT(dataclasses.replace(config, n_class=n_class, **recipe.model))
-    weights = {name: value for name, value in loaded.state_dict().items() if not (n_class and name.startswith("head."))}
+    weights = {
+        name: value
+        for name, value in loaded.state_dict().items()
+        if not (n_class and name.startswith("head."))
+    }
     gpt.load_state_dict(weights, strict=not n_class)
     return add_lora(gpt, lora, read_family(base)) if lora else gpt
 
@@ -148,7 +170,11 @@ def _judged(
     figures = (
         {}
         if study.task.head
-        else {"perplexity": perplexity(evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone))}
+        else {
+            "perplexity": perplexity(
+                evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone)
+            )
+        }
     )
     figures |= study.judge(gpt.cpu(), trained)
     return figures
@@ -158,7 +184,9 @@ def _generation(study: Study, recipe: Recipe) -> dict[str, Any]:
     """generation_config.json of the output."""
     generation = study.words.generation | recipe.generation
     if study.eos_token_id:
-        generation["eos_token_id"] = study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+        generation["eos_token_id"] = (
+            study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+        )
     return generation
 
 
@@ -178,8 +206,14 @@ def _save(
         if lora:
             save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
         else:
-            head = Head(study.task.labels, pad=generation.get("pad_token_id")) if study.task.head else None
-            save_checkpoint(gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head)
+            head = (
+                Head(study.task.labels, pad=generation.get("pad_token_id"))
+                if study.task.head
+                else None
+            )
+            save_checkpoint(
+                gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head
+            )
         study.words.write(folder)
         write_json(folder / TASK_FILE, task_json(study.task))
         write_recipe(recipe, folder / RECIPE)

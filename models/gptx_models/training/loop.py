@@ -32,7 +32,9 @@ from gptx_models.training.run_state import Progress, full_weights, read_state, w
 from gptx_models.training.schedule import learning_rate
 from gptx_models.training.torch_compile import compiled
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, each (B, S) int64; IGNORED where nothing is trained
+Batch = tuple[
+    Tensor, Tensor
+]  # inputs and targets, each (B, S) int64; IGNORED where nothing is trained
 LOG_EVERY = 10  # steps from one row of the metrics to the next
 
 
@@ -52,7 +54,9 @@ class EvalResult:
 
     steps: int
     tokens: int
-    train_loss: float | None  # nats a token, mean since the evaluation before; None: nothing was left to do
+    train_loss: (
+        float | None
+    )  # nats a token, mean since the evaluation before; None: nothing was left to do
     val_loss: float
     bits_per_byte: float | None  # of the validation text: comparable between tokenizers
     seconds: float
@@ -87,7 +91,9 @@ def loop(
     progress = read_state(run, gpt, optimizers) or Progress()
     if progress.step and world.is_main:
         note(f"going on from step {progress.step}")
-    scaler = torch.GradScaler(world.device.type, init_scale=progress.scale, enabled=recipe.precision == "fp16")
+    scaler = torch.GradScaler(
+        world.device.type, init_scale=progress.scale, enabled=recipe.precision == "fp16"
+    )
     curve = Curve(run, done=progress.step) if world.is_main else None
     watch = Watch()
     began, tokens_before = time.perf_counter() - progress.seconds, progress.tokens
@@ -108,23 +114,40 @@ def loop(
         recent.extend(values)
         losses.clear()
         seconds = time.perf_counter() - began
-        return Point(progress.step, progress.tokens, seconds, rate, sum(values) / len(values), _number(norm))
+        return Point(
+            progress.step, progress.tokens, seconds, rate, sum(values) / len(values), _number(norm)
+        )
 
     def evaluation(point: Point) -> EvalResult:
         val_loss = evaluate(objective, material, recipe, world)
         best = val_loss < progress.best
-        progress.best, progress.since_best = min(val_loss, progress.best), 0 if best else progress.since_best + 1
-        bits = val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
+        progress.best, progress.since_best = (
+            min(val_loss, progress.best),
+            0 if best else progress.since_best + 1,
+        )
+        bits = (
+            val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
+        )
         progress.seconds, progress.scale = time.perf_counter() - began, scaler.get_scale()
         now = EvalResult(
-            progress.step, progress.tokens, sum(recent) / len(recent), val_loss, bits, progress.seconds, best
+            progress.step,
+            progress.tokens,
+            sum(recent) / len(recent),
+            val_loss,
+            bits,
+            progress.seconds,
+            best,
         )
         whole = full_weights(gpt, world)
         if curve:
             curve.add(Point(**{**vars(point), "val_loss": val_loss, "bits_per_byte": bits}))
             curve.draw()
-            note(f"step {now.steps}: {now}, {speed():,.0f} tokens/s, {time_left(done, now.seconds)}")
-            evaluated(whole, now)  # before the state: a run that is killed in between saves once more, not never
+            note(
+                f"step {now.steps}: {now}, {speed():,.0f} tokens/s, {time_left(done, now.seconds)}"
+            )
+            evaluated(
+                whole, now
+            )  # before the state: a run that is killed in between saves once more, not never
         write_state(run, gpt, optimizers, progress, world)
         recent.clear()
         return now
@@ -133,10 +156,15 @@ def loop(
         return (progress.tokens - tokens_before) / (time.perf_counter() - began_here)
 
     told = ""  # of the latest row of the metrics
-    with stage("Training", total=1.0, quiet=not world.is_main) as advance, interruptible() as interrupted:
+    with (
+        stage("Training", total=1.0, quiet=not world.is_main) as advance,
+        interruptible() as interrupted,
+    ):
         advance(done := share())
         # one step at least, however short the time: a run always writes a checkpoint
-        while not progress.step or (done < 1 and not (recipe.patience and progress.since_best >= recipe.patience)):
+        while not progress.step or (
+            done < 1 and not (recipe.patience and progress.since_best >= recipe.patience)
+        ):
             rate = learning_rate(progress.step, done, recipe)
             set_learning_rate(optimizers, rate)
             batch = material.batch(progress.step)
@@ -165,10 +193,16 @@ def loop(
                 raise KeyboardInterrupt
     if outcome is None:
         if world.is_main:
-            note(f"nothing is left to do: the run ended at step {progress.step}; --force begins again")
+            note(
+                f"nothing is left to do: the run ended at step {progress.step}; --force begins again"
+            )
         val_loss = evaluate(objective, material, recipe, world)
-        bits = val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
-        outcome = EvalResult(progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False)
+        bits = (
+            val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
+        )
+        outcome = EvalResult(
+            progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False
+        )
     return outcome
 
 
@@ -186,14 +220,18 @@ def update(
     inputs, targets = batch
     n_targets = int((targets != IGNORED).sum())
     mine = slice(world.rank, None, world.size)
-    pieces = list(zip(inputs[mine].chunk(recipe.accumulate), targets[mine].chunk(recipe.accumulate)))
+    pieces = list(
+        zip(inputs[mine].chunk(recipe.accumulate), targets[mine].chunk(recipe.accumulate))
+    )
     model.train()
     loss = torch.zeros((), device=world.device)
     for at, (piece, answers) in enumerate(pieces, 1):
         world.synchronize(model, at == len(pieces))
         with autocast(world, recipe):
             part = model(_moved(piece, world.device), _moved(answers, world.device)) / n_targets
-        scaler.scale(part * world.size).backward()  # gradients are averaged over processes, and these parts add up
+        scaler.scale(
+            part * world.size
+        ).backward()  # gradients are averaged over processes, and these parts add up
         loss += part.detach()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
@@ -207,7 +245,9 @@ def update(
 
 def autocast(world: World, recipe: Recipe) -> torch.autocast:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(world.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds)
+    return torch.autocast(
+        world.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds
+    )
 
 
 @torch.no_grad()
@@ -218,7 +258,9 @@ def evaluate(objective: Objective, material: TrainingData, recipe: Recipe, world
     mine = slice(world.rank, None, world.size)
     for inputs, targets in material.validation():
         with autocast(world, recipe):
-            total += objective(_moved(inputs[mine], world.device), _moved(targets[mine], world.device)).item()
+            total += objective(
+                _moved(inputs[mine], world.device), _moved(targets[mine], world.device)
+            ).item()
         count += int((targets != IGNORED).sum())
     return float(world.total(total.float().to(world.device))) / count
 
@@ -259,7 +301,9 @@ def interruptible() -> Iterator[list[int]]:
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not the main thread: signals are somebody else's
         yield received
         return
@@ -279,7 +323,9 @@ def time_left(done: float, seconds: float) -> str:
 def check(recipe: Recipe, world: World) -> None:
     """Raise UsageError for settings that do not go together."""
     if world.shard and (recipe.optimizer == "muon" or recipe.precision == "fp16"):
-        raise UsageError("--shard goes with optimizer adamw and precision bf16 or fp32: Muon needs whole matrices")
+        raise UsageError(
+            "--shard goes with optimizer adamw and precision bf16 or fp32: Muon needs whole matrices"
+        )
     if recipe.batch_size % (recipe.accumulate * world.size):
         pieces = f"{recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
         processes = f"{world.size} processes" if world.size > 1 else ""

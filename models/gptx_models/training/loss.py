@@ -23,7 +23,10 @@ class Objective(nn.Module):
         self.gpt, self.masked, self.chunk = gpt, masked, chunk
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        hidden, targets = self.gpt.hidden(inputs).flatten(0, 1), targets.flatten()  # (B S, n_embd), (B S)
+        hidden, targets = (
+            self.gpt.hidden(inputs).flatten(0, 1),
+            targets.flatten(),
+        )  # (B S, n_embd), (B S)
         if self.masked:
             trained = targets != IGNORED
             hidden, targets = hidden[trained], targets[trained]

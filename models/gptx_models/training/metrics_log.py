@@ -56,9 +56,18 @@ class Curve:
         checked = [(p.tokens / 1e6, p.val_loss) for p in self.points if p.val_loss is not None]
         axes.plot(*zip(*trained), color="#9aa7b8", linewidth=1, label="training")
         if checked:
-            axes.plot(*zip(*checked), color="#c2410c", linewidth=2, marker="o", markersize=3, label="validation")
+            axes.plot(
+                *zip(*checked),
+                color="#c2410c",
+                linewidth=2,
+                marker="o",
+                markersize=3,
+                label="validation",
+            )
         low = min(loss for _, loss in trained + checked)
-        high = max(loss for _, loss in trained[len(trained) // 20 :])  # the first steps would flatten all the rest
+        high = max(
+            loss for _, loss in trained[len(trained) // 20 :]
+        )  # the first steps would flatten all the rest
         axes.set(xlabel="million tokens", ylabel="loss, nats a token", ylim=_limits(low, high))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -87,7 +96,9 @@ def read_points(folder: Path) -> list[Point]:
     if not file.exists():
         return []
     with open(file, newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if None not in row.values() and None not in row]
+        rows = [
+            row for row in csv.DictReader(lines) if None not in row.values() and None not in row
+        ]
     return [
         Point(
             *(int(row[name]) for name in ("step", "tokens")),
@@ -100,7 +111,10 @@ def read_points(folder: Path) -> list[Point]:
 
 def _cells(point: Point) -> list[Any]:
     values = asdict(point).values()
-    return ["" if value is None else f"{value:.7g}" if isinstance(value, float) else value for value in values]
+    return [
+        "" if value is None else f"{value:.7g}" if isinstance(value, float) else value
+        for value in values
+    ]
 
 
 def _tensorboard(folder: Path, *, purge: int) -> Any:

@@ -29,10 +29,16 @@ Allowed = tuple[Callable[[Any], bool], str]  # whether a number may be this, and
 _COUNT: Allowed = (lambda value: 1 <= value < 2**63, "a positive integer below 2**63")
 _COUNT_OR_NONE: Allowed = (lambda value: 0 <= value < 2**63, "an integer of 0 or more, below 2**63")
 _ROWS: Allowed = (lambda value: 1 <= value <= 2**24, "a positive integer of at most 2**24")
-_VOCABULARY: Allowed = (lambda value: 257 <= value <= 2**24, "an integer of 257 or more, at most 2**24")
+_VOCABULARY: Allowed = (
+    lambda value: 257 <= value <= 2**24,
+    "an integer of 257 or more, at most 2**24",
+)
 _SEED: Allowed = (lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1")
 _FINITE: Allowed = (lambda value: 0 <= value <= 1e300, "a number of 0 or more, at most 1e300")
-_LIMIT: Allowed = (lambda value: 0 < value <= 1e300 or value == math.inf, "a number over 0 (inf: no limit)")
+_LIMIT: Allowed = (
+    lambda value: 0 < value <= 1e300 or value == math.inf,
+    "a number over 0 (inf: no limit)",
+)
 _SHARE: Allowed = (lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _MOMENTUM: Allowed = (lambda value: 0 <= value < 1, "a number from 0 to 1, 1 excluded")
 
@@ -51,12 +57,20 @@ class Recipe:
     vocab_size: int = _says(
         "Size of the byte-level BPE that is trained where no tokenizer is given.", 4096, _VOCABULARY
     )
-    prose: bool = _says("Clean books into paragraphs of a line each; else the text is taken as it stands.", False)
+    prose: bool = _says(
+        "Clean books into paragraphs of a line each; else the text is taken as it stands.", False
+    )
     batch_size: int = _says("Rows of n_ctx tokens in a step, over all processes.", 16, _ROWS)
-    accumulate: int = _says("Pieces that a step's batch is computed in: the same result in less memory.", 1, _COUNT)
-    optimizer: OptimizerKind = _says("Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw")
+    accumulate: int = _says(
+        "Pieces that a step's batch is computed in: the same result in less memory.", 1, _COUNT
+    )
+    optimizer: OptimizerKind = _says(
+        "Muon updates the blocks' matrices, AdamW the rest; or AdamW everything.", "adamw"
+    )
     learning_rate: float = _says("Largest learning rate.", 1e-3, _FINITE)
-    schedule: Schedule = _says("After the warm-up: cosine, warm-up-stable-decay, or constant.", "cosine")
+    schedule: Schedule = _says(
+        "After the warm-up: cosine, warm-up-stable-decay, or constant.", "cosine"
+    )
     warmup: int = _says("Steps in which the learning rate rises.", 100, _COUNT_OR_NONE)
     decay: float = _says("Share of the run, at its end, in which wsd decays.", 0.2, _SHARE)
     floor: float = _says("What the schedule ends at, as a share of learning_rate.", 0.1, _SHARE)
@@ -64,15 +78,29 @@ class Recipe:
     beta1: float = _says("AdamW's first momentum.", 0.9, _MOMENTUM)
     beta2: float = _says("AdamW's second momentum.", 0.95, _MOMENTUM)
     clip: float = _says("Largest norm of the gradient.", 1.0, _LIMIT)
-    precision: Precision = _says("What matrices are multiplied in (autocast); weights and optimizer are fp32.", "bf16")
-    compile: bool = _says("torch.compile, where there is a C++ compiler: pays in runs of ten minutes or more.", False)
+    precision: Precision = _says(
+        "What matrices are multiplied in (autocast); weights and optimizer are fp32.", "bf16"
+    )
+    compile: bool = _says(
+        "torch.compile, where there is a C++ compiler: pays in runs of ten minutes or more.", False
+    )
     seed: int = _says("Of the weights, the places in the text and dropout.", 1, _SEED)
-    eval_every: int = _says("Steps from one evaluation, and state on disk, to the next.", 250, _COUNT)
-    eval_tokens: int = _says("Tokens of the validation text that are evaluated; 0: all.", 0, _COUNT_OR_NONE)
-    patience: int = _says("Stop after so many evaluations without a better one; 0: never.", 0, _COUNT_OR_NONE)
+    eval_every: int = _says(
+        "Steps from one evaluation, and state on disk, to the next.", 250, _COUNT
+    )
+    eval_tokens: int = _says(
+        "Tokens of the validation text that are evaluated; 0: all.", 0, _COUNT_OR_NONE
+    )
+    patience: int = _says(
+        "Stop after so many evaluations without a better one; 0: never.", 0, _COUNT_OR_NONE
+    )
     sample: str = _says("Prompt of the sample that each evaluation prints.", "")
-    minutes: float = _says("Stop after so long; the schedule then ends with the time.", math.inf, _LIMIT)
-    generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json of the checkpoint
+    minutes: float = _says(
+        "Stop after so long; the schedule then ends with the time.", math.inf, _LIMIT
+    )
+    generation: dict[str, Any] = field(
+        default_factory=dict
+    )  # generation_config.json of the checkpoint
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model's shape. UsageError names the fields that make none."""
@@ -86,7 +114,10 @@ def settings() -> dict[str, tuple[type | tuple[str, ...], str]]:
     """The settings that are one value: name -> (its type, or the words it may be; what it means)."""
     hints = get_type_hints(Recipe)
     return {
-        f.name: (get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else hints[f.name], f.metadata["help"])
+        f.name: (
+            get_args(hints[f.name]) if get_origin(hints[f.name]) is Literal else hints[f.name],
+            f.metadata["help"],
+        )
         for f in dataclasses.fields(Recipe)
         if "help" in f.metadata
     }
@@ -105,11 +136,17 @@ def read_recipe(
     defaults: settings and whole tables that take the place of a shipped recipe's, and that a user's own file goes before.
     """
     shipped = recipe_names()
-    file = resources.files("gptx_models.recipes").joinpath(f"{name}.toml") if name in shipped else Path(name)
+    file = (
+        resources.files("gptx_models.recipes").joinpath(f"{name}.toml")
+        if name in shipped
+        else Path(name)
+    )
     try:
         read = _parse(file.read_text("utf-8"), f"the recipe {name}")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"no recipe {name}: give a TOML file, or one of {', '.join(shipped)}") from error
+        raise UsageError(
+            f"no recipe {name}: give a TOML file, or one of {', '.join(shipped)}"
+        ) from error
     read = {**read, **(defaults or {})} if name in shipped else _laid_over(defaults or {}, read)
     read = _laid_over(read, changed(changes, values))
     if problems := list(_problems(read)):
@@ -125,7 +162,9 @@ def changed(changes: Sequence[str], values: dict[str, Any] | None = None) -> dic
     for name, value in (values or {}).items():
         if name in table and table[name] != value:
             option = f"--{name.replace('_', '-')} {value}"
-            raise UsageError(f"--set {name}={table[name]} and {option} are two values: leave one of them out")
+            raise UsageError(
+                f"--set {name}={table[name]} and {option} are two values: leave one of them out"
+            )
     return _laid_over(table, values or {})
 
 
@@ -135,13 +174,19 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
     tables = {name: values.pop(name) for name in ("model", "generation")}
     lines = [f"{name} = {_toml(value)}" for name, value in values.items()]
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None)]
+        lines += [
+            "",
+            f"[{name}]",
+            *(f"{key} = {_toml(value)}" for key, value in table.items() if value is not None),
+        ]
     file.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def recipe_names() -> list[str]:
     folder = resources.files("gptx_models.recipes")
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return sorted(
+        file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml")
+    )
 
 
 def _problems(values: dict[str, Any]) -> Iterator[str]:
@@ -165,7 +210,9 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
             if value not in kind:
                 yield f"{key} is {shown(value)}, expected one of {', '.join(kind)}"
         elif kind is float or kind is int:
-            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+            number = isinstance(value, int if kind is int else (int, float)) and not isinstance(
+                value, bool
+            )
             may_be, expected = allowed[key]
             if not number or not may_be(value):
                 yield f"{key} is {shown(value)}, expected {expected}"
@@ -218,7 +265,9 @@ def _change(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not value or value[0] in "[{\"'" or not re.fullmatch(r"\w+(\.\w+)*", name):
-            raise UsageError(f"--set {text} is not NAME=VALUE, such as model.n_layer=6 or model.norm=rmsnorm") from None
+            raise UsageError(
+                f"--set {text} is not NAME=VALUE, such as model.n_layer=6 or model.norm=rmsnorm"
+            ) from None
         table: Any = _typed(name, value)
         for part in reversed(name.split(".")):
             table = {part: table}
@@ -243,7 +292,11 @@ _MAY_BE_NONE = ("model.window", "model.rope_scaling")
 
 
 def _laid_over(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _laid_over(values[key], new) for key, new in changes.items() if _are_tables(values.get(key), new)}
+    both = {
+        key: _laid_over(values[key], new)
+        for key, new in changes.items()
+        if _are_tables(values.get(key), new)
+    }
     return {**values, **changes, **both}
 
 

@@ -26,9 +26,25 @@ RUN = "run.json"
 RECIPE = "recipe.toml"  # of the checkpoint
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
 SETTINGS = "recipe"  # in run.json
-MAY_CHANGE = ("steps", "minutes", "epochs", "eval_every", "patience", "sample", "accumulate", "compile", "generation")
+MAY_CHANGE = (
+    "steps",
+    "minutes",
+    "epochs",
+    "eval_every",
+    "patience",
+    "sample",
+    "accumulate",
+    "compile",
+    "generation",
+)
 GENERATION = "generation_config.json"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    GENERATION,
+)
 
 
 def run_folder(out: Path) -> Path:
@@ -40,7 +56,9 @@ def open_run(out: Path, *, force: bool) -> Path:
     """The run's folder, made if need be; `force` clears what an earlier run left. Raises OutputError, CheckpointError."""
     run = run_folder(out)
     if not force and (run / STATE).exists() and not (run / RUN).exists():
-        raise CheckpointError(f"{run} has a {STATE} and no {RUN}, so its texts are unknown: begin again with --force")
+        raise CheckpointError(
+            f"{run} has a {STATE} and no {RUN}, so its texts are unknown: begin again with --force"
+        )
     check_output(out, force=force or (run / RUN).exists())  # the run's own output is replaced
     remove_leftovers(out)
     if force:
@@ -75,14 +93,18 @@ def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> boo
     if not (run / RUN).exists():
         return False
     before, origin = read_json(run / RUN), _as_json(origin)
-    other = [key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]]
+    other = [
+        key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]
+    ]
     wrong = [f"{'other' if name.endswith('s') else 'another'} {name}" for name in other]
     old, new = before.get(SETTINGS) or {}, _as_json(settings)
     changed = [name for name in new if name in old and new[name] != old[name]]
     if not (run / STATE).exists():  # nothing was trained yet
         changed = []
     wrong += [
-        f"{name} {_shown(old[name])} instead of {_shown(new[name])}" for name in changed if name not in MAY_CHANGE
+        f"{name} {_shown(old[name])} instead of {_shown(new[name])}"
+        for name in changed
+        if name not in MAY_CHANGE
     ]
     if wrong:
         raise UsageError(
@@ -124,7 +146,9 @@ def size_of(run: Path) -> int:
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     """As run.json gives them back: tuples are lists there. JSON has no infinity, which means no limit: null."""
-    return json.loads(json.dumps({name: None if value == math.inf else value for name, value in values.items()}))
+    return json.loads(
+        json.dumps({name: None if value == math.inf else value for name, value in values.items()})
+    )
 
 
 def _shown(value: Any) -> str:

@@ -35,7 +35,9 @@ class Progress:
     scale: float = 2.0**16  # of fp16's losses
 
 
-def write_state(folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: Progress, world: World) -> None:
+def write_state(
+    folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: Progress, world: World
+) -> None:
     """Every process calls it; the main one writes. Weights that are not trained are left out."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     model, optimizer = get_state_dict(gpt, optimizers, options=options)
@@ -59,21 +61,31 @@ def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress 
         return None
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        options = StateDictOptions(full_state_dict=True, strict=all(p.requires_grad for p in gpt.parameters()))
+        options = StateDictOptions(
+            full_state_dict=True, strict=all(p.requires_grad for p in gpt.parameters())
+        )
         set_state_dict(
-            gpt, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=options
+            gpt,
+            optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=options,
         )
         return Progress(**state["progress"])
     except Exception as error:  # torch names neither the file nor what to do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} cannot be read ({reason:.200}): begin again with --force") from error
+        raise CheckpointError(
+            f"{file} cannot be read ({reason:.200}): begin again with --force"
+        ) from error
 
 
 def full_weights(gpt: GPT, world: World) -> GPT:
     """The whole model, in fp32 on the CPU: `gpt` itself where no other process holds a part. All processes call it."""
     if not world.shard and world.device.type == "cpu":
         return gpt
-    weights, _ = get_state_dict(gpt, [], options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights, _ = get_state_dict(
+        gpt, [], options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     whole = copy_of_shape(gpt)
     if world.is_main:
         whole.load_state_dict(weights)

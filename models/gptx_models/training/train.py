@@ -29,7 +29,15 @@ from gptx_models.training.distributed import World
 from gptx_models.training.loop import EvalResult, TrainingData, check, loop
 from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.recipe import Recipe, write_recipe
-from gptx_models.training.run_folder import RECIPE, begin, beginning, is_begun, open_run, run_folder, settle
+from gptx_models.training.run_folder import (
+    RECIPE,
+    begin,
+    beginning,
+    is_begun,
+    open_run,
+    run_folder,
+    settle,
+)
 
 
 def train(
@@ -76,7 +84,9 @@ def train(
         "format": "gptx-train",
         "name": ", ".join(dict.fromkeys(file.name for file in files)),
         "licence": licence,
-        "recipe": {name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf},
+        "recipe": {
+            name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf
+        },
         "cpu": cpu_name(),
     }
     if start is not None:
@@ -127,13 +137,22 @@ def _prepare(
         "model": recipe.model,
     }
     settings = {
-        name: value for name, value in dataclasses.asdict(recipe).items() if name not in ("model", "vocab_size")
+        name: value
+        for name, value in dataclasses.asdict(recipe).items()
+        if name not in ("model", "vocab_size")
     }
     run = open_run(out, force=force)
     if not is_begun(run, origin, settings):
         n_ctx = recipe.config(1).n_ctx
         with beginning(run):
-            corpus.make(texts, run, n_ctx=n_ctx, vocab_size=recipe.vocab_size, validation=held_out, words=words)
+            corpus.make(
+                texts,
+                run,
+                n_ctx=n_ctx,
+                vocab_size=recipe.vocab_size,
+                validation=held_out,
+                words=words,
+            )
             begin(run, origin, settings)
 
 
@@ -147,7 +166,11 @@ def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:
             " --task classify --head"
         )
     found, asked = shape.to_dict(), recipe.config(shape.vocab_size).to_dict()
-    other = [f"{name} {found[name]!r} and not {asked[name]!r}" for name in found if found[name] != asked[name]]
+    other = [
+        f"{name} {found[name]!r} and not {asked[name]!r}"
+        for name in found
+        if found[name] != asked[name]
+    ]
     if other:
         raise UsageError(f"{start} has another shape than the recipe: {', '.join(other)}")
     return shape

@@ -65,7 +65,9 @@ def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
     if task is not None and task.head and task.labels:
         path, head = folder / "gptx_task.json", replace(head, labels=task.labels)
     if len(head.labels) != n_class:
-        raise ArtifactError(f"{path} names {len(head.labels)} labels, and the head has {n_class} outputs")
+        raise ArtifactError(
+            f"{path} names {len(head.labels)} labels, and the head has {n_class} outputs"
+        )
     return head
 
 
@@ -74,13 +76,17 @@ def read_head(config: Mapping[str, Any]) -> Head:
     names, count, pad = config.get("id2label"), config.get("num_labels"), config.get("pad_token_id")
     kind = config.get("problem_type")
     if kind is not None and kind not in get_args(ProblemType):
-        raise ValueError(f"problem_type is {kind!r}, expected one of {', '.join(get_args(ProblemType))}")
+        raise ValueError(
+            f"problem_type is {kind!r}, expected one of {', '.join(get_args(ProblemType))}"
+        )
     if pad is not None and (not isinstance(pad, int) or isinstance(pad, bool)):
         raise ValueError(f"pad_token_id is {pad!r}, expected a token id")
     if not names:
         count = N_LABELS if count is None else count
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
-            raise ValueError(f"num_labels is {count!r}, expected a number from 1 to {MOST_LABELS:,}")
+            raise ValueError(
+                f"num_labels is {count!r}, expected a number from 1 to {MOST_LABELS:,}"
+            )
         return Head(default_labels(count), kind, pad)
     return Head(_labels(names), kind, pad)
 
@@ -93,15 +99,21 @@ def default_labels(count: int) -> tuple[str, ...]:
 def _labels(names: Any) -> tuple[str, ...]:
     """id2label's names in the order of their ids: its keys are texts, and stand in any order."""
     if not isinstance(names, dict):
-        raise ValueError(f"id2label is {names!r:.80}, expected an object such as {{'0': 'negative', '1': 'positive'}}")
+        raise ValueError(
+            f"id2label is {names!r:.80}, expected an object such as {{'0': 'negative', '1': 'positive'}}"
+        )
     by_id = {int(key): name for key, name in names.items() if str(key).isdecimal()}
     if len(names) != len(by_id) or sorted(by_id) != list(range(len(by_id))):
-        raise ValueError(f"id2label names the ids {', '.join(map(str, names)):.80}, expected 0 to {len(names) - 1}")
+        raise ValueError(
+            f"id2label names the ids {', '.join(map(str, names)):.80}, expected 0 to {len(names) - 1}"
+        )
     odd = [name for name in by_id.values() if not isinstance(name, str | int | float)]
     if odd:
         raise ValueError(f"id2label names a label {odd[0]!r:.80}, expected a text")
     labels = tuple(str(by_id[at]) for at in range(len(by_id)))
     twice = [label for label, times in Counter(labels).items() if times > 1]
     if twice:
-        raise ValueError(f"id2label gives several ids the name {twice[0]!r}: give each id a name of its own")
+        raise ValueError(
+            f"id2label gives several ids the name {twice[0]!r}: give each id a name of its own"
+        )
     return labels

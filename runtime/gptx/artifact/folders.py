@@ -16,7 +16,9 @@ from typing import Literal
 from gptx.errors import OutputError, UsageError
 
 MANIFEST = "gptx.json"
-LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves where it has not fetched one
+LFS_POINTER = (
+    b"version https://git-lfs"  # how the file begins that Git leaves where it has not fetched one
+)
 
 
 def not_plain(folder: Path, name: str) -> str | None:
@@ -57,7 +59,9 @@ def everything_in(folder: Path) -> Iterator[str]:
         yield from (entry.path for entry in entries if not entry.is_dir(follow_symlinks=False))
 
 
-def kind_of(path: Path) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
+def kind_of(
+    path: Path,
+) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
     """What stands at a path: an artifact has our manifest, an adapter an adapter_config.json, a checkpoint a config.json.
 
     A folder with both configurations is an adapter, whether or not there are weights of a model too: transformers loads
@@ -117,7 +121,15 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
         shutil.rmtree(staging, ignore_errors=True)
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 _DISK_ERRORS |= {errno.ENAMETOOLONG}
 
 
@@ -129,13 +141,17 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
             f"{path} is or holds the current folder, and the output would replace it: choose another path"
         )
     if kind == "file":
-        raise OutputError(f"{path} is a file, and a folder is to be written there: choose another path")
+        raise OutputError(
+            f"{path} is a file, and a folder is to be written there: choose another path"
+        )
     empty = kind == "folder" and not any(path.iterdir())
     if kind != "missing" and not empty:
         if not force:
             raise OutputError(f"{path} exists: choose another path, or replace it with --force")
         if kind == "folder":
-            raise OutputError(f"{path} holds neither gptx.json nor config.json, so --force does not remove it")
+            raise OutputError(
+                f"{path} holds neither gptx.json nor config.json, so --force does not remove it"
+            )
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise OutputError(f"cannot write {path}: {parent} is not a folder")
@@ -143,19 +159,25 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
         raise OutputError(f"cannot write {path}: no permission to write in {parent}")
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise OutputError(f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+        raise OutputError(
+            f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+        )
 
 
 def check_new_file(path: Path, *, force: bool = False) -> None:
     """Raise OutputError now for what would stop write_file later."""
     if path.is_dir():
-        raise OutputError(f"{path} is a folder, and a file is to be written there: choose another path")
+        raise OutputError(
+            f"{path} is a folder, and a file is to be written there: choose another path"
+        )
     if os.path.exists(path) and not force:
         raise OutputError(f"{path} exists: choose another path, or replace it with --force")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"cannot write {path}: {path.absolute().parent} is not a folder")
     if not os.access(path.absolute().parent, os.W_OK):
-        raise OutputError(f"cannot write {path}: no permission to write in {path.absolute().parent}")
+        raise OutputError(
+            f"cannot write {path}: no permission to write in {path.absolute().parent}"
+        )
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -174,7 +196,9 @@ def remove_leftovers(path: Path) -> None:
     """Set right what a process that was killed while new_folder(path) swapped folders has left beside `path`."""
     path = Path(os.path.abspath(path))
     begins = f".{path.name}."
-    for left in sorted(path.parent.glob(f"{glob.escape(begins)}????????.*")) if path.parent.is_dir() else ():
+    for left in (
+        sorted(path.parent.glob(f"{glob.escape(begins)}????????.*")) if path.parent.is_dir() else ()
+    ):
         if left.suffix == ".old" and not path.exists():
             os.rename(left, path)
         elif left.suffix in (".old", ".part"):
@@ -187,8 +211,12 @@ def check_apart(source: Path, out: Path) -> None:
         return
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents:
-        what = f"{out} is the source itself" if there == here else f"{out} holds the source, {source}"
-        raise UsageError(f"{what}, and the output would replace it: choose another path for the output")
+        what = (
+            f"{out} is the source itself" if there == here else f"{out} holds the source, {source}"
+        )
+        raise UsageError(
+            f"{what}, and the output would replace it: choose another path for the output"
+        )
 
 
 def _swap(staging: Path, path: Path) -> None:

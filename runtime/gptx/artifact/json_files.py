@@ -18,7 +18,9 @@ MOST_DEEP = 100  # levels of brackets; json.dumps fails at about a thousand, far
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def read_json(path: Path, error: type[GptxError], *, optional: bool = False, advice: str = "") -> dict[str, Any]:
+def read_json(
+    path: Path, error: type[GptxError], *, optional: bool = False, advice: str = ""
+) -> dict[str, Any]:
     """The JSON object in a file. `optional`: {} where there is no such file. `advice` ends the messages.
 
     Raises `error`.
@@ -33,7 +35,9 @@ def read_json(path: Path, error: type[GptxError], *, optional: bool = False, adv
             return {}
         raise error(f"{path} does not exist{advice}") from None
     except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
-        raise error(f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}{advice}") from fault
+        raise error(
+            f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}{advice}"
+        ) from fault
     if raw.startswith(LFS_POINTER):
         raise error(f"{path} is a Git LFS pointer: run git lfs pull in that clone")
     if not raw:
@@ -60,9 +64,15 @@ def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice:
         raise error(f"{where} is not UTF-8 text: byte {fault.start} is {bad:#x}{advice}") from fault
     except UnicodeEncodeError as fault:
         half = fault.object[fault.start]
-        raise error(f"{where} holds half a surrogate pair ({half!a}), which is no text{advice}") from fault
+        raise error(
+            f"{where} holds half a surrogate pair ({half!a}), which is no text{advice}"
+        ) from fault
     except json.JSONDecodeError as fault:
-        at = f"column {fault.colno}" if fault.lineno == 1 else f"line {fault.lineno}, column {fault.colno}"
+        at = (
+            f"column {fault.colno}"
+            if fault.lineno == 1
+            else f"line {fault.lineno}, column {fault.colno}"
+        )
         raise error(f"{where} is not JSON: {fault.msg} ({at}){advice}") from fault
     except RecursionError:
         raise error(_too_deep(where, advice)) from None
@@ -75,7 +85,14 @@ def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice:
 
 def json_kind(value: Any) -> str:
     """What JSON calls a value."""
-    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
+    names = {
+        dict: "object",
+        list: "list",
+        str: "text",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+    }
     return names.get(type(value), "null")
 
 
@@ -92,7 +109,11 @@ def _too_deep(where: str, advice: str) -> str:
 def _deeper(value: Any, most: int) -> bool:
     level = [value]
     for _ in range(most):
-        inner = (part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole))
+        inner = (
+            part
+            for whole in level
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+        )
         level = [part for part in inner if isinstance(part, dict | list)]
         if not level:
             return False

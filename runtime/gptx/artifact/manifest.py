@@ -91,7 +91,9 @@ class Manifest:
     model: Shape
     tokens: Tokens
     files: dict[str, FileFacts]
-    raw: dict[str, Any] = field(repr=False)  # gptx.json itself: quantization, source, versions, certificate
+    raw: dict[str, Any] = field(
+        repr=False
+    )  # gptx.json itself: quantization, source, versions, certificate
 
     @property
     def graph(self) -> Path:
@@ -120,8 +122,15 @@ def read_manifest(path: str | Path) -> Manifest:
     problems = list(_field_problems(raw))
     if problems:
         raise ArtifactError(f"{path / MANIFEST}: {'; '.join(problems)}: export the artifact again")
-    files = {name: FileFacts(sha256=facts["sha256"], size=facts["size"]) for name, facts in raw["files"].items()}
-    problems = [problem for name, facts in files.items() if (problem := _file_problem(path, name, facts.size))]
+    files = {
+        name: FileFacts(sha256=facts["sha256"], size=facts["size"])
+        for name, facts in raw["files"].items()
+    }
+    problems = [
+        problem
+        for name, facts in files.items()
+        if (problem := _file_problem(path, name, facts.size))
+    ]
     needed = [GRAPH, *(raw[name] for name in SECOND if raw.get(name))]
     problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
@@ -129,7 +138,9 @@ def read_manifest(path: str | Path) -> Manifest:
     unlisted = sorted(_readable(path) - files.keys())
     if unlisted:
         problems = [f"{name!s:.200} is not among {MANIFEST}'s files" for name in unlisted]
-        raise ArtifactError(f"{path} holds files that nobody vouches for: {some(problems)}: copy the artifact again")
+        raise ArtifactError(
+            f"{path} holds files that nobody vouches for: {some(problems)}: copy the artifact again"
+        )
     tokens = raw["tokens"]
     return Manifest(
         path=path,
@@ -138,7 +149,13 @@ def read_manifest(path: str | Path) -> Manifest:
         cache=raw["cache"],
         cache_dtype=raw["cache_dtype"],
         prefill_chunk=raw["prefill_chunk"],
-        model=Shape(**{name: raw["model"][name] for name in Shape.__dataclass_fields__ if name in raw["model"]}),
+        model=Shape(
+            **{
+                name: raw["model"][name]
+                for name in Shape.__dataclass_fields__
+                if name in raw["model"]
+            }
+        ),
         tokens=Tokens(
             vocab_size=tokens.get("vocab_size"),
             bos=tokens.get("bos"),
@@ -158,14 +175,22 @@ def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None
     changed = []
     for name, facts in manifest.files.items():
         try:
-            found = _sha256(manifest.path / name, facts.size, lambda n, name=name: progress and progress(name, n))
+            found = _sha256(
+                manifest.path / name,
+                facts.size,
+                lambda n, name=name: progress and progress(name, n),
+            )
         except OSError as error:
             changed.append(f"{name} cannot be read ({error.strerror})")
             continue
         if found != facts.sha256:
-            changed.append(f"{name} has sha256 {found[:12] or 'of other bytes'}..., expected {facts.sha256[:12]}...")
+            changed.append(
+                f"{name} has sha256 {found[:12] or 'of other bytes'}..., expected {facts.sha256[:12]}..."
+            )
     if changed:
-        raise ArtifactError(f"{manifest.path} was changed after it was made: {some(changed)}: copy it again")
+        raise ArtifactError(
+            f"{manifest.path} was changed after it was made: {some(changed)}: copy it again"
+        )
 
 
 def _sha256(file: Path, size: int, progress: Callable[[int], object]) -> str:
@@ -173,7 +198,9 @@ def _sha256(file: Path, size: int, progress: Callable[[int], object]) -> str:
     import hashlib
 
     digest, left = hashlib.sha256(), size
-    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as opened:
+    with open(
+        os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb"
+    ) as opened:
         if os.fstat(opened.fileno()).st_size != size:
             return ""
         while left and (block := opened.read(min(1 << 20, left))):
@@ -199,13 +226,21 @@ def some(words: list[str]) -> str:
 def _load(path: Path) -> dict[str, Any]:
     kind = kind_of(path)
     if kind == "missing":
-        raise ArtifactError(f"{path} does not exist; an artifact is the folder that gptx export writes")
+        raise ArtifactError(
+            f"{path} does not exist; an artifact is the folder that gptx export writes"
+        )
     if kind == "file":
-        raise ArtifactError(f"{path} is a file, and an artifact is a folder with {MANIFEST} and {GRAPH} in it")
+        raise ArtifactError(
+            f"{path} is a file, and an artifact is a folder with {MANIFEST} and {GRAPH} in it"
+        )
     if (path / GRAPH).exists() and kind != "artifact":
-        raise ArtifactError(f"{path} holds {GRAPH} and no {MANIFEST}: another tool made it, or the copy is not whole")
+        raise ArtifactError(
+            f"{path} holds {GRAPH} and no {MANIFEST}: another tool made it, or the copy is not whole"
+        )
     if kind == "checkpoint":
-        raise ArtifactError(f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it")
+        raise ArtifactError(
+            f"{path} is a checkpoint folder, not an artifact: gptx export {path} OUT makes one of it"
+        )
     if kind == "adapter":
         raise ArtifactError(
             f"{path} is a LoRA adapter, not an artifact: gptx export {path} OUT makes one with its base"
@@ -216,7 +251,9 @@ def _load(path: Path) -> dict[str, Any]:
         if problem := not_plain(path, MANIFEST):
             raise ArtifactError(f"{path}: {problem}")
         if (path / MANIFEST).stat().st_size > MANIFEST_MOST:
-            raise ArtifactError(f"{path / MANIFEST} has more than {MANIFEST_MOST:,} bytes: copy the artifact again")
+            raise ArtifactError(
+                f"{path / MANIFEST} has more than {MANIFEST_MOST:,} bytes: copy the artifact again"
+            )
     except OSError as error:
         raise ArtifactError(f"cannot read {path / MANIFEST}: {error.strerror}") from error
     raw = read_json(path / MANIFEST, ArtifactError, advice="copy the artifact again")
@@ -229,12 +266,18 @@ def _load(path: Path) -> dict[str, Any]:
             f"gptx reads up to {FORMAT_VERSION}: update gptx"
         )
     if version != FORMAT_VERSION or isinstance(version, bool):
-        raise ArtifactError(f"{path / MANIFEST} has format_version {version!r}, expected {FORMAT_VERSION}")
+        raise ArtifactError(
+            f"{path / MANIFEST} has format_version {version!r}, expected {FORMAT_VERSION}"
+        )
     return raw
 
 
 def _field_problems(raw: dict[str, Any]):
-    for name, allowed in (("precision", PRECISIONS), ("cache", CACHES), ("cache_dtype", CACHE_DTYPES)):
+    for name, allowed in (
+        ("precision", PRECISIONS),
+        ("cache", CACHES),
+        ("cache_dtype", CACHE_DTYPES),
+    ):
         if raw.get(name) not in allowed:
             yield f"{name} is {raw.get(name)!r}, expected one of {', '.join(allowed)}"
     if not isinstance(raw.get("gptx_version"), str):
@@ -256,7 +299,11 @@ def _field_problems(raw: dict[str, Any]):
             continue
         for key, value in part.items() if name != "environment" else ():
             # verify says more of a limit that is none
-            if value is not None and not _figure(value) and (name != "limits" or isinstance(value, int)):
+            if (
+                value is not None
+                and not _figure(value)
+                and (name != "limits" or isinstance(value, int))
+            ):
                 yield f"certificate.{name}.{key!a:.80} is {value!a:.80}, expected a number"
     for name in ("passed", "accepted"):
         if not isinstance(certificate.get(name, False), bool):
@@ -292,12 +339,20 @@ def _field_problems(raw: dict[str, Any]):
     if not isinstance(eos, list) or not all(isinstance(item, int) for item in eos):
         yield f"tokens.eos is {eos!r}, expected a list of token ids"
     for name, facts in raw["files"].items():
-        whole = isinstance(facts, dict) and isinstance(facts.get("sha256"), str) and _natural(facts.get("size"))
+        whole = (
+            isinstance(facts, dict)
+            and isinstance(facts.get("sha256"), str)
+            and _natural(facts.get("size"))
+        )
         if not whole:
             yield f"files[{name!a:.80}] is {facts!a:.80}, expected its sha256 and size"
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
             yield f"files names {name!a:.80}, which lies outside the folder"
-        elif not name.isprintable() or PurePosixPath(name).as_posix() != name or name in (".", MANIFEST):
+        elif (
+            not name.isprintable()
+            or PurePosixPath(name).as_posix() != name
+            or name in (".", MANIFEST)
+        ):
             yield f"files names {name!a:.80}, which is no name of a file in the folder"
         elif whole and facts["size"] > SIDE_FILES.get(name, facts["size"]):
             yield f"{name} has {facts['size']:,} bytes, expected at most {SIDE_FILES[name]:,}"

@@ -62,7 +62,9 @@ def read_onnx(path: Path) -> OnnxFile:
             elif number == MODEL_FUNCTION:
                 _nodes(found, value, FUNCTION_NODE, 0)
     except (ValueError, TypeError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read as an ONNX graph ({error}): copy the artifact again") from error
+        raise ArtifactError(
+            f"{path} cannot be read as an ONNX graph ({error}): copy the artifact again"
+        ) from error
     return found
 
 

@@ -29,11 +29,15 @@ class Task:
     kind: Kind
     template: str | None = None  # "{text}\nLabel:"; the answer follows it, with one space before it
     labels: tuple[str, ...] = ()  # of classify
-    head: bool = False  # classify: a classification head (logits are of the labels) instead of label tokens
+    head: bool = (
+        False  # classify: a classification head (logits are of the labels) instead of label tokens
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
-            raise UsageError(f"kind is {shown(self.kind)}, expected one of {', '.join(get_args(Kind))}")
+            raise UsageError(
+                f"kind is {shown(self.kind)}, expected one of {', '.join(get_args(Kind))}"
+            )
         if not isinstance(self.head, bool):
             raise UsageError(f"head is {shown(self.head)}, expected true or false")
         if self.template is not None:
@@ -53,10 +57,14 @@ def read_task(folder: str | Path) -> Task | None:
         return None
     values = read_json(path, ArtifactError, advice="copy the folder again")
     if "kind" not in values:
-        raise ArtifactError(f'{path} is no task: expected an object such as {{"kind": "classify", "labels": [...]}}')
+        raise ArtifactError(
+            f'{path} is no task: expected an object such as {{"kind": "classify", "labels": [...]}}'
+        )
     unknown = sorted(set(values) - set(Task.__dataclass_fields__))
     if unknown:
-        raise ArtifactError(f"{path} has fields that this gptx does not know ({', '.join(unknown)}): update gptx")
+        raise ArtifactError(
+            f"{path} has fields that this gptx does not know ({', '.join(unknown)}): update gptx"
+        )
     try:
         return Task(**values)
     except UsageError as error:
@@ -87,12 +95,18 @@ def check_template(template: str) -> None:
     if count != 1:
         raise UsageError(f"the template {template!r} holds {TEXT} {_times(count)}, expected once")
     if template.endswith(" "):
-        raise UsageError(f"the template {template!r} ends in a space, and the answer brings its own: leave it out")
+        raise UsageError(
+            f"the template {template!r} ends in a space, and the answer brings its own: leave it out"
+        )
 
 
 def check_texts(name: str, texts: Sequence[str]) -> None:
     """Raises UsageError for what is no list of texts."""
-    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+    if (
+        isinstance(texts, str)
+        or not isinstance(texts, Sequence)
+        or not all(isinstance(text, str) for text in texts)
+    ):
         raise UsageError(f"{name} are {shown(texts)}, expected a list of texts")
 
 
@@ -113,11 +127,15 @@ def check_labels(labels: Sequence[str]) -> None:
 def check_examples(examples: Sequence[Example]) -> None:
     """Raises UsageError for what is no list of (text, answer)."""
     if isinstance(examples, str) or not isinstance(examples, Sequence):
-        raise UsageError(f"examples are {shown(examples)}, expected a list of pairs: a text and its answer")
+        raise UsageError(
+            f"examples are {shown(examples)}, expected a list of pairs: a text and its answer"
+        )
     for number, example in enumerate(examples, 1):
         pair = not isinstance(example, str) and isinstance(example, Sequence) and len(example) == 2
         if not pair or not all(isinstance(part, str) and part.strip() for part in example):
-            raise UsageError(f"example {number} is {shown(example)}, expected a text and its answer")
+            raise UsageError(
+                f"example {number} is {shown(example)}, expected a text and its answer"
+            )
 
 
 def _times(count: int) -> str:

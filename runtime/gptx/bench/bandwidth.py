@@ -29,7 +29,10 @@ KERNELS: dict[str, tuple[str, Callable[[np.ndarray], object]]] = {
 
 def last_level_cache() -> int:
     """Bytes of the largest cache; 0 where the system does not say."""
-    found = (file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    found = (
+        file.read_text().strip()
+        for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    )
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = (re.fullmatch(r"(\d+)([KMG])", text) for text in found)
     return max((int(size[1]) * units[size[2]] for size in sizes if size), default=0)
@@ -45,10 +48,14 @@ def size_to_read() -> int:
 
 def fastest(threads: int, size: int) -> dict[str, float]:
     """Bytes a second by kernel, each thread reading its own part of `size` bytes."""
-    return {name: _best_pass(dtype, kernel, threads, size) for name, (dtype, kernel) in KERNELS.items()}
+    return {
+        name: _best_pass(dtype, kernel, threads, size) for name, (dtype, kernel) in KERNELS.items()
+    }
 
 
-def _best_pass(dtype: str, kernel: Callable[[np.ndarray], object], threads: int, size: int) -> float:
+def _best_pass(
+    dtype: str, kernel: Callable[[np.ndarray], object], threads: int, size: int
+) -> float:
     start, count = threading.Barrier(threads), size // threads // np.dtype(dtype).itemsize
     spans: list[list[tuple[float, float]]] = [[] for _ in range(PASSES)]
 

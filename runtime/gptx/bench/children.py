@@ -17,12 +17,24 @@ Answer = dict[str, Any]
 
 
 def ask(
-    one: Contender, *, threads: int, device: str = "cpu", context: int = 0, ends: Sequence[int] = (), **asked: Any
+    one: Contender,
+    *,
+    threads: int,
+    device: str = "cpu",
+    context: int = 0,
+    ends: Sequence[int] = (),
+    **asked: Any,
 ) -> Answer:
     """`asked`: one of prepare=, speed= and quality=, as gptx.bench.measure takes them. Raises GptxError."""
-    job: dict[str, Any] = {"path": str(one.path.absolute()), "variant": one.variant, "threads": threads}
+    job: dict[str, Any] = {
+        "path": str(one.path.absolute()),
+        "variant": one.variant,
+        "threads": threads,
+    }
     job |= {"context": context, "ends": list(ends), "device": device}
-    done = run(["gptx.bench.measure", one.engine], json.dumps({"job": job, **asked}), threads=threads)
+    done = run(
+        ["gptx.bench.measure", one.engine], json.dumps({"job": job, **asked}), threads=threads
+    )
     if done.returncode:
         raise GptxError(f"{one.label} ended {_how(done.returncode)}{_last_words(done.stderr)}")
     answer: Answer = json.loads(done.stdout.splitlines()[-1])
@@ -52,7 +64,9 @@ def run(module: list[str], text: str, *, threads: int) -> subprocess.CompletedPr
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     command = [sys.executable, "-P", "-m", *module]
-    return subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", env=environment)
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, errors="replace", env=environment
+    )
 
 
 def _how(status: int) -> str:

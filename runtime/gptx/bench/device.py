@@ -38,7 +38,10 @@ def call(name: str, *arguments: Any) -> None:
 
 def gpu_name() -> str:
     """The device's, and the version of CUDA that its driver has."""
-    properties, version = ctypes.create_string_buffer(8192), ctypes.c_int()  # the structure is about a kilobyte
+    properties, version = (
+        ctypes.create_string_buffer(8192),
+        ctypes.c_int(),
+    )  # the structure is about a kilobyte
     call("cudaGetDeviceProperties", properties, 0)
     call("cudaDriverGetVersion", ctypes.byref(version))
     return f"{properties.value.decode()}, driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"

@@ -19,7 +19,9 @@ class Job(NamedTuple):
     """What is to be loaded, and how."""
 
     path: Path
-    variant: str | None  # what stands behind the path on the command line: int8 for ctranslate2, say
+    variant: (
+        str | None
+    )  # what stands behind the path on the command line: int8 for ctranslate2, say
     threads: int
     context: int  # tokens that the longest prompt and what follows it take
     ends: list[int]  # token ids that are never picked, so that no text ends early
@@ -62,7 +64,9 @@ class Engine:
     takes_artifact: bool = False  # an artifact; without a path the one that is measured
     takes_variant: bool = False  # what may stand behind the path
     devices: tuple[str, ...] = ("cpu",)  # where it can be measured
-    prepare: Callable[[Path, str | None, Path], Path] | None = None  # (path, variant, empty folder) -> path to load
+    prepare: Callable[[Path, str | None, Path], Path] | None = (
+        None  # (path, variant, empty folder) -> path to load
+    )
     notes: Callable[[], str] = lambda: ""
 
 

@@ -26,7 +26,9 @@ class Spread:
         return cls(median, lowest, highest, len(found))
 
     def times(self, factor: float) -> Spread:
-        return Spread(self.median * factor, self.lowest * factor, self.highest * factor, self.samples)
+        return Spread(
+            self.median * factor, self.lowest * factor, self.highest * factor, self.samples
+        )
 
     def ratio(self, first: Spread, of: Which = "median") -> float | None:
         ours, theirs = getattr(self, of), getattr(first, of)

@@ -74,5 +74,9 @@ def change(found: Tally) -> dict[str, float]:
     """How much larger the perplexity is than the reference's, with the standard error of paired tokens."""
     worse = np.concatenate(found.nll) - np.concatenate(found.nll_reference)
     share = math.exp(min(worse.mean(), 700.0)) - 1  # more is no float
-    error = (1 + share) * float(worse.std(ddof=1)) / math.sqrt(len(worse)) if len(worse) > 1 else math.nan
+    error = (
+        (1 + share) * float(worse.std(ddof=1)) / math.sqrt(len(worse))
+        if len(worse) > 1
+        else math.nan
+    )
     return {"change": share, "change_error": error}

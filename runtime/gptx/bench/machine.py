@@ -37,7 +37,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
         facts["command"],
         f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, {' '.join(facts['cpu_features'])}",
         *([facts["gpu"]] if facts["gpu"] else []),
-        f"Python {facts['python']}, " + ", ".join(f"{name} {found}" for name, found in facts["versions"].items()),
+        f"Python {facts['python']}, "
+        + ", ".join(f"{name} {found}" for name, found in facts["versions"].items()),
         *(
             [f"the machine was busy before: load average {busy} on {facts['cores']} cores"]
             if busy and busy > 0.5

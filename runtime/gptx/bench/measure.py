@@ -42,7 +42,11 @@ def main() -> None:
 def answered(engine: Engine, asked: dict[str, Any]) -> dict[str, Any]:
     job = Job(**asked["job"] | {"path": Path(asked["job"]["path"])})
     if "prepare" in asked:
-        ready = engine.prepare(job.path, job.variant, Path(asked["prepare"])) if engine.prepare else job.path
+        ready = (
+            engine.prepare(job.path, job.variant, Path(asked["prepare"]))
+            if engine.prepare
+            else job.path
+        )
         return {"path": str(ready)}
     if "quality" in asked:
         from gptx.bench.logits import Text, judged

@@ -31,7 +31,9 @@ def contenders(measured: Path, against: Sequence[str]) -> list[Contender]:
     places = [(one.engine, one.path.resolve(), one.variant) for one in found]
     twice = next((one for one, place in zip(found, places) if places.count(place) > 1), None)
     if twice is not None:
-        raise UsageError(f"{_label(twice, str(twice.path))} would be measured twice: name each engine once")
+        raise UsageError(
+            f"{_label(twice, str(twice.path))} would be measured twice: name each engine once"
+        )
     short = [_label(one, one.path.absolute().name) for one in found]
     return [
         replace(one, label=label if short.count(label) == 1 else _label(one, str(one.path)))
@@ -42,7 +44,9 @@ def contenders(measured: Path, against: Sequence[str]) -> list[Contender]:
 def contender(text: str, measured: Path) -> Contender:
     """`measured`: the artifact of those that take one and name none."""
     name, _, rest = text.partition(":")
-    path, _, variant = (rest, "", "") if Path(rest).exists() or ":" not in rest else rest.rpartition(":")
+    path, _, variant = (
+        (rest, "", "") if Path(rest).exists() or ":" not in rest else rest.rpartition(":")
+    )
     if name not in engines.names():
         raise UsageError(
             f"{text!r} is no peer: expected NAME[:PATH[:VARIANT]] with one of {', '.join(engines.names())}"
@@ -63,9 +67,13 @@ def check(text: str, one: Contender) -> None:
     elif installed(one.does.packages[0]) is None:
         raise UsageError(f"{text}: {one.does.packages[0]} is not installed: {one.does.install}")
     if one.variant and not one.does.takes_variant:
-        raise UsageError(f"{text}: {one.engine} takes a path and nothing behind it, not {one.variant!r}")
+        raise UsageError(
+            f"{text}: {one.engine} takes a path and nothing behind it, not {one.variant!r}"
+        )
     if one.engine == "genai" and not (one.path / "genai_config.json").exists():
-        raise UsageError(f"{text}: {one.path} has no genai_config.json, so onnxruntime-genai cannot load it")
+        raise UsageError(
+            f"{text}: {one.path} has no genai_config.json, so onnxruntime-genai cannot load it"
+        )
 
 
 def _label(one: Contender, path: str) -> str:

@@ -24,7 +24,9 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError("--picture needs matplotlib, which is not installed: pip install matplotlib") from error
+        raise UsageError(
+            "--picture needs matplotlib, which is not installed: pip install matplotlib"
+        ) from error
 
 
 def picture(results: Sequence[Result], title: str) -> bytes:
@@ -45,7 +47,10 @@ def picture(results: Sequence[Result], title: str) -> bytes:
         axis.axis("off")
     for axis, panel in zip(axes.flat, shown):
         names, spreads = list(panel.spreads), panel.spreads.values()
-        errors = [[one.median - one.lowest for one in spreads], [one.highest - one.median for one in spreads]]
+        errors = [
+            [one.median - one.lowest for one in spreads],
+            [one.highest - one.median for one in spreads],
+        ]
         bars = axis.barh(
             names,
             [one.median for one in spreads],
@@ -77,10 +82,17 @@ def panels(results: Sequence[Result]) -> list[Panel]:
         prefill = {name: one["prefill_s"].times(1e3) for name, one in found.items()}
         decode = {name: one["decode_tokens_per_s"] for name, one in found.items()}
         shown.append(Panel(f"prefill of {length} tokens, ms", prefill, {}))
-        shown.append(Panel(f"decode after {length} tokens, tok/s (|: limit of memory)", decode, limits))
+        shown.append(
+            Panel(f"decode after {length} tokens, tok/s (|: limit of memory)", decode, limits)
+        )
     if results[0].memory:
-        for key, title in (("used", "memory after use, MB"), ("peak_running", "most memory while running, MB")):
-            shown.append(Panel(title, {n: one.memory[key].times(1e-6) for n, one in zip(names, results)}, {}))
+        for key, title in (
+            ("used", "memory after use, MB"),
+            ("peak_running", "most memory while running, MB"),
+        ):
+            shown.append(
+                Panel(title, {n: one.memory[key].times(1e-6) for n, one in zip(names, results)}, {})
+            )
     batches = {name: one.batch for name, one in zip(names, results) if one.batch}
     if batches:
         together = {name: batch["tokens_per_s"] for name, batch in batches.items()}

@@ -32,7 +32,9 @@ def source(manifest: Manifest, text: Path | None) -> Source:
         digest = hashlib.sha256(reference.tokens.astype("<i4").tobytes()).hexdigest()
         windows = [window for _, window in reference.token_windows()]
         return Source(reference.tokens.tolist(), f"the tokens in {FILE}", digest, windows)
-    ids = np.random.default_rng(0).integers(manifest.model.vocab_size, size=4096)  # speed is that of any text
+    ids = np.random.default_rng(0).integers(
+        manifest.model.vocab_size, size=4096
+    )  # speed is that of any text
     digest = hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
     return Source(ids.tolist(), "4,096 token ids drawn by chance", digest, drawn=True)
 
@@ -43,7 +45,9 @@ def _of_text(manifest: Manifest, text: Path) -> Source:
         manifest.path, tokenizer_vocab_size=tokens.vocab_size, vocab_size=manifest.model.vocab_size
     )
     if tokenizer is None:
-        raise UsageError(f"{manifest.path} has no tokenizer, so it cannot read {text}: leave out --text")
+        raise UsageError(
+            f"{manifest.path} has no tokenizer, so it cannot read {text}: leave out --text"
+        )
     try:
         data = text.read_bytes()
         ids = tokenizer.encode(data.decode(), add_special_tokens=False)

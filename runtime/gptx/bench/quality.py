@@ -59,7 +59,11 @@ class Quality:
     models: list[dict[str, Any]]  # "engine" and the figures of gptx.bench.logits
 
     def to_dict(self) -> dict[str, Any]:
-        return {"protocol": self.protocol.to_dict(), "reference": self.reference, "models": self.models}
+        return {
+            "protocol": self.protocol.to_dict(),
+            "reference": self.reference,
+            "models": self.models,
+        }
 
 
 def compared(
@@ -77,17 +81,26 @@ def compared(
     found = reference_of(engines, reference)
     if found is None and (source.windows is None or tokens is not None):
         given = "--text" if source.windows is None else "--tokens"
-        raise UsageError(f"{given} needs a model in fp32 to compare with: --reference ARTIFACT or a transformers: peer")
+        raise UsageError(
+            f"{given} needs a model in fp32 to compare with: --reference ARTIFACT or a transformers: peer"
+        )
     return Compared(protocol(source, min(window, manifest.model.n_ctx), tokens), found, manifest)
 
 
 def protocol(source: Source, window: int, tokens: int | None) -> Protocol:
     """The windows that `source` has, else windows of `window` tokens; of them the first `tokens` tokens."""
-    pieces = source.windows or [source.ids[at : at + window] for at in range(0, len(source.ids), window)]
+    pieces = source.windows or [
+        source.ids[at : at + window] for at in range(0, len(source.ids), window)
+    ]
     if tokens is not None:
         starts = [sum(map(len, pieces[:i])) for i in range(len(pieces))]
         pieces = [piece[: max(tokens - start, 0)] for start, piece in zip(starts, pieces)]
-    return Protocol(source.name, source.sha256, max(map(len, pieces)), [piece for piece in pieces if len(piece) > 1])
+    return Protocol(
+        source.name,
+        source.sha256,
+        max(map(len, pieces)),
+        [piece for piece in pieces if len(piece) > 1],
+    )
 
 
 def reference_of(engines: Sequence[Contender], given: Path | None) -> Contender | None:
@@ -95,8 +108,12 @@ def reference_of(engines: Sequence[Contender], given: Path | None) -> Contender 
     if given is not None:
         found = Contender(f"gptx:{given.absolute().name}", "gptx", given)
         if not _is_fp32(found):
-            raise UsageError(f"{given} is not fp32, which quality is measured against: give another --reference")
-        same = (one for one in engines if one.engine == "gptx" and one.path.resolve() == given.resolve())
+            raise UsageError(
+                f"{given} is not fp32, which quality is measured against: give another --reference"
+            )
+        same = (
+            one for one in engines if one.engine == "gptx" and one.path.resolve() == given.resolve()
+        )
         return next(same, found)
     of_torch = [one for one in engines if one.engine in ("transformers", "torch")]
     return next((one for one in (*of_torch, *engines) if _is_fp32(one)), None)
@@ -109,7 +126,12 @@ def _is_fp32(one: Contender) -> bool:
 
 
 def measure(
-    engines: Sequence[Contender], compared: Compared, threads: int, told: Callable[[str], None], *, device: str = "cpu"
+    engines: Sequence[Contender],
+    compared: Compared,
+    threads: int,
+    told: Callable[[str], None],
+    *,
+    device: str = "cpu",
 ) -> Quality:
     """Every engine that gives logits; `told` is called with what is about to be measured. A reference that is not one of
     the engines computes on the CPU. Raises GptxError."""
@@ -120,7 +142,9 @@ def measure(
         told(f"quality: {one.label}")
         asked = {"windows": text.windows, **against}
         where = device if one in engines else "cpu"
-        answer = children.ask(one, threads=threads, device=where, context=text.window + 1, quality=asked)
+        answer = children.ask(
+            one, threads=threads, device=where, context=text.window + 1, quality=asked
+        )
         return {"engine": one.label, **answer}
 
     if reference is None:

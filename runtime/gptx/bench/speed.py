@@ -68,7 +68,9 @@ class Result:
             "limit_tokens_per_s": round(self.limit, 2),
             "loading": with_ratios(self.loading, first.loading),
             "memory": memory,
-            "prompts": {str(n): with_ratios(values, first.prompts[n]) for n, values in self.prompts.items()},
+            "prompts": {
+                str(n): with_ratios(values, first.prompts[n]) for n, values in self.prompts.items()
+            },
             "batch": with_ratios(self.batch, first.batch),
         }
 
@@ -79,7 +81,9 @@ def measure(
     """`told` is called with what is about to be measured. Raises GptxError."""
     for engine in engines:
         warm(engine.path)
-    cutter = Cutter(ids, plan.rounds * (1 + len(plan.prompt_tokens) * (plan.repeats + 1) + plan.batch))
+    cutter = Cutter(
+        ids, plan.rounds * (1 + len(plan.prompt_tokens) * (plan.repeats + 1) + plan.batch)
+    )
     answers: list[list[children.Answer]] = [[] for _ in engines]
     memory = []
     for number in range(1, plan.rounds + 1):
@@ -97,7 +101,9 @@ def measure(
             told(f"{of}: {engine.label}")
             found.append(children.ask(engine, **job, speed=speed))
     fastest, kernel = max((value, name) for one in memory for name, value in one.items())
-    results = [summary(engine, found, answers[0], plan, fastest) for engine, found in zip(engines, answers)]
+    results = [
+        summary(engine, found, answers[0], plan, fastest) for engine, found in zip(engines, answers)
+    ]
     return results, Bandwidth(fastest, kernel, memory)
 
 
@@ -105,26 +111,38 @@ def asked(plan: Plan, cutter: Cutter) -> dict[str, Any]:
     return {
         "new_tokens": plan.new_tokens,
         "cold": cutter.cut(plan.cold),
-        "prompts": {n: [cutter.cut(n) for _ in range(plan.repeats + 1)] for n in plan.prompt_tokens},
-        "batch": [cutter.cut(min(plan.prompt_tokens)) for _ in range(plan.batch)] if plan.batch > 1 else [],
+        "prompts": {
+            n: [cutter.cut(n) for _ in range(plan.repeats + 1)] for n in plan.prompt_tokens
+        },
+        "batch": [cutter.cut(min(plan.prompt_tokens)) for _ in range(plan.batch)]
+        if plan.batch > 1
+        else [],
     }
 
 
 def summary(
-    engine: Contender, rounds: list[children.Answer], first: list[children.Answer], plan: Plan, bandwidth: float
+    engine: Contender,
+    rounds: list[children.Answer],
+    first: list[children.Answer],
+    plan: Plan,
+    bandwidth: float,
 ) -> Result:
     """`rounds`: what the engine's processes said; `first`: the same of the first engine."""
     weights = weights_of(engine.path, engine.variant)
     limit = bandwidth / weights.read
     prompts = {}
     for length in plan.prompt_tokens:
-        runs, theirs = ([run for one in every for run in one["runs"][str(length)]] for every in (rounds, first))
+        runs, theirs = (
+            [run for one in every for run in one["runs"][str(length)]] for every in (rounds, first)
+        )
         decode = Spread.of((len(run["tokens"]) - 1) / run["decode"] for run in runs)
         prompts[length] = {
             "prefill_s": Spread.of(run["first"] for run in runs),
             "decode_tokens_per_s": decode,
             "share_of_limit": decode.times(1 / limit),
-            "same_tokens": Spread.of(common(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)),
+            "same_tokens": Spread.of(
+                common(run["tokens"], their["tokens"]) for run, their in zip(runs, theirs)
+            ),
         }
     loading = {
         "import_s": Spread.of(one["import"] for one in rounds),
@@ -177,4 +195,6 @@ def _batch(rounds: list[children.Answer], limit: float, size: int) -> dict[str, 
 
 def common(one: list[int], other: list[int]) -> int:
     """How many tokens are the same before the first that differs."""
-    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other))
+    )

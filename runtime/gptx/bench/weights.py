@@ -21,7 +21,13 @@ BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}
 # inputs of which a token takes a row
 LOOKED_UP = {"Gather": {0}, "GatherBlockQuantized": {0, 2, 3}, "RotaryEmbedding": {1, 2, 3}}
 LOOKED_UP |= {"GroupQueryAttention": {7, 8}}
-TABLES = ("embed_tokens.weight", "wte.weight", "wpe.weight", "embed_in.weight", "word_embeddings.weight")
+TABLES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "wpe.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+)
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -60,25 +66,35 @@ def _of_checkpoint(files: list[Path], bits: int) -> Weights:
     sizes: dict[str, int] = {}
     for file in files:
         with safe_open(file, "numpy") as opened:
-            sizes |= {name: math.prod(opened.get_slice(name).get_shape()) * bits // 8 for name in opened.keys()}  # noqa: SIM118
+            sizes |= {
+                name: math.prod(opened.get_slice(name).get_shape()) * bits // 8
+                for name in opened.keys()
+            }
     untied = any(name.endswith(HEADS) for name in sizes)
     unread = sum(
         size
         for name, size in sizes.items()
-        if name.endswith("wpe.weight") or (untied and name.endswith(TABLES))  # a tied table is the head, too
+        if name.endswith("wpe.weight")
+        or (untied and name.endswith(TABLES))  # a tied table is the head, too
     )
     return Weights(sum(sizes.values()), sum(sizes.values()) - unread)
 
 
 def _of_graph(file: Path) -> Weights:
     graph = read_onnx(file)
-    tensors = [tensor for tensor in graph.tensors if tensor.name]  # the others are constants of a node
-    sizes = {tensor.name: math.prod(tensor.dims) * BITS.get(tensor.kind, 32) // 8 for tensor in tensors}
+    tensors = [
+        tensor for tensor in graph.tensors if tensor.name
+    ]  # the others are constants of a node
+    sizes = {
+        tensor.name: math.prod(tensor.dims) * BITS.get(tensor.kind, 32) // 8 for tensor in tensors
+    }
     rows = {tensor.name: tensor.dims[0] if tensor.dims else 1 for tensor in tensors}
     outside = {tensor.outside["location"] for tensor in tensors if "location" in tensor.outside}
     whole = set().union(*(_read_whole(node) for node in graph.nodes))
     stored = file.stat().st_size + sum((file.parent / name).stat().st_size for name in outside)
-    read = sum(size if name in whole else size // max(rows[name], 1) for name, size in sizes.items())
+    read = sum(
+        size if name in whole else size // max(rows[name], 1) for name, size in sizes.items()
+    )
     return Weights(stored, read)
 
 

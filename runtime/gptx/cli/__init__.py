@@ -23,11 +23,20 @@ VERBS = {
         "Hugging Face, GGUF, nanoGPT or llama2.c weights -> checkpoint folder.",
     ),
     "train": ("gptx_models.cli.train:train", "Text -> checkpoint folder."),
-    "finetune": ("gptx_models.cli.finetune:finetune", "Checkpoint and examples -> checkpoint or LoRA adapter."),
-    "merge": ("gptx_models.adapters.merge:command", "LoRA adapter and its base -> checkpoint folder."),
+    "finetune": (
+        "gptx_models.cli.finetune:finetune",
+        "Checkpoint and examples -> checkpoint or LoRA adapter.",
+    ),
+    "merge": (
+        "gptx_models.adapters.merge:command",
+        "LoRA adapter and its base -> checkpoint folder.",
+    ),
     "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
     "quantize": ("gpt_export.cli:quantize", "Artifact -> int8, int4 or fp16 artifact, with proof."),
-    "compile": ("gptx.cli.compile:compile_", "Artifact -> the same, opened faster on machines like this one."),
+    "compile": (
+        "gptx.cli.compile:compile_",
+        "Artifact -> the same, opened faster on machines like this one.",
+    ),
     "run": ("gptx.cli.run:run", "Generate text."),
     "classify": ("gptx.cli.tasks:classify", "Which label fits a text."),
     "summarize": ("gptx.cli.tasks:summarize", "A summary of a text."),
@@ -54,7 +63,10 @@ class Verbs(click.Group):
         except ModuleNotFoundError as error:
             message = _missing(cmd_name, error)
             return click.Command(
-                cmd_name, callback=lambda: _fail(message), add_help_option=False, context_settings=_ANY
+                cmd_name,
+                callback=lambda: _fail(message),
+                add_help_option=False,
+                context_settings=_ANY,
             )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -62,8 +74,14 @@ class Verbs(click.Group):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        verbs = [CompletionItem(verb, help=text) for verb, (_, text) in VERBS.items() if verb.startswith(incomplete)]
-        return verbs + click.Command.shell_complete(self, ctx, incomplete)  # the group's own would import every verb
+        verbs = [
+            CompletionItem(verb, help=text)
+            for verb, (_, text) in VERBS.items()
+            if verb.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(
+            self, ctx, incomplete
+        )  # the group's own would import every verb
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -71,7 +89,9 @@ class Verbs(click.Group):
             sys.stdout.flush()  # here, where a closed pipe is still ours to handle
             return result
         except Exception as error:
-            if _received:  # an extension module that was being loaded has made an ImportError of our exit
+            if (
+                _received
+            ):  # an extension module that was being loaded has made an ImportError of our exit
                 sys.exit(128 + _received[0])
             if isinstance(error, ModuleNotFoundError):  # imported while the verb ran
                 raise GptxError(_missing(ctx.invoked_subcommand or "", error)) from error
@@ -131,7 +151,14 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Versions.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Versions.",
+)
 def group() -> None:
     """Train, export, quantize and run GPT models on this machine."""
 
@@ -149,13 +176,17 @@ def main() -> None:
     try:
         # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)
-        sys.exit(status if isinstance(status, int) else 0)  # click returns what ctx.exit() was given
+        sys.exit(
+            status if isinstance(status, int) else 0
+        )  # click returns what ctx.exit() was given
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "gptx"
-        message = " ".join(error.format_message().split())  # click puts a choice's values on lines of their own
+        message = " ".join(
+            error.format_message().split()
+        )  # click puts a choice's values on lines of their own
         fail(f"{message.rstrip('.')} (see {verb} --help)")
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -165,12 +196,18 @@ def main() -> None:
         fail("interrupted")
         sys.exit(130)
     except (_ClosedPipe, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python complains when it flushes at exit
         sys.exit(0)
     except GptxError as error:
         fail(str(error))
         sys.exit(1)
-    except OSError as error:  # click prints --help itself; or a disk was filled by what has no better sentence
-        where = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+    except (
+        OSError
+    ) as error:  # click prints --help itself; or a disk was filled by what has no better sentence
+        where = (
+            f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        )
         fail(f"{error.strerror or error}{where}")
         sys.exit(1)

@@ -36,14 +36,22 @@ def run_lines(
     all_ran = True
     for first in range(0, len(lines), batch_size):
         group = lines[first : first + batch_size]
-        for line, outcome in zip(group, _run_group(model, group, sampling, first, chat=chat, system=system)):
+        for line, outcome in zip(
+            group, _run_group(model, group, sampling, first, chat=chat, system=system)
+        ):
             all_ran = all_ran and "error" not in outcome
             write_json_line(({"prompt": line} if echo else {}) | outcome)
     return all_ran
 
 
 def _run_group(
-    model: Model, lines: Sequence[str], sampling: Given, first: int, *, chat: bool, system: str | None
+    model: Model,
+    lines: Sequence[str],
+    sampling: Given,
+    first: int,
+    *,
+    chat: bool,
+    system: str | None,
 ) -> list[Outcome]:
     try:
         prompts = [_prompt(model, line, chat=chat, system=system) for line in lines]
@@ -53,7 +61,9 @@ def _run_group(
         if len(lines) == 1:
             return [{"error": str(error)}]
     alone = enumerate(lines, first)  # find out which of them it is
-    return [_run_group(model, [line], sampling, at, chat=chat, system=system)[0] for at, line in alone]
+    return [
+        _run_group(model, [line], sampling, at, chat=chat, system=system)[0] for at, line in alone
+    ]
 
 
 def _prompt(model: Model, line: str, *, chat: bool, system: str | None) -> list[int]:

@@ -49,29 +49,79 @@ class Greedy(click.Command):
 
 @click.command(cls=Greedy)
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option("--against", multiple=True, metavar="PEER ...", help="NAME[:PATH[:VARIANT]], see above.")
 @click.option(
-    "--prompt-tokens", multiple=True, type=click.IntRange(min=1), metavar="N ...", help="Prompt lengths (128 512)."
-)
-@click.option("--new-tokens", type=click.IntRange(min=1), metavar="N", help="After the first one (64).")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Rows together; 1: no batch.")
-@click.option("--rounds", type=click.IntRange(min=0), default=3, show_default=True, help="0: --quality only.")
-@click.option(
-    "--repeats", type=click.IntRange(min=1), default=2, show_default=True, help="Runs of a length in a round."
+    "--against", multiple=True, metavar="PEER ...", help="NAME[:PATH[:VARIANT]], see above."
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where all engines compute."
+    "--prompt-tokens",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N ...",
+    help="Prompt lengths (128 512).",
+)
+@click.option(
+    "--new-tokens", type=click.IntRange(min=1), metavar="N", help="After the first one (64)."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Rows together; 1: no batch.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=0), default=3, show_default=True, help="0: --quality only."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Runs of a length in a round.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where all engines compute.",
 )
 @threads_option
 @click.option("--quality", is_flag=True, help="Perplexity, KL and top-1 too.")
-@click.option("--reference", type=click.Path(path_type=Path), metavar="ARTIFACT", help="What is fp32, for --quality.")
 @click.option(
-    "--text", type=click.Path(path_type=Path), metavar="FILE", help="Prompts and scored text are cut from it."
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="ARTIFACT",
+    help="What is fp32, for --quality.",
 )
-@click.option("--tokens", type=click.IntRange(min=3), metavar="N", help="Score at most so many of the text (8192).")
-@click.option("--window", type=click.IntRange(min=3), metavar="N", help="Tokens of the text scored at once (1024).")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
-@click.option("--picture", "png_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw them.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prompts and scored text are cut from it.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=3),
+    metavar="N",
+    help="Score at most so many of the text (8192).",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=3),
+    metavar="N",
+    help="Tokens of the text scored at once (1024).",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all figures.",
+)
+@click.option(
+    "--picture", "png_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw them."
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def bench(
     artifact: Path | None,
@@ -125,13 +175,20 @@ def bench(
     from gptx.system.cpu import cpu_cores
 
     _check_combination(
-        rounds=rounds, quality=quality, reference=reference, scored=tokens or window, picture=png_file, json=json_file
+        rounds=rounds,
+        quality=quality,
+        reference=reference,
+        scored=tokens or window,
+        picture=png_file,
+        json=json_file,
     )
     for file in filter(None, (json_file, png_file)):
         check_new_file(file, force=force)
     manifest = read_manifest(artifact or DEFAULT_MODEL)
     if manifest.model.n_class:
-        raise UsageError(f"{manifest.path} has a classification head and generates no text: give a language model")
+        raise UsageError(
+            f"{manifest.path} has a classification head and generates no text: give a language model"
+        )
     engines = contenders(manifest.path, against)
     unmeasured = next((one for one in engines if one.does.load is None and not quality), None)
     if unmeasured is not None:
@@ -140,10 +197,14 @@ def bench(
         )
     unjudged = next((one for one in engines if one.does.logits is None and not rounds), None)
     if unjudged is not None:
-        raise UsageError(f"{unjudged.label} is for speed only, and --rounds 0 measures none: leave it out")
+        raise UsageError(
+            f"{unjudged.label} is for speed only, and --rounds 0 measures none: leave it out"
+        )
     elsewhere = next((one for one in engines if device not in one.does.devices), None)
     if elsewhere is not None:
-        raise UsageError(f"{elsewhere.label} is measured on the CPU only: leave it out, or take --device cpu")
+        raise UsageError(
+            f"{elsewhere.label} is measured on the CPU only: leave it out, or take --device cpu"
+        )
     if device == "cuda":
         need_cuda()
     source = prompts.source(manifest, text)
@@ -152,25 +213,46 @@ def bench(
     room = n_ctx - new - 1
     lengths = _lengths(prompt_tokens, room=room)
     if window and window > n_ctx:
-        raise UsageError(f"--window is {window}, more than the {n_ctx} tokens that the context holds: give fewer")
+        raise UsageError(
+            f"--window is {window}, more than the {n_ctx} tokens that the context holds: give fewer"
+        )
     plan = speed.Plan(
-        lengths, min(COLD, room), new, rounds, repeats, batch, threads or cpu_cores(), list(manifest.tokens.eos), device
+        lengths,
+        min(COLD, room),
+        new,
+        rounds,
+        repeats,
+        batch,
+        threads or cpu_cores(),
+        list(manifest.tokens.eos),
+        device,
     )
     compared = None
     if quality:
         scored = tokens or (SCORED if text else None)
-        compared = qualities.compared(manifest, engines, source, reference, window=window or WINDOW, tokens=scored)
+        compared = qualities.compared(
+            manifest, engines, source, reference, window=window or WINDOW, tokens=scored
+        )
 
     if rounds and not prompt_tokens and lengths != list(LENGTHS):
         usual, fitting = _listed(LENGTHS), _listed(lengths)
-        note(f"the context holds {n_ctx} tokens: prompts of {fitting}, and {new} new ones, not of {usual}")
+        note(
+            f"the context holds {n_ctx} tokens: prompts of {fitting}, and {new} new ones, not of {usual}"
+        )
     facts = machine(program="gptx", device=device)
     kernels = {one.label: words for one in engines if (words := _kernels(one))}
     said = [*lines(facts), *(f"{label}: {words}" for label, words in kernels.items())]
-    again = ", again and again: it is shorter than a prompt" if len(source.ids) < max(lengths) else ""
+    again = (
+        ", again and again: it is shorter than a prompt" if len(source.ids) < max(lengths) else ""
+    )
     said += [f"prompts are cut from {source.name}{again}"] if rounds else []
     write_out("\n".join(said) + "\n")
-    found: dict[str, Any] = {"benchmark": "bench", **facts, "kernels": kernels, "settings": asdict(plan)}
+    found: dict[str, Any] = {
+        "benchmark": "bench",
+        **facts,
+        "kernels": kernels,
+        "settings": asdict(plan),
+    }
     results: list[Result] = []
     with _ready(engines, plan.threads) as ready:
         timed = [one for one in ready if one.does.load is not None]
@@ -197,7 +279,13 @@ def bench(
 
 
 def _check_combination(
-    *, rounds: int, quality: bool, reference: Path | None, scored: int | None, picture: Path | None, json: Path | None
+    *,
+    rounds: int,
+    quality: bool,
+    reference: Path | None,
+    scored: int | None,
+    picture: Path | None,
+    json: Path | None,
 ) -> None:
     if not rounds and not quality:
         raise UsageError("--rounds 0 measures no speed: give --quality, or at least one round")
@@ -208,10 +296,14 @@ def _check_combination(
     if reference and not quality:
         raise UsageError("--reference is what --quality compares with: give both")
     if scored and not quality:
-        raise UsageError("--tokens and --window say how --quality scores a text: give --quality too")
+        raise UsageError(
+            "--tokens and --window say how --quality scores a text: give --quality too"
+        )
     if picture:
         if picture.suffix.lower() != ".png":
-            raise UsageError(f"--picture {picture}: it is a PNG file, so let its name end with .png")
+            raise UsageError(
+                f"--picture {picture}: it is a PNG file, so let its name end with .png"
+            )
         if json and json.resolve() == picture.resolve():
             raise UsageError(f"--json and --picture are both {picture}: name two files")
         if not rounds:
@@ -225,7 +317,9 @@ def _lengths(given: tuple[int, ...], *, room: int) -> list[int]:
     """Prompt lengths in order; without any, the usual ones, as far as the context has room for them."""
     beyond = next((n for n in given if n > room), None)
     if beyond is not None:
-        raise UsageError(f"a prompt of {beyond} tokens and what follows do not fit into the context: at most {room}")
+        raise UsageError(
+            f"a prompt of {beyond} tokens and what follows do not fit into the context: at most {room}"
+        )
     if room < 1:
         raise UsageError("--new-tokens leaves no room for a prompt in the context: give fewer")
     return sorted(set(given) or {min(n, room) for n in LENGTHS})
@@ -244,7 +338,10 @@ def _kernels(one: Contender) -> str:
         return ""
     manifest = read_manifest(one.path)
     quantization = manifest.raw.get("quantization") or {}
-    scheme, cpu = quantization.get("scheme", manifest.precision), (quantization.get("cpu") or {}).get("name")
+    scheme, cpu = (
+        quantization.get("scheme", manifest.precision),
+        (quantization.get("cpu") or {}).get("name"),
+    )
     return f"weights in {scheme}" + (f", chosen for {cpu}" if cpu else "")
 
 
@@ -259,7 +356,9 @@ def _ready(engines: list[Contender], threads: int) -> Iterator[list[Contender]]:
         for number, one in enumerate(engines):
             if one.does.prepare:
                 with stage(f"preparing {one.label}"):
-                    answer = children.ask(one, threads=threads, prepare=str(Path(folder) / str(number)))
+                    answer = children.ask(
+                        one, threads=threads, prepare=str(Path(folder) / str(number))
+                    )
                 one = replace(one, path=Path(answer["path"]))
             ready.append(one)
         yield ready

@@ -46,18 +46,32 @@ def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> 
     _section("limit", ["weights MB", "read a token MB", "tok/s at most"], results, _limit)
     for length in plan.prompt_tokens:
         heads = ["prefill ms", "x1st", "decode tok/s", "x1st", "% of limit", "same tokens"]
-        _section(f"prompt of {length} tokens", heads, results, lambda one, first, n=length: _prompt(one, first, n))
+        _section(
+            f"prompt of {length} tokens",
+            heads,
+            results,
+            lambda one, first, n=length: _prompt(one, first, n),
+        )
     for where, columns in MEMORY.items():
         if columns.keys() <= results[0].memory.keys():
-            _section(where, list(columns.values()), results, lambda one, first, columns=columns: _memory(one, columns))
+            _section(
+                where,
+                list(columns.values()),
+                results,
+                lambda one, first, columns=columns: _memory(one, columns),
+            )
     _section("loading", ["import s", "load s", "x1st", "first token s", "x1st"], results, _loading)
     together = [one for one in results if one.batch]
     if together:
         heads = ["tok/s in all", "alone", "gain", "% of limit", "rows as alone"]
-        _section(f"batch of {plan.batch}", heads, together, lambda one, first: _batch(one, plan.batch))
+        _section(
+            f"batch of {plan.batch}", heads, together, lambda one, first: _batch(one, plan.batch)
+        )
     write_out(LEGEND.format(cold=plan.cold))
     if any(one.weights.read < last_level_cache() for one in results):
-        write_out("Weights that fit into the processor's cache can be read faster than memory: the limit is none.\n")
+        write_out(
+            "Weights that fit into the processor's cache can be read faster than memory: the limit is none.\n"
+        )
 
 
 def print_verdicts(results: Sequence[Result]) -> None:
@@ -76,7 +90,9 @@ def print_verdicts(results: Sequence[Result]) -> None:
         )
 
 
-def _all_times(pairs: Sequence[tuple[Spreads, Spreads]], decode: Which, prefill: Which) -> tuple[str, str]:
+def _all_times(
+    pairs: Sequence[tuple[Spreads, Spreads]], decode: Which, prefill: Which
+) -> tuple[str, str]:
     """How many times as fast the first of each pair is, in decode and in prefill, by these of either's runs."""
     return (
         ", ".join(_times(ours, theirs, "decode_tokens_per_s", decode) for ours, theirs in pairs),
@@ -108,7 +124,15 @@ def print_quality(quality: Quality) -> None:
         ]
         for one in quality.models
     ]
-    heads = ["", "perplexity", "change %", "mean KL", "99.9% KL", "same top-1 %", "largest logit diff"]
+    heads = [
+        "",
+        "perplexity",
+        "change %",
+        "mean KL",
+        "99.9% KL",
+        "same top-1 %",
+        "largest logit diff",
+    ]
     _print(heads, rows)
 
 
@@ -125,7 +149,10 @@ def _section(title: str, heads: list[str], results: Sequence[Result], cells: Cel
 def _print(heads: list[str], rows: list[list[str]]) -> None:
     """A table with all but its first column to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    lines = [[cell if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)] for row in (heads, *rows)]
+    lines = [
+        [cell if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        for row in (heads, *rows)
+    ]
     print_table(lines[1:], header=lines[0])
 
 

@@ -38,7 +38,12 @@ SIGN = "> "
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--quiet", is_flag=True, help="No figures after an answer.")
 def chat(
-    artifact: Path | None, device: str, threads: int | None, sampling: Given, system: str | None, quiet: bool
+    artifact: Path | None,
+    device: str,
+    threads: int | None,
+    sampling: Given,
+    system: str | None,
+    quiet: bool,
 ) -> None:
     """A conversation in the terminal; what was said stays in the model's cache.
 
@@ -82,7 +87,9 @@ def _obey(command: str, talk: Chat) -> bool:
     return True
 
 
-def _answer(model: Model, talk: Chat, message: str, sampling: Given, *, quiet: bool) -> tuple[Chat, bool]:
+def _answer(
+    model: Model, talk: Chat, message: str, sampling: Given, *, quiet: bool
+) -> tuple[Chat, bool]:
     """Print the answer as it comes. Returns the conversation to go on with, and whether Ctrl-C was pressed."""
     stream = talk.stream(message, **sampling)
     with _ctrl_c() as pressed:

@@ -30,7 +30,9 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     manifest = read_manifest(out)
     made = manifest.raw["compiled"]
     size = sum(manifest.files[name].size for name in compiled.FILES if name in manifest.files)
-    figures = ", ".join(f"{row.name} {row.here:.3g}" for row in report.rows if row.limit and row.here is not None)
+    figures = ", ".join(
+        f"{row.name} {row.here:.3g}" for row in report.rows if row.limit and row.here is not None
+    )
     write_out(
         f"{out}: compiled for {made['cpu']} and ONNX Runtime {made['onnxruntime']}, {size / 1e6:,.1f} MB beside the "
         f"portable graph\nproved on this machine: {figures}\nnext: {use_command(manifest)}\n"

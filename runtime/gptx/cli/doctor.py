@@ -35,8 +35,13 @@ def doctor(as_json: bool) -> None:
 
 def _print(health: Health) -> None:
     versions = [(name, number or "missing") for name, number in health.versions.items()]
-    print_table(versions, title="Versions", bad=[number is None for number in health.versions.values()])
-    tried = [(provider.name, "loads" if provider.loads else f"no: {provider.reason}") for provider in health.providers]
+    print_table(
+        versions, title="Versions", bad=[number is None for number in health.versions.values()]
+    )
+    tried = [
+        (provider.name, "loads" if provider.loads else f"no: {provider.reason}")
+        for provider in health.providers
+    ]
     print_table(tried, title="Providers", bad=[not provider.loads for provider in health.providers])
     machine = [
         ("processor", health.cpu),
@@ -48,7 +53,11 @@ def _print(health: Health) -> None:
     print_table(machine, title="Machine")
     optional = [(name, number or "not installed") for name, number in health.optional.items()]
     print_table(optional, title="Optional")
-    print_table([(problem,) for problem in health.problems], title="Problems", bad=[True] * len(health.problems))
+    print_table(
+        [(problem,) for problem in health.problems],
+        title="Problems",
+        bad=[True] * len(health.problems),
+    )
     if not health.problems:
         write_out("no problems\n")
 

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the manifest, config.json, files ...")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object: the manifest, config.json, files ...",
+)
 def inspect(artifact: Path | None, as_json: bool) -> None:
     """What ARTIFACT holds: model, precision, cache, tokenizer, files and certificate.
 
@@ -37,7 +42,8 @@ def _print(found: Description, path: Path) -> None:
     print_table(found.facts, title=str(path))
     total = sum(size for _, size in found.files)
     print_table(
-        [*((name, f"{size:>15,}") for name, size in found.files), ("total", f"{total:>15,}")], title="Files, bytes"
+        [*((name, f"{size:>15,}") for name, size in found.files), ("total", f"{total:>15,}")],
+        title="Files, bytes",
     )
     print_table(found.certificate, title="Certificate")
     print_table([(command,) for command in found.next], title="Next")

@@ -19,18 +19,45 @@ from gptx.cli.prompt import checked
 from gptx.generation.options import Given
 
 _SAMPLING = [
-    click.option("-n", "--max-new-tokens", type=int, metavar="N", help="Stop after so many tokens."),
-    click.option("--min-new-tokens", type=int, metavar="N", help="Do not end the text before so many tokens."),
-    click.option("--temperature", type=float, metavar="T", help="0: always the likeliest token; 1: as the model says."),
-    click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens (0: from all)."),
-    click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that make up P (1: all)."),
-    click.option("--min-p", type=float, metavar="P", help="Leave out tokens less likely than P times the likeliest."),
-    click.option("--repetition-penalty", type=float, metavar="R", help="Over 1: repeat less."),
     click.option(
-        "--seed", type=int, metavar="N", help="Draw the same text again; without it one is drawn and reported."
+        "-n", "--max-new-tokens", type=int, metavar="N", help="Stop after so many tokens."
     ),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", help=r"End before this text; \n, \t, \r and \\ are read. Repeatable."
+        "--min-new-tokens", type=int, metavar="N", help="Do not end the text before so many tokens."
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0: always the likeliest token; 1: as the model says.",
+    ),
+    click.option(
+        "--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens (0: from all)."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="Draw from the likeliest tokens that make up P (1: all).",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="Leave out tokens less likely than P times the likeliest.",
+    ),
+    click.option("--repetition-penalty", type=float, metavar="R", help="Over 1: repeat less."),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Draw the same text again; without it one is drawn and reported.",
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help=r"End before this text; \n, \t, \r and \\ are read. Repeatable.",
     ),
 ]
 
@@ -42,7 +69,9 @@ device_option = click.option(
     show_default=True,
     help="Where to compute; cuda fails where it cannot, auto takes the CPU then.",
 )
-threads_option = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all).")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all)."
+)
 _artifact_option = click.option(
     "-m",
     "--model",

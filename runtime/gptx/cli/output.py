@@ -63,7 +63,9 @@ class Printer:
     def __enter__(self) -> Printer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         if kind is None or interrupted or (self._wrote and not isinstance(error, OSError)):
             self._put("\n")
@@ -111,7 +113,12 @@ def fail(text: str) -> None:
     click.echo(f"gptx: {without_orders(' '.join(text.splitlines()))}", err=True)
 
 
-_ENDS = {"stop": "end of text", "length": "length reached", "context": "context full", "closed": "interrupted"}
+_ENDS = {
+    "stop": "end of text",
+    "length": "length reached",
+    "context": "context full",
+    "closed": "interrupted",
+}
 
 
 def figures(completion: Completion, *, interrupted: bool = False) -> str:

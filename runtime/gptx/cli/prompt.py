@@ -86,7 +86,9 @@ def decoded(data: bytes, name: str, *, offset: int = 0) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         at, byte = offset + error.start, data[error.start]
-        raise PromptError(f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {at} ({error.reason})") from None
+        raise PromptError(
+            f"{name} is not UTF-8 text: byte 0x{byte:02x} at offset {at} ({error.reason})"
+        ) from None
     return text if offset else text.removeprefix("\ufeff")
 
 
@@ -95,7 +97,9 @@ def checked(text: str, name: str) -> str:
     try:
         return decoded(text.encode("utf-8", "surrogateescape"), name)
     except UnicodeEncodeError as error:  # Windows keeps half a UTF-16 pair
-        raise PromptError(f"{name} is not text: half a character at position {error.start}") from None
+        raise PromptError(
+            f"{name} is not text: half a character at position {error.start}"
+        ) from None
 
 
 def _read_stdin() -> str:
@@ -108,7 +112,9 @@ def _stdin_bytes() -> bytes:
 
 
 def _stdin() -> IO[bytes] | None:
-    return None if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer  # None: closed by <&- or a service
+    return (
+        None if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer
+    )  # None: closed by <&- or a service
 
 
 def _is_terminal() -> bool:
@@ -136,5 +142,8 @@ def _something_piped() -> bool:
     if not stat.S_ISFIFO(kind):
         return False
     if not select.select([stream], [], [], NOTICE_AFTER)[0]:
-        click.echo("gptx: waiting for the end of standard input (close it with < /dev/null if there is none)", err=True)
+        click.echo(
+            "gptx: waiting for the end of standard input (close it with < /dev/null if there is none)",
+            err=True,
+        )
     return True

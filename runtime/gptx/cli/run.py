@@ -29,13 +29,30 @@ if TYPE_CHECKING:
 @sampling_options
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--system", metavar="TEXT", help="The system message, with --chat.")
-@click.option("--tokens", metavar="IDS", help="Token ids as the prompt: 1,2,3 (- reads them from standard input).")
 @click.option(
-    "--batch", metavar="FILE", help="Run each line of FILE (- is standard input); prints a JSON result a line."
+    "--tokens",
+    metavar="IDS",
+    help="Token ids as the prompt: 1,2,3 (- reads them from standard input).",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Lines run together.")
+@click.option(
+    "--batch",
+    metavar="FILE",
+    help="Run each line of FILE (- is standard input); prints a JSON result a line.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Lines run together.",
+)
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, token ids, timings, seed ...")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object: text, token ids, timings, seed ...",
+)
 @click.option("--quiet", is_flag=True, help="No figures and no hints on standard error.")
 def run(
     prompt: str | None,
@@ -70,20 +87,29 @@ def run(
         lines = read_lines(batch)
         model = gptx.load(artifact, device=device, threads=threads)
         _hint(model, chat=chat, quiet=quiet)
-        ok = run_lines(model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo)
+        ok = run_lines(
+            model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo
+        )
         sys.exit(0 if ok else 1)
     given: str | list[int] = read_prompt(prompt) if tokens is None else parse_tokens(tokens)
     began = time.perf_counter()
     model = gptx.load(artifact, device=device, threads=threads)
     load_seconds = time.perf_counter() - began
     if isinstance(given, str) and model.tokenizer is None:
-        raise UsageError(f"{model.path} has no tokenizer: give token ids with --tokens 1,2,3 instead of a prompt")
+        raise UsageError(
+            f"{model.path} has no tokenizer: give token ids with --tokens 1,2,3 instead of a prompt"
+        )
     _hint(model, chat=chat, quiet=quiet)
     stream = start(model, given, sampling, chat=chat, system=system)
-    interrupted = _print_text(model, stream, _echoed(model, given, chat=chat) if echo else "", silent=as_json)
+    interrupted = _print_text(
+        model, stream, _echoed(model, given, chat=chat) if echo else "", silent=as_json
+    )
     completion = stream.completion
     if as_json:
-        facts = result(model, completion) | {"load_seconds": load_seconds, "seconds": time.perf_counter() - began}
+        facts = result(model, completion) | {
+            "load_seconds": load_seconds,
+            "seconds": time.perf_counter() - began,
+        }
         facts |= {"prompt": given} if echo else {}
         facts |= {"finish_reason": "interrupted"} if interrupted else {}
         write_json_line(facts)
@@ -93,7 +119,9 @@ def run(
         sys.exit(130)
 
 
-def start(model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None) -> Stream:
+def start(
+    model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None
+) -> Stream:
     """The stream for one prompt; 256 new tokens where neither the call nor the artifact says how many."""
     options = sampling.copy()
     if options.get("max_new_tokens") is None and not limits_length(model.generation):
@@ -134,8 +162,14 @@ def _echoed(model: Model, given: str | list[int], *, chat: bool) -> str:
 def _hint(model: Model, *, chat: bool, quiet: bool) -> None:
     if model.template is not None and not chat and not quiet:
         note("hint: this is a chat model, --chat puts the prompt into its template")
-    if model.manifest.precision == "fp16" and model.provider == "CPUExecutionProvider" and not quiet:
-        note("hint: ONNX Runtime computes most of fp16 in fp32 on a CPU: int8 is smaller and faster here")
+    if (
+        model.manifest.precision == "fp16"
+        and model.provider == "CPUExecutionProvider"
+        and not quiet
+    ):
+        note(
+            "hint: ONNX Runtime computes most of fp16 in fp32 on a CPU: int8 is smaller and faster here"
+        )
 
 
 def _check_combination(
@@ -146,6 +180,8 @@ def _check_combination(
     if batch is None:
         refuse_without("--batch", "batch_size")
     if tokens is not None and (prompt is not None or batch is not None or chat):
-        raise click.UsageError("--tokens takes the place of the prompt: leave out PROMPT, --batch and --chat")
+        raise click.UsageError(
+            "--tokens takes the place of the prompt: leave out PROMPT, --batch and --chat"
+        )
     if batch is not None and prompt is not None:
         raise click.UsageError("--batch takes the place of the prompt: leave out PROMPT")

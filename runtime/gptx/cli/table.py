@@ -11,7 +11,9 @@ from gptx.progress import color_system
 Rows = Sequence[Sequence[str]]
 
 
-def print_table(rows: Rows, *, title: str = "", header: Sequence[str] = (), bad: Sequence[bool] = ()) -> None:
+def print_table(
+    rows: Rows, *, title: str = "", header: Sequence[str] = (), bad: Sequence[bool] = ()
+) -> None:
     """One table. `bad` marks rows to be shown in red on a terminal (say it in words as well: a pipe has no colour)."""
     if not rows:
         return
@@ -25,7 +27,10 @@ def plain(rows: Rows, *, title: str = "", header: Sequence[str] = ()) -> str:
     lines = [list(header), *rows] if header else list(rows)
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
     indent = "  " if title else ""
-    text = [indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in lines]
+    text = [
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in lines
+    ]
     return "\n".join(([title] if title else []) + text) + "\n"
 
 
@@ -36,12 +41,16 @@ def _rich(rows: Rows, title: str, header: Sequence[str], bad: Sequence[bool]) ->
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=bool(header))
+    table = Table(
+        box=box.SIMPLE_HEAD if header else None, show_header=bool(header), pad_edge=bool(header)
+    )
     for column in header or rows[0]:
         table.add_column(column if header else "", overflow="fold")
     for number, row in enumerate(rows):
         style = "red" if number < len(bad) and bad[number] else ""
-        table.add_row(*(Text(printable(cell), style=style) for cell in row))  # Text: a [ in a name is no markup
+        table.add_row(
+            *(Text(printable(cell), style=style) for cell in row)
+        )  # Text: a [ in a name is no markup
     console = Console(color_system=color_system())
     if title:
         console.print(Text(title, style="bold"))

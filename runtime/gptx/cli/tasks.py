@@ -29,15 +29,25 @@ def _few_shot(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --example, --examples and --template; the command gets `examples` and `template`."""
 
     @functools.wraps(command)
-    def collected(*args: Any, example: tuple[str, ...], examples_file: Path | None, **kwargs: Any) -> Any:
-        examples = [_pair(text) for text in example] + (_read(examples_file) if examples_file else [])
+    def collected(
+        *args: Any, example: tuple[str, ...], examples_file: Path | None, **kwargs: Any
+    ) -> Any:
+        examples = [_pair(text) for text in example] + (
+            _read(examples_file) if examples_file else []
+        )
         if kwargs["template"] is not None:
-            hint_of_a_file(kwargs["template"], f'--template "$(cat {shlex.quote(kwargs["template"])})"')
+            hint_of_a_file(
+                kwargs["template"], f'--template "$(cat {shlex.quote(kwargs["template"])})"'
+            )
             kwargs["template"] = unescape(checked(kwargs["template"], "--template"))
         return command(*args, examples=examples, **kwargs)
 
     for option in (
-        click.option("--template", metavar="TEXT", help="What is asked, with {text} in it (default: the model's own)."),
+        click.option(
+            "--template",
+            metavar="TEXT",
+            help="What is asked, with {text} in it (default: the model's own).",
+        ),
         click.option(
             "--examples",
             "examples_file",
@@ -45,7 +55,12 @@ def _few_shot(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="FILE",
             help='Examples for the prompt, one JSON object a line: {"text": ..., "label" or "summary": ...}.',
         ),
-        click.option("--example", multiple=True, metavar="TEXT=>ANSWER", help="An example for the prompt. Repeatable."),
+        click.option(
+            "--example",
+            multiple=True,
+            metavar="TEXT=>ANSWER",
+            help="An example for the prompt. Repeatable.",
+        ),
     ):
         collected = option(collected)
     return collected
@@ -54,7 +69,9 @@ def _few_shot(command: Callable[..., Any]) -> Callable[..., Any]:
 def _pair(text: str) -> tuple[str, str]:
     question, arrow, answer = checked(text, "--example").rpartition("=>")
     if not arrow or not question.strip() or not answer.strip():
-        raise UsageError(f'--example is {text!r:.80}, expected TEXT=>ANSWER, such as "A fine film.=>positive"')
+        raise UsageError(
+            f'--example is {text!r:.80}, expected TEXT=>ANSWER, such as "A fine film.=>positive"'
+        )
     return question.strip(), answer.strip()
 
 
@@ -77,11 +94,19 @@ def _read(file: Path) -> Examples:
 @click.argument("text", required=False)
 @model_options
 @click.option(
-    "--label", "labels", multiple=True, metavar="LABEL", help="One of the labels; give each (default: the model's own)."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="LABEL",
+    help="One of the labels; give each (default: the model's own).",
 )
-@click.option("--file", "source", metavar="FILE", help="Classify each line of a file (- is standard input).")
+@click.option(
+    "--file", "source", metavar="FILE", help="Classify each line of a file (- is standard input)."
+)
 @_few_shot
-@click.option("--calibrate", is_flag=True, help="Take away what the prompt alone prefers (Zhao et al. 2021).")
+@click.option(
+    "--calibrate", is_flag=True, help="Take away what the prompt alone prefers (Zhao et al. 2021)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
 def classify(
     text: str | None,
@@ -121,10 +146,17 @@ def classify(
 
     with gptx.load(artifact, device=device, threads=threads) as model:
         for result in classify_each(
-            model, texts(), labels or None, examples=examples, template=template, calibrate=calibrate
+            model,
+            texts(),
+            labels or None,
+            examples=examples,
+            template=template,
+            calibrate=calibrate,
         ):
             left_out.append(result.left_out)
-            _print_result({"text": asked, **dataclasses.asdict(result)} if as_json else _in_words(result))
+            _print_result(
+                {"text": asked, **dataclasses.asdict(result)} if as_json else _in_words(result)
+            )
     _say_left_out(left_out)
     if empty:
         which = (
@@ -132,9 +164,13 @@ def classify(
             if len(empty) == 1
             else f"{len(empty)} lines, of which line {empty[0]} is the first, are"
         )
-        raise PromptError(f"{which} empty and got no label" + ("; the others did" if left_out else ""))
+        raise PromptError(
+            f"{which} empty and got no label" + ("; the others did" if left_out else "")
+        )
     if not left_out:
-        raise UsageError(f"{'standard input' if source == '-' else source} holds no line to classify")
+        raise UsageError(
+            f"{'standard input' if source == '-' else source} holds no line to classify"
+        )
 
 
 def _texts(text: str | None, source: str | None) -> Iterable[str]:
@@ -200,7 +236,12 @@ def summarize(
 @click.argument("text", required=False)
 @model_options
 @click.option("--file", "source", metavar="FILE", help="Score the text of a file.")
-@click.option("--overlap", type=click.IntRange(min=1), metavar="N", help="Tokens that windows of a long text share.")
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens that windows of a long text share.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(
     text: str | None,

@@ -31,7 +31,9 @@ NARROW = 80  # columns of a terminal that have no room for all of the table's
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quiet", is_flag=True, help="No progress and no tables; the exit status says it.")
-def verify(artifact: Path | None, device: str, threads: int | None, as_json: bool, quiet: bool) -> None:
+def verify(
+    artifact: Path | None, device: str, threads: int | None, as_json: bool, quiet: bool
+) -> None:
     """Prove ARTIFACT's certificate again on this machine, without torch.
 
     Checks every file's hash, that all weights are numbers, and what becomes of a text. Then runs the proof text and the
@@ -57,7 +59,8 @@ def _print(report: Report, path: Path) -> None:
     checks = [(check.name, check.what, "ok" if check.ok else "FAILED") for check in report.checks]
     print_table(checks, title="Checked", bad=[not check.ok for check in report.checks])
     rows = [
-        (row.name, row.what, *map(number, (row.certified, row.here, row.limit)), _judged(row)) for row in report.rows
+        (row.name, row.what, *map(number, (row.certified, row.here, row.limit)), _judged(row))
+        for row in report.rows
     ]
     header = ("figure", "what it is", "certified", "here", "limit", "")
     if sys.stdout.isatty() and shutil.get_terminal_size().columns < NARROW:
@@ -66,9 +69,17 @@ def _print(report: Report, path: Path) -> None:
     write_out("\n")
     print_table(rows, header=header, bad=[not row.ok for row in report.rows])
     if report.stated:
-        said = ", ".join(f"{printable(name)} {number(value)}" for name, value in report.stated.items())
-        write_out(f"\nstated by gptx.json, over all of the proof text, and not proved here: {said}\n")
-    write_out("\n" + "".join(f"{printable(note)}\n" for note in report.notes) + f"{path}: {_verdict(report)}\n")
+        said = ", ".join(
+            f"{printable(name)} {number(value)}" for name, value in report.stated.items()
+        )
+        write_out(
+            f"\nstated by gptx.json, over all of the proof text, and not proved here: {said}\n"
+        )
+    write_out(
+        "\n"
+        + "".join(f"{printable(note)}\n" for note in report.notes)
+        + f"{path}: {_verdict(report)}\n"
+    )
 
 
 def number(value: object) -> str:

@@ -63,10 +63,25 @@ def unsupported(generation: Mapping[str, Any]) -> dict[str, str]:
         found.update({name: reason for name in names if name not in found})
 
     if beams or given("constraints") or given("force_words_ids"):
-        names = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
-        neutral = {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0, "length_penalty": 1}
+        names = (
+            "num_beams",
+            "num_beam_groups",
+            "diversity_penalty",
+            "length_penalty",
+            "early_stopping",
+        )
+        neutral = {
+            "num_beams": 1,
+            "num_beam_groups": 1,
+            "diversity_penalty": 0,
+            "length_penalty": 1,
+        }
         changed = [name for name in names if given(name, neutral.get(name, False))]
-        add("beam search", *changed, *(name for name in ("constraints", "force_words_ids") if given(name)))
+        add(
+            "beam search",
+            *changed,
+            *(name for name in ("constraints", "force_words_ids") if given(name)),
+        )
     elif not sampled and above("penalty_alpha", 0) and above("top_k", 1, absent=50):
         add("contrastive search", "penalty_alpha")
     if given("num_return_sequences", 1):
@@ -95,7 +110,9 @@ def unsupported_in_words(generation: Mapping[str, Any]) -> str | None:
     found = unsupported(generation)
     if not found:
         return None
-    listed = ", ".join(f"{name} {generation[name]!r:.40} ({reason})" for name, reason in found.items())
+    listed = ", ".join(
+        f"{name} {generation[name]!r:.40} ({reason})" for name, reason in found.items()
+    )
     return f"generation_config.json asks for what gptx does not do: {listed}; text is generated without"
 
 
@@ -216,7 +233,9 @@ def _words(value: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    biases: dict[tuple[int, ...], float] = {}  # the last of two for the same sequence holds, as in transformers
+    biases: dict[
+        tuple[int, ...], float
+    ] = {}  # the last of two for the same sequence holds, as in transformers
     for pair in _list(value):
         word, bias = _list(pair)
         biases[_word(word)] = _number(bias, -math.inf, 1.7e308)
@@ -224,7 +243,9 @@ def _biases(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 
 
 def _one_or_several(value: Any) -> tuple[int, ...]:
-    return tuple(_id(token) for token in value) if isinstance(value, list | tuple) else (_id(value),)
+    return (
+        tuple(_id(token) for token in value) if isinstance(value, list | tuple) else (_id(value),)
+    )
 
 
 def _decay(value: Any) -> tuple[int, float]:

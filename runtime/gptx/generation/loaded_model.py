@@ -49,7 +49,9 @@ class LoadedModel:
         self._engine: Engine | None = engine
         self.manifest: Manifest = engine.manifest
         self.provider: str = engine.provider  # what really runs the graph, as ONNX Runtime calls it
-        self.graph: Path = engine.graph  # the file that was opened: onnx/model.onnx, or one that gptx compile made
+        self.graph: Path = (
+            engine.graph
+        )  # the file that was opened: onnx/model.onnx, or one that gptx compile made
         self.decode: Path | None = engine.decode_graph  # where single rows have one of their own
         self.tokenizer: Tokenizer | None = tokenizer
         self.template: ChatTemplate | None = template
@@ -73,7 +75,9 @@ class LoadedModel:
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Given]) -> Completion: ...
     @overload
-    def generate(self, prompt: list[str] | list[list[int]], **options: Unpack[Given]) -> list[Completion]: ...
+    def generate(
+        self, prompt: list[str] | list[list[int]], **options: Unpack[Given]
+    ) -> list[Completion]: ...
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -110,10 +114,15 @@ class LoadedModel:
         batch = is_batch(prompt)
         prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
         with self.session(len(prompts)) as session:
-            seeds = [None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))]
+            seeds = [
+                None if resolved.seed is None else resolved.seed + row
+                for row in range(len(prompts))
+            ]
             generation = self._generation(session, prompts, resolved, seeds)
             stops = StopSet(resolved.stop)
-            transcripts = [self._transcript(ids, ids, stops, seed) for ids, seed in zip(prompts, seeds)]
+            transcripts = [
+                self._transcript(ids, ids, stops, seed) for ids, seed in zip(prompts, seeds)
+            ]
             completions = run_to_end(generation, transcripts, began=began)
         return completions if batch else completions[0]
 
@@ -162,20 +171,28 @@ class LoadedModel:
 
     def _token_ids(self, prompt: Sequence[int]) -> list[int]:
         if not is_list(prompt) and not isinstance(prompt, Iterator):
-            raise PromptError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+            raise PromptError(
+                f"a prompt is a text or a list of token ids, not {type(prompt).__name__}"
+            )
         ids, last = [_token_id(token) for token in prompt], self.manifest.model.vocab_size - 1
         beyond = next((token for token in ids if not 0 <= token <= last), None)
         if beyond is not None:
-            raise PromptError(f"token id {shown(beyond)} is outside the model's vocabulary: 0 to {last}")
+            raise PromptError(
+                f"token id {shown(beyond)} is outside the model's vocabulary: 0 to {last}"
+            )
         return ids
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
         """What a chat is made of. Raises UsageError where the artifact lacks it."""
         self._need_language("generated")
         if self.tokenizer is None:
-            raise UsageError(f"{self.path} has no tokenizer, so there is no chat: generate from token ids")
+            raise UsageError(
+                f"{self.path} has no tokenizer, so there is no chat: generate from token ids"
+            )
         if self.template is None:
-            raise UsageError(f"{self.path} has no chat template, so there is no chat: generate text from a prompt")
+            raise UsageError(
+                f"{self.path} has no chat template, so there is no chat: generate text from a prompt"
+            )
         return self.tokenizer, self.template
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -246,14 +263,25 @@ class LoadedModel:
         return self._engine
 
     def _generation(
-        self, session: Session, prompts: list[list[int]], options: Options, seeds: Sequence[int | None]
+        self,
+        session: Session,
+        prompts: list[list[int]],
+        options: Options,
+        seeds: Sequence[int | None],
     ) -> Generation:
         tokens = self.manifest.tokens
         return Generation(
-            session, prompts, options, ends=tokens.eos, tokenizer_vocab_size=tokens.vocab_size, seeds=seeds
+            session,
+            prompts,
+            options,
+            ends=tokens.eos,
+            tokenizer_vocab_size=tokens.vocab_size,
+            seeds=seeds,
         )
 
-    def _transcript(self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None) -> Transcript:
+    def _transcript(
+        self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None
+    ) -> Transcript:
         if self.tokenizer is None:
             return Transcript(None, None, len(ids), seed)
         strings = StopStrings(stops, self.tokenizer, ids)
@@ -272,5 +300,7 @@ def _is_token_id(value: object) -> bool:
 def _token_id(value: Any) -> int:
     number = integer(value)
     if number is None:
-        raise PromptError(f"a prompt is a text or a list of token ids, and this one holds {shown(value)}")
+        raise PromptError(
+            f"a prompt is a text or a list of token ids, and this one holds {shown(value)}"
+        )
     return number

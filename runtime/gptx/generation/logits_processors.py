@@ -35,8 +35,13 @@ def processors(
         _biases(_bans(rules, ends), n_logits),
         _not_before(rules.min_length, ends),
         _not_before(start + options.min_new_tokens if options.min_new_tokens else 0, ends),
-        _forced(1 if rules.forced_bos_token_id is not None else None, (rules.forced_bos_token_id or 0,)),
-        _forced(last - 1 if last is not None and rules.forced_eos_token_id else None, rules.forced_eos_token_id),
+        _forced(
+            1 if rules.forced_bos_token_id is not None else None, (rules.forced_bos_token_id or 0,)
+        ),
+        _forced(
+            last - 1 if last is not None and rules.forced_eos_token_id else None,
+            rules.forced_eos_token_id,
+        ),
         _decay(rules, start, ends),
         _suppress(_array(rules.suppress_tokens, n_logits)),
         _suppress(_array(rules.begin_suppress_tokens, n_logits), at=_begin(rules, start)),
@@ -88,7 +93,9 @@ def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | No
     """Ban the token that would complete a sequence of `size` tokens which occurred before (or occurs in `within`)."""
     if size == 0:
         return None
-    followed: dict[tuple[int, ...], set[int]] = {}  # the first tokens of each sequence: the last ones
+    followed: dict[
+        tuple[int, ...], set[int]
+    ] = {}  # the first tokens of each sequence: the last ones
     read = 0  # tokens whose sequences are noted
 
     def note(tokens: Sequence[int]) -> None:

@@ -54,9 +54,13 @@ class Generation:
         seeds: Sequence[int | None] | None = None,
     ) -> None:
         tokenizer_vocab_size = tokenizer_vocab_size or session.vocab_size
-        check_prompts(prompts, session.lengths, limit=session.limit, longest=options.rules.max_length)
+        check_prompts(
+            prompts, session.lengths, limit=session.limit, longest=options.rules.max_length
+        )
         stops = frozenset((*ends, *options.stop_tokens))
-        check_options(options, stops, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=session.vocab_size)
+        check_options(
+            options, stops, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=session.vocab_size
+        )
         self._session, self._tokenizer_vocab_size = session, tokenizer_vocab_size
         self._padded_ends = sorted(token for token in stops if token >= tokenizer_vocab_size)
         self._width = max(tokenizer_vocab_size, *(token + 1 for token in self._padded_ends), 0)
@@ -64,19 +68,24 @@ class Generation:
         self._counts = [0] * len(prompts)
         self._active = list(range(len(prompts)))
         self._plans = [
-            self._plan(row, options, stops, options.seed if seeds is None else seeds[row]) for row in self._active
+            self._plan(row, options, stops, options.seed if seeds is None else seeds[row])
+            for row in self._active
         ]
 
     def _plan(self, row: int, options: Options, stops: frozenset[int], seed: int | None) -> RowPlan:
         prompt = [*self._session.tokens[row], *self._next[row]]
-        most: int = self._session.limit - len(prompt) + 1  # the last token is not fed, so it needs no place
+        most: int = (
+            self._session.limit - len(prompt) + 1
+        )  # the last token is not fed, so it needs no place
         at_most: FinishReason = "context"
         longest = options.rules.max_length
         asked = options.max_new_tokens if longest is None else longest - len(prompt)
         if asked is not None and asked <= most:
             most, at_most = asked, "length"
         last = len(prompt) + most if at_most == "length" else None
-        pick = picker(options, prompt=prompt, stops=stops, seed=seed, n_logits=self._width, last=last)
+        pick = picker(
+            options, prompt=prompt, stops=stops, seed=seed, n_logits=self._width, last=last
+        )
         return RowPlan(pick, stops, most, at_most)
 
     def __iter__(self) -> Self:
@@ -119,11 +128,15 @@ class Generation:
             self._next[row] = ()
 
 
-def check_options(options: Options, stops: Collection[int], *, tokenizer_vocab_size: int, vocab_size: int) -> None:
+def check_options(
+    options: Options, stops: Collection[int], *, tokenizer_vocab_size: int, vocab_size: int
+) -> None:
     """Raise UsageError for token ids that the model does not have, and for forced ones that cannot be picked."""
     beyond = sorted(token for token in stops if not 0 <= token < vocab_size)
     if beyond:
-        raise UsageError(f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}")
+        raise UsageError(
+            f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}"
+        )
     for field, ids in options.rules.ids().items():
         most = tokenizer_vocab_size if field.startswith("forced") else vocab_size
         beyond = [token for token in ids if token >= most and token not in stops]
@@ -134,7 +147,9 @@ def check_options(options: Options, stops: Collection[int], *, tokenizer_vocab_s
             )
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], held: Sequence[int], *, limit: int, longest: int | None) -> None:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], held: Sequence[int], *, limit: int, longest: int | None
+) -> None:
     """Raise PromptError for what cannot be run, naming the prompt where there are several. `held`: tokens that each row
     has already; `limit`: the model's context; `longest`: tokens of prompt and text together, where that is limited."""
     for index, (prompt, before) in enumerate(zip(prompts, held)):

@@ -64,11 +64,15 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_tokens: int | None) -> Options:
+def resolve(
+    given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_tokens: int | None
+) -> Options:
     """`max_new_tokens`: the last resort for that option. Raises UsageError, naming every option that makes no sense."""
     unknown = sorted(set(given) - set(Given.__annotations__))
     if unknown:
-        raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(Given.__annotations__)}")
+        raise UsageError(
+            f"unknown option {', '.join(unknown)}; known are {', '.join(Given.__annotations__)}"
+        )
     given = {name: value for name, value in given.items() if value is not None}
     configured = from_generation_config(generation)
     values = {**DEFAULTS, **configured, **given}
@@ -84,16 +88,24 @@ def resolve(given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_
     for name, value in values.items():
         ours = name not in given and name in configured
         if ours and name in SAMPLED and not drawn:
-            values[name] = DEFAULTS[name]  # transformers, too, passes over these where nothing is drawn
+            values[name] = DEFAULTS[
+                name
+            ]  # transformers, too, passes over these where nothing is drawn
         elif problem := _problem("stop_strings" if ours and name == "stop" else name, value):
             problems.append(problem + (FROM_FILE if ours else ""))
-    if not problems and values["max_new_tokens"] is not None and values["min_new_tokens"] > values["max_new_tokens"]:
+    if (
+        not problems
+        and values["max_new_tokens"] is not None
+        and values["min_new_tokens"] > values["max_new_tokens"]
+    ):
         if "min_new_tokens" in given:
             problems.append(
                 f"min_new_tokens is {shown(values['min_new_tokens'])}, more than max_new_tokens"
                 f" {shown(values['max_new_tokens'])}"
             )
-        values["min_new_tokens"] = values["max_new_tokens"]  # the file's is put aside, as in transformers
+        values["min_new_tokens"] = values[
+            "max_new_tokens"
+        ]  # the file's is put aside, as in transformers
     if problems:
         raise UsageError("; ".join(problems))
     if not drawn and "temperature" not in given:
@@ -120,8 +132,14 @@ def warn_of_unused(given: Mapping[str, Any]) -> None:
     """Options that choose how to draw, where nothing is drawn because no temperature was given."""
     unused = [name for name, off in _OF_DRAWING.items() if given.get(name) not in (None, off)]
     if unused:
-        words = f"{', '.join(unused[:-1])} and {unused[-1]} change" if unused[1:] else f"{unused[0]} changes"
-        warn(f"{words} nothing: the likeliest token is always taken here, unless temperature is given")
+        words = (
+            f"{', '.join(unused[:-1])} and {unused[-1]} change"
+            if unused[1:]
+            else f"{unused[0]} changes"
+        )
+        warn(
+            f"{words} nothing: the likeliest token is always taken here, unless temperature is given"
+        )
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +148,15 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     Absent fields have transformers' defaults: do_sample false, which is temperature 0; where it is true, temperature 1
     and top_k 50. A field that is null is off.
     """
-    names = ("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    names = (
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+    )
     values = {name: generation[name] for name in names if generation.get(name) is not None}
     values |= {name: whole(value) for name, value in values.items() if name in _COUNTS}
     if generation.get("stop_strings") is not None:
@@ -142,7 +168,9 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
         if "top_k" not in generation:
             values["top_k"] = TOP_K
     if generation.get("max_length") is not None and "max_new_tokens" not in values:
-        if generation["max_length"] == 20:  # transformers takes this for its own default: 20 new tokens
+        if (
+            generation["max_length"] == 20
+        ):  # transformers takes this for its own default: 20 new tokens
             values["max_new_tokens"] = 20
         else:
             values["max_length"] = generation["max_length"]
@@ -156,7 +184,12 @@ def limits_length(values: Mapping[str, Any]) -> bool:
 
 FROM_FILE = " (from the artifact's generation_config.json)"
 SAMPLED = ("top_k", "top_p", "min_p")
-_OF_DRAWING = {"top_k": 0, "top_p": 1, "min_p": 0, "seed": None}  # and what says the same as not giving it
+_OF_DRAWING = {
+    "top_k": 0,
+    "top_p": 1,
+    "min_p": 0,
+    "seed": None,
+}  # and what says the same as not giving it
 _NUMBERS = {  # name: (lowest, highest, what to say of it)
     "temperature": (0, 1.7e308, "0 (greedy) or more"),
     "top_p": (0, 1, "0 to 1"),
@@ -188,7 +221,11 @@ def _problem(name: str, value: Any) -> str | None:
         return None if good else f"{name} is {shown(value)}, expected texts that are not empty"
     if name == "stop_tokens":
         # the slice: range(10**30) has no length that Python could give
-        good = isinstance(value, Sequence) and not value[MOST_STOP_TOKENS:] and all(map(_is_index, value))
+        good = (
+            isinstance(value, Sequence)
+            and not value[MOST_STOP_TOKENS:]
+            and all(map(_is_index, value))
+        )
         return None if good else f"stop_tokens is {shown(value)}, expected token ids"
     return None
 

@@ -75,7 +75,11 @@ def drawer(options: Options, seed: int | None) -> Sampler:
 
     def draw(logits: np.ndarray) -> int:
         ids, weights = filter_logits(
-            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
+            logits,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
         )
         for narrow in narrowed:
             ids, weights = _narrow(ids, weights, narrow(weights))
@@ -86,7 +90,12 @@ def drawer(options: Options, seed: int | None) -> Sampler:
 
 
 def filter_logits(
-    logits: np.ndarray, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: np.ndarray,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities.
 
@@ -101,17 +110,23 @@ def filter_logits(
         ids = np.flatnonzero(logits >= kth_largest(logits, top_k))  # ties stay, as in Hugging Face
         weights = logits[ids]
     if min_p > 0 and top_p == 1:
-        ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= top + temperature * math.log(min_p)))
+        ids, weights = _narrow(
+            ids, weights, np.flatnonzero(weights >= top + temperature * math.log(min_p))
+        )
     weights -= top
     weights /= temperature
     np.exp(weights, out=weights)
     if top_p < 1:
         ids, weights = _narrow(ids, weights, nucleus(weights, top_p))
-        ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= min_p))  # the likeliest weighs 1
+        ids, weights = _narrow(
+            ids, weights, np.flatnonzero(weights >= min_p)
+        )  # the likeliest weighs 1
     return ids, weights
 
 
-def _narrow(ids: np.ndarray | None, weights: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _narrow(
+    ids: np.ndarray | None, weights: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     return kept if ids is None else ids[kept], weights[kept]
 
 

@@ -32,7 +32,9 @@ class Session:
 
     def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
         n_ctx = engine.manifest.model.n_ctx
-        n_rows = count("batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS)
+        n_rows = count(
+            "batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS
+        )
         if size is not None:
             size = count("size", size, f"1 to {n_ctx}, the model's context", n_ctx)
         self.limit: int = size or n_ctx
@@ -43,7 +45,9 @@ class Session:
         self._lengths = [0] * n_rows
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
         self._large_pages = engine.large_pages
-        self._call = OneThread("another thread is using this session: give each thread a session of its own")
+        self._call = OneThread(
+            "another thread is using this session: give each thread a session of its own"
+        )
 
     @property
     def batch_size(self) -> int:
@@ -67,8 +71,12 @@ class Session:
     @overload
     def feed(self, rows: Sequence[Sequence[int]]) -> np.ndarray: ...
     @overload
-    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]) -> list[np.ndarray]: ...
-    def feed(self, rows: Sequence[Sequence[int]], *, all_logits: bool = False) -> np.ndarray | list[np.ndarray]:
+    def feed(
+        self, rows: Sequence[Sequence[int]], *, all_logits: Literal[True]
+    ) -> list[np.ndarray]: ...
+    def feed(
+        self, rows: Sequence[Sequence[int]], *, all_logits: bool = False
+    ) -> np.ndarray | list[np.ndarray]:
         """Append new tokens to each row. Returns the logits after each row's last token, float32 (B, n_logits).
 
         A row that gets no tokens ([]) stays as it is, and its logits are NaN. all_logits: return the logits after every
@@ -105,7 +113,12 @@ class Session:
 
     def _advance_one(self, rows: Sequence[Sequence[int]]) -> bool:
         """The common step, one good token of the only row, with nothing that it does not need; else False."""
-        if type(rows) is not list or len(rows) != 1 or type(rows[0]) not in (tuple, list) or len(rows[0]) != 1:
+        if (
+            type(rows) is not list
+            or len(rows) != 1
+            or type(rows[0]) not in (tuple, list)
+            or len(rows[0]) != 1
+        ):
             return False
         token, held = rows[0][0], self._lengths[0]
         if type(token) is not int or not 0 <= token < self.vocab_size or held == self.limit:
@@ -122,7 +135,11 @@ class Session:
     def begin_at(self, position: int) -> None:
         """Give the next token of an empty session of one row this position. The places before it hold nothing and are
         not seen: only for windows that are fed whole, with all_logits, on the CPU."""
-        assert len(self._tokens) == 1 and not self._lengths[0] and not isinstance(self._cache, CudaCache | _Closed)
+        assert (
+            len(self._tokens) == 1
+            and not self._lengths[0]
+            and not isinstance(self._cache, CudaCache | _Closed)
+        )
         self._cache.skip(position)
         self._tokens, self._lengths = [[0] * position], [position]
 
@@ -132,10 +149,14 @@ class Session:
             if isinstance(self._cache, _Closed):
                 raise _closed()
             kept = []
-            for row, (given, held) in enumerate(zip(rows_of("rewind", lengths, self.batch_size), self._lengths)):
+            for row, (given, held) in enumerate(
+                zip(rows_of("rewind", lengths, self.batch_size), self._lengths)
+            ):
                 length = integer(given)
                 if length is None or not 0 <= length <= held:
-                    raise UsageError(f"row {row} holds {held} tokens and cannot be rewound to {shown(given)}")
+                    raise UsageError(
+                        f"row {row} holds {held} tokens and cannot be rewound to {shown(given)}"
+                    )
                 kept.append(length)
             if kept == self._lengths:
                 return

@@ -91,7 +91,9 @@ class Transcript:
         )
 
 
-def run_to_end(generation: Generation, transcripts: Sequence[Transcript], *, began: float) -> list[Completion]:
+def run_to_end(
+    generation: Generation, transcripts: Sequence[Transcript], *, began: float
+) -> list[Completion]:
     """All rows of a batch, each to its own end."""
     before = began
     for steps in generation:
@@ -180,7 +182,9 @@ class Stream:
         if not self._turn.acquire(wait):
             return
         try:
-            if not self._stepping:  # else this is a signal's handler, in the middle of this thread's own step
+            if (
+                not self._stepping
+            ):  # else this is a signal's handler, in the middle of this thread's own step
                 self._end()
         finally:
             self._turn.release()

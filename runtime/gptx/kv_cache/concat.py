@@ -45,12 +45,16 @@ class ConcatCache:
         self.logits[:, 0] = logits[:, -1]
 
     def prefill(
-        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+        self,
+        new: Mapping[int, np.ndarray],
+        lengths: Sequence[int],
+        outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         """As SharedBufferCache.prefill: each row runs alone on its own tokens, then takes its place in the batch."""
         with self._engine.device_lock:
             filled = {
-                row: self._prefill_row(row, ids, lengths[row], outs[row] if outs else None) for row, ids in new.items()
+                row: self._prefill_row(row, ids, lengths[row], outs[row] if outs else None)
+                for row, ids in new.items()
             }
             if len(self._mask) == 1:
                 width = lengths[0] + len(new[0]) - self._skipped
@@ -58,7 +62,9 @@ class ConcatCache:
             else:
                 self._lay(filled, {row: lengths[row] + len(ids) for row, ids in new.items()})
 
-    def _prefill_row(self, row: int, ids: np.ndarray, past: int, out: np.ndarray | None) -> list[Any]:
+    def _prefill_row(
+        self, row: int, ids: np.ndarray, past: int, out: np.ndarray | None
+    ) -> list[Any]:
         alone = len(self._mask) == 1
         pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
         for start, piece in self._engine.pieces(ids):
@@ -112,7 +118,9 @@ class ConcatCache:
 
     def _empty(self, batch_size: int, width: int) -> np.ndarray:
         model = self._engine.manifest.model
-        return np.zeros((batch_size, model.n_kv_head, width, model.head_dim), self._engine.cache_dtype)
+        return np.zeros(
+            (batch_size, model.n_kv_head, width, model.head_dim), self._engine.cache_dtype
+        )
 
     def _host(self, past: Any) -> np.ndarray:
         return past if isinstance(past, np.ndarray) else past.numpy()
@@ -124,7 +132,13 @@ class ConcatCache:
         return onnxruntime().OrtValue.ortvalue_from_numpy(past, self._engine.device, 0)
 
     def _run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: np.ndarray, pasts: list[Any], *, keep: int
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        mask: np.ndarray,
+        pasts: list[Any],
+        *,
+        keep: int,
     ) -> tuple[np.ndarray, list[Any]]:
         engine = self._engine
         feeds = {"input_ids": ids, "attention_mask": mask}
@@ -142,7 +156,9 @@ class ConcatCache:
 
 
 def _run_on_cpu(engine: Engine, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return engine.session.run(["logits", *engine.present_names], feeds)  # arrays over ORT's own memory: no copies
+    return engine.session.run(
+        ["logits", *engine.present_names], feeds
+    )  # arrays over ORT's own memory: no copies
 
 
 def _run_on_device(engine: Engine, feeds: dict[str, Any]) -> list[Any]:

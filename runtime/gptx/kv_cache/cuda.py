@@ -52,29 +52,42 @@ class CudaCache:
             buffers = self._reserve(int(positions.max()) + 1, max(lengths))
             buffers.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
             buffers.positions.update_inplace(positions)
-            if not self._engine.captures:  # a graph that can be captured reads the mask's length alone
-                buffers.mask.update_inplace((np.arange(self.capacity) <= positions).astype(np.int64))
+            if (
+                not self._engine.captures
+            ):  # a graph that can be captured reads the mask's length alone
+                buffers.mask.update_inplace(
+                    (np.arange(self.capacity) <= positions).astype(np.int64)
+                )
             buffers.steps.run(buffers.options)
             np.copyto(self.logits, buffers.logits.numpy())
 
     def prefill(
-        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+        self,
+        new: Mapping[int, np.ndarray],
+        lengths: Sequence[int],
+        outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
         are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
         with self._locked():
-            buffers = self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
+            buffers = self._reserve(
+                max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths)
+            )
             for row, ids in new.items():
                 binding = Binding(self._engine, self._engine.session)
                 binding.rows(buffers.places(row, row + 1))
                 for start, piece in self._engine.pieces(ids):
-                    logits = self._prefill_chunk(binding, piece, lengths[row] + start, every=outs is not None)
+                    logits = self._prefill_chunk(
+                        binding, piece, lengths[row] + start, every=outs is not None
+                    )
                     if outs is not None:
                         outs[row][start : start + len(piece)] = logits
                     else:
                         self.logits[row, 0] = logits[-1]
 
-    def _prefill_chunk(self, binding: Binding, piece: np.ndarray, past: int, *, every: bool) -> np.ndarray:
+    def _prefill_chunk(
+        self, binding: Binding, piece: np.ndarray, past: int, *, every: bool
+    ) -> np.ndarray:
         """(n, V): the logits of all of the piece, or at least the last."""
         total = past + len(piece)
         binding.small(piece[None], np.arange(past, total)[None], 0 if every else 1)
@@ -155,7 +168,9 @@ class CacheBuffers:
         graph_id = next(engine.graph_ids) if engine.captures else NEVER
         options = run_options(graph_id) if engine.captures else None
         steps = Binding(engine, engine.session)
-        buffers = cls(engine, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options)
+        buffers = cls(
+            engine, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options
+        )
         steps.rows(buffers.places(0, rows))
         steps.stay(ids, positions, mask, logits)
         return buffers
@@ -168,7 +183,10 @@ class CacheBuffers:
         """Pointer and shape of the rows from `first` to before `last`, in each buffer."""
         rows, *rest = self.keys_values[0].shape()
         row_bytes = math.prod(rest) * self.engine.cache_dtype.itemsize
-        return [(buffer.data_ptr() + first * row_bytes, (last - first, *rest)) for buffer in self.keys_values]
+        return [
+            (buffer.data_ptr() + first * row_bytes, (last - first, *rest))
+            for buffer in self.keys_values
+        ]
 
     def copy(self, other: CacheBuffers, used: int) -> None:
         """Copy the first `used` tokens of each row from other buffers with as many rows."""
@@ -183,6 +201,8 @@ class CacheBuffers:
 
 
 def _placed(array: np.ndarray, device: str) -> Any:
-    value = onnxruntime().OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+    value = onnxruntime().OrtValue.ortvalue_from_shape_and_type(
+        array.shape, array.dtype.type, device, 0
+    )
     value.update_inplace(array)
     return value

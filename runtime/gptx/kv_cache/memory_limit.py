@@ -10,7 +10,15 @@ from gptx.system.cpu import memory
 def cache_bytes(engine: Engine, rows: int, tokens: int) -> int:
     """Of the keys and values of so many tokens in each of so many rows."""
     model = engine.manifest.model
-    return 2 * model.n_layer * rows * tokens * model.n_kv_head * model.head_dim * engine.cache_dtype.itemsize
+    return (
+        2
+        * model.n_layer
+        * rows
+        * tokens
+        * model.n_kv_head
+        * model.head_dim
+        * engine.cache_dtype.itemsize
+    )
 
 
 def check_memory(engine: Engine, rows: int, tokens: int) -> None:

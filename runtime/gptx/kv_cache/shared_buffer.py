@@ -30,8 +30,12 @@ class SharedBufferCache:
         model = engine.manifest.model
         self._engine, self._limit = engine, limit
         self._main = Binding(engine, engine.session)
-        self._single = Binding(engine, engine.decode) if engine.decode else self._main  # for steps of a single row
-        self._bound: tuple[int, int] | None = None  # the rows that the next step finds bound, a single one in _single
+        self._single = (
+            Binding(engine, engine.decode) if engine.decode else self._main
+        )  # for steps of a single row
+        self._bound: tuple[int, int] | None = (
+            None  # the rows that the next step finds bound, a single one in _single
+        )
         self._mask = np.zeros((1, 0), np.int64)  # theirs
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
@@ -67,7 +71,10 @@ class SharedBufferCache:
         binding.run()
 
     def prefill(
-        self, new: Mapping[int, np.ndarray], lengths: Sequence[int], outs: Mapping[int, np.ndarray] | None = None
+        self,
+        new: Mapping[int, np.ndarray],
+        lengths: Sequence[int],
+        outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
         are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
@@ -77,9 +84,13 @@ class SharedBufferCache:
             self._main.rows([buffer.rows(row, row + 1) for buffer in self._buffers])
             out = outs[row] if outs else None
             for start, piece in self._engine.pieces(ids):
-                self._prefill_chunk(row, piece, lengths[row] + start, None if out is None else out[start:])
+                self._prefill_chunk(
+                    row, piece, lengths[row] + start, None if out is None else out[start:]
+                )
 
-    def _prefill_chunk(self, row: int, piece: np.ndarray, past: int, out: np.ndarray | None) -> None:
+    def _prefill_chunk(
+        self, row: int, piece: np.ndarray, past: int, out: np.ndarray | None
+    ) -> None:
         total, size = past + len(piece), len(piece)
         self._main.small(piece[None], np.arange(past, total)[None], 1 if out is None else 0)
         self._main.mask(self._ones[:, :total])
@@ -111,7 +122,10 @@ class SharedBufferCache:
         check_memory(self._engine, batch_size, length)
         self._bound = None  # the arrays are others then
         capacity = capacity_for(length, self._limit)
-        before, shape = ((batch_size, model.n_kv_head, size, model.head_dim) for size in (self.capacity, capacity))
+        before, shape = (
+            (batch_size, model.n_kv_head, size, model.head_dim)
+            for size in (self.capacity, capacity)
+        )
         try:
             while len(self._buffers) < 2 * model.n_layer:
                 self._buffers.append(Buffer(shape, self._engine.cache_dtype))
@@ -181,6 +195,8 @@ class Buffer:
         if shape == self._array.shape:
             return
         small = self._array.reshape(-1)[: math.prod(shape)].reshape(shape)
-        for place in np.ndindex(*shape[:2]):  # in order of memory: no row is overwritten before it has moved
+        for place in np.ndindex(
+            *shape[:2]
+        ):  # in order of memory: no row is overwritten before it has moved
             small[place][:used] = self._array[place][:used]
         self._array = small

@@ -32,13 +32,17 @@ class Binding:
         if name := self._engine.logits_input:
             self._wanted[...] = -keep if name == "first_logit" else keep
             # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
-            self._binding.bind_input(name, "cpu", 0, np.int64, self._wanted.shape, self._wanted.ctypes.data)
+            self._binding.bind_input(
+                name, "cpu", 0, np.int64, self._wanted.shape, self._wanted.ctypes.data
+            )
 
     def mask(self, mask: np.ndarray) -> None:
         self._binding.bind_cpu_input("attention_mask", mask)
 
     def logits(self, array: np.ndarray) -> None:
-        self._binding.bind_output("logits", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._binding.bind_output(
+            "logits", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+        )
 
     def stay(self, ids: Any, positions: Any, mask: Any, logits: Any) -> None:
         """In place of small, mask and logits: OrtValues of the device, which are the same in every run."""

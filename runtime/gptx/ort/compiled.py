@@ -14,13 +14,19 @@ from gptx.ort import providers
 
 # No name ends in .onnx: other loaders take every such file in the folder for a graph of theirs
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
-DECODE, DECODE_WEIGHTS = "compiled/decode.pb", "compiled/decode.bin"  # of onnx/decode.onnx, where there is one
+DECODE, DECODE_WEIGHTS = (
+    "compiled/decode.pb",
+    "compiled/decode.bin",
+)  # of onnx/decode.onnx, where there is one
 FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS)
 
 
 def facts() -> dict[str, Any]:
     """What gptx.json says of a graph that is compiled here and now."""
-    from gptx.system.cpu import cpu_features, cpu_name  # here: artifacts that are not compiled load without it
+    from gptx.system.cpu import (
+        cpu_features,
+        cpu_name,
+    )  # here: artifacts that are not compiled load without it
 
     return {
         "graph": GRAPH,
@@ -43,12 +49,19 @@ def misfit(manifest: Manifest) -> str | None:
     graphs = {GRAPH, DECODE} if manifest.decode else {GRAPH}
     if made.get("graph") != GRAPH or not graphs <= manifest.files.keys():
         return "gptx.json describes it in a way that this gptx does not read"
-    for field, what in (("onnxruntime", "ONNX Runtime"), ("architecture", "a processor of architecture")):
+    for field, what in (
+        ("onnxruntime", "ONNX Runtime"),
+        ("architecture", "a processor of architecture"),
+    ):
         if made.get(field) != here[field]:
             return f"it is for {what} {made.get(field)}, and this is {here[field]}"
     then, now = made.get("cpu_features") or [], here["cpu_features"]
     lacking, more = [f for f in then if f not in now], [f for f in now if f not in then]
     if lacking or more:
-        words = [f"{what} {', '.join(names)}" for what, names in (("lacks", lacking), ("also has", more)) if names]
+        words = [
+            f"{what} {', '.join(names)}"
+            for what, names in (("lacks", lacking), ("also has", more))
+            if names
+        ]
         return f"it is for {made.get('cpu')}, and this processor {' and '.join(words)}"
     return None

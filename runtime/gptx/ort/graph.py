@@ -46,7 +46,9 @@ DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.
 @dataclass(frozen=True)
 class Engine:
     session: Any  # onnxruntime.InferenceSession
-    decode: Any | None  # another that runs single rows on the same cache, where the artifact has a graph for them
+    decode: (
+        Any | None
+    )  # another that runs single rows on the same cache, where the artifact has a graph for them
     manifest: Manifest
     provider: str  # what runs the graph, as ORT calls it
     graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
@@ -56,10 +58,14 @@ class Engine:
     logits_dtype: np.dtype
     cache_dtype: np.dtype
     large_pages: LargePages  # for the weights, once sessions have made enough calls
-    device_lock: AbstractContextManager[Any]  # within which the device is used: see providers.device_lock
+    device_lock: AbstractContextManager[
+        Any
+    ]  # within which the device is used: see providers.device_lock
     captures: bool  # steps become CUDA graphs, each with an id of its own
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    buffer_pool: BufferPool = field(default_factory=BufferPool)  # unused cache buffers on the device
+    buffer_pool: BufferPool = field(
+        default_factory=BufferPool
+    )  # unused cache buffers on the device
 
     @property
     def device(self) -> str:
@@ -84,7 +90,9 @@ class Engine:
             self.buffer_pool.close()
 
     def failed(self, error: Exception) -> ArtifactError:
-        return ArtifactError(f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}")
+        return ArtifactError(
+            f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}"
+        )
 
 
 class Opened(NamedTuple):
@@ -98,14 +106,20 @@ class Opened(NamedTuple):
 
 
 def open_engine(
-    manifest: Manifest, *, device: str = "cpu", threads: int | None = None, adjust_memory: bool = True
+    manifest: Manifest,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    adjust_memory: bool = True,
 ) -> Engine:
     """Open the graph of an artifact. adjust_memory: see gptx.load.
 
     Raises UsageError, ProviderError for the device, ArtifactError for the graph.
     """
     check_options(device, threads)
-    with _one_at_a_time:  # ORT unmaps what it packed while it opens a graph, and `release` must not meet that
+    with (
+        _one_at_a_time
+    ):  # ORT unmaps what it packed while it opens a graph, and `release` must not meet that
         opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
         large_pages = LargePages(enabled=adjust_memory)
         if opened is None:
@@ -183,7 +197,9 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
 
 
 def _cannot_open(graph: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{graph}: ONNX Runtime {onnxruntime().__version__} cannot open it: {first_line(error)}")
+    return ArtifactError(
+        f"{graph}: ONNX Runtime {onnxruntime().__version__} cannot open it: {first_line(error)}"
+    )
 
 
 def _compiled_fits(manifest: Manifest) -> bool:
@@ -192,7 +208,9 @@ def _compiled_fits(manifest: Manifest) -> bool:
         return False
     reason = compiled.misfit(manifest)
     if reason is not None:
-        note(f"{manifest.path / compiled.GRAPH} is not used: {reason}; the portable graph is loaded")
+        note(
+            f"{manifest.path / compiled.GRAPH} is not used: {reason}; the portable graph is loaded"
+        )
     return reason is None
 
 
@@ -222,7 +240,9 @@ def _open_decode(
     except ProviderError:
         raise
     except Exception as error:  # as above
-        note(f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do")
+        note(
+            f"{manifest.decode} is not used: {first_line(error)}; single rows run as all others do"
+        )
         return None, None
     _keep(manifest, session, adjust_memory)
     return session, graph
@@ -232,7 +252,9 @@ def _keep(manifest: Manifest, session: Any, adjust_memory: bool) -> None:
     """Note an opened session, and release the memory that was needed only to open it. Under the lock."""
     _sessions.add(session)
     if adjust_memory:
-        open_ones = list(_sessions)  # held until it is done: a session that goes unmaps its file too
+        open_ones = list(
+            _sessions
+        )  # held until it is done: a session that goes unmaps its file too
         release(manifest.path, library_folder())
         del open_ones
 
@@ -265,7 +287,11 @@ def _problems(manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any
         if node is None:
             continue
         found = [size if isinstance(size, int) else None for size in node.shape]
-        if node.type != cache_type or len(found) != 4 or any(f not in (None, e) for f, e in zip(found, expected)):
+        if (
+            node.type != cache_type
+            or len(found) != 4
+            or any(f not in (None, e) for f, e in zip(found, expected))
+        ):
             heads = f"{shape.n_kv_head} heads of {shape.head_dim}"
             yield f"{name} is {node.type} {node.shape}, expected {cache_type} of {heads}"
             break  # the other layers say the same
@@ -275,7 +301,11 @@ def _problems(manifest: Manifest, inputs: dict[str, Any], outputs: dict[str, Any
         if name == "logits" and node.type not in DTYPES:
             yield f"logits is {node.type}, expected one of {', '.join(DTYPES)}"
     logits = outputs.get("logits")
-    if logits is not None and isinstance(logits.shape[-1], int) and logits.shape[-1] != shape.n_logits:
+    if (
+        logits is not None
+        and isinstance(logits.shape[-1], int)
+        and logits.shape[-1] != shape.n_logits
+    ):
         name = "n_class" if shape.n_class else "vocab_size"
         yield f"logits has {logits.shape[-1]} values, expected {name} {shape.n_logits}"
 

@@ -19,7 +19,10 @@ from gptx.system.cpu import cpu_features, int8_saturates
 
 Device = Literal["cpu", "cuda", "auto"]
 OLDEST = (1, 31)
-OLDEST_THAT_COMPILES = (1, 32)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
+OLDEST_THAT_COMPILES = (
+    1,
+    32,
+)  # 1.31 reads packed weights of MatMulNBits back as NaN (onnxruntime #29163)
 MOST_THREADS = 1024  # more than any machine has use for; 99999 fill the memory and never start
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _cuda_lock = threading.RLock()
@@ -27,8 +30,35 @@ _cuda_lock = threading.RLock()
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 # ONNX Runtime leaves these to the CPU on purpose, beside CUDA: a few numbers, of which most become shapes
 OF_SHAPES = {
-    *("Shape", "Size", "Gather", "Slice", "Concat", "Split", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Range"),
-    *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "ReduceProd", "Equal", "Less", "Greater", "Where"),
+    *(
+        "Shape",
+        "Size",
+        "Gather",
+        "Slice",
+        "Concat",
+        "Split",
+        "Cast",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Range",
+    ),
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Neg",
+        "Abs",
+        "Min",
+        "Max",
+        "ReduceProd",
+        "Equal",
+        "Less",
+        "Greater",
+        "Where",
+    ),
     *("Not", "And", "Or", "Expand", "ConstantOfShape", "Identity"),
 }
 
@@ -42,7 +72,13 @@ def onnxruntime() -> Any:
         ort.InferenceSession  # noqa: B018  (a folder that pip left behind is a module without it)
     except (ImportError, AttributeError) as error:
         both = conflict()
-        why = f" ({both})" if both else "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+        why = (
+            f" ({both})"
+            if both
+            else ""
+            if isinstance(error, ModuleNotFoundError)
+            else f" ({error})"
+        )
         raise ProviderError(
             f"ONNX Runtime is not installed{why}: {pip_command('cpu')} for this processor, "
             f"{pip_command('cuda')} for an NVIDIA GPU (one of the two, never both)"
@@ -87,20 +123,28 @@ def conflict() -> str | None:
     if len(found) < 2:
         return None
     names = " and ".join(f"{name} {version}" for name, version in found.items())
-    return f"{names} are both installed and overwrite each other: pip uninstall both, then install one"
+    return (
+        f"{names} are both installed and overwrite each other: pip uninstall both, then install one"
+    )
 
 
 def check_options(device: str, threads: int | None) -> None:
     """Raises UsageError."""
     if not isinstance(device, str) or device not in get_args(Device):
-        raise UsageError(f"device is {shown(device)}, expected one of {', '.join(get_args(Device))}")
+        raise UsageError(
+            f"device is {shown(device)}, expected one of {', '.join(get_args(Device))}"
+        )
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
-        raise UsageError(f"threads is {shown(threads)}, expected 1 to {MOST_THREADS}, or None for one per core")
+        raise UsageError(
+            f"threads is {shown(threads)}, expected 1 to {MOST_THREADS}, or None for one per core"
+        )
 
 
 def tries_cuda(device: str) -> bool:
     """Whether CUDA is to be tried for this device."""
-    return device == "cuda" or (device == "auto" and CUDA in onnxruntime().get_available_providers())
+    return device == "cuda" or (
+        device == "auto" and CUDA in onnxruntime().get_available_providers()
+    )
 
 
 def open_on_cpu(graph: Path, threads: int | None) -> Any:
@@ -129,7 +173,9 @@ def save_optimized(graph: Path, out: Path, weights: str) -> None:
         )
     options = _options(ort, 1)
     options.optimized_model_filepath = str(out)
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", weights
+    )
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     open_session(ort, graph, options)
 
@@ -191,7 +237,9 @@ def need_cuda() -> None:
     _preload(ort)
     missing = missing_cuda_library(ort)
     if missing:
-        raise ProviderError(f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries")
+        raise ProviderError(
+            f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries"
+        )
 
 
 def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> Any:
@@ -207,9 +255,13 @@ def _open_cuda(ort: Any, graph: Path, threads: int | None, *, capture: bool) -> 
     cuda = CUDA_OPTIONS | {"enable_cuda_graph": "1" if capture else "0"}
     try:
         session = Session(str(graph), options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
-    except Exception as error:  # ORT has one class per status code and no base that tells CUDA's from the graph's
+    except (
+        Exception
+    ) as error:  # ORT has one class per status code and no base that tells CUDA's from the graph's
         if is_full(error):
-            raise ProviderError(f"device 'cuda' has no room for the weights of {graph}: take device 'cpu'") from error
+            raise ProviderError(
+                f"device 'cuda' has no room for the weights of {graph}: take device 'cpu'"
+            ) from error
         if "CUDA" not in str(error) and "cuda" not in str(error):
             raise
         raise ProviderError(f"device 'cuda' cannot be used: {first_line(error)}") from error
@@ -279,7 +331,11 @@ def first_line(error: BaseException) -> str:
     """The part of an ORT error that a person can read: one line, without the status code in front, and of an error of
     CUDA's without the C++ function that it came from."""
     # ORT quotes names of the graph; with bytes in them that are not UTF-8, its words cannot become a Python text
-    words = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    words = (
+        error.object.decode(errors="replace")
+        if isinstance(error, UnicodeDecodeError)
+        else str(error)
+    )
     lines = words.strip().splitlines() or [type(error).__name__]
     text = lines[0]
     if text.startswith("[ONNXRuntimeError]"):

@@ -39,23 +39,43 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
     if not certificate:
         return [("certificate", "none")]
     limits = _limits(certificate)
-    rows = [("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")]
+    rows = [
+        ("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")
+    ]
     figures = certificate.get("figures") or {}
-    rows += [(name, _figure(value, limits.get(name))) for name, value in figures.items() if value is not None]
+    rows += [
+        (name, _figure(value, limits.get(name)))
+        for name, value in figures.items()
+        if value is not None
+    ]
     consistency = certificate.get("consistency") or {}
     rows += [(name, _figure(value, limits.get(name))) for name, value in consistency.items()]
     if (greedy := certificate.get("greedy")) and greedy.get("compared") != 0:
-        rows.append(("greedy text", f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"))
+        rows.append(
+            (
+                "greedy text",
+                f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical",
+            )
+        )
     if decode := certificate.get("decode"):
         rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):
-        where = (environment.get("provider"), environment.get("cpu"), f"onnxruntime {environment.get('onnxruntime')}")
+        where = (
+            environment.get("provider"),
+            environment.get("cpu"),
+            f"onnxruntime {environment.get('onnxruntime')}",
+        )
         rows.append(("measured on", ", ".join(str(part) for part in where if part)))
     links = certificate.get("chain") or []
     if len(links) > 1:
         rows += [(f"link {n}", _link(link)) for n, link in enumerate(links, 1)]
     if certificate.get("accepted"):
-        rows.append(("accepted", f"outside its limits: {'; '.join(certificate.get('outside') or ['not said where'])}"))
+        rows.append(
+            (
+                "accepted",
+                f"outside its limits: {'; '.join(certificate.get('outside') or ['not said where'])}",
+            )
+        )
     return rows
 
 
@@ -70,14 +90,18 @@ def _limits(certificate: dict[str, Any]) -> dict[str, float]:
 
 
 def _link(link: dict[str, Any]) -> str:
-    figures = [f"{name} {_figure(value, None)}" for name, value in link.items() if name != "against"]
+    figures = [
+        f"{name} {_figure(value, None)}" for name, value in link.items() if name != "against"
+    ]
     return f"{link.get('against')}: {', '.join(figures)}"
 
 
 def _text(text: Any) -> str:
     if isinstance(text, dict):
         return ", ".join(
-            f"{key} {str(value)[:16]}" for key, value in text.items() if not isinstance(value, dict | list)
+            f"{key} {str(value)[:16]}"
+            for key, value in text.items()
+            if not isinstance(value, dict | list)
         )
     return str(text or "an unnamed text")
 

@@ -39,7 +39,9 @@ def limits_for(precision: str, overrides: Mapping[str, float] | None = None) -> 
     known = {name for row in LIMITS.values() for name in row}
     unknown = sorted(set(overrides or {}) - known)
     if unknown:
-        raise UsageError(f"no limit is called {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+        raise UsageError(
+            f"no limit is called {', '.join(unknown)}: there are {', '.join(sorted(known))}"
+        )
     for name, value in (overrides or {}).items():
         if not 0 <= value < math.inf:  # NaN neither
             raise UsageError(f"the limit {name} is {value}, expected a number of 0 or more")
@@ -59,9 +61,15 @@ def judge(
     if "max_abs" in limits:
         allowed = max(limits["max_abs"], relative)
         rows.append(Judgement("max_abs", figures.max_abs, allowed, figures.max_abs <= allowed))
-        rows.append(Judgement("tie_gap", figures.tie_gap, 2 * allowed, figures.tie_gap <= 2 * allowed))
+        rows.append(
+            Judgement("tie_gap", figures.tie_gap, 2 * allowed, figures.tie_gap <= 2 * allowed)
+        )
     if "kl_mean" in limits:
-        rows.append(Judgement("kl_mean", figures.kl_mean, limits["kl_mean"], figures.kl_mean <= limits["kl_mean"]))
+        rows.append(
+            Judgement(
+                "kl_mean", figures.kl_mean, limits["kl_mean"], figures.kl_mean <= limits["kl_mean"]
+            )
+        )
     for name, value in (context or {}).items():
         if name == "context_max_abs" and "max_abs" in limits:
             allowed = max(limits["max_abs"], relative)

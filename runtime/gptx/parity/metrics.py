@@ -35,7 +35,8 @@ class Figures:
     def to_dict(self) -> dict[str, float | int | None]:
         """None for what there is not: a classification head has no perplexity."""
         return {
-            name: None if math.isnan(value) and name in _OF_LANGUAGE else value for name, value in asdict(self).items()
+            name: None if math.isnan(value) and name in _OF_LANGUAGE else value
+            for name, value in asdict(self).items()
         }
 
 
@@ -60,7 +61,11 @@ class Tally:
         """Both (n, vocab_size) float32; targets (n,) the token that followed, -1 where none did."""
         for at in range(0, len(reference), CHUNK):
             piece = slice(at, at + CHUNK)
-            self._add(reference[piece].astype(np.float64), logits[piece].astype(np.float64), targets[piece])
+            self._add(
+                reference[piece].astype(np.float64),
+                logits[piece].astype(np.float64),
+                targets[piece],
+            )
 
     def _add(self, reference: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> None:
         log_p, log_q = log_softmax(reference), log_softmax(logits)
@@ -90,7 +95,9 @@ class Tally:
         kl, nll = np.concatenate(self.kl), np.concatenate(self.nll)
         same = np.concatenate(self.same)
         perplexity = perplexity_of(nll)
-        error = perplexity * float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else math.nan
+        error = (
+            perplexity * float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else math.nan
+        )
         reference = np.concatenate(self.nll_reference)
         return Figures(
             positions=len(kl),

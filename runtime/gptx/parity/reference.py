@@ -65,7 +65,9 @@ class Reference:
             if value is not None:
                 arrays[name] = np.frombuffer(dump(value), np.uint8)
         # not save_file, whose file only its owner can read
-        (folder / FILE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        (folder / FILE).write_bytes(
+            save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        )
 
     @classmethod
     def load(cls, folder: Path, shape: Shape) -> Reference:
@@ -75,9 +77,13 @@ class Reference:
         try:
             arrays = load_file(path)
         except FileNotFoundError as error:
-            raise ArtifactError(f"{path} is missing, and verify compares with it: export again") from error
+            raise ArtifactError(
+                f"{path} is missing, and verify compares with it: export again"
+            ) from error
         except (SafetensorError, TypeError, ValueError, KeyError, OSError) as error:
-            raise ArtifactError(f"{path} cannot be read ({error}): copy the artifact again") from error
+            raise ArtifactError(
+                f"{path} cannot be read ({error}): copy the artifact again"
+            ) from error
         names = {f.name for f in fields(cls)} - set(_EXTRA)
         of_context = {f.name for f in fields(Context)}
         has_context = bool(of_context & arrays.keys())
@@ -88,12 +94,20 @@ class Reference:
         reference = cls(
             **{name: arrays[name] for name in names},
             context=context,
-            words=_parse(path, arrays, "words", text_record.is_record, "record of what the artifact makes of text"),
+            words=_parse(
+                path,
+                arrays,
+                "words",
+                text_record.is_record,
+                "record of what the artifact makes of text",
+            ),
             seal=_parse(path, arrays, "seal", is_seal, "seal"),
         )
         problems = list(_problems(reference, shape))
         if problems:
-            raise ArtifactError(f"{path} is not a reference of this model: {'; '.join(problems)}: copy it again")
+            raise ArtifactError(
+                f"{path} is not a reference of this model: {'; '.join(problems)}: copy it again"
+            )
         return reference
 
     def token_windows(self) -> Iterator[tuple[int, list[int]]]:
@@ -117,7 +131,9 @@ def _parse(
         raise ArtifactError(
             f"{path}: {name} is {array.dtype} {list(array.shape)}, expected bytes of text: copy it again"
         )
-    value = parse_json(array.tobytes(), f"{path}: {name}", ArtifactError, advice=": copy the artifact again")
+    value = parse_json(
+        array.tobytes(), f"{path}: {name}", ArtifactError, advice=": copy the artifact again"
+    )
     if not is_one(value):
         raise ArtifactError(f"{path}: {name} is no {what}: export the artifact again")
     return value
@@ -187,7 +203,9 @@ def _problems(reference: Reference, shape: Shape) -> Iterator[str]:
 def _misshapen(arrays: Any, expected: dict[str, tuple[str, tuple[int, ...]]]) -> Iterator[str]:
     for name, (kind, form) in expected.items():
         array = getattr(arrays, name)
-        good = len(array.shape) == len(form) and all(want in (_ANY, size) for want, size in zip(form, array.shape))
+        good = len(array.shape) == len(form) and all(
+            want in (_ANY, size) for want, size in zip(form, array.shape)
+        )
         if array.dtype.kind != kind or not good:
             words_of = {"i": "signed integers", "u": "unsigned integers", "f": "floats"}[kind]
             size = ", ".join("n" if want == _ANY else str(want) for want in form)
@@ -221,7 +239,9 @@ def _context_problems(context: Context, shape: Shape) -> Iterator[str]:
         yield f"context_windows reach position {(lengths + positions).max() - 1}, beyond the context of {shape.n_ctx}"
     yield from _beyond("context_tokens", context.context_tokens, shape.vocab_size)
     yield from _beyond("context_ids", context.context_ids, shape.n_logits)
-    if not (np.isfinite(context.context_logits).all() and np.isfinite(context.context_logsumexp).all()):
+    if not (
+        np.isfinite(context.context_logits).all() and np.isfinite(context.context_logsumexp).all()
+    ):
         yield "context_logits or context_logsumexp holds values that are no numbers"
     elif (context.context_logits.max(-1) > context.context_logsumexp + 1e-3).any():
         yield "context_logsumexp is less than a logit"
@@ -251,7 +271,9 @@ def summarize(
     per_position = top * (4 + np.dtype(id_type).itemsize) + 12 + per_token
     n_full = 2 if 8 * vocab_size < budget // 4 else 1
     room = max(16, (budget - 4 * n_full * vocab_size - 4096) // per_position)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("ids", "logits", "logsumexp", "targets")}
+    rows: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("ids", "logits", "logsumexp", "targets")
+    }
     starts, tokens, full = [], [], []
     for index, window in enumerate(windows):
         window = window[: room - len(tokens)]
@@ -285,7 +307,9 @@ def summarize(
     )
 
 
-def compare(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False) -> Figures:
+def compare(
+    reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False
+) -> Figures:
     """Figures of a model against what the reference carries.
 
     Differences are those of the 64 highest logits (and of the full positions); KL takes all other tokens as one bin, so
@@ -295,7 +319,9 @@ def compare(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, 
     return tally(reference, logits, classes=classes).figures()
 
 
-def tally(reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False) -> Tally:
+def tally(
+    reference: Reference, logits: Callable[[list[int]], np.ndarray], *, classes: bool = False
+) -> Tally:
     """What compare's figures are made of, position by position."""
     found = Tally()
     full = dict(zip(reference.full_positions.tolist(), reference.full_logits))
@@ -332,7 +358,9 @@ def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray) ->
     tally.choice(chosen == theirs, lead)
 
 
-def _add_loss(tally: Tally, reference: Reference, here: slice, values: np.ndarray, window: np.ndarray) -> None:
+def _add_loss(
+    tally: Tally, reference: Reference, here: slice, values: np.ndarray, window: np.ndarray
+) -> None:
     nll_reference = reference.logsumexp[here] - reference.target_logits[here]
     tally.nll_reference.append(nll_reference[:-1].astype(np.float64))
     rows = np.arange(len(window) - 1)

@@ -19,7 +19,9 @@ from gptx.artifact.manifest import REFERENCE
 if TYPE_CHECKING:
     from gptx.parity.reference import Reference
 
-Seal = dict[str, dict[str, str]]  # "files" and "manifest": a hash by name, of each file and of each value of gptx.json
+Seal = dict[
+    str, dict[str, str]
+]  # "files" and "manifest": a hash by name, of each file and of each value of gptx.json
 DIGITS = 32  # of each value's hash in hexadecimal
 
 
@@ -28,7 +30,9 @@ def seal_of(raw: Mapping[str, Any]) -> Seal:
     return {"files": _files(raw), "manifest": _values(raw)}
 
 
-def write_seal(folder: Path, raw: dict[str, Any], reference: Reference, seal: Seal) -> dict[str, Any]:
+def write_seal(
+    folder: Path, raw: dict[str, Any], reference: Reference, seal: Seal
+) -> dict[str, Any]:
     """Write `reference` with `seal` into the artifact in `folder`. Returns `raw`, what gptx.json is to hold, with the hash
     and size of the file that was written."""
     replace(reference, seal=seal).save(folder)
@@ -55,11 +59,20 @@ def _files(raw: Mapping[str, Any]) -> dict[str, str]:
 
 def _values(raw: Mapping[str, Any]) -> dict[str, str]:
     """The hash of every value of gptx.json, but for the files', which are sealed by themselves."""
-    texts = {name: json.dumps(value, sort_keys=True) for name, value in raw.items() if name != "files"}
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for name, text in texts.items()}
+    texts = {
+        name: json.dumps(value, sort_keys=True) for name, value in raw.items() if name != "files"
+    }
+    return {
+        name: hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for name, text in texts.items()
+    }
 
 
 def is_seal(value: Any) -> bool:
     """Whether a value read from JSON has the form of a seal."""
-    parts = [value.get(name) for name in ("files", "manifest")] if isinstance(value, dict) else [None]
-    return all(isinstance(part, dict) and all(isinstance(text, str) for text in part.values()) for part in parts)
+    parts = (
+        [value.get(name) for name in ("files", "manifest")] if isinstance(value, dict) else [None]
+    )
+    return all(
+        isinstance(part, dict) and all(isinstance(text, str) for text in part.values())
+        for part in parts
+    )

@@ -92,13 +92,23 @@ def compare_words(
     if stored is None:
         return []
     says = _tokens_differ(stored["tokens"], tokens)
-    checks = [_check("end of text", "the tokens that begin, end and pad a text are as they were", says)]
+    checks = [
+        _check("end of text", "the tokens that begin, end and pad a text are as they were", says)
+    ]
     if stored["tokenizer"] is not None or tokenizer is not None:
         checks.append(
-            _check("tokenizer", "encodes and decodes the proof text as it did", _differs(stored, tokenizer, proof))
+            _check(
+                "tokenizer",
+                "encodes and decodes the proof text as it did",
+                _differs(stored, tokenizer, proof),
+            )
         )
     if stored["chat"] is not None or template is not None:
-        checks.append(_check("chat template", "writes a conversation as it did", _chat_differs(stored, template)))
+        checks.append(
+            _check(
+                "chat template", "writes a conversation as it did", _chat_differs(stored, template)
+            )
+        )
     return checks
 
 
@@ -108,8 +118,16 @@ def _check(name: str, good: str, bad: str) -> Check:
 
 def _tokens_differ(stored: dict[str, Any], tokens: Tokens) -> str:
     now = _named(tokens)
-    wrong = [f"{name} {now[name]}, and was {stored.get(name)}" for name in now if now[name] != stored.get(name)]
-    return f"gptx.json names other tokens than when the artifact was made: {'; '.join(wrong)}" if wrong else ""
+    wrong = [
+        f"{name} {now[name]}, and was {stored.get(name)}"
+        for name in now
+        if now[name] != stored.get(name)
+    ]
+    return (
+        f"gptx.json names other tokens than when the artifact was made: {'; '.join(wrong)}"
+        if wrong
+        else ""
+    )
 
 
 def _differs(stored: dict[str, Any], tokenizer: Tokenizer | None, proof: Sequence[int]) -> str:
@@ -119,7 +137,8 @@ def _differs(stored: dict[str, Any], tokenizer: Tokenizer | None, proof: Sequenc
     ids = tokenizer.encode(was["text"], add_special_tokens=False)
     if ids != was["ids"]:
         at = next(
-            (n for n, pair in enumerate(zip(ids, was["ids"])) if pair[0] != pair[1]), min(len(ids), len(was["ids"]))
+            (n for n, pair in enumerate(zip(ids, was["ids"])) if pair[0] != pair[1]),
+            min(len(ids), len(was["ids"])),
         )
         return f"encodes the proof text otherwise than when the artifact was made, from its token {at + 1} on"
     shared = min(len(ids), len(proof))
@@ -140,7 +159,11 @@ def _chat_differs(stored: dict[str, Any], template: ChatTemplate | None) -> str:
         return "there was none when the artifact was made" if was is None else "it is gone"
     if _renderings(template) != was["texts"]:
         return "writes a conversation otherwise than when the artifact was made"
-    return "" if _digest(template.source) == was["template"] else "is another than when the artifact was made"
+    return (
+        ""
+        if _digest(template.source) == was["template"]
+        else "is another than when the artifact was made"
+    )
 
 
 def _renderings(template: ChatTemplate) -> list[str | None]:
@@ -160,7 +183,9 @@ def _named(tokens: Tokens) -> dict[str, Any]:
 
 
 def _vocabulary(tokenizer: Tokenizer) -> str:
-    return _digest(json.dumps(sorted(tokenizer.vocabulary().items(), key=lambda item: (item[1], item[0]))))
+    return _digest(
+        json.dumps(sorted(tokenizer.vocabulary().items(), key=lambda item: (item[1], item[0])))
+    )
 
 
 def _digest(text: str) -> str:
@@ -175,10 +200,16 @@ def is_record(stored: Any) -> bool:
     if tokenizer is not None:
         if not isinstance(tokenizer, dict) or not isinstance(tokenizer.get("proved"), bool):
             return False
-        if not all(isinstance(tokenizer.get(name), str) for name in ("text", "decoded", "vocabulary")):
+        if not all(
+            isinstance(tokenizer.get(name), str) for name in ("text", "decoded", "vocabulary")
+        ):
             return False
         if not all(isinstance(tokenizer.get(name), list) for name in ("ids", "prompt")):
             return False
     if chat is not None:
-        return isinstance(chat, dict) and isinstance(chat.get("texts"), list) and isinstance(chat.get("template"), str)
+        return (
+            isinstance(chat, dict)
+            and isinstance(chat.get("texts"), list)
+            and isinstance(chat.get("template"), str)
+        )
     return "tokenizer" in stored and "chat" in stored

@@ -61,14 +61,21 @@ def check_weights(
             nans, infinities, ordinary = _count(manifest, tensor, place, progress)
             # a mask that is added to scores is made of 0 and -inf
             if nans or (infinities and ordinary):
-                what = " and ".join(f"{n:,} {kind}" for n, kind in ((nans, "NaN"), (infinities, "infinite")) if n)
+                what = " and ".join(
+                    f"{n:,} {kind}" for n, kind in ((nans, "NaN"), (infinities, "infinite")) if n
+                )
                 name = graph.path.relative_to(manifest.path).as_posix()
-                problems.append(f"{tensor.name or 'a constant'!a:.100} of {name} holds {what} values")
+                problems.append(
+                    f"{tensor.name or 'a constant'!a:.100} of {name} holds {what} values"
+                )
     return count, problems
 
 
 def _count(
-    manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int] | None, progress: Callable[[int], object]
+    manifest: Manifest,
+    tensor: StoredTensor,
+    place: tuple[str, int, int] | None,
+    progress: Callable[[int], object],
 ) -> tuple[int, int, bool]:
     """NaNs, infinities, and whether a value is neither 0 nor minus infinity."""
     nans = infinities = 0
@@ -96,7 +103,9 @@ def _as_floats(values: np.ndarray, kind: int) -> np.ndarray:
     return values
 
 
-def _place(manifest: Manifest, graph: OnnxFile, tensor: StoredTensor) -> tuple[str, int, int] | None:
+def _place(
+    manifest: Manifest, graph: OnnxFile, tensor: StoredTensor
+) -> tuple[str, int, int] | None:
     """(file, offset, bytes) of a tensor that lies outside the graph; None of one inside. Raises ArtifactError."""
     if not tensor.outside:
         return None
@@ -119,7 +128,9 @@ def _place(manifest: Manifest, graph: OnnxFile, tensor: StoredTensor) -> tuple[s
     return name, offset, length
 
 
-def _values(manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int] | None) -> Iterator[np.ndarray]:
+def _values(
+    manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int] | None
+) -> Iterator[np.ndarray]:
     kind = FLOATS.get(tensor.kind, "u1")
     if place is not None:
         name, offset, length = place
@@ -127,7 +138,9 @@ def _values(manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int
         if length >= item:
             mapped = np.memmap(manifest.path / name, np.uint8, "r", offset=offset, shape=(length,))
             for at in range(0, length - length % item, BLOCK * item):
-                yield np.frombuffer(mapped[at : at + BLOCK * item][: length // item * item - at], kind)
+                yield np.frombuffer(
+                    mapped[at : at + BLOCK * item][: length // item * item - at], kind
+                )
         return
     for number, value in tensor.values:
         if number == 5:  # int32_data: the bits of small floats, one number each
@@ -136,12 +149,16 @@ def _values(manifest: Manifest, tensor: StoredTensor, place: tuple[str, int, int
             yield bits.astype("<u2").view("<f2") if kind == "<f2" else bits.astype(kind)
         else:
             own = {4: "<f4", 10: "<f8"}.get(number, kind)
-            yield np.frombuffer(value[: len(value) // np.dtype(own).itemsize * np.dtype(own).itemsize], own)
+            yield np.frombuffer(
+                value[: len(value) // np.dtype(own).itemsize * np.dtype(own).itemsize], own
+            )
 
 
 def position_tables(graph: OnnxFile) -> dict[str, StoredTensor]:
     """Stored tensors of which a row is taken by position: learned or computed positions, cosines and sines."""
-    stored = {tensor.name: tensor for tensor in graph.tensors if tensor.dims and tensor.name}  # "": no input
+    stored = {
+        tensor.name: tensor for tensor in graph.tensors if tensor.dims and tensor.name
+    }  # "": no input
     positions = {"position_ids"}
     found = {}
     for node in graph.nodes:
@@ -156,7 +173,9 @@ def position_tables(graph: OnnxFile) -> dict[str, StoredTensor]:
 def _looked_up(node: Node, positions: set[str]) -> list[str]:
     if node.operator in ("Gather", "GatherBlockQuantized"):
         return node.inputs[:1] if node.inputs[1:2] and node.inputs[1] in positions else []
-    return [node.inputs[place] for place in _TABLES.get(node.operator, ()) if place < len(node.inputs)]
+    return [
+        node.inputs[place] for place in _TABLES.get(node.operator, ()) if place < len(node.inputs)
+    ]
 
 
 def check_tables(manifest: Manifest, graphs: list[OnnxFile]) -> tuple[list[str], list[str]]:
@@ -183,14 +202,18 @@ def rotary_problems(manifest: Manifest, graphs: list[OnnxFile]) -> list[str]:
     for graph in graphs:
         stored = {tensor.name: tensor for tensor in graph.tensors if tensor.name}
         pairs = {tuple(n.inputs[7:9]) for n in graph.nodes if n.operator == "GroupQueryAttention"}
-        for pair in sorted(pair for pair in pairs if len(pair) == 2 and all(name in stored for name in pair)):
+        for pair in sorted(
+            pair for pair in pairs if len(pair) == 2 and all(name in stored for name in pair)
+        ):
             cos, sin = (_table(manifest, graph, stored[name]) for name in pair)
             if cos is None or sin is None or cos.shape != sin.shape or len(cos) < 3:
                 continue
             turned = cos[:-1] + 1j * sin[:-1]
             first = turned[0]
             with np.errstate(all="ignore"):
-                gap = np.abs(turned * ((cos[1] + 1j * sin[1]) / first) - (cos[1:] + 1j * sin[1:])).max(-1)
+                gap = np.abs(
+                    turned * ((cos[1] + 1j * sin[1]) / first) - (cos[1:] + 1j * sin[1:])
+                ).max(-1)
             # a float32 of an angle of n radians is off by n * 6e-8
             wrong = np.flatnonzero(~(gap <= 0.01 + 2e-7 * len(cos)))
             if len(wrong):

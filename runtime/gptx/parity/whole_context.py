@@ -15,7 +15,9 @@ from gptx.generation.loaded_model import LoadedModel
 from gptx.ort.providers import CPU
 from gptx.softmax import log_softmax, logsumexp
 
-WHOLE = 2048  # a context of so many tokens is one window; of a longer one, windows lie spread over it:
+WHOLE = (
+    2048  # a context of so many tokens is one window; of a longer one, windows lie spread over it:
+)
 PIECES, PIECE = 8, 256
 TOP = 4  # logits that are kept of each position
 
@@ -26,7 +28,9 @@ LogitsAt = Callable[[list[int], int], np.ndarray | None]
 @dataclass(frozen=True)
 class Context:
     context_tokens: np.ndarray  # int32 (P,), the windows one after the other
-    context_windows: np.ndarray  # int32 (W, 2): length of each, and the position that its first token has
+    context_windows: (
+        np.ndarray
+    )  # int32 (W, 2): length of each, and the position that its first token has
     context_ids: np.ndarray  # uint16 or uint32 (P, TOP): the tokens of the highest logits
     context_logits: np.ndarray  # float32 (P, TOP)
     context_logsumexp: np.ndarray  # float32 (P,), of all logits
@@ -53,7 +57,9 @@ def context_windows(n_ctx: int, *, offsets: bool = True) -> list[tuple[int, int]
     return [(PIECE, (n_ctx - PIECE) * piece // (PIECES - 1)) for piece in range(PIECES)]
 
 
-def record_context(tokens: Sequence[int], windows: Sequence[tuple[int, int]], logits_at: LogitsAt) -> Context:
+def record_context(
+    tokens: Sequence[int], windows: Sequence[tuple[int, int]], logits_at: LogitsAt
+) -> Context:
     """What the reference predicts in `windows`, filled with `tokens` over and over."""
     ids, kept = [], []
     for length, position in windows:
@@ -95,7 +101,10 @@ def compare_context(
         if values is None:
             continue
         values = values.astype(np.float64)
-        ids, top = context.context_ids[here].astype(np.int64), context.context_logits[here].astype(np.float64)
+        ids, top = (
+            context.context_ids[here].astype(np.int64),
+            context.context_logits[here].astype(np.float64),
+        )
         gaps.append(np.abs(top - np.take_along_axis(values, ids, -1)).max(initial=0.0))
         log_p = top - context.context_logsumexp[here].astype(np.float64)[:, None]
         kl.append(kl_of_top(log_p, np.take_along_axis(log_softmax(values), ids, -1)))

@@ -32,10 +32,22 @@ _X86 = {
     "amx_int8": "amxint8",
     "amx_bf16": "amxbf16",
 }
-_ARM = {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp", "i8mm": "i8mm", "bf16": "bf16", "sve": "sve"}
+_ARM = {
+    "neon": "asimd",
+    "fp16": "asimdhp",
+    "dotprod": "asimddp",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+}
 _ARM |= {"sve2": "sve2", "sme": "sme"}
 _MAC_ARM = {"fp16": "FP16", "dotprod": "DotProd", "i8mm": "I8MM", "bf16": "BF16", "sme": "SME"}
-_WINDOWS = {"avx": 39, "avx2": 40, "avx512": 41, "dotprod": 43}  # IsProcessorFeaturePresent's numbers
+_WINDOWS = {
+    "avx": 39,
+    "avx2": 40,
+    "avx512": 41,
+    "dotprod": 43,
+}  # IsProcessorFeaturePresent's numbers
 
 _ARM_PARTS = {  # (implementer, part) of the cores that edge boards and clouds have
     (0x41, 0xD03): "Cortex-A53",
@@ -76,7 +88,11 @@ def _features() -> tuple[str, ...]:
         if platform.machine() == "arm64":
             return (
                 "neon",
-                *(word for word, name in _MAC_ARM.items() if _sysctl(f"hw.optional.arm.FEAT_{name}") == "1"),
+                *(
+                    word
+                    for word, name in _MAC_ARM.items()
+                    if _sysctl(f"hw.optional.arm.FEAT_{name}") == "1"
+                ),
             )
         flags = _sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")
         return tuple(_known(_X86, flags.replace("AVX1.0", "AVX")))
@@ -102,7 +118,9 @@ def memory() -> tuple[int | None, int | None]:
     """Bytes of memory in all, and those that can be had now; None where the system does not say."""
     if sys.platform == "linux":
         sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
-        total, free = (int(sizes[key]) * 1024 if key in sizes else None for key in ("MemTotal", "MemAvailable"))
+        total, free = (
+            int(sizes[key]) * 1024 if key in sizes else None for key in ("MemTotal", "MemAvailable")
+        )
         limit = _read(_CONTAINER_LIMIT).strip()  # "max" where there is none
         if limit.isdigit() and total is not None:
             total = min(total, int(limit))
@@ -118,7 +136,9 @@ def name_in_cpuinfo(text: str, *, board: str = "") -> str:
     """The processor's name in the text of /proc/cpuinfo; ARM has none there, so its board and cores are named."""
     fields = dict(re.findall(r"^([^\n:]+?)[ \t]*:[ \t]*(.*)$", text, re.MULTILINE))
     name = _tidy(fields.get("model name", "") or fields.get("uarch", ""))
-    if name and not re.search(r"\d", name) and "cpu family" in fields:  # a virtual machine that hides which one it is
+    if (
+        name and not re.search(r"\d", name) and "cpu family" in fields
+    ):  # a virtual machine that hides which one it is
         name += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
     if name and not board:
         return name
@@ -128,7 +148,9 @@ def name_in_cpuinfo(text: str, *, board: str = "") -> str:
 
 def features_in_cpuinfo(text: str) -> list[str]:
     """The features that every processor in the text of /proc/cpuinfo has (big and little cores may differ)."""
-    lines = [line.split() for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)]
+    lines = [
+        line.split() for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    ]
     if not lines:
         return []
     common = " ".join(set(lines[0]).intersection(*lines[1:]))
@@ -144,7 +166,10 @@ def _arm_cores(text: str) -> list[str]:
     makers = re.findall(r"^CPU implementer\s*:\s*(\w+)", text, re.MULTILINE)
     parts = re.findall(r"^CPU part\s*:\s*(\w+)", text, re.MULTILINE)
     pairs = dict.fromkeys(zip(makers, parts))  # unique, in order
-    return [_ARM_PARTS.get((int(maker, 16), int(part, 16)), f"ARM core {maker}:{part}") for maker, part in pairs]
+    return [
+        _ARM_PARTS.get((int(maker, 16), int(part, 16)), f"ARM core {maker}:{part}")
+        for maker, part in pairs
+    ]
 
 
 def _tidy(name: str) -> str:
@@ -165,7 +190,9 @@ def _read(path: Path) -> str:
 
 def _sysctl(name: str) -> str:
     try:
-        done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5)
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
@@ -177,7 +204,9 @@ if sys.platform == "win32":
 
     def _windows_name() -> str:
         try:
-            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
+            with winreg.OpenKey(
+                winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+            ) as key:
                 return str(winreg.QueryValueEx(key, "ProcessorNameString")[0])
         except OSError:
             return ""
@@ -187,7 +216,9 @@ if sys.platform == "win32":
 
     class _MemoryStatus(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)]
-        _fields_ += [(name, ctypes.c_ulonglong) for name in ("total", "free", "_3", "_4", "_5", "_6", "_7")]
+        _fields_ += [
+            (name, ctypes.c_ulonglong) for name in ("total", "free", "_3", "_4", "_5", "_6", "_7")
+        ]
 
     def _windows_memory() -> tuple[int | None, int | None]:
         status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))

@@ -45,7 +45,9 @@ class LargePages:
         """Called once per run; after WORTH runs, starts the move into large pages in a thread of its own."""
         self._calls += 1
         if self._calls == WORTH and self._ranges:
-            threading.Thread(target=_collapse, args=(self._ranges,), name="gptx-large-pages", daemon=True).start()
+            threading.Thread(
+                target=_collapse, args=(self._ranges,), name="gptx-large-pages", daemon=True
+            ).start()
 
 
 def _size() -> int:
@@ -64,7 +66,9 @@ def _anonymous() -> list[Range]:
         maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:  # a container without /proc
         return []
-    found = re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?$", maps, re.MULTILINE)
+    found = re.finditer(
+        r"^([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(?:\[heap\])?$", maps, re.MULTILINE
+    )
     return [(int(match[1], 16), int(match[2], 16)) for match in found]
 
 
@@ -82,7 +86,9 @@ def _collapse(ranges: Sequence[Range]) -> None:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         for start, end in _runs(_full(ranges)):
             failed = madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _COLLAPSE)
-            if failed and ctypes.get_errno() != errno.EAGAIN:  # which is one page that was in use just then
+            if (
+                failed and ctypes.get_errno() != errno.EAGAIN
+            ):  # which is one page that was in use just then
                 return  # an older kernel, or no large pages left: the small ones serve
     except (OSError, AttributeError):
         return
@@ -93,7 +99,9 @@ def _full(ranges: Sequence[Range]) -> Iterator[Range]:
     pages = (ranges[0][1] - ranges[0][0]) // mmap.PAGESIZE
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for start, end in ranges:
-            entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * pages, start // mmap.PAGESIZE * 8), np.uint64)
+            entries = np.frombuffer(
+                os.pread(pagemap.fileno(), 8 * pages, start // mmap.PAGESIZE * 8), np.uint64
+            )
             if np.count_nonzero(entries >> np.uint64(63)) >= _FULL * pages:
                 yield start, end
 

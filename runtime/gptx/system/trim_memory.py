@@ -29,7 +29,10 @@ def release(*folders: Path) -> None:
         smaps = Path("/proc/self/smaps").read_text(errors="replace")
         libc = ctypes.CDLL(None)
         madvise = libc.madvise
-    except (OSError, AttributeError):  # no /proc in this container, or a libc without madvise: the pages stay
+    except (
+        OSError,
+        AttributeError,
+    ):  # no /proc in this container, or a libc without madvise: the pages stay
         return
     for folder in folders:
         for start, size in clean_mappings(smaps, folder.resolve()):
@@ -42,7 +45,9 @@ def clean_mappings(smaps: str, folder: Path) -> Iterator[tuple[int, int]]:
     """Address and size of each mapping of a file in `folder`. Where a page was written to, this process's copy would be
     lost for good: a mapping that has one, in memory or swapped out, is left alone."""
     inside = re.escape(f" {folder}/")
-    for match in re.finditer(rf"^([0-9a-f]+)-([0-9a-f]+) .*{inside}.*\n((?:[A-Z].*\n)*)", smaps, re.MULTILINE):
+    for match in re.finditer(
+        rf"^([0-9a-f]+)-([0-9a-f]+) .*{inside}.*\n((?:[A-Z].*\n)*)", smaps, re.MULTILINE
+    ):
         if not re.search(r"^(Anonymous|Swap): +[1-9]", match[3], re.MULTILINE):
             start = int(match[1], 16)
             yield start, int(match[2], 16) - start

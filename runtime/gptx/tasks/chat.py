@@ -34,7 +34,9 @@ class Chat:
         self._model = model
         self._session = model.session()
         self._open: Stream | None = None
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+        self.messages: list[dict[str, str]] = (
+            [{"role": "system", "content": system}] if system is not None else []
+        )
 
     def stream(self, message: str, **options: Unpack[Given]) -> Stream:
         """Send a message and return a Stream of the answer, with the options of Model.stream.
@@ -80,7 +82,9 @@ class Chat:
         """Start over, with the same system message."""
         with self._call:
             self._settle()
-            self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+            self.messages = [
+                message for message in self.messages[:1] if message["role"] == "system"
+            ]
 
     def close(self) -> None:
         """End an open answer and give the cache's memory back. The chat cannot be used afterwards."""

@@ -74,7 +74,9 @@ def classify(
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
             name = f"text {number} of {len(texts)}" if len(texts) > 1 else "the text"
-            raise PromptError(f"{name} is {'empty' if isinstance(text, str) else shown(text)}: give a text to classify")
+            raise PromptError(
+                f"{name} is {'empty' if isinstance(text, str) else shown(text)}: give a text to classify"
+            )
     found = classify_each(
         model,
         texts,
@@ -120,15 +122,21 @@ def classify_each(
         return
     labels = labels if labels is not None else task.labels if task else ()
     if not labels:
-        raise UsageError(f"{model.path} names no labels of its own: give at least two to choose from")
+        raise UsageError(
+            f"{model.path} names no labels of its own: give at least two to choose from"
+        )
     check_labels(labels)
     other = next((answer for _, answer in examples if answer not in labels), None)
     if other is not None:
-        raise UsageError(f"an example has the label {other!r}, which is none of {', '.join(labels)}")
+        raise UsageError(
+            f"an example has the label {other!r}, which is none of {', '.join(labels)}"
+        )
     template = template or (task.template if task else None) or CLASSIFY_TEMPLATE
     ask = functools.partial(asked_for, template, examples=examples)
     with model.session() as session:
-        rank = _Ranking(model, model.tokenizer, session, labels, ask, normalization, len(examples), task)
+        rank = _Ranking(
+            model, model.tokenizer, session, labels, ask, normalization, len(examples), task
+        )
         prior = rank.prior() if calibrate else np.zeros(len(labels))
         for text in texts:
             scores, fitted = rank(text)
@@ -152,7 +160,9 @@ class _Ranking:
     ) -> None:
         self._tokenizer, self._session, self._labels, self._ask = tokenizer, session, labels, ask
         self._mean, self._n_examples = normalization == "mean", n_examples
-        self._end = model.manifest.tokens.eos[:1] if task else ()  # what it was trained to end an answer with
+        self._end = (
+            model.manifest.tokens.eos[:1] if task else ()
+        )  # what it was trained to end an answer with
 
     def __call__(self, text: str) -> tuple[np.ndarray, Fitted]:
         """Each label's score, and the prompt."""
@@ -162,7 +172,9 @@ class _Ranking:
         if fitted.left_out:
             ids = label_ids(self._tokenizer, fitted.prompt, self._labels, self._end)
         scores = label_scores(self._session, fitted.ids, ids)
-        return np.array([math.fsum(row) / (len(row) if self._mean else 1) for row in scores]), fitted
+        return np.array(
+            [math.fsum(row) / (len(row) if self._mean else 1) for row in scores]
+        ), fitted
 
     def prior(self) -> np.ndarray:
         """log of the probabilities that the labels have after texts that say nothing, (n_labels,)."""
@@ -182,18 +194,26 @@ def label_ids(
     ids = [tuple(tokenizer.continuation(prompt, f" {label}")) for label in labels]
     for at, (label, tokens) in enumerate(zip(labels, ids)):
         if not tokens:
-            raise UsageError(f"the label {label!r} has no tokens in this model's vocabulary: choose another word")
+            raise UsageError(
+                f"the label {label!r} has no tokens in this model's vocabulary: choose another word"
+            )
         if tokens in ids[:at]:
             same = labels[ids.index(tokens)]
-            raise UsageError(f"the labels {same!r} and {label!r} are the same tokens to this model: choose other words")
+            raise UsageError(
+                f"the labels {same!r} and {label!r} are the same tokens to this model: choose other words"
+            )
     ordered = sorted(ids)
     if any(after[: len(before)] == before for before, after in zip(ordered, ordered[1:])):
-        following = [end or tokenizer.continuation(f"{prompt} {label}", "\n\n")[:1] for label in labels]
+        following = [
+            end or tokenizer.continuation(f"{prompt} {label}", "\n\n")[:1] for label in labels
+        ]
         ids = [(*tokens, *ending) for tokens, ending in zip(ids, following)]
     return ids
 
 
-def fit_or_say(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room: int, n_examples: int) -> Fitted:
+def fit_or_say(
+    text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room: int, n_examples: int
+) -> Fitted:
     """The prompt, with as much of the text as there is room for. Raises PromptError where there is none."""
     fitted = fit(text, ask, tokenizer, room)
     if fitted is not None:

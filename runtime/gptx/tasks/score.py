@@ -52,11 +52,17 @@ def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Sc
         raise PromptError("the text is empty: give a text to score")
     ids = model.encode(text)
     if len(ids) < 2:
-        raise PromptError("one token alone has nothing before it to be judged by: give a longer text")
+        raise PromptError(
+            "one token alone has nothing before it to be judged by: give a longer text"
+        )
     repeated = overlap or max(1, n_ctx // 2)
     _warn_of_many(sum(1 for _ in windows(len(ids), n_ctx, repeated)), len(ids), n_ctx, repeated)
     with model.session(1, size=min(len(ids), n_ctx)) as session:
-        values = [value for window in windows(len(ids), n_ctx, repeated) for value in _window(session, ids, *window)]
+        values = [
+            value
+            for window in windows(len(ids), n_ctx, repeated)
+            for value in _window(session, ids, *window)
+        ]
     pieces = _pieces(model, ids)
     total = math.fsum(values)
     return Score(

@@ -26,11 +26,18 @@ class Summary(Completion):
 
 
 def summarize(
-    model: LoadedModel, text: str, *, examples: Sequence[Example], template: str | None, options: Mapping[str, Any]
+    model: LoadedModel,
+    text: str,
+    *,
+    examples: Sequence[Example],
+    template: str | None,
+    options: Mapping[str, Any],
 ) -> Summary:
     """As Model.summarize says."""
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"the text is {'empty' if isinstance(text, str) else shown(text)}: give a text to summarize")
+        raise PromptError(
+            f"the text is {'empty' if isinstance(text, str) else shown(text)}: give a text to summarize"
+        )
     if model.tokenizer is None:
         raise UsageError(f"{model.path} has no tokenizer, so there is no text to summarize")
     check_examples(examples)

@@ -21,7 +21,9 @@ Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "conten
 class ChatTemplate:
     """`special`: the special tokens' texts by name, which templates refer to (bos_token, eos_token)."""
 
-    def __init__(self, source: str, special: Mapping[str, str], *, path: Path | None = None) -> None:
+    def __init__(
+        self, source: str, special: Mapping[str, str], *, path: Path | None = None
+    ) -> None:
         self.source: str = source
         self._special = dict(special)
         self._path = path or "the chat template"
@@ -59,7 +61,14 @@ class ChatTemplate:
             raise ArtifactError(f"{self._path} was stopped: {error}") from error
         except MemoryError as error:
             raise ArtifactError(f"{self._path} needs more memory than there is") from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise ArtifactError(f"{self._path} failed: {error}") from error
 
     def _compile(self) -> Any:
@@ -71,16 +80,26 @@ class ChatTemplate:
         try:
             return environment.from_string(environment.limited(self.source))
         except jinja2.TemplateSyntaxError as error:
-            raise ArtifactError(f"{self._path} is not a template, line {error.lineno}: {error.message}") from error
-        except (RecursionError, SyntaxError, MemoryError):  # from Python's own compiler, which has its limits too
-            raise ArtifactError(f"{self._path} is not a template that can be read: it nests too deep") from None
+            raise ArtifactError(
+                f"{self._path} is not a template, line {error.lineno}: {error.message}"
+            ) from error
+        except (
+            RecursionError,
+            SyntaxError,
+            MemoryError,
+        ):  # from Python's own compiler, which has its limits too
+            raise ArtifactError(
+                f"{self._path} is not a template that can be read: it nests too deep"
+            ) from None
 
 
 def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Copies of a conversation's messages. Raises PromptError for what are none, before a template has to fail."""
     expected = 'expected {"role": "user", "content": "..."}'
     if not is_list(messages):
-        raise PromptError(f"the messages are {shown(messages)}, expected a list of messages such as {expected[9:]}")
+        raise PromptError(
+            f"the messages are {shown(messages)}, expected a list of messages such as {expected[9:]}"
+        )
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
             raise PromptError(f"message {number} is {shown(message)}, {expected}")
@@ -88,8 +107,12 @@ def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if not isinstance(role, str):
             raise PromptError(f"the role of message {number} is {shown(role)}, {expected}")
         # parts of a content and messages that only call tools are the template's to read
-        if not isinstance(content, str | list) and (content is not None or set(message) <= {"role", "content"}):
-            raise PromptError(f"the content of message {number} is {shown(content)}, expected a text")
+        if not isinstance(content, str | list) and (
+            content is not None or set(message) <= {"role", "content"}
+        ):
+            raise PromptError(
+                f"the content of message {number} is {shown(content)}, expected a text"
+            )
     return [dict(message) for message in messages]
 
 
@@ -114,7 +137,9 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment = LimitedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -123,10 +148,16 @@ def _environment() -> Any:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:
@@ -160,5 +191,7 @@ def default_template(value: Any) -> str | None:
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         found = {str(entry.get("name")): entry.get("template") for entry in value}.get("default")
     if found is not None and not isinstance(found, str):
-        raise ValueError(f"chat_template is {value!r:.80}, expected a text or a list of named texts")
+        raise ValueError(
+            f"chat_template is {value!r:.80}, expected a text or a list of named texts"
+        )
     return found or None

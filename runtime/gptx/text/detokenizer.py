@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from gptx.text.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"  # what decoding makes of bytes that are no character yet
-MOST_UNFINISHED = 16  # tokens that are read together in search of a whole character; two or three make up most
+MOST_UNFINISHED = (
+    16  # tokens that are read together in search of a whole character; two or three make up most
+)
 CONTEXT = 8  # tokens of the prompt that decide how the text after it begins (whether with a space)
 
 
@@ -42,7 +44,11 @@ class Detokenizer:
         if token in self._bytes:  # how a run of bytes decodes is known only when it has ended
             return ""
         text = self._tokenizer.decode(self._ids[self._start :])
-        if text.endswith(UNFINISHED) or len(text) <= len(self._shown_text) or not text.startswith(self._shown_text):
+        if (
+            text.endswith(UNFINISHED)
+            or len(text) <= len(self._shown_text)
+            or not text.startswith(self._shown_text)
+        ):
             return ""
         piece = text[len(self._shown_text) :]
         self._start, self._shown = self._shown, len(self._ids)
@@ -107,15 +113,22 @@ class StopStrings:
         # what stands before a token decides whether its text begins with a space
         self._before = tokenizer.encode("abcdef", add_special_tokens=False)
         self._before_text = tokenizer.decode(self._before, skip_special_tokens=False)
-        self._text, self._visible = "", ""  # the end of the text that may begin a stop string; "1" where it is visible
-        self._unfinished: list[int] = []  # the last tokens, where their bytes are no whole character yet
+        self._text, self._visible = (
+            "",
+            "",
+        )  # the end of the text that may begin a stop string; "1" where it is visible
+        self._unfinished: list[
+            int
+        ] = []  # the last tokens, where their bytes are no whole character yet
         for token in prompt[-stops.longest :]:
             self._read(token, visible=False)
 
     def push(self, token: int, *, visible: bool) -> bool:
         """Whether a stop string was found. `visible`: the token's text is part of the completion's text."""
         if self._stops.longest and not self.found:
-            self._read(token, visible=visible and token not in self._tokenizer.hidden_ids, find=True)
+            self._read(
+                token, visible=visible and token not in self._tokenizer.hidden_ids, find=True
+            )
         return self.found
 
     def _read(self, token: int, *, visible: bool, find: bool = False) -> None:

@@ -113,7 +113,16 @@ class Budget:
         self._depth -= 1
 
 
-_CONTAINERS = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+_CONTAINERS = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 _SIZED = (str, bytes, *_CONTAINERS)
 _of_thread = threading.local()
 
@@ -141,8 +150,15 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         self.globals["lipsum"] = _limited(self.globals["lipsum"], _lipsum)
 
     def limit_filters(self) -> None:
-        self.filters = {name: _limited(one, _FILTERS.get(name)) for name, one in self.filters.items()}
-        self.filters |= {_STEP: _step, _MADE: _made, _CONCATENATED: _concatenated, "sum": _limited(_sum, None)}
+        self.filters = {
+            name: _limited(one, _FILTERS.get(name)) for name, one in self.filters.items()
+        }
+        self.filters |= {
+            _STEP: _step,
+            _MADE: _made,
+            _CONCATENATED: _concatenated,
+            "sum": _limited(_sum, None),
+        }
 
     def limited(self, source: str) -> nodes.Template:
         """The template's syntax tree, with steps in it. `from_string` takes it."""
@@ -215,11 +231,15 @@ def _concatenated(context: nodes.EvalContext, values: list[Any]) -> str:
 
 
 @pass_context
-def _sum(context: Context, iterable: Any, attribute: str | int | None = None, start: Any = 0) -> Any:
+def _sum(
+    context: Context, iterable: Any, attribute: str | int | None = None, start: Any = 0
+) -> Any:
     """Jinja's own, but that each addition is a step: lists are added too."""
     environment: Any = context.environment
     if attribute is not None:
-        iterable = environment.call_filter("map", iterable, kwargs={"attribute": attribute}, context=context)
+        iterable = environment.call_filter(
+            "map", iterable, kwargs={"attribute": attribute}, context=context
+        )
     for item in iterable:
         start = environment.call_binop(context, "+", start, item)
     return start
@@ -227,7 +247,9 @@ def _sum(context: Context, iterable: Any, attribute: str | int | None = None, st
 
 def _limited(one: Callable[..., Any], grows: Callable[..., float] | None) -> Callable[..., Any]:
     """A filter or function, as a step. `grows`: bytes that it may make, from its arguments."""
-    first = int(hasattr(one, "jinja_pass_arg"))  # context or environment, which comes before the arguments
+    first = int(
+        hasattr(one, "jinja_pass_arg")
+    )  # context or environment, which comes before the arguments
 
     @functools.wraps(one)  # with the mark for what is passed
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -251,10 +273,16 @@ class _Stepper(NodeTransformer):
         return made.set_environment(self._environment)
 
     def _body(self, node: Any) -> Any:
-        text = sum(len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData))
+        text = sum(
+            len(data.data) for part in node.body for data in part.find_all(nodes.TemplateData)
+        )
         node = self.generic_visit(node)
-        step = self._around(_STEP, nodes.Const(None, lineno=node.lineno), nodes.Const(text, lineno=node.lineno))
-        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno).set_environment(self._environment))
+        step = self._around(
+            _STEP, nodes.Const(None, lineno=node.lineno), nodes.Const(text, lineno=node.lineno)
+        )
+        node.body.insert(
+            0, nodes.ExprStmt(step, lineno=node.lineno).set_environment(self._environment)
+        )
         return node
 
     visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = _body
@@ -283,7 +311,11 @@ class _Stepper(NodeTransformer):
     def visit_Compare(self, node: Any) -> Any:
         node = self.generic_visit(node)
         one = node.ops[0]
-        quick = len(node.ops) == 1 and isinstance(one.expr, nodes.Const) and one.op not in ("in", "notin")
+        quick = (
+            len(node.ops) == 1
+            and isinstance(one.expr, nodes.Const)
+            and one.op not in ("in", "notin")
+        )
         return node if quick else self._around(_STEP, node)
 
 
@@ -299,7 +331,11 @@ def _operator(operator: str, left: Any, right: Any) -> float:
         return sys.maxsize if grown > BITS and bits > 1 else 0
     if operator == "*":
         return max(_times(left, right), _times(right, left))
-    return sys.getsizeof(left) + sys.getsizeof(right) if isinstance(left, str | bytes | list | tuple) else 0
+    return (
+        sys.getsizeof(left) + sys.getsizeof(right)
+        if isinstance(left, str | bytes | list | tuple)
+        else 0
+    )
 
 
 def _times(value: Any, count: Any) -> float:
@@ -317,7 +353,9 @@ def _percent(form: Any, *args: Any) -> float:
 
 def _braces(form: str, *args: Any, **kwargs: Any) -> float:
     specs = [spec or "" for _, name, spec, _ in string.Formatter().parse(form) if name is not None]
-    return _fields(len(form), specs, [*args, *kwargs.values()], inserted=any("{" in spec for spec in specs))
+    return _fields(
+        len(form), specs, [*args, *kwargs.values()], inserted=any("{" in spec for spec in specs)
+    )
 
 
 def _fields(length: int, specs: Sequence[str], args: Sequence[Any], *, inserted: bool) -> float:
@@ -330,7 +368,13 @@ def _fields(length: int, specs: Sequence[str], args: Sequence[Any], *, inserted:
 
 def _flat(args: Sequence[Any]) -> Iterator[Any]:
     for one in args:
-        yield from one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple) else [one]
+        yield from (
+            one.values()
+            if isinstance(one, dict)
+            else one
+            if isinstance(one, list | tuple)
+            else [one]
+        )
 
 
 def _width(value: Any, width: Any = 80, *_: Any) -> float:
@@ -365,7 +409,9 @@ def _rounded(value: Any, precision: Any = 0, *_: Any, **__: Any) -> float:
     return 0 if abs(precision) <= 400 else sys.maxsize
 
 
-def _as_json(value: Any, ensure_ascii: Any = False, indent: Any = None, *_: Any, **__: Any) -> float:
+def _as_json(
+    value: Any, ensure_ascii: Any = False, indent: Any = None, *_: Any, **__: Any
+) -> float:
     """Each line of a list of n brackets begins with up to n indentations."""
     size = _of_thread.budget.size(value) if isinstance(value, _CONTAINERS) else 0
     if indent is None or not size:
@@ -378,7 +424,11 @@ def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level:
         depth += 1
-        inner = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, _CONTAINERS)]
+        inner = [
+            list(one.values()) if isinstance(one, dict) else one
+            for one in level
+            if isinstance(one, _CONTAINERS)
+        ]
         level = [one for parts in inner for one in parts]
     return depth
 
@@ -396,7 +446,11 @@ def _split(value: Any, sep: Any = None, *_: Any, **__: Any) -> float:
 
 
 def _translated(value: Any, table: Any) -> float:
-    return len(value) * (1 + max(map(sys.getsizeof, table.values()), default=0)) if isinstance(table, dict) else 0
+    return (
+        len(value) * (1 + max(map(sys.getsizeof, table.values()), default=0))
+        if isinstance(table, dict)
+        else 0
+    )
 
 
 _METHODS: dict[str, Callable[..., float]] = {

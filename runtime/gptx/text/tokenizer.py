@@ -11,7 +11,15 @@ from typing import Any
 from gptx.artifact.json_files import read_side_file
 from gptx.errors import ArtifactError, PromptError
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 ADDITIONAL = "additional_special_tokens"
 
 
@@ -37,7 +45,9 @@ class Tokenizer:
         whole = self.encode(prompt + text, add_special_tokens=add_special_tokens)
         if whole[: len(ids)] == ids:
             return whole[len(ids) :]
-        return self.encode(text, add_special_tokens=False)  # else one token would hold the prompt's end and the text
+        return self.encode(
+            text, add_special_tokens=False
+        )  # else one token would hold the prompt's end and the text
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -61,7 +71,9 @@ class Tokenizer:
     @cached_property
     def hidden_ids(self) -> frozenset[int]:
         """Special tokens, which decode leaves out."""
-        return frozenset(i for i, token in self._inner.get_added_tokens_decoder().items() if token.special)
+        return frozenset(
+            i for i, token in self._inner.get_added_tokens_decoder().items() if token.special
+        )
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
@@ -70,10 +82,14 @@ class Tokenizer:
         if decoder is None or b"ByteFallback" not in decoder.__getstate__():
             return frozenset()
         vocabulary = self._inner.get_vocab(with_added_tokens=True)
-        return frozenset(i for token, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", token))
+        return frozenset(
+            i for token, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", token)
+        )
 
 
-def load_tokenizer(folder: Path, *, tokenizer_vocab_size: int | None, vocab_size: int) -> Tokenizer | None:
+def load_tokenizer(
+    folder: Path, *, tokenizer_vocab_size: int | None, vocab_size: int
+) -> Tokenizer | None:
     """The tokenizer of an artifact, or None if the artifact has none.
 
     `tokenizer_vocab_size` is the number of ids that the manifest states for the tokenizer;
@@ -88,18 +104,26 @@ def load_tokenizer(folder: Path, *, tokenizer_vocab_size: int | None, vocab_size
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises Exception itself
-        raise ArtifactError(f"{path} cannot be read as a tokenizer ({error}): copy the artifact again") from error
-    problem = vocabulary_problem(inner, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=vocab_size)
+        raise ArtifactError(
+            f"{path} cannot be read as a tokenizer ({error}): copy the artifact again"
+        ) from error
+    problem = vocabulary_problem(
+        inner, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=vocab_size
+    )
     if problem:
         raise ArtifactError(f"{path} {problem}")
     inner.no_truncation()
     inner.no_padding()
     config = read_side_file(folder / "tokenizer_config.json")
-    inner.encode_special_tokens = config.get("split_special_tokens") is True  # special tokens in a text are text
+    inner.encode_special_tokens = (
+        config.get("split_special_tokens") is True
+    )  # special tokens in a text are text
     return Tokenizer(inner, special_of(config, read_side_file(folder / "special_tokens_map.json")))
 
 
-def vocabulary_problem(inner: Any, *, tokenizer_vocab_size: int | None, vocab_size: int) -> str | None:
+def vocabulary_problem(
+    inner: Any, *, tokenizer_vocab_size: int | None, vocab_size: int
+) -> str | None:
     """The fault of a tokenizer's ids, worded to follow the file's name; None if there is none.
 
     Every token must have its own id below `vocab_size`. `tokenizer_vocab_size` is the stated number
@@ -133,7 +157,8 @@ def vocabulary_problem(inner: Any, *, tokenizer_vocab_size: int | None, vocab_si
 def special_tokens(folder: Path) -> dict[str, Any]:
     """The special tokens that the files of a folder name; see special_of."""
     return special_of(
-        read_side_file(folder / "tokenizer_config.json"), read_side_file(folder / "special_tokens_map.json")
+        read_side_file(folder / "tokenizer_config.json"),
+        read_side_file(folder / "special_tokens_map.json"),
     )
 
 

@@ -27,12 +27,17 @@ def fit(text: str, asked: Callable[[str], str], tokenizer: Tokenizer, room: int)
         return Fitted(asked(text), whole, 0)
     if room < 1:
         return None
-    ends = [0, *(word.end() for word in re.finditer(r"\s*\S{1,20}", text))]  # 20: not all languages divide words
+    ends = [
+        0,
+        *(word.end() for word in re.finditer(r"\s*\S{1,20}", text)),
+    ]  # 20: not all languages divide words
 
     def tokens(end: int) -> int:
         return len(tokenizer.encode(asked(text[:end])))
 
-    most = min(room, len(ends) - 1)  # a word is a token or more, mostly: a long text is not encoded again and again
+    most = min(
+        room, len(ends) - 1
+    )  # a word is a token or more, mostly: a long text is not encoded again and again
     while most < len(ends) - 1 and tokens(ends[most]) <= room:
         most = min(2 * most, len(ends) - 1)
     at = bisect_right(ends, room, lo=1, hi=most + 1, key=tokens) - 1

@@ -32,7 +32,10 @@ def test_the_artifact_is_whole(fp32: Path) -> None:
     assert set(manifest["files"]) == on_disk - {"gptx.json", "README.md"}
     for name, entry in manifest["files"].items():
         content = (fp32 / name).read_bytes()
-        assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["size"])
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (
+            entry["sha256"],
+            entry["size"],
+        )
     known = Tokenizer.from_file(str(fp32 / "tokenizer.json")).get_vocab_size()
     assert manifest["tokens"] == {"vocab_size": known, "bos": 0, "eos": [0], "pad": 0}
     certificate = manifest["certificate"]
@@ -50,7 +53,10 @@ def test_names_and_shapes_are_what_every_loader_expects(fp32: Path) -> None:
     inputs = [value.name for value in graph.input if value.name not in initializers]
     past = [f"past_key_values.{i}.{half}" for i in range(2) for half in ("key", "value")]
     assert inputs == ["input_ids", "attention_mask", "position_ids", *past]
-    assert [v.name for v in graph.output] == ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    assert [v.name for v in graph.output] == [
+        "logits",
+        *(name.replace("past_key_values", "present") for name in past),
+    ]
     assert shapes[past[0]] == ["batch_size", 4, "past_sequence_length", 16]
     assert shapes["input_ids"] == ["batch_size", "sequence_length"]
     assert shapes["attention_mask"] == ["batch_size", "total_sequence_length"]
@@ -65,17 +71,23 @@ def test_initializers_are_the_parameters_and_tied_weights_stand_once(fp32: Path)
     assert (fp32 / "onnx" / "model.onnx_data").stat().st_size <= 4 * parameters + 4096 * len(names)
 
 
-def test_a_certificate_outside_its_limits_writes_nothing_unless_accepted(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_certificate_outside_its_limits_writes_nothing_unless_accepted(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(ParityError, match="max_abs is .* the limit 1e-09.*--accept"):
         export_checkpoint(checkpoint, out, limits={"max_abs": 1e-9, "relative": 0})
     assert list(tmp_path.iterdir()) == []
-    certificate = export_checkpoint(checkpoint, out, limits={"max_abs": 1e-9, "relative": 0}, accept=True)
+    certificate = export_checkpoint(
+        checkpoint, out, limits={"max_abs": 1e-9, "relative": 0}, accept=True
+    )
     assert certificate["accepted"] and not certificate["passed"]
     assert "accepted as it is" in (out / "README.md").read_text()
 
 
-def test_an_artifact_that_is_there_is_replaced_only_with_force(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_artifact_that_is_there_is_replaced_only_with_force(
+    fp32: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(fp32, out)
     with pytest.raises(OutputError, match="--force"):
@@ -94,15 +106,26 @@ def test_force_removes_nothing_that_is_not_ours(checkpoint: Path, tmp_path: Path
 
 def test_an_artifact_is_no_checkpoint(fp32: Path, tmp_path: Path) -> None:
     outcome = gptx("export", fp32, tmp_path / "out")
-    assert outcome.status == 1 and "is an artifact already" in outcome.err and "gptx run" in outcome.err
+    assert (
+        outcome.status == 1
+        and "is an artifact already" in outcome.err
+        and "gptx run" in outcome.err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_architecture_that_is_not_covered_is_named(tmp_path: Path) -> None:
     (tmp_path / "qwen").mkdir()
-    (tmp_path / "qwen" / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    (tmp_path / "qwen" / "config.json").write_text(
+        '{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
+    )
     outcome = gptx("export", tmp_path / "qwen", tmp_path / "out")
-    assert outcome.status == 1 and "qwen2" in outcome.err and "--via optimum" in outcome.err and "llama" in outcome.err
+    assert (
+        outcome.status == 1
+        and "qwen2" in outcome.err
+        and "--via optimum" in outcome.err
+        and "llama" in outcome.err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -129,8 +152,12 @@ def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
         ["--tokenizer", "no.json"],
     ],
 )
-def test_a_dry_run_refuses_what_the_run_would(checkpoint: Path, tmp_path: Path, options: list[str]) -> None:
-    dry, real = (gptx("export", checkpoint, tmp_path / "out", *options, *dry) for dry in (["--dry-run"], []))
+def test_a_dry_run_refuses_what_the_run_would(
+    checkpoint: Path, tmp_path: Path, options: list[str]
+) -> None:
+    dry, real = (
+        gptx("export", checkpoint, tmp_path / "out", *options, *dry) for dry in (["--dry-run"], [])
+    )
     assert (dry.status, dry.out) == (real.status, real.out) == (1, b"")
     assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
 
@@ -174,7 +201,11 @@ def test_perplexity_is_transformers_own(fp32: Path, checkpoint: Path) -> None:
 
     text = importlib.resources.files("gpt_export").joinpath("proof.txt").read_text()
     certificate = json.loads((fp32 / "gptx.json").read_text())["certificate"]
-    ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text).ids[: certificate["text"]["tokens"]]
+    ids = (
+        Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        .encode(text)
+        .ids[: certificate["text"]["tokens"]]
+    )
     model = transformers.GPT2LMHeadModel.from_pretrained(checkpoint).eval()
     losses, window = [], certificate["text"]["window"]
     with torch.no_grad():
@@ -187,8 +218,12 @@ def test_perplexity_is_transformers_own(fp32: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "gptx_source.json"])
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b'{"a": ', b"[]", b"\xff"])
-def test_a_damaged_side_file_is_one_sentence(checkpoint: Path, tmp_path: Path, name: str, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b'{"a": ', b"[]", b"\xff"]
+)
+def test_a_damaged_side_file_is_one_sentence(
+    checkpoint: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
@@ -202,11 +237,17 @@ def test_the_tokenizer_of_another_model(tmp_path: Path) -> None:
         export_checkpoint(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "holds 0 tokens"), ("a", "holds 1 token"), ("é" * 9, None)])
-def test_the_users_text_is_never_replaced(checkpoint: Path, tmp_path: Path, text: str, says: str | None) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "holds 0 tokens"), ("a", "holds 1 token"), ("é" * 9, None)]
+)
+def test_the_users_text_is_never_replaced(
+    checkpoint: Path, tmp_path: Path, text: str, says: str | None
+) -> None:
     (tmp_path / "text.txt").write_text(text, "utf-8")
     if says is None:
-        assert proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt").description["tokens"]
+        assert proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt").description[
+            "tokens"
+        ]
         return
     with pytest.raises(UsageError, match=says):
         proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
@@ -236,7 +277,9 @@ def test_a_limit_is_a_number_from_0_on(checkpoint: Path, tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize("option", [["--dry-run"], ["--tokenizer", "x"], ["--allow-pickle"]])
-def test_via_optimum_refuses_what_it_does_not_do(checkpoint: Path, tmp_path: Path, option: list[str]) -> None:
+def test_via_optimum_refuses_what_it_does_not_do(
+    checkpoint: Path, tmp_path: Path, option: list[str]
+) -> None:
     outcome = gptx("export", checkpoint, tmp_path / "out", "--via", "optimum", *option)
     assert outcome.status == 1 and f"--via optimum has no {option[0]}" in outcome.err
     assert not (tmp_path / "out").exists()
@@ -249,7 +292,9 @@ def test_the_next_command_can_be_pasted(checkpoint: Path, tmp_path: Path) -> Non
     assert outcome.text.endswith(f"next: gptx run -m '{tmp_path}/an artifact' --tokens 1,2,3\n")
 
 
-def test_the_current_folder_is_not_replaced(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
     for out in (".", "..", tmp_path):
@@ -262,11 +307,15 @@ def test_behind_a_link_the_folder_is_replaced(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with new_folder(tmp_path / "link", force=True) as staging:
             (staging / "config.json").write_text(text)
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").read_text() == "new"
+    assert (tmp_path / "link").is_symlink() and (
+        tmp_path / "real" / "config.json"
+    ).read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
 
 
-def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_between_the_renames_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
@@ -287,7 +336,9 @@ def test_ctrl_c_between_the_renames_keeps_the_old_folder(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="Linux")
-def test_a_disk_that_fills_meanwhile(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_meanwhile(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The place for the reference's logits is taken before they are mapped: a write that finds none is a SIGBUS."""
 
     def full(descriptor: int, offset: int, size: int) -> None:

@@ -18,12 +18,26 @@ from gpt_export.quantization.quantize import quantize_artifact
 # no empty ids at the end of the vocabulary: gptx never picks them, the others do
 GPT2 = dataclasses.replace(CONFIG, vocab_size=277)
 LLAMA = dataclasses.replace(
-    GPT2, n_kv_head=2, position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False
+    GPT2,
+    n_kv_head=2,
+    position="rope",
+    activation="swiglu",
+    norm="rmsnorm",
+    attn_bias=False,
+    mlp_bias=False,
 )
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41], [100, 3, 80, 220, 17]]
 
 
-FORMS = ["gpt2-shared", "gpt2-growing", "llama-shared", "llama-growing", "gpt2-int4", "llama-int8", "llama-int4"]
+FORMS = [
+    "gpt2-shared",
+    "gpt2-growing",
+    "llama-shared",
+    "llama-growing",
+    "gpt2-int4",
+    "llama-int8",
+    "llama-int4",
+]
 FORMS += ["llama-fp16"]
 
 
@@ -48,7 +62,10 @@ def artifact(request: pytest.FixtureRequest, folder: Path) -> Path:
 
 def greedy(artifact: Path) -> list[list[int]]:
     with gptx.load(artifact) as model:
-        return [model.generate(prompt, max_new_tokens=12, min_new_tokens=12).token_ids for prompt in PROMPTS]
+        return [
+            model.generate(prompt, max_new_tokens=12, min_new_tokens=12).token_ids
+            for prompt in PROMPTS
+        ]
 
 
 def test_optimum_gives_the_same_tokens_left_padded_too(artifact: Path) -> None:
@@ -62,7 +79,9 @@ def test_optimum_gives_the_same_tokens_left_padded_too(artifact: Path) -> None:
     together = model.generate(input_ids=ids, attention_mask=mask, **options)[:, longest:].tolist()
     alone = [
         model.generate(
-            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), **options
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            **options,
         )[0, len(prompt) :].tolist()
         for prompt in PROMPTS
     ]
@@ -106,12 +125,21 @@ def test_a_model_that_our_gpt_does_not_cover(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "artifact" / "gptx.json").read_text())
     assert manifest["certificate"]["passed"] and manifest["cache"] == "growing"
     expected = reference.generate(
-        torch.tensor([PROMPTS[0]]), max_new_tokens=10, min_new_tokens=10, do_sample=False, pad_token_id=0
+        torch.tensor([PROMPTS[0]]),
+        max_new_tokens=10,
+        min_new_tokens=10,
+        do_sample=False,
+        pad_token_id=0,
     )
     with gptx.load(tmp_path / "artifact") as model:
         got = model.generate(PROMPTS[0], max_new_tokens=10, min_new_tokens=10).token_ids
     assert got == expected[0, len(PROMPTS[0]) :].tolist()
-    outcome = command("quantize", tmp_path / "artifact", tmp_path / "int8", "--to", "int8", "--accept")
+    outcome = command(
+        "quantize", tmp_path / "artifact", tmp_path / "int8", "--to", "int8", "--accept"
+    )
     assert outcome.status == 0, outcome.err
-    size = {name: sum(p.stat().st_size for p in (tmp_path / name / "onnx").iterdir()) for name in ("artifact", "int8")}
+    size = {
+        name: sum(p.stat().st_size for p in (tmp_path / name / "onnx").iterdir())
+        for name in ("artifact", "int8")
+    }
     assert size["int8"] < 0.7 * size["artifact"]

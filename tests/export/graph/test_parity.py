@@ -49,7 +49,11 @@ def random_gpt(config: GPTConfig) -> GPT:
 
 def exported(config: GPTConfig, form: CacheForm, folder: Path) -> Exported:
     save_checkpoint(
-        random_gpt(config), folder / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None
+        random_gpt(config),
+        folder / "checkpoint",
+        tokenizer_files=None,
+        source={"format": "test"},
+        generation=None,
     )
     export_checkpoint(folder / "checkpoint", folder / "artifact", cache=form)
     return Exported(load_model(folder / "checkpoint"), folder / "artifact", form)
@@ -94,7 +98,9 @@ def test_what_a_configuration_can_choose_is_covered() -> None:
     covered = [config for config, _ in CASES.values()]
     for name, hint in get_type_hints(GPTConfig).items():
         kinds = [hint, *get_args(hint)]
-        choices = {choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)}
+        choices = {
+            choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+        }
         choices |= {True, False} if hint is bool else set()
         assert choices <= {getattr(config, name) for config in covered}, name
     assert {form for _, form in CASES.values()} == set(get_args(CacheForm))
@@ -115,7 +121,10 @@ def check_session(one: Exported) -> None:
             steps = [session.feed([[token]])[0] for token in text]
             close(np.stack(steps), expected, "a token at a time")
         with model.session() as session:
-            pieces = [session.feed([piece], all_logits=True)[0] for piece in (text[:17], text[17:18], text[18:])]
+            pieces = [
+                session.feed([piece], all_logits=True)[0]
+                for piece in (text[:17], text[17:18], text[18:])
+            ]
             close(np.concatenate(pieces), expected, "in pieces")
             session.rewind([9])
             close(session.feed([text[9:]], all_logits=True)[0], expected[9:], "after a rewind")
@@ -132,19 +141,29 @@ def check_padding(one: Exported) -> None:
     """Without our runtime: plain ONNX Runtime, two rows padded to one length, then one more token each."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    session = onnxruntime.InferenceSession(one.folder / "onnx" / "model.onnx", options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        one.folder / "onnx" / "model.onnx", options, ["CPUExecutionProvider"]
+    )
     config = one.gpt.config
     long, short = texts(config.vocab_size, 13, 8)
     gap = len(long) - len(short)
     names = [value.name for value in session.get_inputs() if value.name.startswith("past")]
     length = 0 if one.form == "growing" else 16
-    past = {name: np.zeros((2, config.n_kv_head, length, config.head_dim), np.float32) for name in names}
+    past = {
+        name: np.zeros((2, config.n_kv_head, length, config.head_dim), np.float32) for name in names
+    }
     for side in ("right",) if one.form == "scatter" else ("right", "left"):
         pad = (0, gap) if side == "right" else (gap, 0)
         mask = np.stack([np.ones(12, np.int64), np.pad(np.ones(len(short) - 1, np.int64), pad)])
         ids = np.stack([long[:-1], np.pad(short[:-1], pad)])
-        positions = np.maximum(mask.cumsum(1) - 1, 0) if side == "left" else np.arange(12)[None].repeat(2, 0)
-        first = session.run(None, {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past})
+        positions = (
+            np.maximum(mask.cumsum(1) - 1, 0)
+            if side == "left"
+            else np.arange(12)[None].repeat(2, 0)
+        )
+        first = session.run(
+            None, {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
+        )
         real = slice(0, len(short) - 1) if side == "right" else slice(gap, None)
         close(first[0][0], one.logits(long)[:-1], f"padded {side}, the long row")
         close(first[0][1][real], one.logits(short)[:-1], f"padded {side}, the short row")

@@ -69,10 +69,15 @@ def test_budgets_of_perplexity(form: str, percent: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["size={}{}", "{}{}", "{} {}", " size = {} {} "])
-@given(number=st.decimals(1, 100_000, places=2), unit=st.sampled_from(["MB", "mb", "kB", "GB", "MiB", "GiB"]))
+@given(
+    number=st.decimals(1, 100_000, places=2),
+    unit=st.sampled_from(["MB", "mb", "kB", "GB", "MiB", "GiB"]),
+)
 def test_budgets_of_size(form: str, number: Any, unit: str) -> None:
     bytes_of = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
-    assert parse_budget(form.format(number, unit)) == Budget(size=int(float(number) * bytes_of[unit.lower()]))
+    assert parse_budget(form.format(number, unit)) == Budget(
+        size=int(float(number) * bytes_of[unit.lower()])
+    )
 
 
 @given(st.text())
@@ -86,7 +91,8 @@ def test_anything_else_is_one_sentence(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "-0.5%", "ppl=5MB", "size=5%", "0MB", "1e3MB", "nan%", "9" * 400 + "GB", "5 TB"]
+    "text",
+    ["", "5", "-0.5%", "ppl=5MB", "size=5%", "0MB", "1e3MB", "nan%", "9" * 400 + "GB", "5 TB"],
 )
 def test_no_budget(text: str) -> None:
     with pytest.raises(UsageError):
@@ -104,18 +110,26 @@ def test_the_search_closes_in_on_the_smallest_mix(top: int, threshold: int) -> N
     smallest_inside(top, inside)
     assert {0, top} <= set(tried) and len(tried) == len(set(tried)) <= len(spaced(top)) + STEPS
     if 0 < threshold <= top:
-        best, below = min(n for n in tried if n >= threshold), max(n for n in tried if n < threshold)
+        best, below = (
+            min(n for n in tried if n >= threshold),
+            max(n for n in tried if n < threshold),
+        )
         assert best - below <= max(1, -(-top // 4) // 2**STEPS + 1)
 
 
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 90)),
-    grid=st.sampled_from([Grid(8), Grid(8, 64), Grid(4, 32), Grid(4, 32, symmetric=False), Grid(4, 64, False, 8)]),
+    grid=st.sampled_from(
+        [Grid(8), Grid(8, 64), Grid(4, 32), Grid(4, 32, symmetric=False), Grid(4, 64, False, 8)]
+    ),
 )
 def test_bytes_are_known_before_rounding(shape: tuple[int, int], grid: Grid) -> None:
     fitted = grid.fitted(shape[1])
     packed: Quantized = pack(round_nearest(torch.ones(shape), fitted))
-    arrays = [getattr(packed, name, None) for name in ("packed", "levels", "scales", "zeros", "scale_steps")]
+    arrays = [
+        getattr(packed, name, None)
+        for name in ("packed", "levels", "scales", "zeros", "scale_steps")
+    ]
     assert fitted.stored_bytes(*shape) == sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -130,7 +144,10 @@ def test_more_bits_are_larger_and_nearer(kept: Path) -> None:
     assert len(points) >= 5
     sizes, predicted = [p["bytes"] for p in points], [p["predicted_kl"] for p in points]
     assert sizes == sorted(sizes) and predicted == sorted(predicted, reverse=True)
-    assert [p["mix"] for p in points][:: len(points) - 1] == ["6 in 4/64, 2 in 4/128", "8 in 8 bits"]
+    assert [p["mix"] for p in points][:: len(points) - 1] == [
+        "6 in 4/64, 2 in 4/128",
+        "8 in 8 bits",
+    ]
     for point in points:  # single layers, added up, foretell the whole
         assert point["predicted_kl"] == pytest.approx(point["kl_mean"], rel=0.3)
 
@@ -140,17 +157,25 @@ def test_the_manifest_says_what_was_done(kept: Path, fp32: Path) -> None:
     quantization = manifest["quantization"]
     (chosen,) = [point for point in quantization["pareto"]["points"] if point["chosen"]]
     assert quantization["scheme"] == "mix" and quantization["budget"] == "perplexity +0.7%"
-    assert quantization["mix"] == chosen["mix"] and chosen["bytes"] == graph_size(kept) < graph_size(fp32)
+    assert quantization["mix"] == chosen["mix"] and chosen["bytes"] == graph_size(
+        kept
+    ) < graph_size(fp32)
     bits = layer_bits(kept)
     assert len(bits) == 8 and manifest["precision"] == ("int4" if bits.count(8) < 4 else "int8")
-    assert set(quantization["sensitivity"]) == set(quantization["tensors"]) - {"head", "wte.inner", "wpe"} | {TABLES}
+    assert set(quantization["sensitivity"]) == set(quantization["tensors"]) - {
+        "head",
+        "wte.inner",
+        "wpe",
+    } | {TABLES}
     assert f"{chosen['mix']}, the best inside perplexity +0.7%" in (kept / "README.md").read_text()
 
 
 def test_pytorch_foretells_the_certificate(kept: Path) -> None:
     manifest = manifest_of(kept)
     (chosen,) = [point for point in manifest["quantization"]["pareto"]["points"] if point["chosen"]]
-    assert chosen["kl_mean"] == pytest.approx(manifest["certificate"]["figures"]["kl_mean"], rel=0.2)
+    assert chosen["kl_mean"] == pytest.approx(
+        manifest["certificate"]["figures"]["kl_mean"], rel=0.2
+    )
 
 
 def test_table_and_picture(kept: Path) -> None:
@@ -159,17 +184,25 @@ def test_table_and_picture(kept: Path) -> None:
     assert manifest_of(kept)["quantization"]["mix"] in marked
     picture = kept.with_name("out-pareto.png")
     assert picture.read_bytes().startswith(PNG) and str(picture) in printed
-    assert sorted(path.name for path in kept.parent.iterdir()) == ["out", "out-pareto.png", "printed.txt"]
+    assert sorted(path.name for path in kept.parent.iterdir()) == [
+        "out",
+        "out-pareto.png",
+        "printed.txt",
+    ]
 
 
 def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
     points = manifest_of(kept)["quantization"]["pareto"]["points"]
     size = (points[0]["bytes"] + points[-1]["bytes"]) // 2
-    quantize_within(fp32, tmp_path / "out", budget=Budget(size=size), picture_file=tmp_path / "mixes.png")
+    quantize_within(
+        fp32, tmp_path / "out", budget=Budget(size=size), picture_file=tmp_path / "mixes.png"
+    )
     assert graph_size(tmp_path / "out") <= size
     bits = layer_bits(tmp_path / "out")
     assert set(bits) == {4, 8}
-    assert manifest_of(tmp_path / "out")["quantization"]["mix"].startswith(f"{bits.count(8)} in 8 bits, ")
+    assert manifest_of(tmp_path / "out")["quantization"]["mix"].startswith(
+        f"{bits.count(8)} in 8 bits, "
+    )
     pareto = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
     fitting = [
         point for point in pareto if point["bytes"] <= size - 2000
@@ -179,19 +212,28 @@ def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [(["size=10kB"], "is too small"), (["1%", "--limit", "kl_mean=1e-12"], "nothing was written")]
+    ("options", "words"),
+    [(["size=10kB"], "is too small"), (["1%", "--limit", "kl_mean=1e-12"], "nothing was written")],
 )
-def test_a_budget_that_cannot_be_kept(fp32: Path, tmp_path: Path, options: list[str], words: str) -> None:
+def test_a_budget_that_cannot_be_kept(
+    fp32: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
     outcome = command("quantize", fp32, tmp_path / "out", "--budget", *options)
     assert outcome.status == 1 and words in outcome.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    "options", [["size=10kB"], ["5MB", "--limit", "perplexty=3"], ["size=10kB", "--calibration", "no"]]
+    "options",
+    [["size=10kB"], ["5MB", "--limit", "perplexty=3"], ["size=10kB", "--calibration", "no"]],
 )
-def test_a_dry_run_refuses_what_the_run_would(fp32: Path, tmp_path: Path, options: list[str]) -> None:
-    dry, real = (command("quantize", fp32, tmp_path / "out", "--budget", *options, *dry) for dry in (["--dry-run"], []))
+def test_a_dry_run_refuses_what_the_run_would(
+    fp32: Path, tmp_path: Path, options: list[str]
+) -> None:
+    dry, real = (
+        command("quantize", fp32, tmp_path / "out", "--budget", *options, *dry)
+        for dry in (["--dry-run"], [])
+    )
     assert (dry.status, dry.out) == (real.status, real.out) == (1, b"")
     assert dry.err.splitlines()[-1] == real.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
@@ -216,7 +258,13 @@ def test_weights_that_were_4_bit_before_are_a_mix_of_their_own(tmp_path: Path) -
         for name, parameter in gpt.blocks.named_parameters():
             if parameter.dim() == 2:
                 parameter.copy_(q4_1((parameter.shape[0], parameter.shape[1]), len(name)) * 0.3)
-    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        gpt,
+        tmp_path / "checkpoint",
+        tokenizer_files=None,
+        source={"format": "test"},
+        generation=None,
+    )
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
     quantize_within(tmp_path / "fp32", tmp_path / "out", budget=Budget(size=10**6))
     points = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
@@ -228,11 +276,24 @@ def test_a_classifier_has_a_size_alone(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=2, n_embd=32, n_class=3)
     torch.manual_seed(2)
     gpt = GPT(config).eval()
-    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        gpt,
+        tmp_path / "checkpoint",
+        tokenizer_files=None,
+        source={"format": "test"},
+        generation=None,
+    )
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
     outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%")
-    assert outcome.status == 1 and "no perplexity" in outcome.err and len(outcome.err.splitlines()) == 1
-    assert command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%", "--dry-run") == outcome
+    assert (
+        outcome.status == 1
+        and "no perplexity" in outcome.err
+        and len(outcome.err.splitlines()) == 1
+    )
+    assert (
+        command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1%", "--dry-run")
+        == outcome
+    )
     outcome = command("quantize", tmp_path / "fp32", tmp_path / "out", "--budget", "1MB")
     assert outcome.status == 0 and "nan" not in outcome.text
     points = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
@@ -249,7 +310,9 @@ def test_a_classifier_has_a_size_alone(tmp_path: Path) -> None:
         (["--budget", "5MB", "--limit", "perplexty=3"], 1, "perplexty"),
     ],
 )
-def test_options_that_make_no_sense(fp32: Path, tmp_path: Path, options: list[str], status: int, words: str) -> None:
+def test_options_that_make_no_sense(
+    fp32: Path, tmp_path: Path, options: list[str], status: int, words: str
+) -> None:
     outcome = command("quantize", fp32, tmp_path / "out", *options)
     assert outcome.status == status and words in outcome.err and len(outcome.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

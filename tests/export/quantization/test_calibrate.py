@@ -38,7 +38,9 @@ def random_gpt(position: str = "learned") -> GPT:
 def read_by(gpt: GPT, name: str, windows: list[list[int]]) -> Tensor:
     """What a module reads over all windows, (positions, n_in)."""
     seen: list[Tensor] = []
-    hook = gpt.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    hook = gpt.get_submodule(name).register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0][0])
+    )
     for window in windows:
         gpt(torch.tensor([window]))
     hook.remove()
@@ -52,7 +54,9 @@ def test_a_layer_is_rounded_on_what_the_rounded_blocks_before_it_give(position: 
     rounded, moments = round_layers(gpt, WINDOWS, lambda n_in: grid)
     assert list(rounded) == NAMES
     for index in (0, 1):
-        for name in NAMES[4 * index : 4 * index + 4]:  # of a block, the layers read what its own exact ones give
+        for name in NAMES[
+            4 * index : 4 * index + 4
+        ]:  # of a block, the layers read what its own exact ones give
             read = read_by(plain, name, WINDOWS)
             expected = round_gptq(plain.get_parameter(f"{name}.weight"), read.T @ read, grid)
             assert (rounded[name].values() - expected.values()).abs().mean() < 1e-3
@@ -72,7 +76,10 @@ def test_weights_that_give_no_numbers_are_named() -> None:
 
 @torch.no_grad()
 def kl(gpt: GPT, other: GPT, window: list[int], positions: slice) -> float:
-    exact, changed = (model(torch.tensor([window]))[0, positions].double().log_softmax(-1) for model in (gpt, other))
+    exact, changed = (
+        model(torch.tensor([window]))[0, positions].double().log_softmax(-1)
+        for model in (gpt, other)
+    )
     return float(kl_div(changed, exact, log_target=True, reduction="none").sum(-1).mean())
 
 
@@ -80,7 +87,10 @@ def test_what_a_layer_costs_is_the_kl_of_the_model_with_it_alone_changed() -> No
     """On every fourth of the first 192 tokens."""
     gpt = random_gpt()
     before = {name: value.clone() for name, value in gpt.state_dict().items()}
-    coarse = {name: round_nearest(gpt.get_parameter(f"{name}.weight"), Grid(4, 16)).values() for name in NAMES}
+    coarse = {
+        name: round_nearest(gpt.get_parameter(f"{name}.weight"), Grid(4, 16)).values()
+        for name in NAMES
+    }
 
     def change(name: str) -> Callable[[nn.Linear], object] | None:
         return None if name == NAMES[2] else lambda linear: with_weight(linear, coarse[name])
@@ -97,7 +107,9 @@ def test_what_a_layer_costs_is_the_kl_of_the_model_with_it_alone_changed() -> No
 def test_what_tables_and_layers_cost_together() -> None:
     """On every position: a row of a table matters only where it is read."""
     gpt = random_gpt()
-    changed = {name: gpt.get_parameter(f"{name}.weight") * 0.9 for name in ("wte", "head", NAMES[5])}
+    changed = {
+        name: gpt.get_parameter(f"{name}.weight") * 0.9 for name in ("wte", "head", NAMES[5])
+    }
     other = copy.deepcopy(gpt)
     for name, weight in changed.items():
         other.get_submodule(name).weight = nn.Parameter(weight)

@@ -48,7 +48,9 @@ def test_no_clip_and_no_zero_point_is_better(grid: Grid, spread: int) -> None:
     found = round_gptq(weight, torch.from_numpy(np.diag(energy)), grid)
     blocks = weight.double().numpy().reshape(40, -1, grid.block)
     energies = energy.reshape(-1, grid.block)
-    best = sum(best_error(row[n], energies[n], grid) for row in blocks for n in range(len(energies)))
+    best = sum(
+        best_error(row[n], energies[n], grid) for row in blocks for n in range(len(energies))
+    )
     allowed = 1.01 if grid.scale_bits == 32 else 1.03
     assert error_of(found, weight, energy) < allowed * best
     if spread == 1:
@@ -88,10 +90,16 @@ def test_a_small_block_beside_a_large_one(grid: Grid, rounding: str) -> None:
     weight = weights(20, 96)
     weight[:, 32:64] *= 2e-3
     weight[:, 64:] = 0
-    found = round_nearest(weight, grid) if rounding == "nearest" else round_gptq(weight, torch.eye(96), grid)
+    found = (
+        round_nearest(weight, grid)
+        if rounding == "nearest"
+        else round_gptq(weight, torch.eye(96), grid)
+    )
     assert (found.scales != 0).all() and (found.values()[:, 64:] == 0).all()
     packed = pack_blocks(found)
-    assert packed.scales.dtype == np.int8 and np.array_equal(dequantize_blocks(packed), found.values().numpy())
+    assert packed.scales.dtype == np.int8 and np.array_equal(
+        dequantize_blocks(packed), found.values().numpy()
+    )
     off = (found.values() - weight)[:, 32:64].square().sum()
     assert off < 0.9 * weight[:, 32:64].square().sum()
 
@@ -115,8 +123,12 @@ def test_levels_are_those_of_gptq(grid: Grid) -> None:
     weight = weights(12, 150)
     found = round_gptq(weight, moments, grid)
 
-    order = np.arange(150) if grid.block else np.argsort(-moments.numpy().diagonal())  # the most energy first
-    damped = (moments.numpy() + 0.01 * moments.diagonal().mean().item() * np.eye(150))[np.ix_(order, order)]
+    order = (
+        np.arange(150) if grid.block else np.argsort(-moments.numpy().diagonal())
+    )  # the most energy first
+    damped = (moments.numpy() + 0.01 * moments.diagonal().mean().item() * np.eye(150))[
+        np.ix_(order, order)
+    ]
     left, levels = weight.double().numpy()[:, order], np.empty((12, 150))
     scale = np.zeros(12)
     for column in range(150):
@@ -139,8 +151,16 @@ def test_no_other_scales_keep_the_outputs_better(grid: Grid) -> None:
     damping = (0.01 if grid.bits == 8 else 0.05) * moments.diagonal().mean()
     # root^T root is what an error costs
     root = np.linalg.cholesky((moments + damping * torch.eye(64)).numpy()).T
-    for levels, row, scales in zip(found.levels.double().numpy(), weight.double().numpy(), found.scales.numpy()):
+    for levels, row, scales in zip(
+        found.levels.double().numpy(), weight.double().numpy(), found.scales.numpy()
+    ):
         blocks = levels.reshape(len(scales), -1)
-        columns = np.stack([root[:, n * blocks.shape[1] :][:, : blocks.shape[1]] @ b for n, b in enumerate(blocks)], 1)
+        columns = np.stack(
+            [
+                root[:, n * blocks.shape[1] :][:, : blocks.shape[1]] @ b
+                for n, b in enumerate(blocks)
+            ],
+            1,
+        )
         best, *_ = np.linalg.lstsq(columns, root @ row)
         np.testing.assert_allclose(scales, best, rtol=2e-3)

@@ -75,10 +75,18 @@ def near(got: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(got - expected).mean() < 0.04 * np.abs(expected).mean())
 
 
-def test_everything_of_int8_is_there_and_the_weights_once(fast: Path, quantized: dict[str, Path]) -> None:
+def test_everything_of_int8_is_there_and_the_weights_once(
+    fast: Path, quantized: dict[str, Path]
+) -> None:
     for name in ("model.onnx", "model.onnx_data"):
-        assert (fast / "onnx" / name).read_bytes() == (quantized["int8-channels"] / "onnx" / name).read_bytes()
-    assert {file.name for file in (fast / "onnx").iterdir()} == {"model.onnx", "model.onnx_data", "decode.onnx"}
+        assert (fast / "onnx" / name).read_bytes() == (
+            quantized["int8-channels"] / "onnx" / name
+        ).read_bytes()
+    assert {file.name for file in (fast / "onnx").iterdir()} == {
+        "model.onnx",
+        "model.onnx_data",
+        "decode.onnx",
+    }
     graph = onnx.load(fast / "onnx" / "decode.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}
     assert "MatMulNBits" in kinds and "MatMulIntegerToFloat" not in kinds
@@ -92,22 +100,34 @@ def test_the_manifest_and_the_certificate_know_it(fast: Path) -> None:
     assert (manifest.precision, manifest.decode) == ("int8", fast / "onnx/decode.onnx")
     assert manifest.raw["quantization"]["scheme"] == "int8-fast"
     assert 0 < manifest.certificate["consistency"]["cached_kl"] < 1e-3
-    assert ("decode graph", "proved by cached, batch, greedy: single rows run in it") in describe(fast).certificate
+    assert ("decode graph", "proved by cached, batch, greedy: single rows run in it") in describe(
+        fast
+    ).certificate
     report = verify(fast, threads=1)
-    assert {row.name for row in report.rows if not row.ok} <= {"kl_mean"}  # random weights have no room for error
+    assert {row.name for row in report.rows if not row.ok} <= {
+        "kl_mean"
+    }  # random weights have no room for error
     assert any("single rows in onnx/decode.onnx" in note for note in report.notes)
-    assert "onnx/decode.onnx, for steps of a single row on a CPU" in dict(describe(fast).facts).values()
+    assert (
+        "onnx/decode.onnx, for steps of a single row on a CPU"
+        in dict(describe(fast).facts).values()
+    )
 
 
 def test_it_computes_with_the_weights_of_int8(fast: Path, quantized: dict[str, Path]) -> None:
-    with gptx.load(quantized["int8-channels"], threads=1) as model, gptx.load(fast, threads=1) as other:
+    with (
+        gptx.load(quantized["int8-channels"], threads=1) as model,
+        gptx.load(fast, threads=1) as other,
+    ):
         assert (model.decode, other.decode) == (None, fast / "onnx/decode.onnx")
         expected = forced_logits(model, TEXT)
         assert (forced_logits(other, TEXT) == expected).all()
         with other.session() as session:
             steps = np.stack([session.feed([[token]])[0] for token in TEXT])
         assert near(steps, expected) and not (steps == expected).all()
-        texts = [m.generate(TEXT, max_new_tokens=20, temperature=0.0).token_ids for m in (model, other)]
+        texts = [
+            m.generate(TEXT, max_new_tokens=20, temperature=0.0).token_ids for m in (model, other)
+        ]
     assert texts[0][:4] == texts[1][:4]
 
 
@@ -150,10 +170,18 @@ def test_both_graphs_see_one_cache(fast: Path) -> None:
 
 def test_growth_across_powers_of_two(tmp_path: Path) -> None:
     """And in pieces, of widths of which no block divides one."""
-    config = GPTConfig(vocab_size=97, n_ctx=600, n_layer=2, n_head=6, n_embd=48, n_inner=100, position="rope")
+    config = GPTConfig(
+        vocab_size=97, n_ctx=600, n_layer=2, n_head=6, n_embd=48, n_inner=100, position="rope"
+    )
     torch.manual_seed(2)
     checkpoint = tmp_path / "checkpoint"
-    save_checkpoint(GPT(config).eval(), checkpoint, tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        GPT(config).eval(),
+        checkpoint,
+        tokenizer_files=None,
+        source={"format": "test"},
+        generation=None,
+    )
     export_checkpoint(checkpoint, tmp_path / "fp32")
     quantize_artifact(tmp_path / "fp32", tmp_path / "fast", to="int8-fast", accept=True)
     text = np.random.default_rng(3).integers(0, 97, 530).tolist()
@@ -188,7 +216,11 @@ def test_rows_of_a_batch(fast: Path) -> None:
 def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -> None:
     from optimum.onnxruntime import ORTModelForCausalLM
 
-    options = {"attention_mask": torch.ones(1, len(TEXT), dtype=torch.int64), "max_new_tokens": 12, "do_sample": False}
+    options = {
+        "attention_mask": torch.ones(1, len(TEXT), dtype=torch.int64),
+        "max_new_tokens": 12,
+        "do_sample": False,
+    }
     texts = [
         ORTModelForCausalLM.from_pretrained(path).generate(torch.tensor([TEXT]), **options).tolist()
         for path in (fast, quantized["int8"])
@@ -196,8 +228,12 @@ def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -
     assert texts[0] == texts[1]
 
 
-@pytest.mark.skipif(ORT < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing")
-def test_both_graphs_are_compiled(fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    ORT < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing"
+)
+def test_both_graphs_are_compiled(
+    fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     compile_artifact(fast, tmp_path / "out", accept=True)
     manifest = read_manifest(tmp_path / "out")
     check_hashes(manifest)
@@ -209,7 +245,9 @@ def test_both_graphs_are_compiled(fast: Path, tmp_path: Path, capsys: pytest.Cap
     with gptx.load(fast, threads=1) as model, gptx.load(manifest.path, threads=1) as other:
         assert other.decode == manifest.path / compiled.DECODE and capsys.readouterr().err == ""
         options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.0}
-        assert model.generate(TEXT, **options).token_ids == other.generate(TEXT, **options).token_ids
+        assert (
+            model.generate(TEXT, **options).token_ids == other.generate(TEXT, **options).token_ids
+        )
     portable.write_bytes(graph)
     damaged = manifest.path / compiled.DECODE
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
@@ -232,13 +270,17 @@ def test_damage_is_caught_by_its_hash(folder: Path) -> None:
         verify(folder, threads=1)
 
 
-def test_what_cannot_be_opened_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_opened_is_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     graph = folder / "onnx/decode.onnx"
     graph.write_bytes(b"\0" * graph.stat().st_size)
     with gptx.load(folder, threads=1) as model:
         assert model.decode is None
         (line,) = capsys.readouterr().err.splitlines()
-        assert "decode.onnx is not used" in line and line.endswith("single rows run as all others do")
+        assert "decode.onnx is not used" in line and line.endswith(
+            "single rows run as all others do"
+        )
         expected = forced_logits(model, TEXT)
         with model.session() as session:
             assert near(np.stack([session.feed([[token]])[0] for token in TEXT]), expected)
@@ -254,7 +296,9 @@ def test_the_graph_of_another_model(folder: Path, artifacts: dict[str, Path]) ->
 def test_a_manifest_that_names_another_file(folder: Path) -> None:
     manifest = json.loads((folder / "gptx.json").read_text())
     (folder / "gptx.json").write_text(json.dumps({**manifest, "decode": "elsewhere.onnx"}))
-    with pytest.raises(ArtifactError, match=r"decode is 'elsewhere\.onnx', expected 'onnx/decode\.onnx'"):
+    with pytest.raises(
+        ArtifactError, match=r"decode is 'elsewhere\.onnx', expected 'onnx/decode\.onnx'"
+    ):
         gptx.load(folder)
     del manifest["files"]["onnx/decode.onnx"]
     (folder / "gptx.json").write_text(json.dumps(manifest))

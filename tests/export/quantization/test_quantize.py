@@ -58,7 +58,11 @@ GRIDS = [
 
 
 @settings(max_examples=60, deadline=None)
-@given(shape=st.tuples(st.integers(1, 9), st.integers(1, 90)), grid=st.sampled_from(GRIDS), seed=st.integers(0, 1000))
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 90)),
+    grid=st.sampled_from(GRIDS),
+    seed=st.integers(0, 1000),
+)
 def test_a_weight_is_off_by_at_most_its_step(shape: tuple[int, int], grid: Grid, seed: int) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     rounded = round_nearest(weight, grid)
@@ -76,9 +80,13 @@ def test_a_weight_is_off_by_at_most_its_step(shape: tuple[int, int], grid: Grid,
 def test_the_zero_point_of_negative_blocks_is_one_of_16() -> None:
     weight = -torch.rand(400, 16, generator=torch.Generator().manual_seed(1)) - 0.5
     rounded = round_nearest(weight, Grid(4, 16, symmetric=False))
-    assert rounded.zeros is not None and rounded.zeros.max() <= 15  # -least / widest is a bit more than 15 in some
+    assert (
+        rounded.zeros is not None and rounded.zeros.max() <= 15
+    )  # -least / widest is a bit more than 15 in some
     packed = pack(rounded)
-    assert isinstance(packed, BlockWeights) and np.array_equal(dequantize_blocks(packed), rounded.values().numpy())
+    assert isinstance(packed, BlockWeights) and np.array_equal(
+        dequantize_blocks(packed), rounded.values().numpy()
+    )
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -103,7 +111,9 @@ def test_gptq_of_inputs_that_say_nothing() -> None:
     assert torch.isfinite(rounded.values()).all() and (rounded.values() - weight).abs().max() < 0.2
 
 
-@pytest.mark.parametrize(("n_in", "wanted", "block"), [(768, 64, 64), (576, 128, 64), (48, 64, 16), (100, 64, 64)])
+@pytest.mark.parametrize(
+    ("n_in", "wanted", "block"), [(768, 64, 64), (576, 128, 64), (48, 64, 16), (100, 64, 64)]
+)
 def test_a_block_divides_the_width_where_one_does(n_in: int, wanted: int, block: int) -> None:
     assert fitting_block(n_in, wanted) == block
 
@@ -118,19 +128,31 @@ def test_more_bits_go_where_they_save_most_for_their_work() -> None:
     costs, work = {"a": 4e-3, "b": 3e-3, "c": 1e-3}, {"a": 400, "b": 100, "c": 100}
     assert most_worth(costs, work, 1.0) == []
     assert most_worth(costs, work, 5.5e-3) == ["b"]
-    assert most_worth(costs, work, 1.5e-3) == ["b", "a"] or most_worth(costs, work, 1.5e-3) == ["b", "c", "a"]
+    assert most_worth(costs, work, 1.5e-3) == ["b", "a"] or most_worth(costs, work, 1.5e-3) == [
+        "b",
+        "c",
+        "a",
+    ]
     assert len(most_worth(costs, work, 0.0)) == 3
 
 
 def save(config: GPTConfig, folder: Path) -> Path:
     torch.manual_seed(1)
-    save_checkpoint(GPT(config).eval(), folder, tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        GPT(config).eval(), folder, tokenizer_files=None, source={"format": "test"}, generation=None
+    )
     return folder
 
 
 def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
     """The calibration text as quantize_artifact takes it."""
-    own = proof(exported, vocab_size=config.vocab_size, n_ctx=config.n_ctx, own="calibration", most=CALIBRATION)
+    own = proof(
+        exported,
+        vocab_size=config.vocab_size,
+        n_ctx=config.n_ctx,
+        own="calibration",
+        most=CALIBRATION,
+    )
     return own.windows
 
 
@@ -150,13 +172,17 @@ def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> Non
 
 
 @pytest.mark.parametrize("to", ["int8", "int8-channels", "int4"])
-def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path], fp32: Path, to: str) -> None:
+def test_the_graph_computes_with_the_rounded_weights(
+    quantized: dict[str, Path], fp32: Path, to: str
+) -> None:
     """Against PyTorch with the same rounded weights: what is left is the rounding of activations."""
     manifest = read_manifest(fp32)
     config = GPTConfig.from_dict(manifest.raw["gpt_config"])
     gpt = load_gpt(fp32, config)
     # leaves the rounded values in the layers
-    made = quantize_weights(gpt, SCHEMES[scheme_name(to, cpu_features())], own_windows(fp32, config))
+    made = quantize_weights(
+        gpt, SCHEMES[scheme_name(to, cpu_features())], own_windows(fp32, config)
+    )
     head = made.weights["head"]
     assert isinstance(head, BlockWeights)
     gpt.head.weight.copy_(torch.from_numpy(dequantize_blocks(head)))
@@ -175,7 +201,9 @@ def test_the_graph_computes_with_the_rounded_weights(quantized: dict[str, Path],
 def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: Path) -> None:
     """In 16 bits, or with weights of 4 in 32. relu leaves rows of zeros here and there: they have no largest value to be
     scaled by."""
-    config = GPTConfig(vocab_size=97, n_ctx=32, n_layer=1, n_head=2, n_embd=32, activation=activation)  # type: ignore[arg-type]
+    config = GPTConfig(
+        vocab_size=97, n_ctx=32, n_layer=1, n_head=2, n_embd=32, activation=activation
+    )  # type: ignore[arg-type]
     exported = tmp_path / "fp32"
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
@@ -189,13 +217,18 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     save_graph(build_graph(graph_layers(gpt, "shared", weights), "shared"), exported / "onnx")
     refresh_sizes(exported)
     with gptx.load(exported) as model:
-        assert np.abs(forced_logits(model, list(range(12))) - expected).max() < 1e-3 * np.abs(expected).max()
+        assert (
+            np.abs(forced_logits(model, list(range(12))) - expected).max()
+            < 1e-3 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
     """Head and embedding with 64 common tokens of 160: against PyTorch with the values that are stored."""
-    config = GPTConfig(vocab_size=160, n_ctx=64, n_layer=1, n_head=2, n_embd=64, position="rope", tied=tied)
+    config = GPTConfig(
+        vocab_size=160, n_ctx=64, n_layer=1, n_head=2, n_embd=64, position="rope", tied=tied
+    )
     exported = tmp_path / "fp32"
     export_checkpoint(save(config, tmp_path / "checkpoint"), exported)
     gpt = load_gpt(exported, config)
@@ -225,15 +258,22 @@ def test_which_tokens_are_common() -> None:
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_int4_fast_takes_blocks_of_128_where_they_divide(position: str, tmp_path: Path) -> None:
-    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=128, n_inner=192, position=position)  # type: ignore[arg-type]
+    config = GPTConfig(
+        vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=128, n_inner=192, position=position
+    )  # type: ignore[arg-type]
     export_checkpoint(save(config, tmp_path / "checkpoint"), tmp_path / "fp32")
     quantize_artifact(tmp_path / "fp32", tmp_path / "fast", to="int4-fast", accept=True)
     manifest = read_manifest(tmp_path / "fast")
     quantization = manifest.raw["quantization"]
     assert (manifest.precision, quantization["scheme"]) == ("int4", "int4-fast")
-    blocks = {name: tensor["block"] for name, tensor in quantization["tensors"].items() if name.startswith("blocks.1.")}
+    blocks = {
+        name: tensor["block"]
+        for name, tensor in quantization["tensors"].items()
+        if name.startswith("blocks.1.")
+    }
     assert blocks == {
-        f"blocks.1.{p}": b for p, b in (("attn.qkv", 128), ("attn.out", 128), ("mlp.up", 128), ("mlp.down", 32))
+        f"blocks.1.{p}": b
+        for p, b in (("attn.qkv", 128), ("attn.out", 128), ("mlp.up", 128), ("mlp.down", 32))
     }
     assert ("wpe" in quantization["tensors"]) == (position == "learned")
 
@@ -264,7 +304,10 @@ def test_how_a_prompt_is_cut_changes_nothing(quantized: dict[str, Path], to: str
     with gptx.load(quantized[to]) as model:
         whole = forced_logits(model, text)
         with model.session() as session:
-            pieces = [session.feed([piece], all_logits=True)[0] for piece in (text[:2], text[2:31], text[31:])]
+            pieces = [
+                session.feed([piece], all_logits=True)[0]
+                for piece in (text[:2], text[2:31], text[31:])
+            ]
     assert (np.concatenate(pieces) == whole).all()
 
 
@@ -297,14 +340,20 @@ def test_without_vnni_channels_are_exact(
 
 
 @given(rows=st.integers(1, 6), blocks=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_weights_that_were_4_bit_with_offsets_are_found_again(rows: int, blocks: int, seed: int) -> None:
+def test_weights_that_were_4_bit_with_offsets_are_found_again(
+    rows: int, blocks: int, seed: int
+) -> None:
     weight = q4_1((rows, 32 * blocks), seed)
     found = detect_q4_1(weight)
     assert found is not None
     error = np.abs(dequantize_offsets(found) - weight.numpy())
     step = np.abs(found.blocks.scales[:, :blocks]).max()
-    assert error.max() < 0.2 * step and error.mean() < 0.02 * step  # an offset has 8 bits of all that a row has
-    assert detect_q4_1(weight + 0.003 * torch.randn(weight.shape)) is None  # a little fine-tuning would be undone
+    assert (
+        error.max() < 0.2 * step and error.mean() < 0.02 * step
+    )  # an offset has 8 bits of all that a row has
+    assert (
+        detect_q4_1(weight + 0.003 * torch.randn(weight.shape)) is None
+    )  # a little fine-tuning would be undone
     assert detect_q4_1(weight[:, :-1]) is None
 
 
@@ -316,17 +365,28 @@ def test_such_a_model_keeps_its_weights_in_int4(tmp_path: Path) -> None:
         for seed, block in enumerate(gpt.layers):
             for part, linear in linears(block).items():
                 linear.weight.copy_(q4_1(tuple(linear.weight.shape), seed + len(part)) * 0.3)
-    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={"format": "test"}, generation=None)
+    save_checkpoint(
+        gpt,
+        tmp_path / "checkpoint",
+        tokenizer_files=None,
+        source={"format": "test"},
+        generation=None,
+    )
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
     certificate = quantize_artifact(tmp_path / "fp32", tmp_path / "int4", to="int4")
     assert certificate["figures"]["kl_mean"] < 1e-4  # what 8-bit activations cost
     quantization = read_manifest(tmp_path / "int4").raw["quantization"]
-    assert quantization["rounding"] == "none: the source's own levels" and not quantization["rotated"]
+    assert (
+        quantization["rounding"] == "none: the source's own levels" and not quantization["rotated"]
+    )
 
 
 def test_sizes(quantized: dict[str, Path], fp32: Path) -> None:
     full = (fp32 / "onnx" / "model.onnx_data").stat().st_size
-    share = {to: (path / "onnx" / "model.onnx_data").stat().st_size / full for to, path in quantized.items()}
+    share = {
+        to: (path / "onnx" / "model.onnx_data").stat().st_size / full
+        for to, path in quantized.items()
+    }
     assert share["int4"] < share["int8"] < 0.4 < share["fp16"] < 0.65
 
 
@@ -342,11 +402,15 @@ def test_the_chain_leads_back_to_pytorch(quantized: dict[str, Path]) -> None:
 
 
 def test_against_pytorch_itself(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
-    certificate = quantize_artifact(fp32, tmp_path / "out", to="int8", checkpoint=checkpoint, accept=True)
+    certificate = quantize_artifact(
+        fp32, tmp_path / "out", to="int8", checkpoint=checkpoint, accept=True
+    )
     assert certificate["against"] == "pytorch fp32" and len(certificate["chain"]) == 1
 
 
-def test_what_is_quantized_is_not_quantized_again(quantized: dict[str, Path], tmp_path: Path) -> None:
+def test_what_is_quantized_is_not_quantized_again(
+    quantized: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="int8 already"):
         quantize_artifact(quantized["int8"], tmp_path / "out", to="int4")
 
@@ -460,7 +524,9 @@ def test_verify_of_a_certificate_in_another_form(fp32: Path, tmp_path: Path) -> 
             verify(source)
 
 
-def test_a_certificate_without_its_limits_proves_nothing(quantized: dict[str, Path], tmp_path: Path) -> None:
+def test_a_certificate_without_its_limits_proves_nothing(
+    quantized: dict[str, Path], tmp_path: Path
+) -> None:
     shutil.copytree(quantized["int8"], tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "gptx.json").read_text())
     for limits in ({}, {"kl_mean": "small", "consistency_kl": 1}):
@@ -472,7 +538,16 @@ def test_a_certificate_without_its_limits_proves_nothing(quantized: dict[str, Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_sigterm_leaves_nothing_half_written(fp32: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gptx", "quantize", str(fp32), str(tmp_path / "out"), "--to", "int8"]
+    command = [
+        sys.executable,
+        "-m",
+        "gptx",
+        "quantize",
+        str(fp32),
+        str(tmp_path / "out"),
+        "--to",
+        "int8",
+    ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob(".out.*")) and process.poll() is None:
             time.sleep(0.05)
@@ -490,9 +565,17 @@ def test_dry_run_refuses_what_could_not_be_written(fp32: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "options",
-    [["--text", "no.txt"], ["--calibration", "no.txt"], ["--checkpoint", "no"], ["--picture", "a.jpg"], ["--force"]],
+    [
+        ["--text", "no.txt"],
+        ["--calibration", "no.txt"],
+        ["--checkpoint", "no"],
+        ["--picture", "a.jpg"],
+        ["--force"],
+    ],
 )
-def test_a_dry_run_refuses_what_the_run_would(fp32: Path, tmp_path: Path, options: list[str]) -> None:
+def test_a_dry_run_refuses_what_the_run_would(
+    fp32: Path, tmp_path: Path, options: list[str]
+) -> None:
     out = fp32 if options == ["--force"] else tmp_path / "out"
     to = ("--budget", "1%") if "--picture" in options else ("--to", "int8")
     dry, real = (command("quantize", fp32, out, *to, *options, *dry) for dry in (["--dry-run"], []))

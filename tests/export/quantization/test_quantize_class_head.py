@@ -39,7 +39,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = write_checkpoint(
         tmp_path_factory.mktemp(request.param) / "checkpoint", dataclasses.replace(shape, n_class=3)
     )
-    (folder / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", labels=LABELS, head=True))))
+    (folder / "gptx_task.json").write_text(
+        json.dumps(task_json(Task("classify", labels=LABELS, head=True)))
+    )
     return folder
 
 
@@ -76,10 +78,15 @@ def test_int8_is_near(artifacts: dict[str, Path]):
 def test_its_certificate_has_no_language(artifacts: dict[str, Path]):
     for path in artifacts.values():
         certificate = json.loads((path / "gptx.json").read_text())["certificate"]
-        assert certificate["figures"]["perplexity"] is None and certificate["greedy"]["compared"] == 0
+        assert (
+            certificate["figures"]["perplexity"] is None and certificate["greedy"]["compared"] == 0
+        )
         card = (path / "README.md").read_text()
         assert "perplexity" not in card and "text-classification" in card
-        assert "| task | classifies by a head, as one of cat, dog, log |" in card and "onnxruntime-genai" not in card
+        assert (
+            "| task | classifies by a head, as one of cat, dog, log |" in card
+            and "onnxruntime-genai" not in card
+        )
         assert not (path / "genai_config.json").exists()
     verified = command("verify", str(artifacts["fp32"]))
     assert verified.status == 0 and "perplexity" not in verified.text and "kl_mean" in verified.text
@@ -90,7 +97,10 @@ def test_it_says_what_it_is_for(checkpoint: Path, artifacts: dict[str, Path], tm
         shown = command("inspect", folder).text
         assert re.search("task +classifies by a head, as one of cat, dog, log", shown)
         assert "generates" not in shown and "gptx run" not in shown
-    assert f"Next\n  gptx classify -m {artifacts['int8']} TEXT\n" in command("inspect", artifacts["int8"]).text
+    assert (
+        f"Next\n  gptx classify -m {artifacts['int8']} TEXT\n"
+        in command("inspect", artifacts["int8"]).text
+    )
     imported = command("import", checkpoint, tmp_path / "imported")
     assert "classification head for LABEL_0, LABEL_1, LABEL_2" in imported.err
 

@@ -17,7 +17,9 @@ from gptx_models.gpt.model import GPT
 CONFIGS = {
     **small_presets(),
     **{f"pair {i}": config_of(choice) for i, choice in enumerate(pairwise())},
-    "one value head for all": GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_kv_head=1, n_embd=48),
+    "one value head for all": GPTConfig(
+        vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_kv_head=1, n_embd=48
+    ),
     "classes": GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_embd=48, n_class=5),
     "width 3": GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=1, n_embd=3, head_dim=2),
 }
@@ -59,8 +61,12 @@ def test_a_post_norm_model_is_left_as_it_is(name: str) -> None:
 
 
 def test_the_cover_has_every_kind_of_model() -> None:
-    kinds = {(c.norm, c.position, c.n_kv_head < c.n_head, c.attn_bias, c.tied) for c in PRE.values()}
-    for axis, values in enumerate(({"layernorm", "rmsnorm"}, {"learned", "sinusoidal", "rope", "none"})):
+    kinds = {
+        (c.norm, c.position, c.n_kv_head < c.n_head, c.attn_bias, c.tied) for c in PRE.values()
+    }
+    for axis, values in enumerate(
+        ({"layernorm", "rmsnorm"}, {"learned", "sinusoidal", "rope", "none"})
+    ):
         assert {kind[axis] for kind in kinds} == values
     for axis in (2, 3, 4):
         assert {kind[axis] for kind in kinds} == {True, False}

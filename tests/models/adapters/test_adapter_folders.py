@@ -69,14 +69,21 @@ def test_the_base_that_it_names_is_adapted(
     assert merge(folder, tmp_path / "out") == made[2]
     torch.testing.assert_close(logits(load_model(tmp_path / "out")), theirs, atol=1e-4, rtol=0)
     torch.testing.assert_close(logits(made[0]), theirs, atol=1e-4, rtol=0)
-    told = f"holds a whole model too, which is not read: the adapter is for {made[2]}" in capsys.readouterr().err
+    told = (
+        f"holds a whole model too, which is not read: the adapter is for {made[2]}"
+        in capsys.readouterr().err
+    )
     assert told == (kind == "whole")
 
 
 def test_shards_and_torchs_files_are_a_whole_model_too(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"):
+    for name in (
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ):
         (whole / "model.safetensors").unlink(missing_ok=True)
         (whole / name).write_text("{}")
         merge(whole, tmp_path / "out", force=True)
@@ -126,24 +133,37 @@ def test_every_verb(words: tuple[str, ...], with_config: Path, tmp_path: Path) -
 def test_its_base_is_not_here(whole: Path, made: tuple[GPT, Path, Path], tmp_path: Path) -> None:
     path = whole / "adapter_config.json"
     for name in ("org/model", None):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name}))
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name})
+        )
         with pytest.raises(
-            CheckpointError, match=f"a whole model and an adapter for ({name}|a base).*not here.*--base"
+            CheckpointError,
+            match=f"a whole model and an adapter for ({name}|a base).*not here.*--base",
         ):
             merge(whole, tmp_path / "out")
     merge(whole, tmp_path / "out", base=made[2])
-    torch.testing.assert_close(logits(load_model(tmp_path / "out")), logits(made[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(load_model(tmp_path / "out")), logits(made[0]), atol=1e-4, rtol=0
+    )
     (whole / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="adapts a base that it does not name, which is not here"):
+    with pytest.raises(
+        CheckpointError, match="adapts a base that it does not name, which is not here"
+    ):
         merge(whole, tmp_path / "more")
 
 
-def test_an_adapter_for_the_model_in_its_own_folder(whole: Path, made: tuple[GPT, Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_for_the_model_in_its_own_folder(
+    whole: Path, made: tuple[GPT, Path, Path], tmp_path: Path
+) -> None:
     """transformers applies it; here the sentence says how to."""
     path = whole / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(whole)}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(whole)})
+    )
     for base in (None, whole):
-        with pytest.raises(CheckpointError, match="adapts the model in its own folder: move adapter_config.json"):
+        with pytest.raises(
+            CheckpointError, match="adapts the model in its own folder: move adapter_config.json"
+        ):
             merge(whole, tmp_path / "out", base=base)
     theirs = logits(transformers.AutoModelForCausalLM.from_pretrained(whole))
     (tmp_path / "apart").mkdir()
@@ -153,17 +173,25 @@ def test_an_adapter_for_the_model_in_its_own_folder(whole: Path, made: tuple[GPT
     torch.testing.assert_close(logits(load_model(tmp_path / "out")), theirs, atol=1e-4, rtol=0)
 
 
-def test_a_base_that_is_an_adapter_and_a_folder_of_adapters(made: tuple[GPT, Path, Path], tmp_path: Path) -> None:
+def test_a_base_that_is_an_adapter_and_a_folder_of_adapters(
+    made: tuple[GPT, Path, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(made[1], tmp_path / "adapter"))
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(made[1])}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(made[1])})
+    )
     with pytest.raises(CheckpointError, match="is a LoRA adapter, not a checkpoint"):
         merge(folder, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="has no adapter_config.json, but holds adapters: adapter: name one"):
+    with pytest.raises(
+        CheckpointError, match="has no adapter_config.json, but holds adapters: adapter: name one"
+    ):
         merge(tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["IA3", "LOHA", "PREFIX_TUNING", "PROMPT_TUNING", "ADALORA", ["LORA"]])
+@pytest.mark.parametrize(
+    "kind", ["IA3", "LOHA", "PREFIX_TUNING", "PROMPT_TUNING", "ADALORA", ["LORA"]]
+)
 def test_adapters_of_other_kinds(kind: Any, with_config: Path, tmp_path: Path) -> None:
     path = with_config / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": kind}))
@@ -176,7 +204,9 @@ def test_adapters_of_other_kinds(kind: Any, with_config: Path, tmp_path: Path) -
     [({"r": True}, "r is True"), ({"r": 2**70}, "r is .*at most"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
      ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'")],
 )  # fmt: skip
-def test_numbers_that_are_none(changes: dict[str, Any], says: str, with_config: Path, tmp_path: Path) -> None:
+def test_numbers_that_are_none(
+    changes: dict[str, Any], says: str, with_config: Path, tmp_path: Path
+) -> None:
     path = with_config / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(CheckpointError, match=f"adapter_config.json: {says}"):
@@ -192,14 +222,19 @@ def test_values_that_are_no_numbers(with_config: Path, tmp_path: Path) -> None:
         merge(with_config, tmp_path / "out")
     weights[name][1, 2] = 1e30
     save_file(
-        {n: w * 1e10 if "lora_B" in n else w for n, w in weights.items()}, with_config / "adapter_model.safetensors"
+        {n: w * 1e10 if "lora_B" in n else w for n, w in weights.items()},
+        with_config / "adapter_model.safetensors",
     )
-    with pytest.raises(CheckpointError, match=r"merged into .*: blocks.1.attn.qkv.weight holds -?inf"):
+    with pytest.raises(
+        CheckpointError, match=r"merged into .*: blocks.1.attn.qkv.weight holds -?inf"
+    ):
         merge(with_config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_artifact_with_an_adapters_configuration_is_an_artifact(artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_an_artifact_with_an_adapters_configuration_is_an_artifact(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(artifacts["shared"], tmp_path / "artifact"))
     (folder / "adapter_config.json").write_text("{}")
     assert kind_of(folder) == "artifact"

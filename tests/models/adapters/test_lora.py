@@ -39,7 +39,9 @@ TARGETS = [
 @pytest.mark.parametrize(("family", "targets"), TARGETS)
 def test_peft_computes_what_we_do(family: str, targets: tuple[str, ...] | None, tmp_path: Path):
     gpt, adapter = saved(tmp_path, family, Lora(rank=4, alpha=12.0, targets=targets))
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter).eval()
+    theirs = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), adapter
+    ).eval()
     with torch.no_grad():
         expected = theirs(IDS).logits
         torch.testing.assert_close(gpt(IDS), expected, atol=1e-5, rtol=1e-4)
@@ -50,21 +52,33 @@ def test_peft_computes_what_we_do(family: str, targets: tuple[str, ...] | None, 
 
 @pytest.mark.parametrize(("family", "targets"), TARGETS)
 @pytest.mark.parametrize("rslora", [False, True])
-def test_an_adapter_of_peft_is_read(family: str, targets: tuple[str, ...] | None, rslora: bool, tmp_path: Path):
+def test_an_adapter_of_peft_is_read(
+    family: str, targets: tuple[str, ...] | None, rslora: bool, tmp_path: Path
+):
     model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", family))
     wanted = "all-linear" if targets == ("all-linear",) else list(targets) if targets else None
-    theirs = adapted(model, tmp_path / "adapter", r=3, lora_alpha=9, target_modules=wanted, use_rslora=rslora)
+    theirs = adapted(
+        model, tmp_path / "adapter", r=3, lora_alpha=9, target_modules=wanted, use_rslora=rslora
+    )
     with torch.no_grad():
         expected = theirs(IDS).logits
-        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "adapter")(IDS), expected, atol=1e-5, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize("options", [{"target_modules": r".*\.0\..*(q|up)_proj"}, {"layers_to_transform": [1]}])
+@pytest.mark.parametrize(
+    "options", [{"target_modules": r".*\.0\..*(q|up)_proj"}, {"layers_to_transform": [1]}]
+)
 def test_modules_by_a_pattern(options: dict, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(base(tmp_path / "base", "llama"))
-    theirs = adapted(model, tmp_path / "adapter", **{"target_modules": ["q_proj", "up_proj"], **options})
+    theirs = adapted(
+        model, tmp_path / "adapter", **{"target_modules": ["q_proj", "up_proj"], **options}
+    )
     with torch.no_grad():
-        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_a_model_that_we_write_in_a_form_of_our_own(tmp_path: Path):
@@ -74,7 +88,9 @@ def test_a_model_that_we_write_in_a_form_of_our_own(tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(kept, attn_implementation="eager")
     theirs = adapted(model, tmp_path / "adapter")
     with torch.no_grad():
-        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "adapter")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4
+        )
     gpt = randomized(add_lora(load_model(kept), Lora(), read_family(kept)))
     (tmp_path / "ours").mkdir()
     save_adapter(gpt, tmp_path / "ours", Lora(), base=kept, source={}, generation={})
@@ -90,10 +106,14 @@ def test_an_adapter_of_2023(tmp_path: Path):
     theirs.save_pretrained(tmp_path / "old", safe_serialization=False)
     assert not (tmp_path / "old/adapter_model.safetensors").exists()
     with torch.no_grad():
-        torch.testing.assert_close(load_adapter(tmp_path / "old")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "old")(IDS), theirs(IDS).logits, atol=1e-5, rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize(("family", "targets"), [("gpt2", ("c_attn", "c_fc")), ("llama", ("all-linear",))])
+@pytest.mark.parametrize(
+    ("family", "targets"), [("gpt2", ("c_attn", "c_fc")), ("llama", ("all-linear",))]
+)
 def test_gradients_are_those_of_peft(family: str, targets: tuple[str, ...], tmp_path: Path):
     """In training, with dropout before A: PEFT draws a mask a module, in the order of the forward pass."""
     gpt, adapter = saved(tmp_path, family, Lora(rank=4, alpha=12.0, targets=targets, dropout=0.5))
@@ -105,7 +125,9 @@ def test_gradients_are_those_of_peft(family: str, targets: tuple[str, ...], tmp_
     found = gpt.train()(IDS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     for logits in (found, expected):
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS.roll(-1, 1).flatten()).backward()
+        torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), IDS.roll(-1, 1).flatten()
+        ).backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     count = 0
     for _, module in adapted_modules(gpt):
@@ -133,7 +155,9 @@ def test_our_classification_head_is_read_by_peft(family: str, tmp_path: Path):
     folder = base(tmp_path / "base", family)
     loaded = load_model(folder)
     gpt = GPT(dataclasses.replace(loaded.config, n_class=3))
-    gpt.load_state_dict({k: v for k, v in loaded.state_dict().items() if "head" not in k}, strict=False)
+    gpt.load_state_dict(
+        {k: v for k, v in loaded.state_dict().items() if "head" not in k}, strict=False
+    )
     lora = Lora(rank=2, targets=("all-linear",))
     randomized(add_lora(gpt, lora))
     assert gpt.head.weight.requires_grad
@@ -143,7 +167,9 @@ def test_our_classification_head_is_read_by_peft(family: str, tmp_path: Path):
     theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(gpt(IDS)[:, -1], theirs(IDS).logits, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), gpt(IDS), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "adapter")(IDS), gpt(IDS), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -168,14 +194,24 @@ def test_a_base_in_16_bits(stored: torch.dtype, autocast: bool, tmp_path: Path):
 def test_a_is_drawn_as_in_peft():
     """Uniform with a variance of 1 / (3 in), and B nothing."""
     torch.manual_seed(0)
-    gpt = add_lora(GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=256)), Lora(rank=64))
+    gpt = add_lora(
+        GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=256)), Lora(rank=64)
+    )
     a, b = gpt.blocks[0].attn.qkv.a[0], gpt.blocks[0].attn.qkv.b[0]
-    assert a.abs().max() <= 1 / 16 and a.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02) and not b.any()
+    assert (
+        a.abs().max() <= 1 / 16
+        and a.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.02)
+        and not b.any()
+    )
 
 
 def test_the_whole_model_where_others_hold_a_part():
     """On CUDA, and under --shard, what is saved is a copy: it has the adapter too."""
-    gpt = randomized(add_lora(GPT(GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16)), Lora(rank=2)))
+    gpt = randomized(
+        add_lora(
+            GPT(GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16)), Lora(rank=2)
+        )
+    )
     whole = full_weights(gpt, World(torch.device("cpu"), shard=True)).eval()
     with torch.no_grad():
         assert whole is not gpt and torch.equal(whole(IDS), gpt(IDS))
@@ -193,7 +229,9 @@ def test_a_new_adapter_changes_nothing(tmp_path: Path):
     folder = base(tmp_path, "llama")
     with torch.no_grad():
         expected = load_model(folder)(IDS)
-        assert torch.equal(add_lora(load_model(folder), Lora(targets=("all-linear",))).eval()(IDS), expected)
+        assert torch.equal(
+            add_lora(load_model(folder), Lora(targets=("all-linear",))).eval()(IDS), expected
+        )
 
 
 def test_a_base_that_moved_is_asked_for(tmp_path: Path):
@@ -201,7 +239,9 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(CheckpointError, match="which is not here: gptx merge .* --base CHECKPOINT"):
         load_adapter(adapter)
-    done = CliRunner().invoke(merge_command, [str(adapter), str(tmp_path / "out"), "--base", str(tmp_path / "moved")])
+    done = CliRunner().invoke(
+        merge_command, [str(adapter), str(tmp_path / "out"), "--base", str(tmp_path / "moved")]
+    )
     assert done.exit_code == 0 and load_config(tmp_path / "out").n_layer == 2
 
 
@@ -211,13 +251,19 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
         ({"use_dora": True}, "use_dora True"),
         ({"peft_type": "IA3"}, "is an adapter of the kind IA3, and gptx reads LORA"),
         ({"a_variant_of_2027": {"depth": 3}}, r"a_variant_of_2027 \{'depth': 3\}"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # the base it goes with is another
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights 'pissa'",
+        ),  # the base it goes with is another
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
         ({"r": None}, "r is None, expected a positive whole number"),
         ({"rank_pattern": {"c_attn": 3}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all'"),
         ({"r": 3}, r"r is 3, and the weights are of rank \[2\]"),
-        ({"r": 2**24}, r"r is 16777216, and the weights are of rank \[2\]"),  # matrices of gigabytes
+        (
+            {"r": 2**24},
+            r"r is 16777216, and the weights are of rank \[2\]",
+        ),  # matrices of gigabytes
         ({"modules_to_save": 5}, "modules_to_save 5"),
         ({"modules_to_save": [["score"]]}, r"modules_to_save \[\['score'\]\]"),
         ({"base_model_name_or_path": "a" * 5000}, "which is not here: gptx merge"),
@@ -247,9 +293,13 @@ def test_numbers_that_make_no_adapter(wrong: dict):
 @pytest.mark.parametrize("target", ["q_proj", "attn", "proj"])  # the end of a name, from a dot on
 def test_unknown_targets_are_named(target: str):
     with pytest.raises(
-        UsageError, match=f"no module is called {target}: there are c_attn, c_fc, c_proj, or all-linear"
+        UsageError,
+        match=f"no module is called {target}: there are c_attn, c_fc, c_proj, or all-linear",
     ):
-        add_lora(GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=8)), Lora(targets=(target,)))
+        add_lora(
+            GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=8)),
+            Lora(targets=(target,)),
+        )
 
 
 def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):
@@ -268,11 +318,17 @@ def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):
 def test_a_model_of_our_own_kind(tmp_path: Path):
     """Additive attention: no PEFT model reads it, and the format is the same."""
     torch.manual_seed(0)
-    config = GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive")
-    save_checkpoint(GPT(config), tmp_path / "base", tokenizer_files=None, source={}, generation=None)
+    config = GPTConfig(
+        vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive"
+    )
+    save_checkpoint(
+        GPT(config), tmp_path / "base", tokenizer_files=None, source={}, generation=None
+    )
     lora = Lora(rank=2, targets=("qkv", "down"))
     gpt = randomized(add_lora(load_model(tmp_path / "base"), lora))
     (tmp_path / "adapter").mkdir()
     save_adapter(gpt, tmp_path / "adapter", lora, base=tmp_path / "base", source={}, generation={})
     with torch.no_grad():
-        torch.testing.assert_close(load_adapter(tmp_path / "adapter")(IDS), gpt(IDS), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            load_adapter(tmp_path / "adapter")(IDS), gpt(IDS), atol=1e-5, rtol=1e-4
+        )

@@ -64,7 +64,12 @@ def test_merge_keeps_what_lies_beside_the_weights(tmp_path: Path):
     assert load_config(tmp_path / "out").vocab_size == 64
     assert (tmp_path / "out/chat_template.jinja").read_text() == "base's"
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
-    assert generation == {"temperature": 0.5, "eos_token_id": [5, 2], "bos_token_id": 1, "pad_token_id": 0}
+    assert generation == {
+        "temperature": 0.5,
+        "eos_token_id": [5, 2],
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
     assert read_task(tmp_path / "out") == Task("completion")
     source = json.loads((tmp_path / "out/gptx_source.json").read_text())
     assert source["adapter"]["format"] == "gptx-finetune" and source["base"] == {"name": "base"}
@@ -78,22 +83,34 @@ def test_merge_keeps_what_lies_beside_the_weights(tmp_path: Path):
 def test_merged_weights_have_the_type_of_the_base(dtype: torch.dtype, tmp_path: Path):
     """The sum is rounded once, as transformers reads it; what the adapter leaves alone stays as it was to the bit."""
     _, adapter = saved(tmp_path, "llama", Lora(rank=2, targets=("k_proj",)))
-    AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype).save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype).save_pretrained(
+        tmp_path / "base"
+    )
     merge(adapter, tmp_path / "merged")
     merge(adapter, tmp_path / "exact", exact=True)
     before = load_file(tmp_path / "base/model.safetensors")
-    rounded, exact = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "exact"))
-    assert set(rounded) == set(before) and all(value.dtype == torch.float32 for value in exact.values())
+    rounded, exact = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("merged", "exact")
+    )
+    assert set(rounded) == set(before) and all(
+        value.dtype == torch.float32 for value in exact.values()
+    )
     for name, value in rounded.items():
-        assert torch.equal(value, exact[name].to(dtype)) and torch.equal(value, before[name]) == ("k_proj" not in name)
+        assert torch.equal(value, exact[name].to(dtype)) and torch.equal(value, before[name]) == (
+            "k_proj" not in name
+        )
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").dtype == dtype
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_merged_classifier_is_one_of_transformers(family: str, tmp_path: Path):
-    model = AutoModelForSequenceClassification.from_pretrained(base(tmp_path / "base", family), num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base(tmp_path / "base", family), num_labels=2
+    )
     theirs = adapted(model, tmp_path / "adapter", task_type="SEQ_CLS")
-    (tmp_path / "adapter/gptx_task.json").write_text('{"kind": "classify", "labels": ["bad", "good"], "head": true}')
+    (tmp_path / "adapter/gptx_task.json").write_text(
+        '{"kind": "classify", "labels": ["bad", "good"], "head": true}'
+    )
     (tmp_path / "adapter/generation_config.json").write_text('{"pad_token_id": 0}')
     merge(tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -103,8 +120,13 @@ def test_a_merged_classifier_is_one_of_transformers(family: str, tmp_path: Path)
 
 
 def test_a_merged_classifier_has_the_labels_of_its_base(tmp_path: Path):
-    names = {"id2label": {0: "bad", 1: "fair", 2: "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
-    model = AutoModelForSequenceClassification.from_config(LlamaConfig(**shape("llama").to_diff_dict() | names))
+    names = {
+        "id2label": {0: "bad", 1: "fair", 2: "good"},
+        "label2id": {"bad": 0, "fair": 1, "good": 2},
+    }
+    model = AutoModelForSequenceClassification.from_config(
+        LlamaConfig(**shape("llama").to_diff_dict() | names)
+    )
     model.save_pretrained(tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     adapted(model, tmp_path / "adapter", task_type="SEQ_CLS")
@@ -119,7 +141,9 @@ def test_a_merged_classifier_has_the_labels_of_its_base(tmp_path: Path):
 def test_a_base_beside_the_adapter_is_found(tmp_path: Path):
     _, adapter = saved(tmp_path, "gpt2", Lora(rank=2))
     config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "../base"}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": "../base"})
+    )
     assert load_adapter(adapter).config.n_layer == 2
 
 
@@ -136,7 +160,9 @@ def test_what_merge_refuses(tmp_path: Path):
         merge(tmp_path / "base", tmp_path / "out")
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         merge(tmp_path / "nowhere", tmp_path / "out")
-    (adapter / "adapter_model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (adapter / "adapter_model.safetensors").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\n"
+    )
     with pytest.raises(CheckpointError, match="Git LFS pointer"):
         merge(adapter, tmp_path / "out")
     (adapter / "adapter_model.safetensors").unlink()
@@ -151,9 +177,18 @@ def test_export_takes_an_adapter_with_all_its_options(tmp_path: Path):
     assert plan.status == 0 and "parameters" in plan.text and not (tmp_path / "artifact").exists()
     words = with_tokenizer(tmp_path / "base") / "tokenizer.json"
     words.rename(tmp_path / "words.json")
-    done = command("export", str(adapter), str(tmp_path / "artifact"), "--tokenizer", str(tmp_path / "words.json"))
+    done = command(
+        "export",
+        str(adapter),
+        str(tmp_path / "artifact"),
+        "--tokenizer",
+        str(tmp_path / "words.json"),
+    )
     assert done.status == 0, done.err
-    assert json.loads((tmp_path / "artifact/gptx.json").read_text())["source"]["format"] == "gptx-merge"
+    assert (
+        json.loads((tmp_path / "artifact/gptx.json").read_text())["source"]["format"]
+        == "gptx-merge"
+    )
     with gptx.load(tmp_path / "artifact") as model:
         assert model.generate("w3 w4", max_new_tokens=2).prompt_tokens == 2
     refused = command("export", str(adapter), str(tmp_path / "x"), "--via", "optimum")

@@ -21,7 +21,9 @@ from gptx_models.gpt.model import GPT
 transformers = pytest.importorskip("transformers")  # the independent reference
 
 VOCAB = 61
-IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32], [60, 0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55]])
+IDS = torch.tensor(
+    [[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32], [60, 0, 1, 1, 2, 3, 5, 8, 13, 21, 34, 55]]
+)
 GPT1 = dict(vocab_size=VOCAB, n_positions=24, n_embd=24, n_layer=2, n_head=3)
 LLAMA = dict(
     vocab_size=VOCAB,
@@ -33,7 +35,11 @@ LLAMA = dict(
     tie_word_embeddings=False,
 )
 LLAMA3 = dict(
-    rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+    rope_type="llama3",
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8,
 )
 
 
@@ -55,13 +61,19 @@ def mistral(**changes: Any) -> transformers.PreTrainedModel:
 
 CASES = {
     "gpt2": lambda: gpt2(),
-    "gpt2 untied, relu, wide": lambda: gpt2(tie_word_embeddings=False, activation_function="relu", n_inner=40),
+    "gpt2 untied, relu, wide": lambda: gpt2(
+        tie_word_embeddings=False, activation_function="relu", n_inner=40
+    ),
     "gpt2 exact gelu": lambda: gpt2(activation_function="gelu", layer_norm_epsilon=1e-3),
     "openai-gpt": lambda: openai(),
     "openai-gpt relu, untied": lambda: openai(afn="relu", tie_word_embeddings=False),
     "llama grouped": lambda: llama(num_key_value_heads=2, rms_norm_eps=1e-3),
-    "llama one key head, tied": lambda: llama(num_key_value_heads=1, tie_word_embeddings=True, rope_theta=100.0),
-    "llama biases, wide heads": lambda: llama(num_key_value_heads=2, attention_bias=True, mlp_bias=True, head_dim=8),
+    "llama one key head, tied": lambda: llama(
+        num_key_value_heads=1, tie_word_embeddings=True, rope_theta=100.0
+    ),
+    "llama biases, wide heads": lambda: llama(
+        num_key_value_heads=2, attention_bias=True, mlp_bias=True, head_dim=8
+    ),
     "llama rope llama3": lambda: llama(rope_scaling=LLAMA3),
     "llama rope linear": lambda: llama(rope_scaling=dict(type="linear", factor=2.0)),
     "mistral": lambda: mistral(num_key_value_heads=2, sliding_window=None),
@@ -83,7 +95,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def save(model: GPT, folder: Path, generation: dict[str, Any] | None = None) -> str:
-    return save_checkpoint(model, folder, tokenizer_files=None, source={"format": "test"}, generation=generation)
+    return save_checkpoint(
+        model, folder, tokenizer_files=None, source={"format": "test"}, generation=generation
+    )
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -102,14 +116,18 @@ def test_logits_equal_transformers_in_both_directions(case: str, tmp_path: Path)
 
     family = save(ours, tmp_path / "ours", {"bos_token_id": 1, "eos_token_id": [2, 3]})
     assert family == case.split()[0].replace("mistral", "llama")
-    back, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    back, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
     assert not any(report.values()), report
     torch.testing.assert_close(logits(back.eval()), expected, atol=1e-4, rtol=0)
     assert back.config.eos_token_id == [2, 3] and back.generation_config.bos_token_id == 1
 
 
 def test_mistral_window(tmp_path: Path) -> None:
-    reference = randomized(mistral(num_key_value_heads=2, sliding_window=4, attn_implementation="eager"))
+    reference = randomized(
+        mistral(num_key_value_heads=2, sliding_window=4, attn_implementation="eager")
+    )
     reference.save_pretrained(tmp_path)
     assert load_config(tmp_path).window == 4
     torch.testing.assert_close(logits(load_model(tmp_path)), logits(reference), atol=1e-4, rtol=0)
@@ -118,7 +136,12 @@ def test_mistral_window(tmp_path: Path) -> None:
 def test_transformers_5_writes_rope_parameters(tmp_path: Path) -> None:
     reference = randomized(llama(rope_scaling=LLAMA3, rope_theta=500.0))
     reference.save_pretrained(tmp_path)
-    edit(tmp_path, rope_scaling=None, rope_theta=None, rope_parameters={**LLAMA3, "rope_theta": 500.0})
+    edit(
+        tmp_path,
+        rope_scaling=None,
+        rope_theta=None,
+        rope_parameters={**LLAMA3, "rope_theta": 500.0},
+    )
     torch.testing.assert_close(logits(load_model(tmp_path)), logits(reference), atol=1e-4, rtol=0)
 
 
@@ -136,7 +159,9 @@ def test_quantized_weights_are_refused(dtype: torch.dtype, tmp_path: Path) -> No
     gpt2().save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     name = "transformer.h.1.mlp.c_fc.weight"
-    save_file({**state, name: state[name].to(dtype)}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**state, name: state[name].to(dtype)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match=f"in floating point: {name} is (I8|F8_E4M3)$"):
         load_model(tmp_path)
 
@@ -171,7 +196,14 @@ def test_pytorch_bin_is_read_without_running_code(tmp_path: Path) -> None:
 
 def test_absent_biases_become_zeros(tmp_path: Path) -> None:
     config = GPTConfig(
-        vocab_size=VOCAB, n_ctx=24, n_layer=2, n_head=3, n_embd=24, attn_bias=False, mlp_bias=False, norm_bias=False
+        vocab_size=VOCAB,
+        n_ctx=24,
+        n_layer=2,
+        n_head=3,
+        n_embd=24,
+        attn_bias=False,
+        mlp_bias=False,
+        norm_bias=False,
     )
     model = GPT(config).eval()
     assert save(model, tmp_path) == "gpt2"
@@ -182,7 +214,9 @@ def test_absent_biases_become_zeros(tmp_path: Path) -> None:
 def test_presets_are_written_as_the_family_that_computes_them() -> None:
     families = {name: family_of(config) for name, config in PRESETS.items()}
     assert families["gpt1"] == "openai-gpt" and families["llama-style"] == "llama"
-    assert {families[name] for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano")} == {"gpt2"}
+    assert {
+        families[name] for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano")
+    } == {"gpt2"}
     assert families["gpt3-style"] == "gptx"
 
 
@@ -214,7 +248,9 @@ CONFIGS = st.builds(
 
 @settings(max_examples=40, deadline=None)
 @given(config=CONFIGS)
-def test_whatever_is_saved_is_loaded_again(config: GPTConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whatever_is_saved_is_loaded_again(
+    config: GPTConfig, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     torch.manual_seed(0)
     model = GPT(config).eval()
     for parameter in model.parameters():
@@ -223,7 +259,10 @@ def test_whatever_is_saved_is_loaded_again(config: GPTConfig, tmp_path_factory: 
     family = save(model, folder)
     assert family == json.loads((folder / "config.json").read_text())["model_type"]
     loaded = load_model(folder)
-    assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers())) and not loaded.training
+    assert (
+        not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
+        and not loaded.training
+    )
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
     if family == "gptx":
         assert loaded.config == config
@@ -232,29 +271,65 @@ def test_whatever_is_saved_is_loaded_again(config: GPTConfig, tmp_path_factory: 
 @pytest.mark.parametrize(
     "build, changes, said",
     [
-        (gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        (
+            gpt2,
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is True",
+        ),
         (gpt2, {"scale_attn_weights": False}, "scale_attn_weights is False"),
         (gpt2, {"add_cross_attention": True}, "add_cross_attention is True"),
-        (gpt2, {"activation_function": "quick_gelu"}, "activation_function is 'quick_gelu', expected one of gelu_new"),
+        (
+            gpt2,
+            {"activation_function": "quick_gelu"},
+            "activation_function is 'quick_gelu', expected one of gelu_new",
+        ),
         (openai, {"afn": "swish"}, "afn is 'swish'"),
         (llama, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        (llama, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is of type 'dynamic'"),
-        (llama, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor, high_freq_factor"),
+        (
+            llama,
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope_scaling is of type 'dynamic'",
+        ),
+        (
+            llama,
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}},
+            "lacks low_freq_factor, high_freq_factor",
+        ),
         (llama, {"rope_scaling": "yes"}, "rope_scaling is 'yes', expected an object"),
         (llama, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         (llama, {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
-        (llama, {"hidden_size": None, "vocab_size": None}, "vocab_size is missing; the field hidden_size is missing"),
+        (
+            llama,
+            {"hidden_size": None, "vocab_size": None},
+            "vocab_size is missing; the field hidden_size is missing",
+        ),
         (llama, {"num_key_value_heads": 3}, r"n_head \(4\) is not a multiple of n_kv_head \(3\)"),
-        (llama, {"num_hidden_layers": "two"}, "num_hidden_layers is 'two', expected a positive whole number"),
-        (llama, {"model_type": "qwen2"}, "'qwen2', which gptx's own GPT does not cover .*llama.*--via optimum"),
+        (
+            llama,
+            {"num_hidden_layers": "two"},
+            "num_hidden_layers is 'two', expected a positive whole number",
+        ),
+        (
+            llama,
+            {"model_type": "qwen2"},
+            "'qwen2', which gptx's own GPT does not cover .*llama.*--via optimum",
+        ),
         (llama, {"model_type": None}, "model_type is None"),
-        (llama, {"intermediate_size": 48}, r"gate_proj.weight is \[40, 24\] where the configuration says \[48, 24\]"),
+        (
+            llama,
+            {"intermediate_size": 48},
+            r"gate_proj.weight is \[40, 24\] where the configuration says \[48, 24\]",
+        ),
         (
             llama,
             {"attention_bias": True},
             "missing tensors: .*layers.0.self_attn.q_proj.bias.*layers.1.self_attn.o_proj",
         ),
-        (llama, {"num_hidden_layers": 1}, "unexpected tensors: model.layers.1.input_layernorm.weight.*v_proj.weight"),
+        (
+            llama,
+            {"num_hidden_layers": 1},
+            "unexpected tensors: model.layers.1.input_layernorm.weight.*v_proj.weight",
+        ),
     ],
 )
 def test_what_the_gpt_does_not_compute_is_refused(

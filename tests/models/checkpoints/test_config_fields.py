@@ -63,7 +63,9 @@ def ours(folder: Path) -> torch.Tensor:
 
 # --- obeyed ---------------------------------------------------------------------------------------------------------
 
-LLAMA3 = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
+LLAMA3 = dict(
+    factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8
+)
 OBEYED: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("gpt2", (), {"activation_function": "gelu_fast"}),
     ("gpt2", (), {"activation_function": "gelu_python"}),
@@ -102,7 +104,9 @@ def test_mistral_without_its_fields_has_its_classs_defaults(tmp_path: Path) -> N
     expected = transformers.AutoConfig.from_pretrained(tmp_path)
     config = load_config(tmp_path)
     assert (
-        (config.n_ctx, config.window) == (expected.max_position_embeddings, expected.sliding_window) == (131072, 4096)
+        (config.n_ctx, config.window)
+        == (expected.max_position_embeddings, expected.sliding_window)
+        == (131072, 4096)
     )
     edit(tmp_path, sliding_window=None)
     assert load_config(tmp_path).window is None
@@ -112,15 +116,26 @@ def test_mistral_without_its_fields_has_its_classs_defaults(tmp_path: Path) -> N
 
 def test_gpt2_under_the_newer_names(tmp_path: Path) -> None:
     folder = written(tmp_path, "gpt2", tuple(GPT2)[1:])
-    edit(folder, max_position_embeddings=24, hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
+    edit(
+        folder,
+        max_position_embeddings=24,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
     torch.testing.assert_close(ours(folder), theirs(folder), atol=2e-5, rtol=1e-4)
     edit(folder, n_layer=3)
-    with pytest.raises(CheckpointError, match="n_layer is 3 and num_hidden_layers is 2, which are names of one field"):
+    with pytest.raises(
+        CheckpointError,
+        match="n_layer is 3 and num_hidden_layers is 2, which are names of one field",
+    ):
         load_config(folder)
 
 
 def test_rope_of_transformers_5(tmp_path: Path) -> None:
-    folder = written(tmp_path, "llama", rope_theta=500.0, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    folder = written(
+        tmp_path, "llama", rope_theta=500.0, rope_scaling={"rope_type": "linear", "factor": 2.0}
+    )
     expected = ours(folder)
     edit(folder, ("rope_theta", "rope_scaling"),
          rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})  # fmt: skip
@@ -184,11 +199,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {family: written(tmp_path_factory.mktemp("written") / family, family) for family in CLASSES}
+    return {
+        family: written(tmp_path_factory.mktemp("written") / family, family) for family in CLASSES
+    }
 
 
 @pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
-def test_refused_by_name(family: str, changes: dict[str, Any], says: str, folders: dict[str, Path]) -> None:
+def test_refused_by_name(
+    family: str, changes: dict[str, Any], says: str, folders: dict[str, Path]
+) -> None:
     raw = {**json.loads((folders[family] / "config.json").read_text()), **changes}
     with pytest.raises(CheckpointError, match=f"^here: .*{says}") as caught:
         read_config(raw, "here")
@@ -215,7 +234,9 @@ READ = {
               "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
               "attention_bias", "mlp_bias", "attention_dropout", "tie_word_embeddings"},
 }  # fmt: skip
-READ["mistral"] = READ["llama"] - {"attention_bias", "mlp_bias", "rope_scaling"} | {"sliding_window"}
+READ["mistral"] = READ["llama"] - {"attention_bias", "mlp_bias", "rope_scaling"} | {
+    "sliding_window"
+}
 REFUSED_ALWAYS = {"is_encoder_decoder", "add_cross_attention", "pruned_heads"}
 
 
@@ -241,7 +262,9 @@ def test_absurd_sizes(name: str, value: int, folders: dict[str, Path]) -> None:
         read_config(raw, "here")
 
 
-def test_sizes_that_the_file_does_not_have_allocate_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_sizes_that_the_file_does_not_have_allocate_nothing(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     """Within the bounds each, but terabytes together: refused by the shapes in the file, before there is a model."""
     folder = tmp_path / "model"
     written(folder, "llama")
@@ -250,7 +273,9 @@ def test_sizes_that_the_file_does_not_have_allocate_nothing(folders: dict[str, P
         {"num_hidden_layers": 9_999},
     ):
         edit(folder, **{**LLAMA, **changes})
-        with pytest.raises(CheckpointError, match="do not fit the configuration|of 9,?999 layers") as caught:
+        with pytest.raises(
+            CheckpointError, match="do not fit the configuration|of 9,?999 layers"
+        ) as caught:
             import_checkpoint(str(folder), tmp_path / "out")
         assert len(str(caught.value)) < 3000 and not (tmp_path / "out").exists()
 

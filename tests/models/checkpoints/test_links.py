@@ -22,11 +22,18 @@ from gptx_models.importers import import_checkpoint
 
 
 @pytest.fixture(scope="module", params=["the hub's cache", "hard links"])
-def linked(request: pytest.FixtureRequest, checkpoint: Path, fp32: Path, tmp_path_factory: pytest.TempPathFactory):
+def linked(
+    request: pytest.FixtureRequest,
+    checkpoint: Path,
+    fp32: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+):
     """(checkpoint, artifact) made of links."""
     place = tmp_path_factory.mktemp("linked à part")
     if request.param == "hard links":
-        return with_hard_links(checkpoint, place / "checkpoint"), with_hard_links(fp32, place / "artifact")
+        return with_hard_links(checkpoint, place / "checkpoint"), with_hard_links(
+            fp32, place / "artifact"
+        )
     return as_in_the_cache(checkpoint, place / "a"), as_in_the_cache(fp32, place / "b")
 
 
@@ -76,7 +83,9 @@ def test_what_is_a_blob_of_the_cache(fp32: Path, tmp_path: Path) -> None:
     assert is_hub_blob(config) and is_hub_blob(data) and lies_inside(data, snapshot)
     (tmp_path / "model").symlink_to(snapshot)  # the folder's own name may be a link too
     assert is_hub_blob(tmp_path / "model/onnx/model.onnx_data")
-    assert not is_hub_blob(blobs / os.readlink(config).rpartition("/")[2])  # no link from a snapshot
+    assert not is_hub_blob(
+        blobs / os.readlink(config).rpartition("/")[2]
+    )  # no link from a snapshot
     outside = tmp_path / "secret"
     outside.write_text("{}")
     for name, target in (("straight", outside), ("of a blob", blobs / "00")):

@@ -15,7 +15,9 @@ from gptx.text.tokenizer import load_tokenizer
 from gptx_models.checkpoints.tokenizer_files import read_tokenizer_folder
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
 
-sentencepiece = pytest.importorskip("sentencepiece")  # transformers converts with it; gptx does not need it
+sentencepiece = pytest.importorskip(
+    "sentencepiece"
+)  # transformers converts with it; gptx does not need it
 
 CORPUS = [
     "the cat sat on the mat",
@@ -59,7 +61,9 @@ def trained() -> dict[str, bytes]:
             "minloglevel": 2,
             **options,
         }
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=out, **settings)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS), model_writer=out, **settings
+        )
         made[name] = out.getvalue()
     return made
 
@@ -79,7 +83,12 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "legacy": {**LLAMA, "legacy": True},
     "not legacy": {**LLAMA, "legacy": False, "add_eos_token": True},
     "no prefix": {**LLAMA, "legacy": False, "add_prefix_space": False},
-    "legacy, no prefix": {**LLAMA, "legacy": True, "add_prefix_space": False, "add_bos_token": False},
+    "legacy, no prefix": {
+        **LLAMA,
+        "legacy": True,
+        "add_prefix_space": False,
+        "add_bos_token": False,
+    },
     "a pad": {**LLAMA, "pad_token": "<pad>", "additional_special_tokens": ["<|mark|>"]},
 }
 
@@ -89,7 +98,9 @@ PAIRS += [(kind, settings) for kind in list(OPTIONS)[2:] for settings in ("none"
 
 
 @pytest.mark.parametrize(("kind", "settings"), PAIRS)
-def test_as_transformers_converts_it(kind: str, settings: str, trained: dict[str, bytes], tmp_path: Path) -> None:
+def test_as_transformers_converts_it(
+    kind: str, settings: str, trained: dict[str, bytes], tmp_path: Path
+) -> None:
     folder = folder_of(tmp_path / "in", trained[kind], SETTINGS[settings])
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     out = tmp_path / "out"
@@ -106,15 +117,22 @@ def test_as_transformers_converts_it(kind: str, settings: str, trained: dict[str
 
 def test_what_the_conversion_leaves_out_is_told(trained: dict[str, bytes], tmp_path: Path) -> None:
     said: list[str] = []
-    read_tokenizer_folder(folder_of(tmp_path / "in", trained["bpe that normalizes"], LLAMA), 400, tell=said.append)
+    read_tokenizer_folder(
+        folder_of(tmp_path / "in", trained["bpe that normalizes"], LLAMA), 400, tell=said.append
+    )
     assert "normalizes characters and takes repeated spaces out" in said[0]
-    read_tokenizer_folder(folder_of(tmp_path / "plain", trained["bpe"], LLAMA), 400, tell=said.append)
+    read_tokenizer_folder(
+        folder_of(tmp_path / "plain", trained["bpe"], LLAMA), 400, tell=said.append
+    )
     assert len(said) == 1
 
 
 def test_given_alone(trained: dict[str, bytes], tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", trained["bpe"], LLAMA)
-    assert read_tokenizer_path(folder / "tokenizer.model", 400).files == read_tokenizer_folder(folder, 400).files
+    assert (
+        read_tokenizer_path(folder / "tokenizer.model", 400).files
+        == read_tokenizer_folder(folder, 400).files
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,5 +166,7 @@ def test_damage(trained: dict[str, bytes], tmp_path: Path) -> None:
 
 def test_a_class_that_reads_it_otherwise(trained: dict[str, bytes], tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", trained["bpe"], {"tokenizer_class": "T5Tokenizer"})
-    with pytest.raises(CheckpointError, match="tokenizer.model and no tokenizer.json.*not of T5Tokenizer"):
+    with pytest.raises(
+        CheckpointError, match="tokenizer.model and no tokenizer.json.*not of T5Tokenizer"
+    ):
         read_tokenizer_folder(folder, 400)

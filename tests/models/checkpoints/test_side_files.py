@@ -50,7 +50,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drop(file: Path, *names: str) -> None:
     values = json.loads(file.read_text())
-    file.write_text(json.dumps({name: value for name, value in values.items() if name not in names}))
+    file.write_text(
+        json.dumps({name: value for name, value in values.items() if name not in names})
+    )
 
 
 def copy(folder: Path, place: Path, files: dict[str, Any]) -> Path:
@@ -61,23 +63,38 @@ def copy(folder: Path, place: Path, files: dict[str, Any]) -> Path:
         if isinstance(values, str):
             file.write_text(values)
         else:
-            file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **values}))
+            file.write_text(
+                json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **values})
+            )
     return place
 
 
-FAST = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+FAST = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": "<|endoftext|>",
+    "bos_token": "<|endoftext|>",
+}
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 FOLDERS: dict[str, dict[str, Any]] = {
     "an end in tokenizer_config.json alone": {"tokenizer_config.json": FAST},
     "everything at once": {
         "config.json": {"eos_token_id": [0, 9999], "pad_token_id": -1},
-        "generation_config.json": {"bos_token_id": [0], "eos_token_id": [[KNOWN + 1], -1], "top_k": 5},
+        "generation_config.json": {
+            "bos_token_id": [0],
+            "eos_token_id": [[KNOWN + 1], -1],
+            "top_k": 5,
+        },
         "tokenizer_config.json": {
             **FAST,
             "add_prefix_space": True,
-            "added_tokens_decoder": {str(KNOWN + at): flags(token) for at, token in enumerate(CHATML)},
+            "added_tokens_decoder": {
+                str(KNOWN + at): flags(token) for at, token in enumerate(CHATML)
+            },
             "additional_special_tokens": list(CHATML),
-            "chat_template": [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "x"}],
+            "chat_template": [
+                {"name": "default", "template": TEMPLATE},
+                {"name": "tool_use", "template": "x"},
+            ],
         },
         "special_tokens_map.json": {"eos_token": "the"},
         "README.md": "---\nlicense: mit\n---\n",
@@ -87,7 +104,9 @@ FOLDERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_an_export_is_the_same_with_and_without_an_import(name: str, llama: Path, tmp_path: Path) -> None:
+def test_an_export_is_the_same_with_and_without_an_import(
+    name: str, llama: Path, tmp_path: Path
+) -> None:
     folder = copy(llama, tmp_path / "model", FOLDERS[name])
     export_checkpoint(folder, tmp_path / "a" / "out")
     export_checkpoint(import_checkpoint(str(folder), tmp_path / "imported"), tmp_path / "b" / "out")
@@ -97,16 +116,26 @@ def test_an_export_is_the_same_with_and_without_an_import(name: str, llama: Path
         assert content == files["b"][file], file
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     with gptx.load(tmp_path / "a" / "out", threads=1) as model:
-        assert model.encode("<|im_start|>the cat<|im_end|>") == theirs("<|im_start|>the cat<|im_end|>").input_ids
+        assert (
+            model.encode("<|im_start|>the cat<|im_end|>")
+            == theirs("<|im_start|>the cat<|im_end|>").input_ids
+        )
         assert len(model.generate("the", max_new_tokens=3).token_ids) <= 3
 
 
 def contents(folder: Path) -> dict[str, Any]:
     """Every file: bytes, but of gptx.json, and of the reference with the seal, without what names the exported weights."""
-    files: dict[str, Any] = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files: dict[str, Any] = {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
     manifest = json.loads(files["gptx.json"])
-    del manifest["source"]["checkpoint_sha256"], manifest["files"]["gptx_reference.safetensors"]["sha256"]
-    arrays = {name: value.tobytes() for name, value in load(files["gptx_reference.safetensors"]).items()}
+    del (
+        manifest["source"]["checkpoint_sha256"],
+        manifest["files"]["gptx_reference.safetensors"]["sha256"],
+    )
+    arrays = {
+        name: value.tobytes() for name, value in load(files["gptx_reference.safetensors"]).items()
+    }
     seal = json.loads(arrays.pop("seal"))
     del seal["manifest"]["source"]
     return {**files, "gptx.json": manifest, "gptx_reference.safetensors": (arrays, seal)}
@@ -117,7 +146,10 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def found(*values: Any, name: str = "eos_token_id", vocab_size: int = 320) -> Any:
     """What is resolved from the values in generation_config.json, config.json and the tokenizer, in this order."""
-    places = [(place, {name: value}) for place, value in zip(("generation", "config", "tokenizer"), values)]
+    places = [
+        (place, {name: value})
+        for place, value in zip(("generation", "config", "tokenizer"), values)
+    ]
     return resolve_ids(places, vocab_size, lambda line: None).get(name)
 
 
@@ -144,9 +176,13 @@ def test_the_first_place_that_names_an_end(values: tuple[Any, ...], expected: An
     assert found(*values) == expected
 
 
-@pytest.mark.parametrize("value", ["0", "</s>", ["a"], [0, "1"], True, [False], 0.5, {"id": 0}, [[[0]]], float("nan")])
+@pytest.mark.parametrize(
+    "value", ["0", "</s>", ["a"], [0, "1"], True, [False], 0.5, {"id": 0}, [[[0]]], float("nan")]
+)
 def test_what_is_no_id_is_refused(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="^generation: eos_token_id is .*, expected a token id"):
+    with pytest.raises(
+        CheckpointError, match="^generation: eos_token_id is .*, expected a token id"
+    ):
         found(value, 4, 5)
 
 
@@ -180,7 +216,9 @@ def test_an_end_in_the_padding_of_the_vocabulary(llama: Path, tmp_path: Path) ->
         states = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
     row[KNOWN + 5] = states / states.norm() * 100  # now the likeliest id after the prompt
     row[KNOWN + 6] = row[KNOWN + 5] * 2  # likelier still, and no id of anything
-    folder = copy(llama, tmp_path / "model", {"generation_config.json": {"eos_token_id": [0, KNOWN + 5]}})
+    folder = copy(
+        llama, tmp_path / "model", {"generation_config.json": {"eos_token_id": [0, KNOWN + 5]}}
+    )
     model.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, KNOWN + 5]}))
     drop(folder / "config.json", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -188,7 +226,11 @@ def test_an_end_in_the_padding_of_the_vocabulary(llama: Path, tmp_path: Path) ->
     with gptx.load(tmp_path / "out", threads=1) as ours:
         ended = ours.generate(prompt, max_new_tokens=4)
         assert (ended.token_ids, ended.finish_reason) == ([KNOWN + 5], "stop")
-        sampled = ours.generate(prompt, max_new_tokens=4, temperature=1.0, seed=3, repetition_penalty=1.1)
+        sampled = ours.generate(
+            prompt, max_new_tokens=4, temperature=1.0, seed=3, repetition_penalty=1.1
+        )
         assert (sampled.token_ids, sampled.finish_reason) == ([KNOWN + 5], "stop")
         # a prompt may hold an id of the padding, and a penalty must not look for it among those that can be picked
-        assert ours.generate([40, VOCABULARY - 1], max_new_tokens=2, repetition_penalty=1.2).token_ids
+        assert ours.generate(
+            [40, VOCABULARY - 1], max_new_tokens=2, repetition_penalty=1.2
+        ).token_ids

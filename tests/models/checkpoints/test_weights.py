@@ -53,7 +53,11 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def rewrite(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
-    save_file({name: value.clone() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.clone() for name, value in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     return folder
 
 
@@ -100,9 +104,15 @@ def test_a_checkpoint_with_a_value_that_is_no_number(
 
 
 @pytest.mark.parametrize(
-    "words", [("finetune", "{model}", "{rows}", "--lora"), ("merge", "{adapter}", "{out}", "--base", "{model}")]
+    "words",
+    [
+        ("finetune", "{model}", "{rows}", "--lora"),
+        ("merge", "{adapter}", "{out}", "--base", "{model}"),
+    ],
 )
-def test_verbs_that_read_a_checkpoint(words: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
+def test_verbs_that_read_a_checkpoint(
+    words: tuple[str, ...], checkpoint: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     weights = tensors(folder)
     weights["transformer.wte.weight"][290, 1] = float("nan")
@@ -115,11 +125,16 @@ def test_verbs_that_read_a_checkpoint(words: tuple[str, ...], checkpoint: Path, 
     save_file({f"{module}.lora_A.weight": torch.zeros(2, 64), f"{module}.lora_B.weight": torch.zeros(192, 2)},
               tmp_path / "adapter/adapter_model.safetensors")  # fmt: skip
     paths = {"model": "model", "rows": "rows.jsonl", "adapter": "adapter", "out": "out"}
-    given = [word.format(**{name: tmp_path / path for name, path in paths.items()}) for word in words]
+    given = [
+        word.format(**{name: tmp_path / path for name, path in paths.items()}) for word in words
+    ]
     given += ["--task", "completion", "--steps", "1"] if words[0] == "finetune" else []
     given += [] if words[0] == "merge" else ["--out", str(tmp_path / "out")]
     outcome = command(*given)
-    assert outcome.status == 1 and "transformer.wte.weight holds nan at [290, 1]" in outcome.err.splitlines()[-1]
+    assert (
+        outcome.status == 1
+        and "transformer.wte.weight holds nan at [290, 1]" in outcome.err.splitlines()[-1]
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -128,7 +143,9 @@ def test_an_artifact_with_a_value_that_is_no_number(to: str, fp32: Path, tmp_pat
     """The row of a token that no text holds: the certificate would not see it."""
     folder = Path(shutil.copytree(fp32, tmp_path / "artifact"))
     spoil(folder, "wte.weight", (303, 5), float("nan"))
-    with pytest.raises(ArtifactError, match=r"wte.weight holds nan at \[303, 5\], which is no weight"):
+    with pytest.raises(
+        ArtifactError, match=r"wte.weight holds nan at \[303, 5\], which is no weight"
+    ):
         quantize_artifact(folder, tmp_path / "out", to=to, accept=True)
     assert not (tmp_path / "out").exists()
 
@@ -137,7 +154,9 @@ def test_a_budget_of_an_artifact_with_a_value_that_is_no_number(fp32: Path, tmp_
     folder = Path(shutil.copytree(fp32, tmp_path / "artifact"))
     spoil(folder, "wte.weight", (303, 5), float("inf"))
     outcome = command("quantize", folder, tmp_path / "out", "--budget", "ppl=+50%")
-    assert outcome.status == 1 and "wte.weight holds inf at [303, 5]" in outcome.err.splitlines()[-1]
+    assert (
+        outcome.status == 1 and "wte.weight holds inf at [303, 5]" in outcome.err.splitlines()[-1]
+    )
 
 
 def spoil(folder: Path, name: str, place: tuple[int, ...], value: float) -> None:
@@ -157,10 +176,16 @@ def test_weights_beyond_fp16(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fp16, which ends at 65,504: wte.weight holds 70,000"):
         quantize_artifact(folder, tmp_path / "out", to="fp16", accept=True)
     with pytest.raises(CheckpointError, match=r"model.norm.weight, in F16, holds inf at \[2\]"):
-        write_safetensors(tmp_path / "x", [("model.norm.weight", (3,), lambda: torch.tensor([1.0, 2.0, 1e6]))], "F16")
+        write_safetensors(
+            tmp_path / "x",
+            [("model.norm.weight", (3,), lambda: torch.tensor([1.0, 2.0, 1e6]))],
+            "F16",
+        )
 
 
-@pytest.mark.parametrize(("to", "value", "says"), [("int8", float("nan"), "holds nan"), ("fp16", 1e5, "holds 100,000")])
+@pytest.mark.parametrize(
+    ("to", "value", "says"), [("int8", float("nan"), "holds nan"), ("fp16", 1e5, "holds 100,000")]
+)
 def test_graphs_of_optimum(to: str, value: float, says: str, fp32: Path, tmp_path: Path) -> None:
     """They have no module behind them, and are rewritten as a graph; so is ours here."""
     folder = Path(shutil.copytree(fp32, tmp_path / "artifact"))
@@ -183,7 +208,8 @@ def test_finite_numbers_with_an_infinite_sum_are_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "embedding"), [("gpt2", "transformer.wte.weight"), ("llama", "model.embed_tokens.weight")]
+    ("family", "embedding"),
+    [("gpt2", "transformer.wte.weight"), ("llama", "model.embed_tokens.weight")],
 )
 def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
     folder = written(tmp_path, family)
@@ -195,7 +221,10 @@ def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
     head[-1, -1] += 1e-3
     rewrite(folder, {**weights, "lm_head.weight": head})
     # transformers 4.57 ties and says nothing; version 5 and llama.cpp take the head: the user has to say which is meant
-    with pytest.raises(CheckpointError, match=rf"lm_head.weight differs from {embedding}, and the configuration ties"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"lm_head.weight differs from {embedding}, and the configuration ties",
+    ):
         ours(folder)
     rewrite(folder, {**weights, "lm_head.weight": head[:-1]})
     with pytest.raises(CheckpointError, match="lm_head.weight differs"):
@@ -206,7 +235,13 @@ def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours(folder), theirs(folder), atol=1e-4, rtol=0)
     # safetensors' save_model keeps one name of a shared tensor, which may be the head's
     path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
-    rewrite(folder, {**{n: w for n, w in weights.items() if n != embedding}, "lm_head.weight": weights[embedding]})
+    rewrite(
+        folder,
+        {
+            **{n: w for n, w in weights.items() if n != embedding},
+            "lm_head.weight": weights[embedding],
+        },
+    )
     assert torch.equal(ours(folder), expected)
 
 
@@ -241,23 +276,37 @@ def test_lightning_calls_the_model_model(tied: bool, tmp_path: Path) -> None:
     expected, weights = ours(folder), tensors(folder)
     bare = {name.removeprefix("transformer."): value for name, value in weights.items()}
     for names in (weights, bare) if tied else (weights,):
-        assert torch.equal(ours(rewrite(folder, {f"model.{name}": value for name, value in names.items()})), expected)
+        assert torch.equal(
+            ours(rewrite(folder, {f"model.{name}": value for name, value in names.items()})),
+            expected,
+        )
 
 
 def test_layers_that_were_compiled_one_by_one(tmp_path: Path) -> None:
     folder = written(tmp_path)
     expected, weights = ours(folder), tensors(folder)
-    rewrite(folder, {name.replace("layers.1.", "layers.1._orig_mod."): value for name, value in weights.items()})
+    rewrite(
+        folder,
+        {
+            name.replace("layers.1.", "layers.1._orig_mod."): value
+            for name, value in weights.items()
+        },
+    )
     assert torch.equal(ours(folder), expected)
     rewrite(folder, {**weights, "_orig_mod.model.norm.weight": weights["model.norm.weight"]})
     with pytest.raises(CheckpointError, match="model.norm.weight is there twice"):
         ours(folder)
 
 
-def test_a_prefix_of_some_names_is_none_of_a_wrapper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefix_of_some_names_is_none_of_a_wrapper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = written(tmp_path)
     weights = tensors(folder)
-    rewrite(folder, {("module." if "norm" in name else "") + name: value for name, value in weights.items()})
+    rewrite(
+        folder,
+        {("module." if "norm" in name else "") + name: value for name, value in weights.items()},
+    )
     capsys.readouterr()
     with pytest.raises(CheckpointError, match="missing tensors: .*model.norm.weight"):
         ours(folder)
@@ -267,11 +316,20 @@ def test_a_prefix_of_some_names_is_none_of_a_wrapper(tmp_path: Path, capsys: pyt
 def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     folder = written(tmp_path)
-    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), peft.LoraConfig(r=2))
-    rewrite(folder, {name: value for name, value in model.state_dict().items() if "lm_head" not in name})
-    with pytest.raises(CheckpointError, match=r"adapter that was not merged \(.*lora_A.*merge_and_unload\(\)"):
+    model = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(folder), peft.LoraConfig(r=2)
+    )
+    rewrite(
+        folder, {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
+    )
+    with pytest.raises(
+        CheckpointError, match=r"adapter that was not merged \(.*lora_A.*merge_and_unload\(\)"
+    ):
         ours(folder)
-    merged = {f"base_model.model.{name}": value for name, value in model.merge_and_unload().state_dict().items()}
+    merged = {
+        f"base_model.model.{name}": value
+        for name, value in model.merge_and_unload().state_dict().items()
+    }
     assert torch.isfinite(ours(rewrite(folder, {n: w.clone() for n, w in merged.items()}))).all()
 
 
@@ -291,7 +349,8 @@ def test_tensors_that_would_change_what_is_computed_are_refused(name: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    "name", ["v_head.summary.weight", "score.weight", "classifier.bias", "multiple_choice_head.weight"]
+    "name",
+    ["v_head.summary.weight", "score.weight", "classifier.bias", "multiple_choice_head.weight"],
 )
 def test_heads_for_other_tasks_are_told_and_left_out(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -306,7 +365,9 @@ def test_heads_for_other_tasks_are_told_and_left_out(
     assert f"tensors of another head, which are left out: {name}" in capsys.readouterr().err
 
 
-def test_buffers_of_old_versions_carry_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_buffers_of_old_versions_carry_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = written(tmp_path)
     buffers = {
         f"model.layers.0.self_attn.rotary_emb.{name}": torch.ones(4)
@@ -327,9 +388,13 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     for number in (1, 2):
         save_file(weights, folder / f"model-{number}.safetensors", {"format": "pt"})
-    index = {"weight_map": {name: f"model-{1 + at % 2}.safetensors" for at, name in enumerate(weights)}}
+    index = {
+        "weight_map": {name: f"model-{1 + at % 2}.safetensors" for at, name in enumerate(weights)}
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="in two files, .*model-1.safetensors and .*model-2.safetensors"):
+    with pytest.raises(
+        CheckpointError, match="in two files, .*model-1.safetensors and .*model-2.safetensors"
+    ):
         ours(folder)
 
 
@@ -350,7 +415,9 @@ def test_weights_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = written(tmp_path)
     weights = tensors(folder)
     (folder / "model.safetensors").unlink()
-    torch.save({**weights, "model.norm.weight": torch.ones(32).to(dtype)}, folder / "pytorch_model.bin")
+    torch.save(
+        {**weights, "model.norm.weight": torch.ones(32).to(dtype)}, folder / "pytorch_model.bin"
+    )
     with pytest.raises(CheckpointError, match="in floating point: model.norm.weight is"):
         ours(folder)
 
@@ -360,8 +427,14 @@ def test_links_and_folders_in_place_of_weights(tmp_path: Path) -> None:
     file = folder / "model.safetensors"
     file.unlink()
     for make, says in (
-        (lambda: file.symlink_to("blobs/1"), "is a link to blobs/1, which is not there|a link that leads nowhere"),
-        (lambda: file.symlink_to(file.name), "is a link to model.safetensors, which is not|a link that leads nowhere"),
+        (
+            lambda: file.symlink_to("blobs/1"),
+            "is a link to blobs/1, which is not there|a link that leads nowhere",
+        ),
+        (
+            lambda: file.symlink_to(file.name),
+            "is a link to model.safetensors, which is not|a link that leads nowhere",
+        ),
         (file.mkdir, "is not a file"),
     ):
         make()
@@ -375,7 +448,9 @@ def test_weights_under_other_names_are_named(tmp_path: Path) -> None:
     folder = written(tmp_path)
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     (folder / "consolidated.00.pth").touch()
-    with pytest.raises(CheckpointError, match="no weights: .*found consolidated.00.pth, model.fp16.safetensors"):
+    with pytest.raises(
+        CheckpointError, match="no weights: .*found consolidated.00.pth, model.fp16.safetensors"
+    ):
         ours(folder)
 
 
@@ -390,7 +465,9 @@ def test_torchs_files_that_hold_other_things(entry: Any, says: str, tmp_path: Pa
     folder = written(tmp_path)
     weights = tensors(folder)
     (folder / "model.safetensors").unlink()
-    torch.save({**weights, **entry} if isinstance(entry, dict) else entry, folder / "pytorch_model.bin")
+    torch.save(
+        {**weights, **entry} if isinstance(entry, dict) else entry, folder / "pytorch_model.bin"
+    )
     with pytest.raises(CheckpointError, match=f"pytorch_model.bin .*{says}") as caught:
         ours(folder)
     assert "allow-pickle" not in str(caught.value)  # no verb has that option for a folder

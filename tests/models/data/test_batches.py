@@ -19,12 +19,17 @@ SIZES = st.integers(1, 9)
 def made(lengths: list[int]) -> list[Row]:
     """Each row's ids name it (its number and one), and it is trained from its second half."""
     return [
-        Row(np.full(length, n + 1, np.int32), np.array([IGNORED] * (length // 2) + [n + 1] * (length - length // 2)))
+        Row(
+            np.full(length, n + 1, np.int32),
+            np.array([IGNORED] * (length // 2) + [n + 1] * (length - length // 2)),
+        )
         for n, length in enumerate(lengths)
     ]
 
 
-def content(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
+def content(
+    batches: list[tuple[torch.Tensor, torch.Tensor]],
+) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The rows without padding, in which ids are 0; and padding teaches nothing."""
     found: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for inputs, targets in batches:
@@ -80,7 +85,9 @@ def test_epochs_and_seeds_differ_and_little_is_padding():
         return [batch(step)[0][:, 0].tolist() for step in range(at * steps, (at + 1) * steps)]
 
     assert epoch(1, 0) != epoch(1, 1) != epoch(2, 1)
-    assert sorted(map(sorted, epoch(1, 0))) != sorted(map(sorted, epoch(1, 1)))  # other rows meet, too
+    assert sorted(map(sorted, epoch(1, 0))) != sorted(
+        map(sorted, epoch(1, 1))
+    )  # other rows meet, too
     batch = row_batches(rows, batch_size=16, seed=1)
     padding = sum(int((batch(step)[0] == 0).sum()) for step in range(steps))
     assert padding < 0.04 * sum(lengths)  # without sorting it is 0.9

@@ -28,7 +28,9 @@ def write(file: Path, records: list[dict[str, Any]]) -> Path:
     name = file.name.removesuffix(".xz").removesuffix(".gz")
     out = io.StringIO()
     if name.endswith("sv"):
-        writer = csv.DictWriter(out, list(records[0]), dialect="excel-tab" if name.endswith(".tsv") else "excel")
+        writer = csv.DictWriter(
+            out, list(records[0]), dialect="excel-tab" if name.endswith(".tsv") else "excel"
+        )
         writer.writeheader()
         writer.writerows(records)
     elif name.endswith(".jsonl"):

@@ -55,14 +55,24 @@ def test_a_text_is_divided_and_jsonl_is_a_document_a_line(tmp_path: Path, packin
 
 @pytest.mark.parametrize("packing", PACK)
 def test_the_bytes_read_are_those_on_disk(tmp_path: Path, packing: str):
-    files = [write(tmp_path / f"{name}.txt{packing}", "<|endoftext|>".join(TALES * 9)) for name in "ab"]
+    files = [
+        write(tmp_path / f"{name}.txt{packing}", "<|endoftext|>".join(TALES * 9)) for name in "ab"
+    ]
     told: list[int] = []
     assert len(list(documents(files, read=told.append))) == 2 * 9 * 3
     assert sum(told) == sum(file.stat().st_size for file in files_of(files))
 
 
 def test_a_folder_is_all_its_texts_in_order(tmp_path: Path):
-    for name in ("b/2.md", "b/10.txt.xz", "a.jsonl.gz", "c.TXT", ".git/x.txt", "b/.hidden.txt", "b/picture.png"):
+    for name in (
+        "b/2.md",
+        "b/10.txt.xz",
+        "a.jsonl.gz",
+        "c.TXT",
+        ".git/x.txt",
+        "b/.hidden.txt",
+        "b/picture.png",
+    ):
         write(tmp_path / name, json.dumps({"text": name}) if "jsonl" in name else name)
     assert [str(file.relative_to(tmp_path)) for file in files_of([tmp_path])] == [
         "a.jsonl.gz",
@@ -87,7 +97,9 @@ def test_streams_that_were_joined(tmp_path: Path):
 
 
 def test_another_field_and_other_ends_of_lines_in_json(tmp_path: Path):
-    file = write(tmp_path / "a.jsonl", '{"content": "one\u2028two\x85three\\nfour"}\r\n{"content": ""}')
+    file = write(
+        tmp_path / "a.jsonl", '{"content": "one\u2028two\x85three\\nfour"}\r\n{"content": ""}'
+    )
     assert list(documents([file], field="content")) == ["one\u2028two\x85three\nfour"]
 
 
@@ -96,7 +108,9 @@ def test_documents_without_text_are_left_out(tmp_path: Path):
     assert list(documents([write(tmp_path / "b.txt", ""), file])) == ["one"]
 
 
-def test_a_document_that_is_too_long_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_document_that_is_too_long_comes_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(text_files, "LONGEST", 1000)
     monkeypatch.setattr(packed_text, "_CHUNK", 100)
     text = "".join(f"line {n}\n" for n in range(1000))
@@ -106,7 +120,9 @@ def test_a_document_that_is_too_long_comes_in_parts(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("packing", PACK)
-def test_memory_does_not_follow_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str):
+def test_memory_does_not_follow_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+):
     monkeypatch.setattr(packed_text, "_CHUNK", 1 << 12)
     text = random.Random(1).randbytes(1_000_000).hex()
     file = write(tmp_path / f"a.txt{packing}", text.replace("00", "<|endoftext|>"))
@@ -136,19 +152,45 @@ TEXT = "Once upon a time there was a king who had three daughters.\n" * 30
         ("a.txt", b"one\ntw\xf6\n", "a.txt is not UTF-8 text: byte 6, in line 2, is 0xf6"),
         ("a.txt", "one kö".encode()[:-1], "a.txt is not UTF-8 text: byte 5, in line 1, is 0xc3"),
         ("a.txt", "one".encode("utf-16"), "a.txt is not UTF-8 text: byte 0, in line 1, is 0xff"),
-        ("a.jsonl", '{"text": "one"}\n\n{"text": two}', "a.jsonl, line 3 is not JSON: Expecting value (column 10)"),
+        (
+            "a.jsonl",
+            '{"text": "one"}\n\n{"text": two}',
+            "a.jsonl, line 3 is not JSON: Expecting value (column 10)",
+        ),
         ("a.jsonl", '["one"]', "a.jsonl, line 1 is a JSON list: an object is expected"),
-        ("a.jsonl", '{"title": "", "body": ""}', "a.jsonl, line 1 has no field text; it has title, body"),
-        ("a.jsonl", '{"text": null}', "a.jsonl, line 1: the field text is a null, text is expected"),
-        ("a.jsonl", '{"text": "\\ud83d"}', "a.jsonl, line 1 holds half a surrogate pair ('\\ud83d')"),
+        (
+            "a.jsonl",
+            '{"title": "", "body": ""}',
+            "a.jsonl, line 1 has no field text; it has title, body",
+        ),
+        (
+            "a.jsonl",
+            '{"text": null}',
+            "a.jsonl, line 1: the field text is a null, text is expected",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "\\ud83d"}',
+            "a.jsonl, line 1 holds half a surrogate pair ('\\ud83d')",
+        ),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1 is not JSON that can be read"),
         ("a.txt", "", "there is no text in "),
         ("a.txt", " \n<|endoftext|>\n", "there is no text in "),
-        ("a.pdf", "one", "a.pdf is of an unknown kind: .txt, .md, .jsonl, or one of these with .xz, .gz, .zst"),
+        (
+            "a.pdf",
+            "one",
+            "a.pdf is of an unknown kind: .txt, .md, .jsonl, or one of these with .xz, .gz, .zst",
+        ),
         ("a.xz", "one", "a.xz is of an unknown kind"),
         ("folder/a.pdf", "one", "folder is a folder without a file to read: .txt"),
-        *((f"a.txt{kind}", None, f"a.txt{kind} is broken, or no {kind} file: ") for kind in (".xz", ".gz", ".zst")),
-        *((f"a.txt{kind}", "cut", f"a.txt{kind} is broken: it ends in the middle") for kind in (".xz", ".gz", ".zst")),
+        *(
+            (f"a.txt{kind}", None, f"a.txt{kind} is broken, or no {kind} file: ")
+            for kind in (".xz", ".gz", ".zst")
+        ),
+        *(
+            (f"a.txt{kind}", "cut", f"a.txt{kind} is broken: it ends in the middle")
+            for kind in (".xz", ".gz", ".zst")
+        ),
     ],
 )
 def test_a_fault_is_one_sentence(tmp_path: Path, name: str, content: str | bytes | None, said: str):

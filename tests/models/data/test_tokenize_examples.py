@@ -19,7 +19,10 @@ from gptx_models.data.tokenize_examples import answer_text, end_of_turn, prompt_
 from gptx_models.training.loss import IGNORED
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEXT = "Text: the cat sat on the mat\nLabel: good\n\nSummary: the dog sat on the log\nuser assistant system\n" * 3
+TEXT = (
+    "Text: the cat sat on the mat\nLabel: good\n\nSummary: the dog sat on the log\nuser assistant system\n"
+    * 3
+)
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
@@ -43,10 +46,16 @@ def byte_level() -> Inner:
 def sentence_piece() -> Inner:
     """As Llama 2's: a space is put before every text."""
     inner = Inner(models.BPE(unk_token="<unk>"))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", *SPECIAL], show_progress=False)
-    inner.train_from_iterator([part for part in TEXT.split("\n") for part in part.split(" ")], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=["<unk>", *SPECIAL], show_progress=False
+    )
+    inner.train_from_iterator(
+        [part for part in TEXT.split("\n") for part in part.split(" ")], trainer
+    )
     return inner
 
 
@@ -85,7 +94,9 @@ def test_a_completion_stands_as_it_is_and_an_instruction_in_its_template():
     assert TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "the catsat\n<|endoftext|>"
     assert TOKENIZER.decode(trained(row), skip_special_tokens=False) == "sat\n<|endoftext|>"
     row = only([Example("", "the cat", ("sat",))], Task("completion", "Do {text}:"))
-    assert TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "Do the cat: sat<|endoftext|>"
+    assert (
+        TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "Do the cat: sat<|endoftext|>"
+    )
 
 
 def test_without_an_end_of_text_the_answer_is_the_last():
@@ -111,13 +122,23 @@ def test_where_one_token_would_join_both_the_prompt_keeps_its_own():
 
 def test_a_text_that_is_too_long_loses_its_end():
     task = Task("summarize", SUMMARIZE_TEMPLATE)
-    examples = [Example("", "the cat sat on the mat " * length + "end", ("the dog",)) for length in (1, 40)]
+    examples = [
+        Example("", "the cat sat on the mat " * length + "end", ("the dog",)) for length in (1, 40)
+    ]
     rows = rows_of(examples, task, TOKENIZER, n_ctx=60, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (2, 1, 0)
     assert str(rows) == "longer than the context of 60 tokens: 1 cut"
     text = TOKENIZER.decode(ids_of(rows.rows[1]))
-    assert text.startswith("the cat sat on the mat the cat ") and text.endswith("\n\nSummary: the dog")
-    assert text.split("\n\n")[0].split()[-1] in {"the", "cat", "sat", "on", "mat"}  # no word is cut through
+    assert text.startswith("the cat sat on the mat the cat ") and text.endswith(
+        "\n\nSummary: the dog"
+    )
+    assert text.split("\n\n")[0].split()[-1] in {
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "mat",
+    }  # no word is cut through
     assert 55 < len(rows.rows[1].inputs) <= 60
 
 
@@ -135,7 +156,9 @@ def test_what_cannot_be_cut_is_left_out():
     rows = rows_of(examples, Task("completion"), TOKENIZER, n_ctx=30, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (1, 0, 2)
     assert str(rows) == "longer than the context of 30 tokens: 2 left out"
-    rows = rows_of(examples[1:], Task("summarize", SUMMARIZE_TEMPLATE), TOKENIZER, n_ctx=30, end=END)
+    rows = rows_of(
+        examples[1:], Task("summarize", SUMMARIZE_TEMPLATE), TOKENIZER, n_ctx=30, end=END
+    )
     assert (len(rows.rows), rows.left_out) == (1, 1)
     with pytest.raises(UsageError, match="no example fits into the model's context of 5 tokens"):
         rows_of(examples[:2], Task("completion"), TOKENIZER, n_ctx=5, end=END)
@@ -152,21 +175,31 @@ def test_a_row_may_fill_the_context_and_its_last_token_lies_beyond():
 def test_a_head_learns_the_class_at_the_last_token():
     task = Task("classify", labels=("good", "bad"), head=True)
     rows = rows_of(
-        [Example("", "the cat", ("bad",)), Example("", "the cat " * 30, ("good",))], task, TOKENIZER, n_ctx=20, end=END
+        [Example("", "the cat", ("bad",)), Example("", "the cat " * 30, ("good",))],
+        task,
+        TOKENIZER,
+        n_ctx=20,
+        end=END,
     )
     ids = TOKENIZER.encode("the cat")
     assert rows.rows[0].inputs.tolist() == ids
     assert rows.rows[0].targets.tolist() == [IGNORED] * (len(ids) - 1) + [1]
     assert len(rows.rows[1].inputs) <= 20 and rows.rows[1].targets[-1] == 0 and rows.cut == 1
     framed = Task("classify", "Text: {text}\nLabel:", ("good", "bad"), head=True)
-    assert only([Example("", "the cat", ("bad",))], framed).inputs.tolist() == TOKENIZER.encode("Text: the cat\nLabel:")
+    assert only([Example("", "the cat", ("bad",))], framed).inputs.tolist() == TOKENIZER.encode(
+        "Text: the cat\nLabel:"
+    )
 
 
 @pytest.mark.parametrize("head", [False, True])
 def test_a_label_that_is_none(head: bool):
     task = Task("classify", None if head else CLASSIFY_TEMPLATE, ("good", "bad"), head=head)
-    with pytest.raises(UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"):
-        rows_of([Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END)
+    with pytest.raises(
+        UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"
+    ):
+        rows_of(
+            [Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END
+        )
 
 
 def test_prompts_to_generate_from_are_those_that_were_learnt():
@@ -208,12 +241,22 @@ CALLS = ({"role": "assistant", "content": "sat<|im_start|>on<|endoftext|> the ma
 
 @pytest.mark.parametrize(
     "messages",
-    [TALK, TALK[1:], TALK[:3], (*TALK, {"role": "user", "content": "unanswered"}), TALK[:2] + CALLS + TALK[3:]],
+    [
+        TALK,
+        TALK[1:],
+        TALK[:3],
+        (*TALK, {"role": "user", "content": "unanswered"}),
+        TALK[:2] + CALLS + TALK[3:],
+    ],
 )
 def test_what_is_learnt_of_a_conversation_is_transformers_mask(messages):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), chat_template=CHATML)
-    expected = theirs.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), chat_template=CHATML
+    )
+    expected = theirs.apply_chat_template(
+        list(messages), return_dict=True, return_assistant_tokens_mask=True
+    )
     mask = [bool(m) for m in expected["assistant_masks"]]
     last = max(at for at, m in enumerate(mask) if m)
     [row] = chat(messages).rows
@@ -224,13 +267,21 @@ def test_what_is_learnt_of_a_conversation_is_transformers_mask(messages):
 def test_every_answer_is_learnt_after_what_the_runtime_feeds():
     """Also where the template tells of earlier turns otherwise than it did: then in rows of their own."""
     shown = "(message['content'] if loop.last else '...')"
-    forgetful = CHATML.replace("{% generation %}{{ message['content']", "{% generation %}{{ " + shown)
+    forgetful = CHATML.replace(
+        "{% generation %}{{ message['content']", "{% generation %}{{ " + shown
+    )
     for template, count in ((CHATML, 1), (forgetful, 2)):
         rows = chat(TALK, template).rows
         assert len(rows) == count
         for turn in (2, 4):
-            fed = TOKENIZER.encode(ChatTemplate(template, {}).render(TALK[:turn]), add_special_tokens=False)
-            row = next(row for row in rows if ids_of(row)[: len(fed)] == fed and row.targets[len(fed) - 1] != IGNORED)
+            fed = TOKENIZER.encode(
+                ChatTemplate(template, {}).render(TALK[:turn]), add_special_tokens=False
+            )
+            row = next(
+                row
+                for row in rows
+                if ids_of(row)[: len(fed)] == fed and row.targets[len(fed) - 1] != IGNORED
+            )
             answer = TOKENIZER.encode(TALK[turn]["content"]) + [2]
             assert row.targets.tolist()[len(fed) - 1 :][: len(answer)] == answer
         assert sum(len(trained(row)) for row in rows) == sum(
@@ -257,9 +308,17 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text():
 
 
 def test_templates_that_cannot_be_learnt_from():
-    with pytest.raises(UsageError, match="line 1: the chat template writes an answer otherwise than it asks for one"):
+    with pytest.raises(
+        UsageError,
+        match="line 1: the chat template writes an answer otherwise than it asks for one",
+    ):
         chat(TALK, CHATML.replace("{{ '<|im_start|>assistant\\n' }}", "{{ '<|im_start|>model' }}"))
-    with pytest.raises(UsageError, match="line 1: the chat template refuses these messages: no system"):
-        chat(TALK, "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}")
+    with pytest.raises(
+        UsageError, match="line 1: the chat template refuses these messages: no system"
+    ):
+        chat(
+            TALK,
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+        )
     with pytest.raises(UsageError, match="has no chat template"):
         rows_of([Example("", messages=TALK)], Task("chat"), TOKENIZER, n_ctx=128, end=END)

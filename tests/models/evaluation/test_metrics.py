@@ -20,8 +20,12 @@ def test_macro_f1_of_scikit_learn_s_documentation():
     assert round(macro_f1(list("021001"), list("012012")), 3) == 0.267
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcde")), min_size=1, max_size=30))
-def test_macro_f1_is_the_mean_over_labels_seen_with_zero_division_zero(pairs: list[tuple[str, str]]):
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcde")), min_size=1, max_size=30)
+)
+def test_macro_f1_is_the_mean_over_labels_seen_with_zero_division_zero(
+    pairs: list[tuple[str, str]],
+):
     predicted, expected = ([pair[side] for pair in pairs] for side in (0, 1))
     scores = []
     for label in set(predicted) | set(expected):
@@ -39,7 +43,10 @@ def test_rouge_worked_by_hand():
     assert rouge(["", "..."], [["a"], ["a b"]]) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
 
 
-WORDS = st.lists(st.sampled_from(["We", "show", "that", "deep", "nets-", "of", "naïve", "2", "\n", "!"]), max_size=14)
+WORDS = st.lists(
+    st.sampled_from(["We", "show", "that", "deep", "nets-", "of", "naïve", "2", "\n", "!"]),
+    max_size=14,
+)
 TEXTS = WORDS.map(" ".join)
 
 
@@ -49,7 +56,9 @@ def test_rouge_is_that_of_rouge_score(rows: list[tuple[str, list[str]]]):
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
     theirs = [scorer.score_multi(references, candidate) for candidate, references in rows]
     ours = rouge([candidate for candidate, _ in rows], [references for _, references in rows])
-    assert ours == pytest.approx({name: sum(s[name].fmeasure for s in theirs) / len(rows) for name in ours})
+    assert ours == pytest.approx(
+        {name: sum(s[name].fmeasure for s in theirs) / len(rows) for name in ours}
+    )
 
 
 def test_perplexity_and_bits():

@@ -12,7 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from builders.raw_gguf import ARRAY, BOOL, F16, F32, FLOAT, INT32, INT64, STRING, UINT32, UINT64, Gguf, Key, llama
+from builders.raw_gguf import (
+    ARRAY,
+    BOOL,
+    F16,
+    F32,
+    FLOAT,
+    INT32,
+    INT64,
+    STRING,
+    UINT32,
+    UINT64,
+    Gguf,
+    Key,
+    llama,
+)
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
@@ -40,7 +54,9 @@ def plain() -> Gguf:
 def check(file: Gguf, reference: Any, folder: Path, *, within: float = 1e-4) -> None:
     import_checkpoint(str(file.write(folder / "a.gguf")), folder / "out", force=True)
     with torch.no_grad():
-        torch.testing.assert_close(load_model(folder / "out")(IDS), reference(IDS).logits, atol=within, rtol=0)
+        torch.testing.assert_close(
+            load_model(folder / "out")(IDS), reference(IDS).logits, atol=within, rtol=0
+        )
 
 
 def refused(file: Gguf, says: str, folder: Path) -> None:
@@ -48,7 +64,9 @@ def refused(file: Gguf, says: str, folder: Path) -> None:
     with pytest.raises(CheckpointError, match=says) as caught:
         import_checkpoint(str(path), folder / "out")
     said = str(caught.value)
-    assert str(path) in said and "\n" not in said and len(said) < 600 and not (folder / "out").exists()
+    assert (
+        str(path) in said and "\n" not in said and len(said) < 600 and not (folder / "out").exists()
+    )
 
 
 # --- obeyed ---------------------------------------------------------------------------------------------------------
@@ -59,14 +77,25 @@ SCALED: list[tuple[dict[str, Key | None], dict[str, Any]]] = [
     ({"rope__scaling__factor": (FLOAT, 4.0)}, LINEAR),  # llama.cpp: linear where no type is named
     ({"rope__scale_linear": (FLOAT, 4.0)}, LINEAR),  # the old name
     ({"rope__scaling__factor": (FLOAT, 4.0), "rope__scale_linear": (FLOAT, 2.0)}, LINEAR),
-    ({"rope__scaling__type": (STRING, "none"), "rope__scaling__factor": (FLOAT, 4.0)}, {}),  # none is never scaled
+    (
+        {"rope__scaling__type": (STRING, "none"), "rope__scaling__factor": (FLOAT, 4.0)},
+        {},
+    ),  # none is never scaled
     ({"rope__scaling__type": (STRING, "linear"), "rope__scaling__factor": (FLOAT, 0.0)}, {}),
-    ({"rope__scaling__attn_factor": (FLOAT, 1.0), "rope__scaling__original_context_length": (UINT32, 8)}, {}),
+    (
+        {
+            "rope__scaling__attn_factor": (FLOAT, 1.0),
+            "rope__scaling__original_context_length": (UINT32, 8),
+        },
+        {},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("keys", "scaling"), SCALED)
-def test_rope_scaling(keys: dict[str, Key | None], scaling: dict[str, Any], plain: Gguf, tmp_path: Path) -> None:
+def test_rope_scaling(
+    keys: dict[str, Key | None], scaling: dict[str, Any], plain: Gguf, tmp_path: Path
+) -> None:
     named = {f"llama__{name}": value for name, value in keys.items()}
     check(plain.with_keys(**named), model(rope_scaling=scaling or None), tmp_path)
 
@@ -83,7 +112,10 @@ def test_rope_scaling(keys: dict[str, Key | None], scaling: dict[str, Any], plai
             "llama__expert_count": (UINT32, 0),
             "llama__logit_scale": (FLOAT, 1.0),
         },
-        {"llama__vocab_size": (UINT32, 7), "llama__tensor_data_layout": (STRING, "Meta AI original pth")},
+        {
+            "llama__vocab_size": (UINT32, 7),
+            "llama__tensor_data_layout": (STRING, "Meta AI original pth"),
+        },
         {"general__name": (FLOAT, 1.0), "general__license": (ARRAY, (STRING, ["mit"]))},
         {"general__type": (STRING, "model"), "split__count": (UINT32, 1), "split__no": (UINT32, 0)},
         {"llama__attention__sliding_window": (UINT32, 64)},
@@ -105,7 +137,8 @@ def test_a_head_that_differs_is_the_head(plain: Gguf, tmp_path: Path) -> None:
     check(plain, model(), tmp_path)
     assert not load_config(tmp_path / "out").tied
     without = replace(
-        plain, tensors={name: tensor for name, tensor in plain.tensors.items() if name != "output.weight"}
+        plain,
+        tensors={name: tensor for name, tensor in plain.tensors.items() if name != "output.weight"},
     )
     without.write(tmp_path / "tied.gguf")
     import_checkpoint(str(tmp_path / "tied.gguf"), tmp_path / "tied")
@@ -166,8 +199,12 @@ REFUSED: list[tuple[dict[str, Key | None], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "says"), REFUSED)
-def test_keys_that_change_what_is_computed(keys: dict[str, Key | None], says: str, plain: Gguf, tmp_path: Path) -> None:
-    refused(plain.with_keys(**{f"llama__{name}": value for name, value in keys.items()}), says, tmp_path)
+def test_keys_that_change_what_is_computed(
+    keys: dict[str, Key | None], says: str, plain: Gguf, tmp_path: Path
+) -> None:
+    refused(
+        plain.with_keys(**{f"llama__{name}": value for name, value in keys.items()}), says, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +226,9 @@ def test_keys_that_change_what_is_computed(keys: dict[str, Key | None], says: st
         ({"general__odd": (STRING, b"\xff")}, "general.odd is not UTF-8 text"),
     ],
 )
-def test_keys_of_the_file(keys: dict[str, Key | None], says: str, plain: Gguf, tmp_path: Path) -> None:
+def test_keys_of_the_file(
+    keys: dict[str, Key | None], says: str, plain: Gguf, tmp_path: Path
+) -> None:
     refused(plain.with_keys(**keys), says, tmp_path)
 
 
@@ -220,7 +259,9 @@ def test_a_type_of_tensor_that_is_unknown(number: int, plain: Gguf, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.F64, gguf.GGMLQuantizationType.I32])
-def test_a_type_that_is_no_weight(kind: gguf.GGMLQuantizationType, plain: Gguf, tmp_path: Path) -> None:
+def test_a_type_that_is_no_weight(
+    kind: gguf.GGMLQuantizationType, plain: Gguf, tmp_path: Path
+) -> None:
     says = f"ffn_up.weight is of type {kind.name}, which the gguf package does not read"
     data = bytes(64 * 64 * 8)
     refused(plain.with_tensor("blk.1.ffn_up.weight", (64, 64), int(kind), data), says, tmp_path)
@@ -229,7 +270,12 @@ def test_a_type_that_is_no_weight(kind: gguf.GGMLQuantizationType, plain: Gguf, 
 def test_tensors_that_are_not_what_they_say(plain: Gguf, tmp_path: Path) -> None:
     name, floats = "blk.1.ffn_up.weight", bytes(4 * 64 * 64)
     for shape, kind, data, says in (
-        ((64, 63), F32, floats, r"ffn_up.weight is \[64, 63\] where the configuration says \[64, 64\]"),
+        (
+            (64, 63),
+            F32,
+            floats,
+            r"ffn_up.weight is \[64, 63\] where the configuration says \[64, 64\]",
+        ),
         (
             (64, 40),
             int(gguf.GGMLQuantizationType.Q8_0),
@@ -238,15 +284,34 @@ def test_tensors_that_are_not_what_they_say(plain: Gguf, tmp_path: Path) -> None
         ),
         ((1, 1, 1, 1, 1), F32, floats, "has 5 dimensions, expected at most 4"),
         ((2**40, 2**40), F32, floats, "not a whole GGUF file: blk.1.ffn_up.weight ends at byte"),
-        ((64, 64), F16, np.full((64, 64), np.inf, np.float16).tobytes(), r"ffn_up.weight holds inf at \[0, 0\]"),
+        (
+            (64, 64),
+            F16,
+            np.full((64, 64), np.inf, np.float16).tobytes(),
+            r"ffn_up.weight holds inf at \[0, 0\]",
+        ),
     ):
         refused(plain.with_tensor(name, shape, kind, data), says, tmp_path)
-    refused(plain.with_tensor("token_embd.weight", (64,), F32, bytes(256)), "token_embd.weight is no matrix", tmp_path)
+    refused(
+        plain.with_tensor("token_embd.weight", (64,), F32, bytes(256)),
+        "token_embd.weight is no matrix",
+        tmp_path,
+    )
     refused(replace(plain, twice=name), f"has the tensor {name} twice", tmp_path)
-    refused(replace(plain, twice="llama.block_count"), "has the key llama.block_count twice", tmp_path)
-    refused(replace(plain, shift=8), "begins at 8, which is no multiple of the alignment, 32", tmp_path)
-    refused(replace(plain, tensors={}, alignment=1), "the tensor token_embd.weight is missing", tmp_path)
-    refused(replace(plain, n_tensors=2**63), "not a whole GGUF file|twice|not UTF-8|dimensions", tmp_path)
+    refused(
+        replace(plain, twice="llama.block_count"), "has the key llama.block_count twice", tmp_path
+    )
+    refused(
+        replace(plain, shift=8), "begins at 8, which is no multiple of the alignment, 32", tmp_path
+    )
+    refused(
+        replace(plain, tensors={}, alignment=1), "the tensor token_embd.weight is missing", tmp_path
+    )
+    refused(
+        replace(plain, n_tensors=2**63),
+        "not a whole GGUF file|twice|not UTF-8|dimensions",
+        tmp_path,
+    )
     refused(replace(plain, n_keys=2**63), "not a whole GGUF file|of type|not UTF-8|twice", tmp_path)
 
 
@@ -311,8 +376,12 @@ def test_types_with_blocks_of_32(kind: str, plain: Gguf, tmp_path: Path) -> None
     block, size = gguf.GGML_QUANT_SIZES[number]
     raw = np.random.default_rng(0).integers(0, 256, (64 * 64 // block, size), dtype=np.uint8)
     raw[:, :4] = np.frombuffer(np.array([0.01, 0.02], np.float16).tobytes(), np.uint8)
-    expected = torch.tensor([value for row in raw for value in unpacked(kind, row.tobytes())]).reshape(64, 64)
-    path = plain.with_tensor("blk.1.ffn_down.weight", (64, 64), number, raw.tobytes()).write(tmp_path / "a.gguf")
+    expected = torch.tensor(
+        [value for row in raw for value in unpacked(kind, row.tobytes())]
+    ).reshape(64, 64)
+    path = plain.with_tensor("blk.1.ffn_down.weight", (64, 64), number, raw.tobytes()).write(
+        tmp_path / "a.gguf"
+    )
     import_checkpoint(str(path), tmp_path / "out")
     down = load_model(tmp_path / "out").layers[1].mlp.down.weight
     torch.testing.assert_close(down.detach(), expected, atol=1e-6, rtol=1e-6)
@@ -329,7 +398,9 @@ def test_every_type_is_read_or_refused(kind: str, plain: Gguf, tmp_path: Path) -
     block, size = gguf.GGML_QUANT_SIZES[number]
     wide = llama(model(intermediate_size=256))
     data = bytes(64 * 256 // block * size)
-    path = wide.with_tensor("blk.1.ffn_down.weight", (64, 256), number, data).write(tmp_path / "a.gguf")
+    path = wide.with_tensor("blk.1.ffn_down.weight", (64, 256), number, data).write(
+        tmp_path / "a.gguf"
+    )
     import_checkpoint(str(path), tmp_path / "out")
     down = load_model(tmp_path / "out").layers[1].mlp.down.weight
     assert torch.isfinite(down).all() and (down.abs() < 1e-30).all()

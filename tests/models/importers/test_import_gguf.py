@@ -42,32 +42,52 @@ transformers = pytest.importorskip("transformers")  # the independent reference
 
 
 @pytest.mark.parametrize(
-    "kind", [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q6_K], ids=lambda kind: kind.name
+    "kind",
+    [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q6_K],
+    ids=lambda kind: kind.name,
 )
 def test_every_type_of_tensor_as_transformers_reads_it(kind: Q, tmp_path: Path) -> None:
     path = write_llama(tmp_path / "tiny.gguf", llama(tie_word_embeddings=False), kind)
-    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    )
     folder = imported(path, tmp_path)
-    torch.testing.assert_close(logits(load_model(folder)), logits(reference.eval()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(load_model(folder)), logits(reference.eval()), atol=1e-4, rtol=0
+    )
     about = json.loads((folder / "gptx_source.json").read_text())
-    assert about["format"] == "gguf" and about["licence"] == "mit" and about["sha256"].keys() == {path.name}
+    assert (
+        about["format"] == "gguf"
+        and about["licence"] == "mit"
+        and about["sha256"].keys() == {path.name}
+    )
     assert about["tensor_types"]["model.layers.0.self_attn.k_proj.weight"] == kind.name
     assert about["tensor_types"]["lm_head.weight"] == kind.name
     assert about["tensor_types"]["model.norm.weight"] == "F32"
 
 
-@pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q6_K], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q6_K], ids=lambda kind: kind.name
+)
 def test_dequantization_equals_llama_cpp(kind: Q, tmp_path: Path) -> None:
     library = Path(pytest.importorskip("llama_cpp").__file__).parent / "lib"
     found = sorted(library.glob("*ggml-base*"))
     if not found:
         pytest.skip("llama-cpp-python came without libggml-base")
     rng = np.random.default_rng(1)
-    raw = np.ascontiguousarray(quantized(rng.standard_normal((4, 512), dtype=np.float32), kind, rng))
+    raw = np.ascontiguousarray(
+        quantized(rng.standard_normal((4, 512), dtype=np.float32), kind, rng)
+    )
     ours = gguf.dequantize(raw, kind)
     theirs = np.empty_like(ours)
-    function = getattr(ctypes.CDLL(str(found[0])), f"dequantize_row_{kind.name.replace('Q', 'q', 1)}")
-    function(raw.ctypes.data_as(ctypes.c_void_p), theirs.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(theirs.size))
+    function = getattr(
+        ctypes.CDLL(str(found[0])), f"dequantize_row_{kind.name.replace('Q', 'q', 1)}"
+    )
+    function(
+        raw.ctypes.data_as(ctypes.c_void_p),
+        theirs.ctypes.data_as(ctypes.c_void_p),
+        ctypes.c_int64(theirs.size),
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
@@ -90,7 +110,9 @@ def test_dequantization_equals_llama_cpp(kind: Q, tmp_path: Path) -> None:
     ],
     ids=["tied", "untied", "biases", "llama3 rope"],
 )
-def test_llama_equals_the_model_it_was_written_from(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_llama_equals_the_model_it_was_written_from(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     reference = llama(**changes)
     path = write_llama(tmp_path / "tiny.gguf", reference)
     if "rope_scaling" in changes:
@@ -102,7 +124,9 @@ def test_llama_equals_the_model_it_was_written_from(changes: dict[str, Any], tmp
 
 def with_rope_factors(path: Path, model: transformers.LlamaForCausalLM) -> Path:
     """llama.cpp's converter stores Llama 3.1's scaling as the factor of each frequency, in rope_freqs.weight."""
-    plain = model.config.rope_theta ** (-np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+    plain = model.config.rope_theta ** (
+        -np.arange(0, model.config.head_dim, 2) / model.config.head_dim
+    )
     factors = plain / model.model.rotary_emb.inv_freq.numpy()
     assert factors.max() > 7
     reader, out = gguf.GGUFReader(path), path.with_name("scaled.gguf")
@@ -151,16 +175,24 @@ def test_token_ids_of_each_pre_tokenizer_equal_llama_cpp(pre: str | None, tmp_pa
     assert any("names no pre-tokenizer" in line for line in said) == (pre is None)
     reference = llama_cpp_vocabulary(path)
     # llama.cpp writes tekken's cut without combining marks; ours is the one of the model's own tokenizer.json
-    marks = [text for text in SAMPLES if any(unicodedata.category(character)[0] == "M" for character in text)]
+    marks = [
+        text
+        for text in SAMPLES
+        if any(unicodedata.category(character)[0] == "M" for character in text)
+    ]
     same_ids(folder, reference, [text for text in SAMPLES if pre != "tekken" or text not in marks])
-    same_ids(folder, reference, ["<|user|>hi<|end|> <tool>1</tool><|user|>", *SAMPLES[1:3]], add_bos=True)
+    same_ids(
+        folder, reference, ["<|user|>hi<|end|> <tool>1</tool><|user|>", *SAMPLES[1:3]], add_bos=True
+    )
 
 
 def test_default_and_gpt2_cut_differently(tmp_path: Path) -> None:
     """Guards the test above: the vocabulary must tell pre-tokenizers apart."""
     ids = {}
     for pre in ("default", "gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "tekken"):
-        path = tokenizer_only(tmp_path / f"{pre}.gguf", lambda writer, pre=pre: write_byte_level(writer, pre))
+        path = tokenizer_only(
+            tmp_path / f"{pre}.gguf", lambda writer, pre=pre: write_byte_level(writer, pre)
+        )
         folder = import_checkpoint(str(path), tmp_path / pre)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         ids[pre] = str([tokenizer.encode(text, add_special_tokens=False).ids for text in SAMPLES])
@@ -169,7 +201,9 @@ def test_default_and_gpt2_cut_differently(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("space_prefix", [True, False])
 def test_sentencepiece_equals_llama_cpp(space_prefix: bool, tmp_path: Path) -> None:
-    path = tokenizer_only(tmp_path / "t.gguf", lambda writer: write_sentencepiece(writer, space_prefix=space_prefix))
+    path = tokenizer_only(
+        tmp_path / "t.gguf", lambda writer: write_sentencepiece(writer, space_prefix=space_prefix)
+    )
     folder = imported(path, tmp_path)
     reference = llama_cpp_vocabulary(path)
     same_ids(folder, reference, SAMPLES[1:])
@@ -196,7 +230,9 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     assert tokenizer.token_to_id("[PAD1]") is None  # an empty id, never to be sampled
     assert tokenizer.encode("hi").ids[0] == 1
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    assert [theirs(text).input_ids for text in SAMPLES] == [tokenizer.encode(text).ids for text in SAMPLES]
+    assert [theirs(text).input_ids for text in SAMPLES] == [
+        tokenizer.encode(text).ids for text in SAMPLES
+    ]
     assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
 
@@ -229,7 +265,9 @@ def test_ends_are_special_and_words_are_not(tmp_path: Path) -> None:
         (dict(attention_scale=2.0), "llama.attention.scale is 2.0"),
     ],
 )
-def test_what_the_gpt_does_not_compute_is_refused(extra: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_the_gpt_does_not_compute_is_refused(
+    extra: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     path = write_llama(tmp_path / "tiny.gguf", llama(), **extra)
     refused(path, tmp_path, said)
 
@@ -242,14 +280,21 @@ def refused(path: Path, folder: Path, said: str) -> None:
 
 
 def test_unknown_pre_tokenizer_is_an_error_unless_a_tokenizer_is_given(tmp_path: Path) -> None:
-    path = tokenizer_only(tmp_path / "tiny.gguf", lambda writer: write_byte_level(writer, "kimi-k2"))
+    path = tokenizer_only(
+        tmp_path / "tiny.gguf", lambda writer: write_byte_level(writer, "kimi-k2")
+    )
     refused(path, tmp_path, "tokenizer.ggml.pre is 'kimi-k2', and gptx knows .*smollm.*--tokenizer")
-    known = imported(tokenizer_only(tmp_path / "k.gguf", lambda w: write_byte_level(w, "gpt-2")), tmp_path / "known")
+    known = imported(
+        tokenizer_only(tmp_path / "k.gguf", lambda w: write_byte_level(w, "gpt-2")),
+        tmp_path / "known",
+    )
     folder = imported(path, tmp_path, tokenizer=known)
     assert (folder / "tokenizer.json").read_text() == (known / "tokenizer.json").read_text()
     # what ends a text stands in the GGUF file, which the tokenizer.json alone does not say
     bare = imported(path, tmp_path / "bare", tokenizer=known / "tokenizer.json")
-    assert (bare / "generation_config.json").read_text() == (known / "generation_config.json").read_text()
+    assert (bare / "generation_config.json").read_text() == (
+        known / "generation_config.json"
+    ).read_text()
 
 
 @pytest.mark.parametrize("keep", [3, 100, 3000, -1000])
@@ -291,9 +336,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
 @pytest.mark.real
 def test_smollm2_logits_equal_transformers(real: tuple[Path, Path]) -> None:
     path, folder = real
-    reference = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
-    torch.testing.assert_close(logits(load_model(folder)), logits(reference.eval()), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        logits(load_model(folder)), logits(reference.eval()), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.real

@@ -39,17 +39,35 @@ def weights(*, shared: bool) -> Weights:
     }
     if not shared:
         shapes["output"] = (VOCAB, DIM)
-    return {name: (rng.standard_normal(shape) * 0.3).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: (rng.standard_normal(shape) * 0.3).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def write(path: Path, w: Weights, version: int, *, group: int = 32) -> Weights:
     """As export.py of llama2.c writes it; returns the weights that a reader sees (int8 rounds them)."""
     shared = "output" not in w
     header = [DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT]
-    tables = {"freqs_cos": np.zeros((CONTEXT, DIM // HEADS // 2)), "freqs_sin": np.zeros((CONTEXT, DIM // HEADS // 2))}
+    tables = {
+        "freqs_cos": np.zeros((CONTEXT, DIM // HEADS // 2)),
+        "freqs_sin": np.zeros((CONTEXT, DIM // HEADS // 2)),
+    }
     norms = ("attention_norm", "ffn_norm", "norm")
     if version == 0:
-        order = ["tok_embeddings", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3", "norm"]
+        order = [
+            "tok_embeddings",
+            "attention_norm",
+            "wq",
+            "wk",
+            "wv",
+            "wo",
+            "ffn_norm",
+            "w1",
+            "w2",
+            "w3",
+            "norm",
+        ]
         order += [*tables, "output"]
         start = struct.pack("<7i", *header[:5], VOCAB if shared else -VOCAB, CONTEXT)
     else:
@@ -107,7 +125,9 @@ def run_c(w: Weights, ids: list[int]) -> np.ndarray:
             mixed = []
             for n in range(HEADS):
                 part = slice(n // (HEADS // KV_HEADS) * head, (n // (HEADS // KV_HEADS) + 1) * head)
-                scores = np.array([q[n * head : (n + 1) * head] @ key[part] for key in keys]) / np.sqrt(head)
+                scores = np.array(
+                    [q[n * head : (n + 1) * head] @ key[part] for key in keys]
+                ) / np.sqrt(head)
                 shares = np.exp(scores - scores.max())
                 mixed.append(shares / shares.sum() @ np.array([value[part] for value in values]))
             x = x + w["wo"][layer] @ np.concatenate(mixed)
@@ -130,13 +150,35 @@ def test_logits(version: int, shared: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, run_c(seen, IDS), atol=1e-4)
     about = json.loads((folder / "gptx_source.json").read_text())
     kind = "Q8_0" if version == 2 else "F32"
-    assert about["format"] == "llama2.c" and about["tensor_types"]["model.layers.1.self_attn.k_proj.weight"] == kind
+    assert (
+        about["format"] == "llama2.c"
+        and about["tensor_types"]["model.layers.1.self_attn.k_proj.weight"] == kind
+    )
 
 
 def vocabulary() -> list[tuple[str, float]]:
     """(text, score) as tokenizer.bin holds them: spaces are spaces, bos and eos stand between line ends."""
-    rows = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0), *((f"<0x{byte:02X}>", 0.0) for byte in range(256))]
-    learned = ["on", "ce", "on ce", " t", "he", " the", " on", " once", "once", "ti", "me", "time", " time"]
+    rows = [
+        ("<unk>", 0.0),
+        ("\n<s>\n", 0.0),
+        ("\n</s>\n", 0.0),
+        *((f"<0x{byte:02X}>", 0.0) for byte in range(256)),
+    ]
+    learned = [
+        "on",
+        "ce",
+        "on ce",
+        " t",
+        "he",
+        " the",
+        " on",
+        " once",
+        "once",
+        "ti",
+        "me",
+        "time",
+        " time",
+    ]
     rows += [(text, -float(rank)) for rank, text in enumerate(learned)]
     return rows + [(character, -100.0 - i) for i, character in enumerate(" ncotheimu,.O")]
 
@@ -146,7 +188,8 @@ def write_tokenizer(path: Path) -> None:
     rows += [(f"padding{i}".encode(), -1e6) for i in range(VOCAB - len(rows))]
     longest = max(len(text) for text, _ in rows)
     path.write_bytes(
-        struct.pack("<i", longest) + b"".join(struct.pack("<fi", score, len(text)) + text for text, score in rows)
+        struct.pack("<i", longest)
+        + b"".join(struct.pack("<fi", score, len(text)) + text for text, score in rows)
     )
 
 
@@ -156,7 +199,9 @@ def encode_c(text: str) -> list[int]:
     ids = {token: i for i, (token, _) in enumerate(rows)}
     tokens = [1, ids[" "]] if text else [1]
     for character in text:
-        tokens += [ids[character]] if character in ids else [byte + 3 for byte in character.encode()]
+        tokens += (
+            [ids[character]] if character in ids else [byte + 3 for byte in character.encode()]
+        )
     while True:
         pairs = [(rows[a][0] + rows[b][0], at) for at, (a, b) in enumerate(zip(tokens, tokens[1:]))]
         known = [(rows[ids[pair]][1], -at) for pair, at in pairs if pair in ids]
@@ -170,14 +215,22 @@ def test_tokenizer_bin(tmp_path: Path) -> None:
     write(tmp_path / "stories.bin", weights(shared=True), 0)
     write_tokenizer(tmp_path / "tokenizer.bin")
     said: list[str] = []
-    folder = import_checkpoint(str(tmp_path / "stories.bin"), tmp_path / "checkpoint", tell=said.append)
+    folder = import_checkpoint(
+        str(tmp_path / "stories.bin"), tmp_path / "checkpoint", tell=said.append
+    )
     assert f"the tokenizer is made from {tmp_path / 'tokenizer.bin'}" in said
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("Once upon a time, the time.", "on ce the", "", "  two  ", "é 日 😀\n"):
         assert tokenizer.encode(text).ids == encode_c(text), text
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
-    assert json.loads((folder / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
-    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    assert (
+        json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+        == "LlamaTokenizer"
+    )
 
 
 def version_2(group: int) -> bytes:
@@ -188,10 +241,16 @@ def version_2(group: int) -> bytes:
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (lambda raw: raw[:-4], "bytes, and its header .version 0, 2 layers of width 32, 300 tokens. asks for"),
+        (
+            lambda raw: raw[:-4],
+            "bytes, and its header .version 0, 2 layers of width 32, 300 tokens. asks for",
+        ),
         (lambda raw: raw[:20], "too short"),
         (lambda raw: b"\x00" * 300, "its header says"),
-        (lambda raw: struct.pack("<Ii", 0x616B3432, 7) + raw[8:], "version 7 .* expected 0, 1 or 2"),
+        (
+            lambda raw: struct.pack("<Ii", 0x616B3432, 7) + raw[8:],
+            "version 7 .* expected 0, 1 or 2",
+        ),
         *(
             (lambda raw, group=group: version_2(group) + raw, f"groups of {group} weights")
             for group in (0, -32, 7, 2**31 - 1)
@@ -211,5 +270,9 @@ def test_damaged_tokenizer(tmp_path: Path) -> None:
     write(tmp_path / "stories.bin", weights(shared=True), 0)
     write_tokenizer(tmp_path / "t.bin")
     (tmp_path / "t.bin").write_bytes((tmp_path / "t.bin").read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match="not a tokenizer.bin of 300 tokens: it is broken after 299"):
-        import_checkpoint(str(tmp_path / "stories.bin"), tmp_path / "out", tokenizer=tmp_path / "t.bin")
+    with pytest.raises(
+        CheckpointError, match="not a tokenizer.bin of 300 tokens: it is broken after 299"
+    ):
+        import_checkpoint(
+            str(tmp_path / "stories.bin"), tmp_path / "out", tokenizer=tmp_path / "t.bin"
+        )

@@ -32,10 +32,16 @@ class Block(nn.Module):
         self.n_head = n_head
         self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
         self.attn = nn.ModuleDict(
-            {"c_attn": nn.Linear(width, 3 * width, bias=bias), "c_proj": nn.Linear(width, width, bias=bias)}
+            {
+                "c_attn": nn.Linear(width, 3 * width, bias=bias),
+                "c_proj": nn.Linear(width, width, bias=bias),
+            }
         )
         self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(width, 4 * width, bias=bias), "c_proj": nn.Linear(4 * width, width, bias=bias)}
+            {
+                "c_fc": nn.Linear(width, 4 * width, bias=bias),
+                "c_proj": nn.Linear(4 * width, width, bias=bias),
+            }
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +61,9 @@ class NanoGPT(nn.Module):
             {
                 "wte": nn.Embedding(args["vocab_size"], width),
                 "wpe": nn.Embedding(args["block_size"], width),
-                "h": nn.ModuleList(Block(width, args["n_head"], args["bias"]) for _ in range(args["n_layer"])),
+                "h": nn.ModuleList(
+                    Block(width, args["n_head"], args["bias"]) for _ in range(args["n_layer"])
+                ),
                 "ln_f": nn.LayerNorm(width, bias=args["bias"]),
             }
         )
@@ -109,15 +117,22 @@ def test_logits(bias: bool, prefix: str, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs(IDS).logits, expected, atol=1e-4, rtol=0)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gpt2"
     about = json.loads((folder / "gptx_source.json").read_text())
-    assert about["format"] == "nanogpt" and about["tensor_types"]["transformer.h.1.mlp.c_fc.weight"] == "F32"
+    assert (
+        about["format"] == "nanogpt"
+        and about["tensor_types"]["transformer.h.1.mlp.c_fc.weight"] == "F32"
+    )
 
 
-@pytest.mark.parametrize("place", ["out-tiny/meta.pkl", "data/tiny_char/meta.pkl", "elsewhere/meta.pkl"])
+@pytest.mark.parametrize(
+    "place", ["out-tiny/meta.pkl", "data/tiny_char/meta.pkl", "elsewhere/meta.pkl"]
+)
 def test_characters_become_a_tokenizer(place: str, tmp_path: Path) -> None:
     checkpoint(tmp_path / "out-tiny" / "ckpt.pt")
     characters = meta(tmp_path / place)
     given = tmp_path / place if "elsewhere" in place else None
-    folder = import_checkpoint(str(tmp_path / "out-tiny" / "ckpt.pt"), tmp_path / "checkpoint", tokenizer=given)
+    folder = import_checkpoint(
+        str(tmp_path / "out-tiny" / "ckpt.pt"), tmp_path / "checkpoint", tokenizer=given
+    )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("abba! \n\nqed", "  \n", characters):
         ids = tokenizer.encode(text).ids
@@ -145,7 +160,9 @@ def test_nothing_in_a_file_runs_unless_allowed(tmp_path: Path) -> None:
         import_checkpoint(str(path), tmp_path / "out")
     checkpoint(path)
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"stoi": {"a": 0}, "more": Evil()}))
-    with pytest.raises(CheckpointError, match="meta.pkl holds more than plain values.*setattr.*--allow-pickle"):
+    with pytest.raises(
+        CheckpointError, match="meta.pkl holds more than plain values.*setattr.*--allow-pickle"
+    ):
         import_checkpoint(str(path), tmp_path / "out")
     assert not Evil.ran and not (tmp_path / "out").exists()
     import_checkpoint(str(path), tmp_path / "out", allow_pickle=True)
@@ -160,11 +177,23 @@ def test_nothing_in_a_file_runs_unless_allowed(tmp_path: Path) -> None:
             {"model": {}, "model_args": {"dim": 288, "n_layers": 6}},
             "model_args lacks n_layer, n_head, n_embd, block_size",
         ),
-        ({"model": {}, "model_args": ARGS}, "missing tensors: transformer.wte.weight, .*transformer.ln_f.weight"),
+        (
+            {"model": {}, "model_args": ARGS},
+            "missing tensors: transformer.wte.weight, .*transformer.ln_f.weight",
+        ),
         ({"model": {}, "model_args": {**ARGS, "n_head": 3.5}}, "n_head is 3.5"),
-        ({"model": {"a": torch.zeros(2, 2).to_sparse()}, "model_args": ARGS}, "a is sparse, nested or without values"),
-        ({"model": {"a": torch.empty(2, 2, device="meta")}, "model_args": ARGS}, "a is sparse, nested or without"),
-        ({"model": {"a": torch.zeros(1).expand(2**30)}, "model_args": ARGS}, "would have 4,294,967,296 bytes"),
+        (
+            {"model": {"a": torch.zeros(2, 2).to_sparse()}, "model_args": ARGS},
+            "a is sparse, nested or without values",
+        ),
+        (
+            {"model": {"a": torch.empty(2, 2, device="meta")}, "model_args": ARGS},
+            "a is sparse, nested or without",
+        ),
+        (
+            {"model": {"a": torch.zeros(1).expand(2**30)}, "model_args": ARGS},
+            "would have 4,294,967,296 bytes",
+        ),
     ],
 )
 def test_other_files(content: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -174,7 +203,9 @@ def test_other_files(content: dict[str, Any], said: str, tmp_path: Path) -> None
     assert str(tmp_path / "ckpt.pt") in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-2000], lambda raw: raw[:50], lambda raw: b"text" * 99])
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-2000], lambda raw: raw[:50], lambda raw: b"text" * 99]
+)
 def test_damaged(damage: Any, tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     checkpoint(path)
@@ -184,7 +215,9 @@ def test_damaged(damage: Any, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [5, [], {"dataset": 5}, {"dataset": "a" * 5000}, {"dataset": "\0"}])
+@pytest.mark.parametrize(
+    "settings", [5, [], {"dataset": 5}, {"dataset": "a" * 5000}, {"dataset": "\0"}]
+)
 def test_settings_that_name_no_data_set(settings: Any, tmp_path: Path) -> None:
     """The weights are of parameters, as they are where no state_dict was saved."""
     path = tmp_path / "ckpt.pt"
@@ -193,7 +226,9 @@ def test_settings_that_name_no_data_set(settings: Any, tmp_path: Path) -> None:
     weights = {name: nn.Parameter(value) for name, value in model.state_dict().items()}
     torch.save({**content, "model": weights, "config": settings}, path)
     import_checkpoint(str(path), tmp_path / "out")
-    assert torch.equal(load_model(tmp_path / "out").wte.weight, model.state_dict()["transformer.wte.weight"])
+    assert torch.equal(
+        load_model(tmp_path / "out").wte.weight, model.state_dict()["transformer.wte.weight"]
+    )
 
 
 BROKEN_META = {
@@ -217,4 +252,7 @@ def test_broken_meta(raw: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[st
     (tmp_path / "meta.pkl").write_bytes(raw)
     with pytest.raises(CheckpointError, match="meta.pkl"):
         read_meta(tmp_path / "meta.pkl")
-    assert capfd.readouterr() == ("", "")  # the tokenizers library prints a line about a hole in the ids
+    assert capfd.readouterr() == (
+        "",
+        "",
+    )  # the tokenizers library prints a line about a hole in the ids

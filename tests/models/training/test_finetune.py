@@ -30,9 +30,15 @@ GOOD, BAD = ("bright", "merry", "fine"), ("grim", "dull", "sour")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
     text = folder / "text.txt"
-    text.write_text("".join(f"{r['text']} {r['label']}\nLabel: Text: Summary:\n" for r in reviews(300)), "utf-8")
+    text.write_text(
+        "".join(f"{r['text']} {r['label']}\nLabel: Text: Summary:\n" for r in reviews(300)), "utf-8"
+    )
     recipe = Recipe(
-        model={"n_layer": 2, "n_head": 2, "n_embd": 32, "n_ctx": 48}, steps=200, vocab_size=400, batch_size=8, warmup=3
+        model={"n_layer": 2, "n_head": 2, "n_embd": 32, "n_ctx": 48},
+        steps=200,
+        vocab_size=400,
+        batch_size=8,
+        warmup=3,
     )
     train.train([text], folder / "base", recipe)
     return folder / "base"
@@ -52,7 +58,9 @@ def write(path: Path, records: list[dict]) -> Path:
 
 def run(base: Path, files: Path, out: Path, options: str):
     settings = "--batch-size 8 --device cpu --learning-rate 3e-3 --precision fp32"
-    return CliRunner().invoke(finetune, [str(base), str(files), "--out", str(out), *f"{settings} {options}".split()])
+    return CliRunner().invoke(
+        finetune, [str(base), str(files), "--out", str(out), *f"{settings} {options}".split()]
+    )
 
 
 def figures(output: str) -> dict[str, tuple[float, float]]:
@@ -61,7 +69,8 @@ def figures(output: str) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    "how", ["", "--head", "--lora --targets all-linear --rank 4", "--head --lora --targets all-linear"]
+    "how",
+    ["", "--head", "--lora --targets all-linear --rank 4", "--head --lora --targets all-linear"],
 )
 def test_learns_to_classify(how: str, base: Path, tmp_path: Path):
     data = write(tmp_path / "reviews.jsonl", reviews(200))
@@ -90,7 +99,12 @@ def test_only_the_answer_is_learnt(base: Path, tmp_path: Path):
     """What is asked is noise that nothing can predict, the answer is always the same: the loss goes to nothing."""
     draw = random.Random(0)
     records = [{"prompt": f"{draw.random()}", "completion": " good"} for _ in range(120)]
-    done = run(base, write(tmp_path / "pairs.jsonl", records), tmp_path / "out", "--task completion --epochs 8")
+    done = run(
+        base,
+        write(tmp_path / "pairs.jsonl", records),
+        tmp_path / "out",
+        "--task completion --epochs 8",
+    )
     assert done.exit_code == 0, done.output
     before, after = figures(done.output)["perplexity"]
     assert before > 5 and after < 1.1
@@ -110,10 +124,19 @@ def test_goes_on_with_text(base: Path, tmp_path: Path):
 
 
 def test_chat_needs_a_template(base: Path, tmp_path: Path):
-    turns = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A fine day."}]}] * 20
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "A fine day."},
+            ]
+        }
+    ] * 20
     data = write(tmp_path / "chats.jsonl", turns)
     refused = run(base, data, tmp_path / "out", "--task chat")
-    assert isinstance(refused.exception, UsageError) and "no chat template" in str(refused.exception)
+    assert isinstance(refused.exception, UsageError) and "no chat template" in str(
+        refused.exception
+    )
     turn = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     template = turn + "{% if add_generation_prompt %}assistant: {% endif %}"
     chatty = tmp_path / "chatty"
@@ -133,8 +156,16 @@ def test_a_finished_run_stays_and_another_is_refused(base: Path, tmp_path: Path)
     first = load_file(tmp_path / "out/model.safetensors")
     again = run(base, data, tmp_path / "out", "--task classify --epochs 1")
     assert again.exit_code == 0 and "going on from step" in again.stderr
-    assert all(torch.equal(load_file(tmp_path / "out/model.safetensors")[name], first[name]) for name in first)
-    other = run(base, write(tmp_path / "other.jsonl", reviews(41)), tmp_path / "out", "--task classify --epochs 1")
+    assert all(
+        torch.equal(load_file(tmp_path / "out/model.safetensors")[name], first[name])
+        for name in first
+    )
+    other = run(
+        base,
+        write(tmp_path / "other.jsonl", reviews(41)),
+        tmp_path / "out",
+        "--task classify --epochs 1",
+    )
     assert "other files" in str(other.exception) and "--force" in str(other.exception)
 
 

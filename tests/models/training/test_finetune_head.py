@@ -28,8 +28,15 @@ def theirs(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if family == "gpt2":
         shape = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-        return GPT2ForSequenceClassification(GPT2Config(vocab_size=64, num_labels=3, pad_token_id=0, **shape))
-    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
+        return GPT2ForSequenceClassification(
+            GPT2Config(vocab_size=64, num_labels=3, pad_token_id=0, **shape)
+        )
+    shape = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+    }
     return LlamaForSequenceClassification(
         LlamaConfig(vocab_size=64, hidden_size=16, num_labels=3, pad_token_id=0, **shape)
     )
@@ -60,7 +67,9 @@ def test_ours_is_read(config: GPTConfig, tmp_path: Path):
     torch.manual_seed(0)
     gpt = GPT(config).eval()
     tokens = {"pad_token_id": 0}
-    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=tokens, head=Head(LABELS, pad=0))
+    save_checkpoint(
+        gpt, tmp_path, tokenizer_files=None, source={}, generation=tokens, head=Head(LABELS, pad=0)
+    )
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert model.config.id2label == dict(enumerate(LABELS)) and load_config(tmp_path) == config
     with torch.no_grad():
@@ -69,9 +78,13 @@ def test_ours_is_read(config: GPTConfig, tmp_path: Path):
 
 
 def test_a_model_of_our_own_kind_keeps_its_head(tmp_path: Path):
-    config = GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive", n_class=3)
+    config = GPTConfig(
+        vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive", n_class=3
+    )
     gpt = GPT(config).eval()
-    save_checkpoint(gpt, tmp_path, tokenizer_files=None, source={}, generation=None, head=Head(LABELS, pad=0))
+    save_checkpoint(
+        gpt, tmp_path, tokenizer_files=None, source={}, generation=None, head=Head(LABELS, pad=0)
+    )
     assert json.loads((tmp_path / "config.json").read_text())["id2label"]["2"] == "good"
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path)(IDS), gpt(IDS))

@@ -30,20 +30,33 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = GPTConfig(vocab_size=32, n_layer=2, n_head=2, n_embd=16, n_ctx=8)
 TOKENS = (np.arange(2000) * 7 % 31).astype(np.uint16)
-RECIPE = Recipe(model={}, steps=24, batch_size=4, warmup=4, eval_every=10, learning_rate=1e-2, precision="fp32")
+RECIPE = Recipe(
+    model={}, steps=24, batch_size=4, warmup=4, eval_every=10, learning_rate=1e-2, precision="fp32"
+)
 
 
 def material(**changes) -> TrainingData:
     windows = {"batch_size": 4, "n_ctx": SHAPE.n_ctx}
-    usual = TrainingData(random_windows(TOKENS, seed=1, **windows), lambda: all_windows(TOKENS[:99], **windows), 2.0)
+    usual = TrainingData(
+        random_windows(TOKENS, seed=1, **windows), lambda: all_windows(TOKENS[:99], **windows), 2.0
+    )
     return dataclasses.replace(usual, **changes)
 
 
-def run(folder: Path, recipe: Recipe = RECIPE, given: TrainingData | None = None, **shape) -> tuple[GPT, EvalResult]:
+def run(
+    folder: Path, recipe: Recipe = RECIPE, given: TrainingData | None = None, **shape
+) -> tuple[GPT, EvalResult]:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(1)
     gpt = GPT(dataclasses.replace(SHAPE, **shape))
-    outcome = loop(gpt, given or material(), recipe, folder, World(torch.device("cpu")), evaluated=lambda *_: None)
+    outcome = loop(
+        gpt,
+        given or material(),
+        recipe,
+        folder,
+        World(torch.device("cpu")),
+        evaluated=lambda *_: None,
+    )
     return gpt, outcome
 
 
@@ -64,7 +77,11 @@ def test_is_what_a_plain_loop_does(tmp_path: Path):
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     for step in range(24):
-        rate = 1e-2 * (step + 1) / 4 if step < 4 else 1e-2 * (0.55 + 0.45 * math.cos(math.pi * step / 24))
+        rate = (
+            1e-2 * (step + 1) / 4
+            if step < 4
+            else 1e-2 * (0.55 + 0.45 * math.cos(math.pi * step / 24))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         inputs, targets = batch(step)
@@ -77,7 +94,9 @@ def test_is_what_a_plain_loop_does(tmp_path: Path):
     rows = torch.from_numpy(TOKENS[:99].astype(np.int64))
     with torch.no_grad():
         sums = [
-            F.cross_entropy(plain(rows[None, at : at + 9][:, :-1])[0], rows[at + 1 : at + 9], reduction="sum")
+            F.cross_entropy(
+                plain(rows[None, at : at + 9][:, :-1])[0], rows[at + 1 : at + 9], reduction="sum"
+            )
             for at in range(0, 98, 8)
         ]
     assert outcome.val_loss == pytest.approx(float(sum(sums)) / 98, rel=1e-3)
@@ -85,7 +104,9 @@ def test_is_what_a_plain_loop_does(tmp_path: Path):
     assert (outcome.steps, outcome.tokens) == (24, 24 * 4 * 8)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"precision": "bf16"}, {"precision": "fp16"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "muon"}, {"precision": "bf16"}, {"precision": "fp16"}]
+)
 def test_a_stopped_run_goes_on_with_the_same_losses(changes: dict, tmp_path: Path):
     recipe = dataclasses.replace(RECIPE, **changes)
     whole, _ = run(tmp_path / "whole", recipe, dropout=0.1)
@@ -102,8 +123,12 @@ def test_a_stopped_run_goes_on_with_the_same_losses(changes: dict, tmp_path: Pat
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_an_interrupted_run_goes_on_where_it_was(number: int, ends: type[BaseException], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interrupted_run_goes_on_where_it_was(
+    number: int, ends: type[BaseException], tmp_path: Path
+):
     """Its exit status says which signal it was, 130 or 143."""
     whole, _ = run(tmp_path / "whole")
 
@@ -161,7 +186,9 @@ def test_the_objective_is_cross_entropy(masked: bool):
 @pytest.mark.parametrize("window", [None, 3])
 def test_autocast_attention_on_a_cpu_is_the_fused_one(kind: str, window: int | None):
     torch.manual_seed(0)
-    config = dataclasses.replace(SHAPE, attention=kind, window=window, n_head=4, n_kv_head=2, position="rope")
+    config = dataclasses.replace(
+        SHAPE, attention=kind, window=window, n_head=4, n_kv_head=2, position="rope"
+    )
     gpt = GPT(config).eval()
     inputs = torch.randint(32, (3, 8))
     exact = gpt(inputs)
@@ -183,7 +210,9 @@ def test_a_diverging_loss_stops_the_run(tmp_path: Path):
         return inputs, (targets if step < 60 else (targets + 11) % 31)
 
     recipe = dataclasses.replace(RECIPE, steps=100, schedule="constant", eval_every=50)
-    with pytest.raises(CheckpointError, match="diverges: .* at step 70.*saved before is still good"):
+    with pytest.raises(
+        CheckpointError, match="diverges: .* at step 70.*saved before is still good"
+    ):
         run(tmp_path, recipe, material(batch=turned))
     assert torch.load(tmp_path / STATE)["progress"]["step"] == 50
 
@@ -191,11 +220,15 @@ def test_a_diverging_loss_stops_the_run(tmp_path: Path):
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path):
     recipe = dataclasses.replace(RECIPE, steps=1000, learning_rate=0.0, eval_every=2, patience=3)
     _, outcome = run(tmp_path, recipe)
-    assert outcome.steps == 8 and not outcome.best  # the first evaluation is the best, then three that are not better
+    assert (
+        outcome.steps == 8 and not outcome.best
+    )  # the first evaluation is the best, then three that are not better
 
 
 def test_minutes_end_a_run_and_its_schedule(tmp_path: Path):
-    _, outcome = run(tmp_path, dataclasses.replace(RECIPE, steps=10**6, minutes=0.01, eval_every=10**6))
+    _, outcome = run(
+        tmp_path, dataclasses.replace(RECIPE, steps=10**6, minutes=0.01, eval_every=10**6)
+    )
     assert 0 < outcome.steps < 10**6
     assert read_points(tmp_path)[-1].learning_rate < 0.2 * RECIPE.learning_rate
 
@@ -203,7 +236,10 @@ def test_minutes_end_a_run_and_its_schedule(tmp_path: Path):
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_schedules(schedule: str):
     recipe = dataclasses.replace(RECIPE, schedule=schedule, warmup=10, decay=0.25, floor=0.1)
-    rates = np.array([learning_rate(step, step / 100, recipe) for step in range(101)]) / recipe.learning_rate
+    rates = (
+        np.array([learning_rate(step, step / 100, recipe) for step in range(101)])
+        / recipe.learning_rate
+    )
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert (np.diff(rates[10:]) <= 0).all()
     assert rates[100] == pytest.approx(1.0 if schedule == "constant" else 0.1)
@@ -222,7 +258,9 @@ def test_muon_by_its_definition():
     """Jordan et al. 2024 with Nesterov's momentum of 0.95: a step is the nearest orthogonal matrix, which
     the optimizer takes from a few products and we from the singular value decomposition."""
     gpt, random = GPT(SHAPE), torch.Generator().manual_seed(1)
-    muon, adamw = optimizers_of(gpt, dataclasses.replace(RECIPE, optimizer="muon", weight_decay=0.5))
+    muon, adamw = optimizers_of(
+        gpt, dataclasses.replace(RECIPE, optimizer="muon", weight_decay=0.5)
+    )
     weight = gpt.layers[0].mlp.up.weight
     momentum = torch.zeros_like(weight)
     for _ in range(6):
@@ -259,7 +297,9 @@ def test_the_curve(tmp_path: Path):
     assert all(p.val_loss and p.bits_per_byte and p.grad_norm > 0 for p in points)
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
     cut = (tmp_path / METRICS).read_bytes()[:-30]
-    (tmp_path / METRICS).write_bytes(cut)  # a row that was being written when the process was killed
+    (tmp_path / METRICS).write_bytes(
+        cut
+    )  # a row that was being written when the process was killed
     assert [p.step for p in read_points(tmp_path)] == [10, 20]
 
 

@@ -42,7 +42,9 @@ RECIPE = Recipe(
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     file = tmp_path / "tales.txt"
-    file.write_text("<|endoftext|>".join(f"{STORY}Tale {n} ends — here.\n" for n in range(40)), "utf-8")
+    file.write_text(
+        "<|endoftext|>".join(f"{STORY}Tale {n} ends — here.\n" for n in range(40)), "utf-8"
+    )
     return file
 
 
@@ -62,16 +64,26 @@ def test_trains_and_loads_again(text: Path, tmp_path: Path):
             F.cross_entropy(gpt(i).flatten(0, 1), t.flatten(), reduction="sum")
             for i, t in data.all_windows(made.val, **windows)
         ]
-    assert float(sum(every)) / (len(made.val) - 1) == pytest.approx(outcome.val_loss, rel=2e-3)  # that was in bf16
+    assert float(sum(every)) / (len(made.val) - 1) == pytest.approx(
+        outcome.val_loss, rel=2e-3
+    )  # that was in bf16
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert generation["do_sample"] is True and generation["eos_token_id"] == made.end
     special = json.loads((tmp_path / "out/special_tokens_map.json").read_text())
-    assert special == dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    assert special == dict.fromkeys(
+        ("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>"
+    )
     source = json.loads((tmp_path / "out/gptx_source.json").read_text())
-    assert source["licence"] == "cc0-1.0" and source["training"]["steps"] == 6 and source["recipe"]["seed"] == 1
+    assert (
+        source["licence"] == "cc0-1.0"
+        and source["training"]["steps"] == 6
+        and source["recipe"]["seed"] == 1
+    )
     assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "gpt2"
     assert read_recipe(str(tmp_path / "out/recipe.toml")) == RECIPE
-    assert (tmp_path / "out/loss.png").stat().st_size and (tmp_path / "out/metrics.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out/loss.png").stat().st_size and (
+        tmp_path / "out/metrics.csv"
+    ).read_text().count("\n") == 3
 
 
 def test_transformers_reads_what_was_trained(text: Path, tmp_path: Path):
@@ -81,7 +93,9 @@ def test_transformers_reads_what_was_trained(text: Path, tmp_path: Path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, load_model(tmp_path / "out")(ids), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            theirs(ids).logits, load_model(tmp_path / "out")(ids), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_finished_run_stays_as_it_is(text: Path, tmp_path: Path):
@@ -131,7 +145,9 @@ def test_a_given_tokenizer_is_used(text: Path, tmp_path: Path):
     validation = tmp_path / "val.txt"
     validation.write_text(STORY * 3, "utf-8")
     train.train([text], tmp_path / "second", RECIPE, tokenizer=given, validation=[validation])
-    assert json.loads((tmp_path / "second/tokenizer.json").read_text()) == json.loads(given.read_text())
+    assert json.loads((tmp_path / "second/tokenizer.json").read_text()) == json.loads(
+        given.read_text()
+    )
     val = corpus.read(tmp_path / "second.run").val
     assert data.Tokenizer.from_file(str(given)).decode(val.tolist()) == (STORY * 3).strip("\n")
 
@@ -205,7 +221,9 @@ the distant kingdom; then the old queen packed up many costly things.
     ]
     verse = "The sun was shining on the sea,\nShining with all his might:\n" * 4
     long = (STORY * 3).replace("\n", " ").strip()
-    assert data.prose(f"{long}\n\n{verse}") == f"{long}\n{verse}".strip()  # lines of a page that is not wrapped stay
+    assert (
+        data.prose(f"{long}\n\n{verse}") == f"{long}\n{verse}".strip()
+    )  # lines of a page that is not wrapped stay
 
 
 def test_bad_texts_are_named(tmp_path: Path):
@@ -244,8 +262,14 @@ def test_shipped_recipes_make_models_of_their_size():
         ("steps = ", "is not TOML"),
         ("x = " + "[" * 3000, "is not TOML that can be read: brackets nest too deep"),
         ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),
-        ("steps = 3\nlearning_rate = 'fast'\n[model]", "learning_rate is 'fast', expected a number of 0 or more"),
-        ("steps = 3\nschedule = 'step'\n[model]", "schedule is 'step', expected one of cosine, wsd, constant"),
+        (
+            "steps = 3\nlearning_rate = 'fast'\n[model]",
+            "learning_rate is 'fast', expected a number of 0 or more",
+        ),
+        (
+            "steps = 3\nschedule = 'step'\n[model]",
+            "schedule is 'step', expected one of cosine, wsd, constant",
+        ),
         ("steps = 3\ncompile = 1\n[model]", "compile is 1, expected true or false"),
     ],
 )
@@ -266,7 +290,14 @@ def test_a_recipe_whose_model_is_none():
 def test_the_command(text: Path, tmp_path: Path):
     listed = CliRunner().invoke(command, ["--list"])
     assert listed.output.split() == recipe_names()
-    sets = ["steps=2", "eval_every=2", "batch_size=2", "vocab_size=300", "model.n_ctx=16", "model.n_embd=16"]
+    sets = [
+        "steps=2",
+        "eval_every=2",
+        "batch_size=2",
+        "vocab_size=300",
+        "model.n_ctx=16",
+        "model.n_embd=16",
+    ]
     options = [option for change in sets for option in ("--set", change)]
     done = CliRunner().invoke(command, [str(text), "--out", str(tmp_path / "tiny"), *options])
     assert done.exit_code == 0, done.output
@@ -285,10 +316,17 @@ def test_a_recipe_is_written_as_it_is_read(tmp_path: Path):
 def test_every_setting_is_an_option(text: Path, tmp_path: Path):
     options = """--steps 3 --eval-every 2 --batch-size 2 --vocab-size 300 --optimizer muon --learning-rate 3e-3
     --schedule wsd --no-compile --accumulate 2 --precision fp32 --sample Once --set model.n_ctx=16"""
-    done = CliRunner().invoke(command, [str(text), "--out", str(tmp_path / "out"), *options.split()])
+    done = CliRunner().invoke(
+        command, [str(text), "--out", str(tmp_path / "out"), *options.split()]
+    )
     assert done.exit_code == 0, done.output
     written = read_recipe(str(tmp_path / "out/recipe.toml"))
-    assert (written.steps, written.optimizer, written.learning_rate, written.sample) == (3, "muon", 3e-3, "Once")
+    assert (written.steps, written.optimizer, written.learning_rate, written.sample) == (
+        3,
+        "muon",
+        3e-3,
+        "Once",
+    )
     assert "Once" in done.stderr  # the sample of an evaluation
     wrong = CliRunner().invoke(command, [str(text), "--optimizer", "sgd"])
     assert wrong.exit_code == 2 and "'adamw', 'muon'" in wrong.output
@@ -312,7 +350,9 @@ def test_the_best_checkpoint_is_kept(text: Path, tmp_path: Path, monkeypatch: py
 
 def test_what_a_killed_swap_left_is_set_right(text: Path, tmp_path: Path):
     train.train([text], tmp_path / "out", RECIPE)
-    os.rename(tmp_path / "out", tmp_path / ".out.0a1b2c3d.old")  # killed between the two renames of the swap
+    os.rename(
+        tmp_path / "out", tmp_path / ".out.0a1b2c3d.old"
+    )  # killed between the two renames of the swap
     (tmp_path / ".out.0a1b2c3d.part").mkdir()
     train.train([text], tmp_path / "out", dataclasses.replace(RECIPE, steps=6))
     assert load_config(tmp_path / "out").n_layer == 1
@@ -328,5 +368,7 @@ def test_folders_jsonl_and_compressed_files_are_read(tmp_path: Path):
         file.write("<|endoftext|>".join(stories[20:]))
     train.train([tmp_path / "texts"], tmp_path / "out", RECIPE, field="body")
     made = corpus.read(tmp_path / "out.run")
-    text = made.tokenizer.decode([*made.train.tolist(), *made.val.tolist()], skip_special_tokens=False)
+    text = made.tokenizer.decode(
+        [*made.train.tolist(), *made.val.tolist()], skip_special_tokens=False
+    )
     assert text == "".join(f"{story.strip()}<|endoftext|>" for story in stories)

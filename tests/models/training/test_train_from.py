@@ -37,12 +37,21 @@ TEMPLATE = (
 )
 SPECIAL = ["<unk>", "<s>", "</s>", "<|eot|>"]
 NAMED = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": True, "top_k": 7, "max_new_tokens": 9}
+GENERATION = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "do_sample": True,
+    "top_k": 7,
+    "max_new_tokens": 9,
+}
 
 
 def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
@@ -52,19 +61,30 @@ def byte_level(special: list[str] = SPECIAL) -> Tokenizer:
 
 
 def write_start(
-    folder: Path, inner: Tokenizer, *, generation: dict[str, Any] | None = None, named: dict[str, str] | None = None
+    folder: Path,
+    inner: Tokenizer,
+    *,
+    generation: dict[str, Any] | None = None,
+    named: dict[str, str] | None = None,
 ) -> Path:
     """A llama of transformers, whose vocabulary is padded by four ids, with the files that describe its texts."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    shape |= {"num_attention_heads": 2, "max_position_embeddings": 32, "bos_token_id": None, "eos_token_id": None}
+    shape |= {
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     config = transformers.LlamaConfig(vocab_size=inner.get_vocab_size() + 4, **shape)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     inner.save(str(folder / "tokenizer.json"))
     beside = {"tokenizer_class": "PreTrainedTokenizerFast", **(NAMED if named is None else named)}
     (folder / "tokenizer_config.json").write_text(json.dumps(beside))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    (folder / "generation_config.json").write_text(json.dumps(GENERATION if generation is None else generation))
+    (folder / "generation_config.json").write_text(
+        json.dumps(GENERATION if generation is None else generation)
+    )
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
 
@@ -75,13 +95,17 @@ def plain(folder: Path) -> Path:
 
 def adds_bos(folder: Path) -> Path:
     inner = byte_level()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return write_start(folder, inner)
 
 
 def adds_bos_and_eos(folder: Path) -> Path:
     inner = byte_level()
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return write_start(folder, inner)
 
 
@@ -119,25 +143,38 @@ def texts(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> Any:
-    return CliRunner().invoke(train, [str(word) for word in (*words, "--batch-size", 2, "--device", "cpu")])
+    return CliRunner().invoke(
+        train, [str(word) for word in (*words, "--batch-size", 2, "--device", "cpu")]
+    )
 
 
 def check_carried(start: Path, out: Path) -> None:
     """All that describes the start's texts is in the output, as transformers reads both."""
     before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (start, out))
     assert after.special_tokens_map == before.special_tokens_map
-    assert [after(text)["input_ids"] for text in TEXTS[:3]] == [before(text)["input_ids"] for text in TEXTS[:3]]
+    assert [after(text)["input_ids"] for text in TEXTS[:3]] == [
+        before(text)["input_ids"] for text in TEXTS[:3]
+    ]
     talk = [{"role": "user", "content": "the cat"}]
-    assert after.apply_chat_template(talk, tokenize=False) == before.apply_chat_template(talk, tokenize=False)
-    ours, theirs = (json.loads((folder / "generation_config.json").read_text()) for folder in (out, start))
+    assert after.apply_chat_template(talk, tokenize=False) == before.apply_chat_template(
+        talk, tokenize=False
+    )
+    ours, theirs = (
+        json.loads((folder / "generation_config.json").read_text()) for folder in (out, start)
+    )
     one_end = [place.pop("eos_token_id", None) for place in (ours, theirs)]
-    named = {"bos_token_id", "pad_token_id"}  # of the tokenizer's own tokens, where the start's file names none
+    named = {
+        "bos_token_id",
+        "pad_token_id",
+    }  # of the tokenizer's own tokens, where the start's file names none
     assert theirs.items() <= ours.items() and {*ours} - {*theirs} <= named
     assert {*np.atleast_1d(one_end[0])} == {*np.atleast_1d(one_end[1])}
 
 
 @pytest.mark.parametrize("write", STARTS, ids=lambda write: write.__name__)
-def test_documents_end_as_the_starts_do(write: Callable[[Path], Path], texts: Path, tmp_path: Path) -> None:
+def test_documents_end_as_the_starts_do(
+    write: Callable[[Path], Path], texts: Path, tmp_path: Path
+) -> None:
     start = write(tmp_path / "start")
     done = run(texts, "--from", start, "--out", tmp_path / "out", "--steps", 1)
     assert done.exit_code == 0, done.exception
@@ -149,7 +186,10 @@ def test_documents_end_as_the_starts_do(write: Callable[[Path], Path], texts: Pa
     assert [*data.train, *data.val] == expected
     check_carried(start, tmp_path / "out")
     source = json.loads((tmp_path / "out/gptx_source.json").read_text())
-    assert source["licence"] == source["start"]["licence"] == "mit" and source["start"]["name"] == "start"
+    assert (
+        source["licence"] == source["start"]["licence"] == "mit"
+        and source["start"]["name"] == "start"
+    )
     assert load_config(tmp_path / "out") == load_config(start)
 
 
@@ -172,7 +212,10 @@ def test_the_starts_settings_go_before_a_shipped_recipes(texts: Path, tmp_path: 
     settings = ["--set", "generation.top_k=3", "--set", "model.dropout=0.25", "--learning-rate", 0]
     done = run(texts, "--from", start, "--out", tmp_path / "out", "--steps", 1, *settings)
     assert done.exit_code == 0, done.exception
-    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {**GENERATION, "top_k": 3}
+    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {
+        **GENERATION,
+        "top_k": 3,
+    }
     assert load_config(tmp_path / "out").dropout == 0.25
     first, second = (load_model(tmp_path / name).state_dict() for name in ("start", "out"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -204,9 +247,13 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(texts: Path, tmp_path: Path)
         ("--force --out {start}", "is the source itself, and the output would replace it"),
     ],
 )
-def test_what_the_start_decides_is_not_given_again(options: str, says: str, texts: Path, tmp_path: Path) -> None:
+def test_what_the_start_decides_is_not_given_again(
+    options: str, says: str, texts: Path, tmp_path: Path
+) -> None:
     start = plain(tmp_path / "start")
-    refused = run(texts, "--from", start, "--out", tmp_path / "out", *options.format(start=start).split())
+    refused = run(
+        texts, "--from", start, "--out", tmp_path / "out", *options.format(start=start).split()
+    )
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
 
@@ -223,9 +270,12 @@ def holds_nan(start: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [(classifies, "gptx finetune goes on from it, with --task classify"), (holds_nan, "holds nan")]
+    ("change", "says"),
+    [(classifies, "gptx finetune goes on from it, with --task classify"), (holds_nan, "holds nan")],
 )
-def test_a_start_that_cannot_go_on(change: Callable[[Path], None], says: str, texts: Path, tmp_path: Path) -> None:
+def test_a_start_that_cannot_go_on(
+    change: Callable[[Path], None], says: str, texts: Path, tmp_path: Path
+) -> None:
     start = plain(tmp_path / "start")
     change(start)
     refused = run(texts, "--from", start, "--out", tmp_path / "out")
@@ -236,21 +286,36 @@ def test_a_start_that_cannot_go_on(change: Callable[[Path], None], says: str, te
 def test_too_little_text_for_a_start(tmp_path: Path) -> None:
     """Its context is its own, so a shorter one is not advised."""
     (tmp_path / "text.txt").write_text("the cat")
-    refused = run(tmp_path / "text.txt", "--from", plain(tmp_path / "start"), "--out", tmp_path / "out")
-    assert str(refused.exception).endswith("each must be more than the context of 32; give more text")
+    refused = run(
+        tmp_path / "text.txt", "--from", plain(tmp_path / "start"), "--out", tmp_path / "out"
+    )
+    assert str(refused.exception).endswith(
+        "each must be more than the context of 32; give more text"
+    )
 
 
 def test_a_start_without_a_tokenizer_is_refused(texts: Path, tmp_path: Path) -> None:
     start = plain(tmp_path / "start")
     (start / "tokenizer.json").unlink()
     refused = run(texts, "--from", start, "--out", tmp_path / "out")
-    assert isinstance(refused.exception, UsageError) and "has no tokenizer.json" in str(refused.exception)
+    assert isinstance(refused.exception, UsageError) and "has no tokenizer.json" in str(
+        refused.exception
+    )
 
 
 def test_a_tokenizer_that_is_given_ends_its_documents(texts: Path, tmp_path: Path) -> None:
     byte_level().save(str(tmp_path / "tokenizer.json"))
     shape = ["--set", "model.n_ctx=16", "--set", "model.n_embd=16", "--set", "model.n_layer=1"]
-    done = run(texts, "--tokenizer", tmp_path / "tokenizer.json", "--out", tmp_path / "out", "--steps", 1, *shape)
+    done = run(
+        texts,
+        "--tokenizer",
+        tmp_path / "tokenizer.json",
+        "--out",
+        tmp_path / "out",
+        "--steps",
+        1,
+        *shape,
+    )
     assert done.exit_code == 0, done.exception
     data = corpus.read(tmp_path / "out.run")
     assert [*data.train, *data.val].count(2) == len(TEXTS)
@@ -258,7 +323,9 @@ def test_a_tokenizer_that_is_given_ends_its_documents(texts: Path, tmp_path: Pat
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "</s>"
 
 
-def test_a_long_document_has_one_beginning_and_one_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_long_document_has_one_beginning_and_one_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("gptx_models.data.pretraining.PIECE", 20)
     words = words_of(adds_bos_and_eos(tmp_path / "start"), 304)
     (row,) = encode(words.inner, ["\n".join(TEXTS[:5])], words.ends)

@@ -27,14 +27,20 @@ from gptx_models.training.recipe import Recipe, changed, read_recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = Recipe(
-    model={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16}, steps=6, vocab_size=300, batch_size=2, eval_every=3
+    model={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16},
+    steps=6,
+    vocab_size=300,
+    batch_size=2,
+    eval_every=3,
 )
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("training") / "tales.txt"
-    file.write_text("".join(f"The youngest daughter was as fair as day {n}.\n" for n in range(60)), "utf-8")
+    file.write_text(
+        "".join(f"The youngest daughter was as fair as day {n}.\n" for n in range(60)), "utf-8"
+    )
     return file
 
 
@@ -60,15 +66,21 @@ def test_a_run_does_not_go_on_with_other_settings(
     change: dict[str, Any], says: str, text: Path, finished: Path
 ) -> None:
     before = (finished / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=f"{re.escape(says)}: choose another --out, or begin again with --force"):
+    with pytest.raises(
+        UsageError, match=f"{re.escape(says)}: choose another --out, or begin again with --force"
+    ):
         train.train([text], finished, dataclasses.replace(RECIPE, **change))
     assert (finished / "model.safetensors").read_bytes() == before
 
 
-def test_a_run_goes_on_longer_and_says_so(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_longer_and_says_so(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train.train([text], tmp_path / "out", RECIPE)
     capsys.readouterr()
-    longer = train.train([text], tmp_path / "out", dataclasses.replace(RECIPE, steps=9, minutes=5.0))
+    longer = train.train(
+        [text], tmp_path / "out", dataclasses.replace(RECIPE, steps=9, minutes=5.0)
+    )
     said = capsys.readouterr().err
     assert longer.steps == 9 and "going on with steps 9 instead of 6\n" in said
     assert "going on with minutes 5.0 instead of none\n" in said
@@ -81,13 +93,20 @@ def test_a_finished_run_says_that_nothing_is_left(
 ) -> None:
     capsys.readouterr()
     outcome = train.train([text], finished, RECIPE)
-    assert "nothing is left to do: the run ended at step 6; --force begins again\n" in capsys.readouterr().err
+    assert (
+        "nothing is left to do: the run ended at step 6; --force begins again\n"
+        in capsys.readouterr().err
+    )
     assert re.fullmatch(r"validation \d\.\d{4} \(\d\.\d{4} bits a byte\)", str(outcome))
 
 
 @pytest.mark.parametrize("minutes", [float("inf"), 1e-9])
 def test_progress_names_the_step_that_its_share_is_of(
-    minutes: float, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    minutes: float,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     train.train([text], tmp_path / "out", dataclasses.replace(RECIPE, minutes=minutes))
@@ -151,11 +170,20 @@ def test_a_setting_is_read_as_people_type_it(change: str, expected: dict[str, An
         ("steps=" + "9" * 5000, "steps is inf, expected a positive integer"),
         (f"warmup={10**400}", "expected an integer of 0 or more, below 2**63"),
         (f"batch_size={10**400}", "expected a positive integer of at most 2**24"),
-        ("generation.seed=1979-05-27", "[generation] holds what JSON cannot hold: Object of type date"),
+        (
+            "generation.seed=1979-05-27",
+            "[generation] holds what JSON cannot hold: Object of type date",
+        ),
         ("model.rope_theta=inf", "[model] holds what JSON cannot hold: Out of range float"),
         ("x=" + "[" * 3000, "is not NAME=VALUE"),
-        ("generation.temprature=1", "generation.temprature: no such field in generation_config.json"),
-        ("generation.temperature=hot", "[generation]: temperature is 'hot', expected 0 (greedy) or more"),
+        (
+            "generation.temprature=1",
+            "generation.temprature: no such field in generation_config.json",
+        ),
+        (
+            "generation.temperature=hot",
+            "[generation]: temperature is 'hot', expected 0 (greedy) or more",
+        ),
     ],
 )
 def test_a_setting_that_is_none_is_one_sentence(change: str, says: str) -> None:
@@ -166,9 +194,18 @@ def test_a_setting_that_is_none_is_one_sentence(change: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--tokenizer t.json --vocab-size 300", "--vocab-size is of a new tokenizer, and --tokenizer gives one"),
-        ("--tokenizer t.json --set vocab_size=300", "--vocab-size is of a new tokenizer, and --tokenizer gives one"),
-        ("--schedule cosine --decay 0.3", "decay is a setting of the schedule wsd, and this one is cosine"),
+        (
+            "--tokenizer t.json --vocab-size 300",
+            "--vocab-size is of a new tokenizer, and --tokenizer gives one",
+        ),
+        (
+            "--tokenizer t.json --set vocab_size=300",
+            "--vocab-size is of a new tokenizer, and --tokenizer gives one",
+        ),
+        (
+            "--schedule cosine --decay 0.3",
+            "decay is a setting of the schedule wsd, and this one is cosine",
+        ),
         ("--schedule constant --floor 0.3", "floor is a setting of the schedule wsd and cosine"),
         ("--field body", "--field names a field of JSONL files, and there is none"),
         ("--steps 4 --set steps=5", "--set steps=5 and --steps 4 are two values"),
@@ -178,25 +215,38 @@ def test_a_setting_that_is_none_is_one_sentence(change: str, says: str) -> None:
         ("--set model.n_ctx=9999", "tokens to train on and"),
     ],
 )
-def test_options_of_train_that_do_nothing_are_refused(options: str, says: str, text: Path, tmp_path: Path) -> None:
-    refused = CliRunner().invoke(train_command, [str(text), "--out", str(tmp_path / "out"), *options.split()])
+def test_options_of_train_that_do_nothing_are_refused(
+    options: str, says: str, text: Path, tmp_path: Path
+) -> None:
+    refused = CliRunner().invoke(
+        train_command, [str(text), "--out", str(tmp_path / "out"), *options.split()]
+    )
     assert isinstance(refused.exception, UsageError) and says in str(refused.exception)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", ["missing.txt", "TEXT --accumulate 3"])
-def test_force_removes_nothing_for_a_run_that_cannot_begin(options: str, text: Path, finished: Path) -> None:
+def test_force_removes_nothing_for_a_run_that_cannot_begin(
+    options: str, text: Path, finished: Path
+) -> None:
     def state() -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in finished.with_name("finished.run").iterdir() if file.is_file()}
+        return {
+            file.name: file.read_bytes()
+            for file in finished.with_name("finished.run").iterdir()
+            if file.is_file()
+        }
 
     before = state()
     refused = CliRunner().invoke(
-        train_command, [*options.replace("TEXT", str(text)).split(), "--out", str(finished), "--force"]
+        train_command,
+        [*options.replace("TEXT", str(text)).split(), "--out", str(finished), "--force"],
     )
     assert isinstance(refused.exception, UsageError) and state() == before
 
 
-def test_a_run_that_ended_takes_other_generation_settings_and_licence(text: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_takes_other_generation_settings_and_licence(
+    text: Path, tmp_path: Path
+) -> None:
     """They need no step to be heard."""
     train.train([text], tmp_path / "out", dataclasses.replace(RECIPE, steps=1))
     ended = dataclasses.replace(RECIPE, steps=1, generation={"top_k": 7})
@@ -206,12 +256,19 @@ def test_a_run_that_ended_takes_other_generation_settings_and_licence(text: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.run"]
 
 
-def test_what_train_says_last_can_be_pasted(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_train_says_last_can_be_pasted(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shape = "--steps 1 --batch-size 2 --set model.n_layer=1 --set model.n_embd=16 --set model.n_ctx=16 --vocab-size 300"
-    done = CliRunner().invoke(train_command, [str(text), "--out", "my tales", "--sample", "- it's", *shape.split()])
+    done = CliRunner().invoke(
+        train_command, [str(text), "--out", "my tales", "--sample", "- it's", *shape.split()]
+    )
     assert done.exit_code == 0, done.exception
-    export, run = (shlex.split(part) for part in done.stdout.splitlines()[-1].removeprefix("next: ").split(" && "))
+    export, run = (
+        shlex.split(part)
+        for part in done.stdout.splitlines()[-1].removeprefix("next: ").split(" && ")
+    )
     assert export == ["gptx", "export", "my tales", "my tales-onnx"]
     assert run == ["gptx", "run", "-m", "my tales-onnx", "--", "- it's"]
 
@@ -219,23 +276,33 @@ def test_what_train_says_last_can_be_pasted(text: Path, tmp_path: Path, monkeypa
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
     file = tmp_path / "reviews.jsonl"
-    file.write_text("".join(json.dumps({"text": f"a day {n}", "label": "ab"[n % 2]}) + "\n" for n in range(30)))
+    file.write_text(
+        "".join(json.dumps({"text": f"a day {n}", "label": "ab"[n % 2]}) + "\n" for n in range(30))
+    )
     return file
 
 
 def tune(base: Path, data: Path, out: Path, options: str) -> Any:
     usual = "--batch-size 4 --device cpu --precision fp32 --context 32"
-    return CliRunner().invoke(finetune, [str(base), str(data), "--out", str(out), *usual.split(), *options.split()])
+    return CliRunner().invoke(
+        finetune, [str(base), str(data), "--out", str(out), *usual.split(), *options.split()]
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ("--task classify --vocab-size 400", "gptx finetune does not read vocab_size"),
-        ("--task classify --set vocab_size=400 --sample x", "gptx finetune does not read vocab_size, sample"),
+        (
+            "--task classify --set vocab_size=400 --sample x",
+            "gptx finetune does not read vocab_size, sample",
+        ),
         ("--task classify --prose", "gptx finetune does not read prose"),
         ("--task classify --eval-tokens 9", "gptx finetune does not read eval_tokens"),
-        ("--task classify --rank 4 --lora-dropout 0", "--rank, --lora-dropout is of a LoRA adapter"),
+        (
+            "--task classify --rank 4 --lora-dropout 0",
+            "--rank, --lora-dropout is of a LoRA adapter",
+        ),
         ("--task classify --epochs 1 --steps 4", "--epochs and --steps both say how long"),
         ("--task classify --epochs 1 --set steps=4", "--epochs and --steps both say how long"),
         ("--task classify --context 1000", "--context is 1000, and"),
@@ -256,18 +323,25 @@ def test_options_of_finetune_that_do_nothing_are_refused(
 def test_a_classifier_is_fine_tuned_as_one(reviews: Path, tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", dataclasses.replace(CONFIG, n_class=3))
     refused = tune(base, reviews, tmp_path / "out", "--task classify")
-    assert isinstance(refused.exception, UsageError) and "--task classify --head" in str(refused.exception)
+    assert isinstance(refused.exception, UsageError) and "--task classify --head" in str(
+        refused.exception
+    )
     assert tune(base, reviews, tmp_path / "out", "--task classify --head --steps 1").exit_code == 0
 
 
-def test_a_small_adapter_is_small_and_readable(checkpoint: Path, reviews: Path, tmp_path: Path) -> None:
+def test_a_small_adapter_is_small_and_readable(
+    checkpoint: Path, reviews: Path, tmp_path: Path
+) -> None:
     """The state of a run holds what is trained: not the frozen weights, of which a tied head is a second name."""
     options = "--task classify --lora --rank 2 --steps 2 --warmup 1 --set learning_rate=1e-9 --set generation.top_k=7"
     done = tune(checkpoint, reviews, tmp_path / "out", options)
     assert done.exit_code == 0, done.output
     state = torch.load(tmp_path / "out.run/state.pt", weights_only=True)
     assert {name.split(".")[-2] for name in state["model"]} == {"a", "b"}
-    assert re.search(r"out: [\d,]+ tokens in 0\.\d min, loss \d", done.stdout) and "M tokens" not in done.stdout
+    assert (
+        re.search(r"out: [\d,]+ tokens in 0\.\d min, loss \d", done.stdout)
+        and "M tokens" not in done.stdout
+    )
     assert re.search(r"out\.run \(\d\.\d MB\) is needed only to go on", done.stdout)
     mask = os.umask(0)
     os.umask(mask)
@@ -285,4 +359,7 @@ def test_a_run_with_lora_targets_goes_on(checkpoint: Path, reviews: Path, tmp_pa
     assert tune(checkpoint, reviews, tmp_path / "out", f"{options} 1").exit_code == 0
     again = tune(checkpoint, reviews, tmp_path / "out", f"{options} 2")
     assert again.exit_code == 0, again.exception
-    assert "going on with steps 2 instead of 1" in again.stderr and "going on from step 1" in again.stderr
+    assert (
+        "going on with steps 2 instead of 1" in again.stderr
+        and "going on from step 1" in again.stderr
+    )

@@ -61,7 +61,9 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
         check_hashes(manifest)
 
 
-def test_a_file_that_grows_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_is_not_read_to_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between the check of sizes and that of hashes."""
     manifest = read_manifest(folder)
     with (folder / "tokenizer.json").open("ab") as file:
@@ -86,7 +88,9 @@ def test_a_file_that_would_be_read_must_be_listed(folder: Path, name: str) -> No
             opened(folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"]
+)
 def test_a_file_taken_out_of_the_list(folder: Path, name: str) -> None:
     manifest = json.loads((folder / "gptx.json").read_text())
     del manifest["files"][name]
@@ -118,12 +122,24 @@ def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
         "except gptx.GptxError: pass\n"
         "print(*sorted(path for path in opened if path.startswith(sys.argv[1])), sep='\\n')\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    )
     found = {Path(line).relative_to(folder).as_posix() for line in ran.stdout.splitlines()}
     assert {"gptx.json", "tokenizer_config.json", "chat_template.jinja"} <= found <= known
 
 
-ODD_NAMES = ["", ".", "/etc/passwd", "../secret", "a\0b", "a\ud800b", "onnx//model.onnx", "./config.json", "gptx.json"]
+ODD_NAMES = [
+    "",
+    ".",
+    "/etc/passwd",
+    "../secret",
+    "a\0b",
+    "a\ud800b",
+    "onnx//model.onnx",
+    "./config.json",
+    "gptx.json",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
@@ -147,8 +163,16 @@ def test_a_side_file_too_large_to_be_read(folder: Path) -> None:
     with (folder / "generation_config.json").open("r+b") as file:
         file.truncate(1 << 40)
     manifest = json.loads((folder / "gptx.json").read_text())
-    change(folder, files={**manifest["files"], "generation_config.json": {"sha256": "0" * 64, "size": 1 << 40}})
-    with pytest.raises(ArtifactError, match="generation_config.json has .* bytes, expected at most 16,000,000"):
+    change(
+        folder,
+        files={
+            **manifest["files"],
+            "generation_config.json": {"sha256": "0" * 64, "size": 1 << 40},
+        },
+    )
+    with pytest.raises(
+        ArtifactError, match="generation_config.json has .* bytes, expected at most 16,000,000"
+    ):
         gptx.load(folder)
 
 
@@ -175,7 +199,9 @@ def replace(path: Path, kind: str, outside: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "relative link", "device", "pipe", "folder"])
 @pytest.mark.parametrize("name", ["config.json", "onnx/model.onnx", "gptx.json"])
-def test_only_plain_files_of_the_folder_are_read(folder: Path, outside: Path, name: str, kind: str) -> None:
+def test_only_plain_files_of_the_folder_are_read(
+    folder: Path, outside: Path, name: str, kind: str
+) -> None:
     manifest = json.loads((folder / "gptx.json").read_text())
     replace(folder / name, kind, outside)
     if name != "gptx.json":
@@ -185,7 +211,9 @@ def test_only_plain_files_of_the_folder_are_read(folder: Path, outside: Path, na
     else:
         secret = "secret"
     for opened in (gptx.load, verify, describe):
-        with pytest.raises(ArtifactError, match=f"{name} is a (link that leads out|pipe|folder)") as error:
+        with pytest.raises(
+            ArtifactError, match=f"{name} is a (link that leads out|pipe|folder)"
+        ) as error:
             opened(folder)
         assert secret[:6] not in str(error.value)
 
@@ -193,7 +221,9 @@ def test_only_plain_files_of_the_folder_are_read(folder: Path, outside: Path, na
 def test_a_linked_folder_of_graphs(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "onnx", tmp_path / "elsewhere")
     (folder / "onnx").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ArtifactError, match="onnx/model.onnx is a link that leads out of the folder"):
+    with pytest.raises(
+        ArtifactError, match="onnx/model.onnx is a link that leads out of the folder"
+    ):
         gptx.load(folder)
 
 
@@ -208,7 +238,9 @@ def test_links_within_the_folder_and_to_it_are_good(folder: Path, tmp_path: Path
 def test_the_hubs_own_cache(folder: Path, tmp_path: Path, inside: str) -> None:
     (tmp_path / "repository").mkdir()
     shutil.move(folder, tmp_path / "repository" / inside)
-    there = next((tmp_path / "repository").rglob("gptx.json")).parent.relative_to(tmp_path / "repository")
+    there = next((tmp_path / "repository").rglob("gptx.json")).parent.relative_to(
+        tmp_path / "repository"
+    )
     snapshot = as_in_the_cache(tmp_path / "repository", tmp_path / "cache") / there
     check_hashes(read_manifest(snapshot))
     gptx.load(snapshot, threads=1)
@@ -231,7 +263,9 @@ def test_a_file_in_place_of_a_folder(folder: Path) -> None:
 
 def test_a_checkpoint_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=f"is a checkpoint folder, not an artifact: gptx export {tmp_path} OUT"):
+    with pytest.raises(
+        ArtifactError, match=f"is a checkpoint folder, not an artifact: gptx export {tmp_path} OUT"
+    ):
         gptx.load(tmp_path)
 
 
@@ -259,17 +293,25 @@ def test_all_that_is_wrong_with_files_at_once(folder: Path) -> None:
 
 
 def test_a_git_lfs_pointer(folder: Path) -> None:
-    (folder / "onnx/model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ArtifactError, match="onnx/model.onnx is a Git LFS pointer, not the file: run git lfs pull"):
+    (folder / "onnx/model.onnx").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
+    with pytest.raises(
+        ArtifactError, match="onnx/model.onnx is a Git LFS pointer, not the file: run git lfs pull"
+    ):
         gptx.load(folder)
-    (folder / "gptx.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (folder / "gptx.json").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
     with pytest.raises(ArtifactError, match="gptx.json is a Git LFS pointer: run git lfs pull"):
         gptx.load(folder)
 
 
 def test_a_newer_format(folder: Path) -> None:
     change(folder, format_version=2, gptx_version="9.9")
-    with pytest.raises(ArtifactError, match=r"format version 2 \(written by gptx 9.9\).*reads up to 1: update gptx"):
+    with pytest.raises(
+        ArtifactError, match=r"format version 2 \(written by gptx 9.9\).*reads up to 1: update gptx"
+    ):
         gptx.load(folder)
 
 
@@ -286,7 +328,12 @@ def test_a_broken_manifest(folder: Path, text: str, says: str) -> None:
 
 def test_all_that_is_wrong_with_the_manifest_at_once(folder: Path) -> None:
     change(
-        folder, precision="fp8", cache="paged", prefill_chunk=0, model={"n_layer": "2"}, tokens={"eos": 5, "bos": "x"}
+        folder,
+        precision="fp8",
+        cache="paged",
+        prefill_chunk=0,
+        model={"n_layer": "2"},
+        tokens={"eos": 5, "bos": "x"},
     )
     with pytest.raises(ArtifactError) as error:
         gptx.load(folder)
@@ -317,7 +364,9 @@ def test_broken_side_files(folder: Path) -> None:
 def test_no_tokenizer_where_the_manifest_has_one(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     refresh(folder)
-    with pytest.raises(ArtifactError, match="has no tokenizer.json, and gptx.json says there is one"):
+    with pytest.raises(
+        ArtifactError, match="has no tokenizer.json, and gptx.json says there is one"
+    ):
         gptx.load(folder)
 
 
@@ -327,7 +376,9 @@ def test_no_tokenizer_where_the_manifest_has_one(folder: Path) -> None:
 def test_a_graph_that_is_none(folder: Path) -> None:
     (folder / "onnx/model.onnx").write_bytes(b"no graph at all")
     refresh(folder)
-    with pytest.raises(ArtifactError, match="model.onnx: ONNX Runtime .* cannot open it: .*[Pp]rotobuf"):
+    with pytest.raises(
+        ArtifactError, match="model.onnx: ONNX Runtime .* cannot open it: .*[Pp]rotobuf"
+    ):
         gptx.load(folder)
 
 
@@ -342,13 +393,21 @@ def test_a_graph_with_wrong_inputs(folder: Path) -> None:
     types_ = helper.make_tensor_value_info("token_type_ids", onnx.TensorProto.INT64, ["b", "s"])
     y = helper.make_tensor_value_info("scores", onnx.TensorProto.INT64, ["b", "s"])
     graph = helper.make_graph(
-        [helper.make_node("Add", ["input_ids", "token_type_ids"], ["scores"])], "g", [x, types_], [y]
+        [helper.make_node("Add", ["input_ids", "token_type_ids"], ["scores"])],
+        "g",
+        [x, types_],
+        [y],
     )
-    save_graph(folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    save_graph(
+        folder, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
     with pytest.raises(ArtifactError) as error:
         gptx.load(folder)
     assert "model.onnx does not fit gptx.json" in str(error.value)
-    assert "inputs are missing: attention_mask, past_key_values.0.key, past_key_values.0.value" in str(error.value)
+    assert (
+        "inputs are missing: attention_mask, past_key_values.0.key, past_key_values.0.value"
+        in str(error.value)
+    )
     assert "inputs that gptx does not feed: token_type_ids" in str(error.value)
     assert "outputs are missing: logits, present.0.key" in str(error.value)
 
@@ -357,7 +416,8 @@ def test_a_graph_of_another_shape(folder: Path) -> None:
     manifest = json.loads((folder / "gptx.json").read_text())
     change(folder, model={**manifest["model"], "head_dim": 16, "vocab_size": 300})
     with pytest.raises(
-        ArtifactError, match=r"past_key_values.0.key is tensor\(float\) .*expected .* 2 heads of 16.*280 values"
+        ArtifactError,
+        match=r"past_key_values.0.key is tensor\(float\) .*expected .* 2 heads of 16.*280 values",
     ):
         gptx.load(folder)
     change(folder, cache_dtype="float16")
@@ -383,7 +443,9 @@ def test_unknown_device_and_threads(folder: Path) -> None:
         gptx.load(folder, threads=0)
 
 
-@pytest.mark.skipif("onnxruntime-gpu" in providers.installed_packages(), reason="for the CPU's ONNX Runtime")
+@pytest.mark.skipif(
+    "onnxruntime-gpu" in providers.installed_packages(), reason="for the CPU's ONNX Runtime"
+)
 def test_cuda_without_onnxruntime_gpu(folder: Path) -> None:
     with pytest.raises(ProviderError, match=r"device 'cuda' needs onnxruntime-gpu.*pip .*\[cuda\]"):
         gptx.load(folder, device="cuda")
@@ -394,7 +456,8 @@ def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "installed_packages", dict)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
-        ProviderError, match=r"ONNX Runtime is not installed: pip install .*\[cpu\].*\[cuda\].*never both"
+        ProviderError,
+        match=r"ONNX Runtime is not installed: pip install .*\[cpu\].*\[cuda\].*never both",
     ):
         gptx.load(folder)
 
@@ -404,7 +467,9 @@ def test_an_emptied_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     found = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(providers, "installed_packages", lambda: found)
-    with pytest.raises(ProviderError, match="onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are both installed"):
+    with pytest.raises(
+        ProviderError, match="onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are both installed"
+    ):
         gptx.load(folder)
 
 
@@ -412,11 +477,15 @@ def test_an_onnxruntime_that_is_too_old(folder: Path, monkeypatch: pytest.Monkey
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.20.1")
-    with pytest.raises(ProviderError, match="ONNX Runtime 1.20.1 is too old, gptx needs 1.31 or newer: pip install"):
+    with pytest.raises(
+        ProviderError, match="ONNX Runtime 1.20.1 is too old, gptx needs 1.31 or newer: pip install"
+    ):
         gptx.load(folder)
 
 
-def test_the_default_model_is_what_loads_without_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_model_is_what_loads_without_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = write_artifact(tmp_path / "default_model")
     monkeypatch.setattr("gptx.model.DEFAULT_MODEL", folder)
     assert gptx.load(threads=1).path == folder

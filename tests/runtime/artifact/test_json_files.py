@@ -55,7 +55,9 @@ def test_files_that_are_no_objects(tmp_path: Path) -> None:
     for raw, says in ((b"", "is empty"), (b"[]", "holds a JSON list, expected an object"), (b"null", "a JSON null"),
                       (b"version https://git-lfs", "Git LFS pointer")):  # fmt: skip
         file.write_bytes(raw)
-        with pytest.raises(UsageError, match=f"a.json {says}|a.json is a {says}|a.json holds {says}"):
+        with pytest.raises(
+            UsageError, match=f"a.json {says}|a.json is a {says}|a.json holds {says}"
+        ):
             read_json(file, UsageError)
     file.unlink()
     os.mkfifo(file)  # reading it would wait for ever
@@ -68,7 +70,9 @@ ARTIFACT_FILES = ("gptx.json", "config.json", "generation_config.json", "tokeniz
 
 
 @pytest.mark.parametrize("name", ARTIFACT_FILES)
-def test_brackets_without_end_in_an_artifact(name: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_brackets_without_end_in_an_artifact(
+    name: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(artifacts["shared"], tmp_path / "artifact"))
     (folder / name).write_text(DEEP)
     if name != "gptx.json":
@@ -86,13 +90,19 @@ def test_brackets_without_end_in_an_artifact(name: str, artifacts: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    "template", ["{% if true %}" * 7_000, "{{ " + "(" * 20_000, "{% for x in [] %}" * 30 + "{% endfor %}" * 30]
+    "template",
+    ["{% if true %}" * 7_000, "{{ " + "(" * 20_000, "{% for x in [] %}" * 30 + "{% endfor %}" * 30],
 )
-def test_a_template_that_nests_too_deep(template: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_a_template_that_nests_too_deep(
+    template: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(artifacts["shared"], tmp_path / "artifact"))
     (folder / "chat_template.jinja").write_text(template)
     refresh(folder)
-    with gptx.load(folder, threads=1) as model, pytest.raises(ArtifactError, match="template.*nests too deep"):
+    with (
+        gptx.load(folder, threads=1) as model,
+        pytest.raises(ArtifactError, match="template.*nests too deep"),
+    ):
         model.chat().send("hello")
 
 
@@ -104,7 +114,9 @@ CHECKPOINT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "
 def test_brackets_without_end_in_a_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     raw = DEEP.encode()
-    (folder / name).write_bytes(len(raw).to_bytes(8, "little") + raw if name == "model.safetensors" else raw)
+    (folder / name).write_bytes(
+        len(raw).to_bytes(8, "little") + raw if name == "model.safetensors" else raw
+    )
     with pytest.raises(CheckpointError, match=name):
         import_checkpoint(str(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -121,7 +133,11 @@ def test_brackets_without_end_in_an_index_of_shards(checkpoint: Path, tmp_path: 
 def test_brackets_without_end_in_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(DEEP)
     outcome = command("merge", tmp_path, tmp_path / "out", "--base", checkpoint)
-    assert outcome.status == 1 and outcome.err.startswith("gptx: ") and "adapter_config.json" in outcome.err
+    assert (
+        outcome.status == 1
+        and outcome.err.startswith("gptx: ")
+        and "adapter_config.json" in outcome.err
+    )
 
 
 @pytest.mark.parametrize("line", [DEEP, '{"text": "a", "label": 1e', "\ud800"])

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task, prompt, read_task, task_json
+from gptx.artifact.task import (
+    CLASSIFY_TEMPLATE,
+    SUMMARIZE_TEMPLATE,
+    Task,
+    prompt,
+    read_task,
+    task_json,
+)
 from gptx.errors import ArtifactError, UsageError
 
 
@@ -49,12 +56,18 @@ def test_braces_in_texts_and_templates_are_only_characters() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"kind": "sing"}, "kind is 'sing', expected one of text, completion, chat, classify, summarize"),
+        (
+            {"kind": "sing"},
+            "kind is 'sing', expected one of text, completion, chat, classify, summarize",
+        ),
         ({"kind": "classify", "template": "no text"}, "holds {text} nowhere, expected once"),
         ({"kind": "classify", "template": "{text}{text}"}, "holds {text} twice, expected once"),
         ({"kind": "classify", "template": "{text}: "}, "ends in a space"),
         ({"kind": "classify", "template": 3}, "the template is 3"),
-        ({"kind": "classify", "labels": ["one"]}, "needs at least two labels, and there is only 'one'"),
+        (
+            {"kind": "classify", "labels": ["one"]},
+            "needs at least two labels, and there is only 'one'",
+        ),
         ({"kind": "classify", "labels": ["a", "b", "a"]}, "the label 'a' is given twice"),
         ({"kind": "classify", "labels": ["a", ""]}, "the label '' is empty"),
         ({"kind": "classify", "labels": ["a", " b"]}, "the label ' b' is empty or has white space"),
@@ -74,7 +87,9 @@ def test_what_makes_no_task(values: dict[str, Any], said: str, tmp_path: Path) -
     assert said in str(read.value) and "gptx_task.json" in str(read.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"kind": "text", "colour": 1}', '{"kind": ["text"]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "{}", '{"kind": "text", "colour": 1}', '{"kind": ["text"]}']
+)
 def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "gptx_task.json").write_text(text)
     with pytest.raises(ArtifactError, match="gptx_task.json"):

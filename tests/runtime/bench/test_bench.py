@@ -29,7 +29,9 @@ def test_a_graphs_weights(fp32: Path, quantized: dict[str, Path], precision: str
     if precision == "int4":  # two to a byte in the file, a byte each in numpy
         assert found.read < every
         return
-    by_row = [one for one in graph.initializer if CONFIG.n_ctx in one.dims]  # positions and their scales
+    by_row = [
+        one for one in graph.initializer if CONFIG.n_ctx in one.dims
+    ]  # positions and their scales
     unread = sum(numpy_helper.to_array(one).nbytes for one in by_row) * (1 - 1 / CONFIG.n_ctx)
     assert math.isclose(found.read, every - unread, rel_tol=0.01)
 
@@ -54,7 +56,9 @@ def test_an_embedding_that_no_head_shares_is_read_by_the_row(tmp_path: Path, tie
 def test_a_checkpoints_weights(checkpoint: Path) -> None:
     parameters = sum(parameter.numel() for parameter in load_model(checkpoint).parameters())
     found = weights_of(checkpoint)
-    assert found.stored == 4 * parameters and found.read == 4 * (parameters - CONFIG.n_ctx * CONFIG.n_embd)
+    assert found.stored == 4 * parameters and found.read == 4 * (
+        parameters - CONFIG.n_ctx * CONFIG.n_embd
+    )
     assert weights_of(checkpoint, "bfloat16").stored == 2 * parameters
 
 
@@ -70,8 +74,14 @@ def test_names_of_peers(artifacts: dict[str, Path], tmp_path: Path) -> None:
     twin.parent.mkdir()
     twin.symlink_to(artifacts["growing"])
     found = contenders(model, [f"gptx:{artifacts['scatter']}", f"gptx:{twin}"])
-    assert [one.path for one in found] == [model, artifacts["scatter"], twin]  # a colon in a path is none of ours
-    assert found[1].label == "gptx:scatter" and found[2].label == f"gptx:{twin}"  # where the short name is not clear
+    assert [one.path for one in found] == [
+        model,
+        artifacts["scatter"],
+        twin,
+    ]  # a colon in a path is none of ours
+    assert (
+        found[1].label == "gptx:scatter" and found[2].label == f"gptx:{twin}"
+    )  # where the short name is not clear
     one = contender(f"transformers:{model}:bfloat16", model)
     assert (one.path, one.variant) == (model, "bfloat16")
 

@@ -31,17 +31,38 @@ def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) ->
     pytest.importorskip("matplotlib")
     file, png = tmp_path / "bench.json", tmp_path / "bench.png"
     peer = f"gptx:{artifacts['growing']}"
-    command = ["bench", artifacts["shared"], "--against", peer, "--prompt-tokens", "16", "8", "--rounds", "2"]
+    command = [
+        "bench",
+        artifacts["shared"],
+        "--against",
+        peer,
+        "--prompt-tokens",
+        "16",
+        "8",
+        "--rounds",
+        "2",
+    ]
     outcome = gptx(*command, "--repeats", "1", "--new-tokens", "4", "--threads", "1", "--batch", "3",
                    "--json", file, "--picture", png)  # fmt: skip
     assert outcome.status == 0, outcome.err
-    for word in ("gptx:shared", "gptx:growing", "2.0 GB/s", "prompt of 8 tokens", "batch of 3", "peak loading"):
+    for word in (
+        "gptx:shared",
+        "gptx:growing",
+        "2.0 GB/s",
+        "prompt of 8 tokens",
+        "batch of 3",
+        "peak loading",
+    ):
         assert word in outcome.text
     assert "gptx:shared after 8, 16 tokens decodes" in outcome.text.splitlines()[-1]
     assert "round 2 of 2: gptx:growing" in outcome.err
 
     facts = json.loads(file.read_text())
-    assert facts["cpu_features"] and facts["settings"]["prompt_tokens"] == [8, 16] and facts["command"][:5] == "gptx "
+    assert (
+        facts["cpu_features"]
+        and facts["settings"]["prompt_tokens"] == [8, 16]
+        and facts["command"][:5] == "gptx "
+    )
     assert facts["bandwidth"]["bytes_per_s"] == 2e9 and facts["bandwidth"]["kernel"] == "dot"
     shared, growing = facts["engines"]
     assert shared["versions"]["onnxruntime"] and shared["limit_tokens_per_s"] > 0
@@ -68,18 +89,35 @@ def quality(*args: str | Path, tmp_path: Path) -> dict[str, Any]:
     return json.loads(file.read_text())["quality"]
 
 
-def test_quality_against_what_the_artifact_carries(quantized: dict[str, Path], tmp_path: Path) -> None:
+def test_quality_against_what_the_artifact_carries(
+    quantized: dict[str, Path], tmp_path: Path
+) -> None:
     found = quality(quantized["int8"], tmp_path=tmp_path)
     (model,) = found["models"]
     certificate = json.loads((quantized["int8"] / "gptx.json").read_text())["certificate"]
     assert model["engine"] == "gptx:int8" and "carries of its fp32 reference" in found["reference"]
-    assert 0 < model["kl_mean"] < 10 * certificate["figures"]["kl_mean"] and 0 < model["same_top1"] <= 1
+    assert (
+        0 < model["kl_mean"] < 10 * certificate["figures"]["kl_mean"]
+        and 0 < model["same_top1"] <= 1
+    )
 
 
-def test_quality_against_fp32_on_a_text(quantized: dict[str, Path], fp32: Path, tmp_path: Path) -> None:
+def test_quality_against_fp32_on_a_text(
+    quantized: dict[str, Path], fp32: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the dog and the log sat on the mat " * 4)
-    args = [quantized["int8"], "--reference", fp32, "--text", text, "--window", "16", "--tokens", "40"]
+    args = [
+        quantized["int8"],
+        "--reference",
+        fp32,
+        "--text",
+        text,
+        "--window",
+        "16",
+        "--tokens",
+        "40",
+    ]
     found = quality(*args, tmp_path=tmp_path)
     assert [one["engine"] for one in found["models"]] == ["gptx:fp32", "gptx:int8"]
     protocol = found["protocol"]
@@ -112,7 +150,9 @@ def test_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> No
     """Rows that are decoded together too: of one length, as all rows of gptx bench are."""
     file = tmp_path / "bench.json"
     peer = f"transformers:{checkpoint}"
-    outcome = gptx("bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file)
+    outcome = gptx(
+        "bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file
+    )
     assert outcome.status == 0, outcome.err
     ours, theirs = json.loads(file.read_text())["engines"]
     assert theirs["prompts"]["8"]["same_tokens"]["median"] == 5
@@ -124,16 +164,32 @@ def test_compiled_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Pa
     """It takes a C++ compiler, and a minute."""
     file = tmp_path / "bench.json"
     peer = f"torchcompile:{checkpoint}"
-    outcome = gptx("bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file)
+    outcome = gptx(
+        "bench", fp32, "--against", peer, "--prompt-tokens", "8", *QUICK[:-1], "3", "--json", file
+    )
     assert outcome.status == 0, outcome.err
     theirs = json.loads(file.read_text())["engines"][1]
-    assert theirs["prompts"]["8"]["same_tokens"]["median"] == 5 and theirs["batch"]["same_rows"]["lowest"] == 3
+    assert (
+        theirs["prompts"]["8"]["same_tokens"]["median"] == 5
+        and theirs["batch"]["same_rows"]["lowest"] == 3
+    )
 
 
 def test_genai_beside_gptx(fp32: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_genai", reason="pip install '.[interop]'")
     file = tmp_path / "bench.json"
-    command = ["bench", fp32, "--against", "genai", "--prompt-tokens", "8", *QUICK, "--quality", "--json", file]
+    command = [
+        "bench",
+        fp32,
+        "--against",
+        "genai",
+        "--prompt-tokens",
+        "8",
+        *QUICK,
+        "--quality",
+        "--json",
+        file,
+    ]
     outcome = gptx(*command)
     assert outcome.status == 0, outcome.err
     facts = json.loads(file.read_text())
@@ -148,13 +204,21 @@ def test_without_an_artifact_the_default_model() -> None:
     assert "gptx:default_model: weights in int8" in outcome.text and "batch of" not in outcome.text
 
 
-def test_usual_prompts_that_do_not_fit_are_said_to_be_shorter(artifacts: dict[str, Path], tmp_path: Path) -> None:
+def test_usual_prompts_that_do_not_fit_are_said_to_be_shorter(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat")
     outcome = gptx("bench", artifacts["shared"], "--text", tmp_path / "text.txt", *QUICK)
     assert outcome.status == 0, outcome.err
-    assert "context holds 64 tokens: prompts of 59, and 4 new ones, not of 128 and 512\n" in outcome.err
+    assert (
+        "context holds 64 tokens: prompts of 59, and 4 new ones, not of 128 and 512\n"
+        in outcome.err
+    )
     assert "text.txt, again and again: it is shorter than a prompt" in outcome.text
-    assert "context holds" not in gptx("bench", artifacts["shared"], "--prompt-tokens", "8", *QUICK).err
+    assert (
+        "context holds"
+        not in gptx("bench", artifacts["shared"], "--prompt-tokens", "8", *QUICK).err
+    )
 
 
 def refused(*args: str | Path) -> str:
@@ -175,14 +239,23 @@ def test_errors_are_one_sentence(artifacts: dict[str, Path], tmp_path: Path) -> 
     assert "--quality only" in refused(model, "--against", f"torch:{model}")
     (tmp_path / "x.gguf").write_bytes(b"")
     if peers.installed("llama-cpp-python"):
-        elsewhere = refused(model, "--against", f"llamacpp:{tmp_path / 'x.gguf'}", "--device", "cuda")
-        assert "llamacpp:x.gguf is measured on the CPU only: leave it out, or take --device cpu" in elsewhere
+        elsewhere = refused(
+            model, "--against", f"llamacpp:{tmp_path / 'x.gguf'}", "--device", "cuda"
+        )
+        assert (
+            "llamacpp:x.gguf is measured on the CPU only: leave it out, or take --device cpu"
+            in elsewhere
+        )
     assert "give --quality too" in refused(model, "--window", "64")
-    assert "--repeats does nothing without" in refused(model, "--rounds", "0", "--quality", "--repeats", "3")
+    assert "--repeats does nothing without" in refused(
+        model, "--rounds", "0", "--quality", "--repeats", "3"
+    )
     assert "--force does nothing without" in refused(model, "--force")
     assert "more than the 64 tokens" in refused(model, "--quality", "--window", "65")
     assert "end with .png" in refused(model, "--picture", tmp_path / "picture.pdf")
-    assert "name two files" in refused(model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png")
+    assert "name two files" in refused(
+        model, "--picture", tmp_path / "a.png", "--json", tmp_path / "a.png"
+    )
     assert "measured twice" in refused(model, "--against", f"gptx:{model}")
     assert "do not fit into the context" in refused(model, "--prompt-tokens", "60")
     assert "give one with --text" in refused(model, "--quality")
@@ -207,7 +280,9 @@ def test_quality_of_a_text_needs_fp32(quantized: dict[str, Path], tmp_path: Path
     (tmp_path / "text.txt").write_text("the cat sat on the mat")
     assert "--reference" in refused(quantized["int8"], "--quality", "--text", tmp_path / "text.txt")
     assert "--reference" in refused(quantized["int8"], "--quality", "--tokens", "20")
-    assert "is not fp32" in refused(quantized["int8"], "--quality", "--reference", quantized["int4"])
+    assert "is not fp32" in refused(
+        quantized["int8"], "--quality", "--reference", quantized["int4"]
+    )
 
 
 def test_a_peer_that_is_not_installed(
@@ -217,18 +292,28 @@ def test_a_peer_that_is_not_installed(
     (tmp_path / "x.gguf").write_bytes(b"")
     message = refused(artifacts["shared"], "--against", f"llamacpp:{tmp_path / 'x.gguf'}")
     assert "llama-cpp-python is not installed: pip install llama-cpp-python" in message
-    outcome = gptx("bench", artifacts["shared"], "--prompt-tokens", "4", *QUICK)  # which needs none of them
+    outcome = gptx(
+        "bench", artifacts["shared"], "--prompt-tokens", "4", *QUICK
+    )  # which needs none of them
     assert outcome.status == 0, outcome.err
 
 
 def test_a_peer_that_fails(artifacts: dict[str, Path], tmp_path: Path) -> None:
     broken = shutil.copytree(artifacts["growing"], tmp_path / "broken")
     (broken / "onnx/model.onnx").write_bytes(b"x" * (broken / "onnx/model.onnx").stat().st_size)
-    outcome = gptx("bench", artifacts["shared"], "--against", f"gptx:{broken}", "--prompt-tokens", "4", *QUICK)
+    outcome = gptx(
+        "bench", artifacts["shared"], "--against", f"gptx:{broken}", "--prompt-tokens", "4", *QUICK
+    )
     last = outcome.err.splitlines()[-1]
-    assert outcome.status == 1 and last.startswith("gptx: gptx:broken failed: ") and "cannot open it" in last
+    assert (
+        outcome.status == 1
+        and last.startswith("gptx: gptx:broken failed: ")
+        and "cannot open it" in last
+    )
 
 
-def test_without_matplotlib(artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib(
+    artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install matplotlib" in refused(artifacts["shared"], "--picture", tmp_path / "x.png")

@@ -23,11 +23,15 @@ from gptx.parity.reference import TOP, Reference, compare, summarize
 from gptx.verify import self_consistency
 
 VOCAB = 150
-SHAPE = Shape(n_layer=1, n_head=1, n_kv_head=1, head_dim=1, n_ctx=64, vocab_size=VOCAB, n_parameters=1)
+SHAPE = Shape(
+    n_layer=1, n_head=1, n_kv_head=1, head_dim=1, n_ctx=64, vocab_size=VOCAB, n_parameters=1
+)
 PIECES = [40, 100, 7]  # Tally takes 64 positions at a time
 
 
-def pair(seed: int = 0, n: int = sum(PIECES), off: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pair(
+    seed: int = 0, n: int = sum(PIECES), off: float = 0.3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A reference's logits, another model's, and the tokens that followed."""
     random = np.random.default_rng(seed)
     reference = random.normal(size=(n, VOCAB)).astype(np.float32) * 3
@@ -51,7 +55,9 @@ def test_figures_are_pytorchs() -> None:
     p, q = (torch.from_numpy(values).double() for values in (reference, other))
     kl = kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     losses, exact = (
-        cross_entropy(x, torch.from_numpy(targets), ignore_index=-1, reduction="none")[torch.from_numpy(targets) >= 0]
+        cross_entropy(x, torch.from_numpy(targets), ignore_index=-1, reduction="none")[
+            torch.from_numpy(targets) >= 0
+        ]
         for x in (q, p)
     )
     changed = p.argmax(-1) != q.argmax(-1)
@@ -94,7 +100,9 @@ def test_the_same_logits_are_inside_every_limit() -> None:
     found = figures_of(reference, reference, targets)
     assert (found.max_abs, found.tie_gap, found.same_top1) == (0, 0, 1)
     for precision in LIMITS:
-        assert all(row.ok for row in judge(found, {"cached": 0.0, "cached_kl": 0.0}, limits_for(precision)))
+        assert all(
+            row.ok for row in judge(found, {"cached": 0.0, "cached_kl": 0.0}, limits_for(precision))
+        )
 
 
 SOUND = Figures(100, 0.0, 0.0, 20.0, 0.0, 0.0, 1.0, 0.0, 10.0, 10.0, 1.0)
@@ -114,7 +122,13 @@ SOUND = Figures(100, 0.0, 0.0, 20.0, 0.0, 0.0, 1.0, 0.0, 10.0, 10.0, 1.0)
     ],
 )
 def test_what_is_over_its_limit_is_named(name: str, largest_logit: float, allowed: float) -> None:
-    limits = {"max_abs": 0.5, "relative": 0.1, "kl_mean": 0.25, "consistency": 0.75, "consistency_kl": 0.125}
+    limits = {
+        "max_abs": 0.5,
+        "relative": 0.1,
+        "kl_mean": 0.25,
+        "consistency": 0.75,
+        "consistency_kl": 0.125,
+    }
     for value in (0.0, allowed, allowed * 1.001, np.nan):
         consistency = {"cached": 0.0, "cached_kl": 0.0}
         figures = dataclasses.replace(SOUND, largest_logit=largest_logit)
@@ -124,7 +138,9 @@ def test_what_is_over_its_limit_is_named(name: str, largest_logit: float, allowe
             figures = dataclasses.replace(figures, **{name: value})
         rows = {row.name: row for row in judge(figures, consistency, limits)}
         assert set(rows) == {"max_abs", "tie_gap", "kl_mean", "cached", "cached_kl"}
-        assert [row for row, found in rows.items() if not found.ok] == ([] if value <= allowed else [name])
+        assert [row for row, found in rows.items() if not found.ok] == (
+            [] if value <= allowed else [name]
+        )
         assert rows[name].limit == pytest.approx(allowed)
 
 
@@ -144,7 +160,9 @@ def windows_logits(logits: np.ndarray) -> Callable[[list[int]], np.ndarray]:
     starts = {tuple(window): sum(map(len, WINDOWS[:n])) for n, window in enumerate(WINDOWS)}
 
     def of(window: list[int]) -> np.ndarray:
-        start = next(start for whole, start in starts.items() if whole[: len(window)] == tuple(window))
+        start = next(
+            start for whole, start in starts.items() if whole[: len(window)] == tuple(window)
+        )
         return logits[start : start + len(window)]
 
     return of
@@ -164,7 +182,9 @@ def test_a_reference_keeps_the_highest_logits(tmp_path: Path) -> None:
     order = np.argsort(-found.top_logits, axis=-1)
     np.testing.assert_array_equal(np.take_along_axis(found.top_ids, order, -1), top.indices)
     np.testing.assert_array_equal(np.take_along_axis(found.top_logits, order, -1), top.values)
-    np.testing.assert_allclose(found.logsumexp, torch.from_numpy(logits).double().logsumexp(-1), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.logsumexp, torch.from_numpy(logits).double().logsumexp(-1), rtol=1e-6
+    )
     following = [logits[at, token] for at, token in zip(range(39), WINDOWS[0][1:])]
     np.testing.assert_array_equal(found.target_logits[:40], [*following, np.nan])
     np.testing.assert_array_equal(found.full_positions, [39, 69])
@@ -177,7 +197,9 @@ def test_a_reference_has_as_many_positions_as_fit(budget: int, tmp_path: Path) -
     logits, _, _ = pair(n=90)
     found = kept(logits, budget)
     found.save(tmp_path)
-    assert [token for _, window in found.token_windows() for token in window] == sum(WINDOWS, [])[: len(found.tokens)]
+    assert [token for _, window in found.token_windows() for token in window] == sum(WINDOWS, [])[
+        : len(found.tokens)
+    ]
     assert len(found.tokens) == 16 if budget == 1 else 16 < len(found.tokens) < 90
     size = (tmp_path / "gptx_reference.safetensors").stat().st_size
     assert budget == 1 or 0.8 * budget < size <= budget
@@ -191,14 +213,22 @@ def test_figures_by_a_reference_are_those_of_all_logits_as_far_as_it_knows_them(
     exact = Tally()
     exact.add(logits, other, np.concatenate([[*window[1:], -1] for window in WINDOWS]))
     whole = exact.figures()
-    for name in ("positions", "same_top1", "perplexity", "perplexity_reference", "perplexity_error"):
+    for name in (
+        "positions",
+        "same_top1",
+        "perplexity",
+        "perplexity_reference",
+        "perplexity_error",
+    ):
         assert getattr(found, name) == pytest.approx(getattr(whole, name), rel=1e-6), name
 
     ids = p.topk(TOP).indices
     top = (p - q).gather(-1, ids).abs()
     everywhere = (p - q)[[39, 69]].abs()
     assert found.max_abs == pytest.approx(max(top.max().item(), everywhere.max().item()))
-    assert found.mean_abs == pytest.approx(((top.sum() + everywhere.sum()) / (90 * TOP + 2 * VOCAB)).item(), rel=1e-6)
+    assert found.mean_abs == pytest.approx(
+        ((top.sum() + everywhere.sum()) / (90 * TOP + 2 * VOCAB)).item(), rel=1e-6
+    )
 
     def coarse(logits: torch.Tensor) -> torch.Tensor:
         """log of the 64 probabilities, and of all others together"""
@@ -243,8 +273,12 @@ def test_windows_of_one_token(tmp_path: Path) -> None:
 
 
 WAYS: dict[str, Callable[[Session, Sequence[Sequence[int]]], bool]] = {
-    "a token at a time": lambda session, rows: len(rows) == 1 and len(rows[0]) == 1 and session.lengths != [0],
-    "a later piece": lambda session, rows: len(rows) == 1 and len(rows[0]) > 1 and session.lengths != [0],
+    "a token at a time": lambda session, rows: (
+        len(rows) == 1 and len(rows[0]) == 1 and session.lengths != [0]
+    ),
+    "a later piece": lambda session, rows: (
+        len(rows) == 1 and len(rows[0]) > 1 and session.lengths != [0]
+    ),
     "prompts side by side": lambda session, rows: len(rows) > 1 and not any(session.lengths),
     "steps side by side": lambda session, rows: len(rows) > 1 and all(session.lengths),
 }
@@ -281,7 +315,9 @@ def test_a_way_of_running_that_gives_other_logits_is_seen(
 def test_a_short_text_too(length: int, artifacts: dict[str, Path]) -> None:
     with gptx.load(artifacts["shared"], threads=1) as model:
         found = self_consistency(model, list(range(length)))
-    assert set(found) == {f"{way}{kl}" for way in ("cached", "pieces", "batch") for kl in ("", "_kl")}
+    assert set(found) == {
+        f"{way}{kl}" for way in ("cached", "pieces", "batch") for kl in ("", "_kl")
+    }
     assert max(found.values()) < 1e-4
 
 

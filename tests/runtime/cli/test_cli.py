@@ -40,10 +40,16 @@ def test_version_names_onnxruntime_and_the_processor() -> None:
 def test_a_usage_error_is_one_line_and_status_2(args: tuple[str, ...]) -> None:
     outcome = gptx(*args)
     assert (outcome.status, outcome.out) == (2, b"")
-    assert outcome.err.startswith("gptx: ") and outcome.err.count("\n") == 1 and "--help)" in outcome.err
+    assert (
+        outcome.err.startswith("gptx: ")
+        and outcome.err.count("\n") == 1
+        and "--help)" in outcome.err
+    )
 
 
-def test_a_verb_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_whose_package_is_missing_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(VERBS, "export", ("no_such_package.cli:export", ""))
     outcome = gptx("export", "--anything", "in", "out")
     assert outcome.status == 1
@@ -58,13 +64,26 @@ def imported_by(*args: str, tmp_path: Path) -> set[str]:
         f"atexit.register(lambda: open({str(names)!r}, 'w').write('\\n'.join(sys.modules)))\n"
         "from gptx.cli import main; main()"
     )
-    subprocess.run([sys.executable, "-c", code, *args], env=environment(), stdin=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *args], env=environment(), stdin=subprocess.DEVNULL, check=True
+    )
     return set(names.read_text().split("\n"))
 
 
 def test_help_and_run_import_little(tmp_path: Path) -> None:
-    heavy = {"torch", "transformers", "onnx", "rich", "jinja2", "pygments", "gpt_export", "gptx_models"}
-    assert not imported_by("--help", tmp_path=tmp_path) & (heavy | {"numpy", "onnxruntime", "tokenizers"})
+    heavy = {
+        "torch",
+        "transformers",
+        "onnx",
+        "rich",
+        "jinja2",
+        "pygments",
+        "gpt_export",
+        "gptx_models",
+    }
+    assert not imported_by("--help", tmp_path=tmp_path) & (
+        heavy | {"numpy", "onnxruntime", "tokenizers"}
+    )
     artifact = write_artifact(tmp_path / "artifact")
     assert not imported_by("run", "-m", str(artifact), "the", "-n", "2", tmp_path=tmp_path) & heavy
 
@@ -76,7 +95,12 @@ def test_completion_script(shell: str) -> None:
 
 
 def completed(words: str) -> list[str]:
-    env = {**environment(), "_GPTX_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    env = {
+        **environment(),
+        "_GPTX_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
     done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, check=True)
     return [line.split(",", 1)[1] for line in done.stdout.splitlines()]
 
@@ -126,7 +150,9 @@ def test_a_package_that_is_missing_while_a_verb_runs(
     monkeypatch.setitem(sys.modules, package, None)
     outcome = gptx("run", "-m", artifact, "the cat", "--chat")
     assert (
-        outcome.status == 1 and f"gptx run needs the package {package}" in outcome.err and f"[{extra}]" in outcome.err
+        outcome.status == 1
+        and f"gptx run needs the package {package}" in outcome.err
+        and f"[{extra}]" in outcome.err
     )
 
 
@@ -149,7 +175,9 @@ main()
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_sigterm_while_an_extension_module_is_loaded_is_no_error() -> None:
-    ended = subprocess.run([sys.executable, "-c", _LOADING, "load"], capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(
+        [sys.executable, "-c", _LOADING, "load"], capture_output=True, text=True, timeout=30
+    )
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
 
 

@@ -25,17 +25,34 @@ FOREVER = ("-n", str(N_CTX), "--min-new-tokens", str(N_CTX))
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_artifact(tmp_path_factory.mktemp("chat") / "chatty", template=TEMPLATE, n_ctx=N_CTX)
+    return write_artifact(
+        tmp_path_factory.mktemp("chat") / "chatty", template=TEMPLATE, n_ctx=N_CTX
+    )
 
 
 def answers(artifact: Path, *messages: str, system: str | None = None) -> str:
     talk = api.load(artifact).chat(system=system)
-    return "".join((talk.send(message, max_new_tokens=8).text or "").rstrip("\n") + "\n" for message in messages)
+    return "".join(
+        (talk.send(message, max_new_tokens=8).text or "").rstrip("\n") + "\n"
+        for message in messages
+    )
 
 
 def test_a_pipe_is_a_message_a_line(artifact: Path) -> None:
-    outcome = gptx("chat", "-m", artifact, "-n", "8", "--system", "be brief", stdin="hello\n\nand é then\r\n".encode())
-    assert (outcome.status, outcome.text) == (0, answers(artifact, "hello", "and é then", system="be brief"))
+    outcome = gptx(
+        "chat",
+        "-m",
+        artifact,
+        "-n",
+        "8",
+        "--system",
+        "be brief",
+        stdin="hello\n\nand é then\r\n".encode(),
+    )
+    assert (outcome.status, outcome.text) == (
+        0,
+        answers(artifact, "hello", "and é then", system="be brief"),
+    )
     assert outcome.err.count("length reached") == 2
     assert gptx("chat", "-m", artifact, "-n", "8", "--quiet", stdin=b"hello").err == ""
 
@@ -44,18 +61,27 @@ def test_commands(artifact: Path) -> None:
     lines = b"hello\n/reset\nhello\n/nonsense\n/help\n/exit\nnever read\n"
     outcome = gptx("chat", "-m", artifact, "-n", "8", stdin=lines)
     assert (outcome.status, outcome.text) == (0, answers(artifact, "hello") * 2)
-    assert "started over" in outcome.err and "/nonsense is no command" in outcome.err and "Ctrl-C" in outcome.err
+    assert (
+        "started over" in outcome.err
+        and "/nonsense is no command" in outcome.err
+        and "Ctrl-C" in outcome.err
+    )
 
 
 def test_bytes_that_are_no_text(artifact: Path) -> None:
     outcome = gptx("chat", "-m", artifact, "-n", "8", stdin=b"hello\nab\xff\n")
-    assert outcome.status == 1 and "standard input is not UTF-8 text: byte 0xff at offset 8" in outcome.err
+    assert (
+        outcome.status == 1
+        and "standard input is not UTF-8 text: byte 0xff at offset 8" in outcome.err
+    )
     assert outcome.text == answers(artifact, "hello")
 
 
 def test_without_a_template(tmp_path: Path) -> None:
     outcome = gptx("chat", "-m", write_artifact(tmp_path / "plain"), stdin=b"hello\n")
-    assert outcome.status == 1 and "no chat template" in outcome.err and outcome.err.count("\n") == 1
+    assert (
+        outcome.status == 1 and "no chat template" in outcome.err and outcome.err.count("\n") == 1
+    )
 
 
 def test_a_full_context(tmp_path: Path) -> None:
@@ -139,4 +165,7 @@ def test_an_interrupted_answer_stays_in_the_conversation(artifact: Path) -> None
     stream.close()
     again = _reopened(model, whole)
     assert again.messages == whole.messages and len(again.messages) == 2
-    assert again.send("more", max_new_tokens=8).token_ids == whole.send("more", max_new_tokens=8).token_ids
+    assert (
+        again.send("more", max_new_tokens=8).token_ids
+        == whole.send("more", max_new_tokens=8).token_ids
+    )

@@ -53,7 +53,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
     """Other versions (None: not installed) of the distributions named, with _ for -."""
     real = doctor.installed
     named = {name.replace("_", "-"): number for name, number in versions.items()}
-    monkeypatch.setattr(doctor, "installed", lambda name: named[name] if name in named else real(name))
+    monkeypatch.setattr(
+        doctor, "installed", lambda name: named[name] if name in named else real(name)
+    )
 
 
 def test_both_onnxruntimes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,11 @@ def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, **{name: None for name in doctor.ORT_DISTRIBUTIONS})
     outcome = gptx("doctor", "--json")
     facts = json.loads(outcome.text)
-    assert outcome.status == 1 and facts["versions"]["onnxruntime"] is None and facts["providers"] == []
+    assert (
+        outcome.status == 1
+        and facts["versions"]["onnxruntime"] is None
+        and facts["providers"] == []
+    )
     assert "[cpu]" in facts["problems"][0] and "[cuda]" in facts["problems"][0]
     assert "no onnxruntime" in doctor.version_line()
 
@@ -90,5 +96,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_other_gptx(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = NAME
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"gptx": [ours, "other"]})
+    monkeypatch.setattr(
+        importlib.metadata, "packages_distributions", lambda: {"gptx": [ours, "other"]}
+    )
     assert any("pip uninstall other" in problem for problem in doctor.examine().problems)

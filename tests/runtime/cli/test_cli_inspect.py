@@ -23,7 +23,9 @@ from gptx.parity.metrics import Figures
 CERTIFICATE = {
     "against": "pytorch fp32",
     "text": {"name": "proof.txt", "sha256": "0123456789abcdef0123456789abcdef", "tokens": 4000},
-    "figures": dataclasses.asdict(Figures(3999, 4.2e-5, 1e-6, 20.0, 1e-9, 1e-8, 1.0, 0.0, 21.5, 21.5, 0.4)),
+    "figures": dataclasses.asdict(
+        Figures(3999, 4.2e-5, 1e-6, 20.0, 1e-9, 1e-8, 1.0, 0.0, 21.5, 21.5, 0.4)
+    ),
     "consistency": {"cached": 2e-5},
     "greedy": {"prompt_tokens": 16, "compared": 64, "identical": 64},
     "limits": {"max_abs": 1e-3, "consistency": 1e-3},
@@ -41,7 +43,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         generation={"do_sample": True, "temperature": 0.8, "top_p": 0.9},
     )
     manifest = json.loads((folder / "gptx.json").read_text())
-    manifest |= {"certificate": CERTIFICATE, "source": {"format": "gguf", "tensor_types": {"a": "Q4_1", "b": "Q4_1"}}}
+    manifest |= {
+        "certificate": CERTIFICATE,
+        "source": {"format": "gguf", "tensor_types": {"a": "Q4_1", "b": "Q4_1"}},
+    }
     save_manifest(folder, manifest)
     return folder
 
@@ -89,14 +94,24 @@ def test_no_tokenizer_and_no_certificate(tmp_path: Path) -> None:
 
 
 def test_accepted_outside_its_limits() -> None:
-    rows = dict(certificate_rows({**CERTIFICATE, "accepted": True, "outside": ["kl_mean is 0.5, the limit 0.01"]}))
+    rows = dict(
+        certificate_rows(
+            {**CERTIFICATE, "accepted": True, "outside": ["kl_mean is 0.5, the limit 0.01"]}
+        )
+    )
     assert rows["accepted"] == "outside its limits: kl_mean is 0.5, the limit 0.01"
 
 
 def test_a_chain_of_certificates() -> None:
-    links = [{"against": "pytorch fp32", "max_abs": 1e-4}, {"against": "artifact fp32", "kl_mean": 0.007}]
+    links = [
+        {"against": "pytorch fp32", "max_abs": 1e-4},
+        {"against": "artifact fp32", "kl_mean": 0.007},
+    ]
     rows = dict(certificate_rows({**CERTIFICATE, "chain": links}))
-    assert (rows["link 1"], rows["link 2"]) == ("pytorch fp32: max_abs 0.0001", "artifact fp32: kl_mean 0.007")
+    assert (rows["link 1"], rows["link 2"]) == (
+        "pytorch fp32: max_abs 0.0001",
+        "artifact fp32: kl_mean 0.007",
+    )
     assert "link 1" not in dict(certificate_rows({**CERTIFICATE, "chain": links[:1]}))
 
 
@@ -108,27 +123,41 @@ def test_figures_of_another_version_are_still_shown() -> None:
 def test_generation_in_words() -> None:
     assert generation_in_words({}) == "greedily"
     config = {"do_sample": True, "repetition_penalty": 1.2, "max_new_tokens": 50}
-    assert generation_in_words(config) == "sampling (temperature 1), repetition penalty 1.2, up to 50 tokens"
+    assert (
+        generation_in_words(config)
+        == "sampling (temperature 1), repetition penalty 1.2, up to 50 tokens"
+    )
 
 
 def checkpoint(folder: Path, model_type: str = "llama") -> Path:
     folder.mkdir()
     config = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 50}
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({"a": np.zeros((4, 8), np.float32), "b": np.zeros(3, np.float16)}, folder / "model.safetensors")
+    save_file(
+        {"a": np.zeros((4, 8), np.float32), "b": np.zeros(3, np.float16)},
+        folder / "model.safetensors",
+    )
     return folder
 
 
 def _places(value: object, place: tuple = ()) -> Iterator[tuple]:
     """Where anything stands in a JSON value: keys and indices from the top."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:1])
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in pairs:
         yield (*place, key)
         yield from _places(inner, (*place, key))
 
 
 @pytest.mark.parametrize("odd", [None, -1, "x", [1], {"x": 1}, 10**9])
-def test_an_odd_value_anywhere_in_the_manifest_is_shown_or_refused(tmp_path: Path, odd: object) -> None:
+def test_an_odd_value_anywhere_in_the_manifest_is_shown_or_refused(
+    tmp_path: Path, odd: object
+) -> None:
     folder = shutil.copytree(DEFAULT_MODEL, tmp_path / "model")
     text = (folder / "gptx.json").read_text()
     for *above, last in _places(json.loads(text)):
@@ -160,7 +189,9 @@ def test_a_checkpoint_of_another_kind(tmp_path: Path) -> None:
 
 def test_a_checkpoint_whose_weights_are_a_pointer(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "pointer")
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    )
     outcome = gptx("inspect", folder)
     assert outcome.status == 1 and "git lfs pull" in outcome.err and outcome.err.count("\n") == 1
 
@@ -176,7 +207,11 @@ def test_what_is_neither(tmp_path: Path) -> None:
         ("missing", "does not exist"),
     ):
         outcome = gptx("inspect", tmp_path / name)
-        assert (outcome.status, outcome.out) == (1, b"") and words in outcome.err and outcome.err.count("\n") == 1
+        assert (
+            (outcome.status, outcome.out) == (1, b"")
+            and words in outcome.err
+            and outcome.err.count("\n") == 1
+        )
 
 
 def test_a_broken_artifact(tmp_path: Path) -> None:
@@ -187,5 +222,15 @@ def test_a_broken_artifact(tmp_path: Path) -> None:
 
 
 def test_counts_and_sizes() -> None:
-    assert [describing._count(n) for n in (999, 1500, 134_515_008, 1_500_000_000)] == ["999", "1.5k", "134.5M", "1.5B"]
-    assert [describing._size(n) for n in (12, 1500, 2e6, 3e9)] == ["12 bytes", "1.5 kB", "2.0 MB", "3.0 GB"]
+    assert [describing._count(n) for n in (999, 1500, 134_515_008, 1_500_000_000)] == [
+        "999",
+        "1.5k",
+        "134.5M",
+        "1.5B",
+    ]
+    assert [describing._size(n) for n in (12, 1500, 2e6, 3e9)] == [
+        "12 bytes",
+        "1.5 kB",
+        "2.0 MB",
+        "3.0 GB",
+    ]

@@ -42,7 +42,9 @@ def expected(artifact: Path, prompt: str | list[int], n: int = 12) -> str:
     return text.rstrip("\n")
 
 
-def run(artifact: Path, *args: str, stdin: bytes | None = b"", terminal: bool = False, n: int = 12) -> Outcome:
+def run(
+    artifact: Path, *args: str, stdin: bytes | None = b"", terminal: bool = False, n: int = 12
+) -> Outcome:
     return gptx("run", "-m", artifact, "-n", str(n), *args, stdin=stdin, terminal=terminal)
 
 
@@ -53,7 +55,11 @@ def test_standard_output_is_the_text_and_one_newline(artifact: Path) -> None:
     outcome = run(artifact, "the cat")
     assert outcome.status == 0
     assert outcome.text == expected(artifact, "the cat") + "\n"
-    assert "12 tokens at" in outcome.err and "the first after" in outcome.err and "seed" not in outcome.err
+    assert (
+        "12 tokens at" in outcome.err
+        and "the first after" in outcome.err
+        and "seed" not in outcome.err
+    )
 
 
 def test_echo_and_quiet(artifact: Path) -> None:
@@ -98,7 +104,9 @@ def test_escapes_in_stop_texts() -> None:
 def test_stop(artifact: Path) -> None:
     text = expected(artifact, "the cat", 40)
     stop = text[10:13]
-    outcome = run(artifact, "the cat", "--stop", stop.replace("\\", "\\\\").replace("\n", r"\n"), n=40)
+    outcome = run(
+        artifact, "the cat", "--stop", stop.replace("\\", "\\\\").replace("\n", r"\n"), n=40
+    )
     assert outcome.text == text[: text.index(stop)].rstrip("\n") + "\n"
 
 
@@ -108,17 +116,33 @@ def test_json(artifact: Path) -> None:
     assert outcome.text.count("\n") == 1
     again = api.load(artifact).generate("the cat", max_new_tokens=12, temperature=1.0, seed=7)
     assert (facts["text"], facts["token_ids"], facts["seed"]) == (again.text, again.token_ids, 7)
-    assert (facts["finish_reason"], facts["prompt_tokens"], facts["new_tokens"]) == ("length", again.prompt_tokens, 12)
+    assert (facts["finish_reason"], facts["prompt_tokens"], facts["new_tokens"]) == (
+        "length",
+        again.prompt_tokens,
+        12,
+    )
     assert (facts["artifact"], facts["provider"]) == (str(artifact), "CPUExecutionProvider")
-    assert min(facts["time_to_first_token"], facts["tokens_per_second"], facts["load_seconds"], facts["seconds"]) > 0
+    assert (
+        min(
+            facts["time_to_first_token"],
+            facts["tokens_per_second"],
+            facts["load_seconds"],
+            facts["seconds"],
+        )
+        > 0
+    )
     assert "prompt" not in facts
     assert json.loads(run(artifact, "the cat", "--json", "--echo").text)["prompt"] == "the cat"
 
 
 def test_256_tokens_where_nobody_says_how_many(artifact: Path, tmp_path: Path) -> None:
-    ids = json.loads(gptx("run", "-m", artifact, "the", "--min-new-tokens", "256", "--json").text)["token_ids"]
+    ids = json.loads(gptx("run", "-m", artifact, "the", "--min-new-tokens", "256", "--json").text)[
+        "token_ids"
+    ]
     assert len(ids) == 256
-    says = write_artifact(tmp_path / "says", n_ctx=512, generation={"max_new_tokens": 9, "min_new_tokens": 9})
+    says = write_artifact(
+        tmp_path / "says", n_ctx=512, generation={"max_new_tokens": 9, "min_new_tokens": 9}
+    )
     assert len(json.loads(gptx("run", "-m", says, "the", "--json").text)["token_ids"]) == 9
 
 
@@ -136,13 +160,17 @@ def test_256_tokens_where_nobody_says_how_many(artifact: Path, tmp_path: Path) -
         (("the cat",), b"a\nb\n", "the cat\n\na\nb"),
     ],
 )
-def test_prompt_and_standard_input(artifact: Path, args: tuple[str, ...], stdin: bytes | None, prompt: str) -> None:
+def test_prompt_and_standard_input(
+    artifact: Path, args: tuple[str, ...], stdin: bytes | None, prompt: str
+) -> None:
     outcome = run(artifact, *args, "--echo", stdin=stdin)
     assert outcome.text == prompt + expected(artifact, prompt) + "\n"
 
 
 def test_a_terminal_is_not_read_when_there_is_a_prompt(artifact: Path) -> None:
-    assert run(artifact, "the cat", "--echo", stdin=b"typed", terminal=True).text.startswith("the cat")
+    assert run(artifact, "the cat", "--echo", stdin=b"typed", terminal=True).text.startswith(
+        "the cat"
+    )
     outcome = run(artifact, terminal=True)
     assert outcome.status == 2 and "the prompt is missing" in outcome.err
 
@@ -169,7 +197,11 @@ def test_a_prompt_that_is_no_text(artifact: Path) -> None:
 def test_dev_null_and_a_pipe(artifact: Path) -> None:
     args = ("run", "-m", artifact, "the cat", "--echo", "--quiet", "-n", "12")
     alone = finished(process(*args, stdin=subprocess.DEVNULL))
-    assert (alone.status, alone.text, alone.err) == (0, "the cat" + expected(artifact, "the cat") + "\n", "")
+    assert (alone.status, alone.text, alone.err) == (
+        0,
+        "the cat" + expected(artifact, "the cat") + "\n",
+        "",
+    )
     piped = finished(process(*args, stdin=subprocess.PIPE), given=b"x\n")
     assert piped.text == "the cat\n\nx" + expected(artifact, "the cat\n\nx") + "\n"
 
@@ -178,7 +210,9 @@ def test_an_idle_socket_is_not_waited_for(artifact: Path) -> None:
     """Node's child_process gives a command a socket and leaves it open."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        outcome = finished(process("run", "-m", artifact, "the cat", "--echo", "-n", "12", stdin=theirs.fileno()))
+        outcome = finished(
+            process("run", "-m", artifact, "the cat", "--echo", "-n", "12", stdin=theirs.fileno())
+        )
     assert outcome.text == "the cat" + expected(artifact, "the cat") + "\n"
 
 
@@ -222,7 +256,10 @@ def test_chat_without_a_template(artifact: Path) -> None:
 def test_tokens_without_a_tokenizer(ids_only: Path) -> None:
     ids = api.load(ids_only).generate([1, 2, 3], max_new_tokens=5).token_ids
     assert run(ids_only, "--tokens", "1,2, 3", n=5).text == ",".join(map(str, ids)) + "\n"
-    assert run(ids_only, "--tokens", "-", "--echo", stdin=b"1 2 3\n", n=5).text == f"1,2,3,{','.join(map(str, ids))}\n"
+    assert (
+        run(ids_only, "--tokens", "-", "--echo", stdin=b"1 2 3\n", n=5).text
+        == f"1,2,3,{','.join(map(str, ids))}\n"
+    )
     outcome = run(ids_only, "the cat")
     assert outcome.status == 1 and "--tokens" in outcome.err
 
@@ -230,7 +267,10 @@ def test_tokens_without_a_tokenizer(ids_only: Path) -> None:
 def test_tokens_with_a_tokenizer_give_text(artifact: Path) -> None:
     ids = api.load(artifact).encode("the cat")
     tokens = ",".join(map(str, ids))
-    assert run(artifact, "--tokens", tokens, "--echo").text == "the cat" + expected(artifact, ids) + "\n"
+    assert (
+        run(artifact, "--tokens", tokens, "--echo").text
+        == "the cat" + expected(artifact, ids) + "\n"
+    )
 
 
 # Batches
@@ -245,8 +285,12 @@ def test_batch_is_a_result_a_line_in_order(artifact: Path, tmp_path: Path) -> No
     assert outcome.status == 0 and outcome.err == ""
     assert [facts["prompt"] for facts in results] == lines
     model = api.load(artifact)
-    assert [facts["text"] for facts in results] == [model.generate(line, max_new_tokens=12).text for line in lines]
-    assert {"token_ids", "finish_reason", "tokens_per_second", "artifact", "provider"} <= set(results[0])
+    assert [facts["text"] for facts in results] == [
+        model.generate(line, max_new_tokens=12).text for line in lines
+    ]
+    assert {"token_ids", "finish_reason", "tokens_per_second", "artifact", "provider"} <= set(
+        results[0]
+    )
 
 
 def test_a_bad_line_does_not_stop_the_others(artifact: Path) -> None:
@@ -263,8 +307,12 @@ def test_a_bad_line_does_not_stop_the_others(artifact: Path) -> None:
 
 def test_batch_of_chats_and_of_ids(chatty: Path, ids_only: Path) -> None:
     outcome = run(chatty, "--batch", "-", "--chat", stdin=b"hello\n")
-    assert json.loads(outcome.text)["text"].rstrip("\n") == expected(chatty, "[user]hello\n[assistant]")
-    ids = json.loads(run(ids_only, "--batch", "-", stdin=b"1,2,3\nx\n", n=4).text.splitlines()[0])["token_ids"]
+    assert json.loads(outcome.text)["text"].rstrip("\n") == expected(
+        chatty, "[user]hello\n[assistant]"
+    )
+    ids = json.loads(run(ids_only, "--batch", "-", stdin=b"1,2,3\nx\n", n=4).text.splitlines()[0])[
+        "token_ids"
+    ]
     assert ids == api.load(ids_only).generate([1, 2, 3], max_new_tokens=4).token_ids
 
 
@@ -273,7 +321,17 @@ def test_batch_of_chats_and_of_ids(chatty: Path, ids_only: Path) -> None:
 
 def started_long(artifact: Path, *args: str) -> subprocess.Popen[bytes]:
     """A run of some seconds, of which something has been printed."""
-    return process("run", "-m", artifact, "the cat", "-n", str(N_CTX - 10), "--min-new-tokens", str(N_CTX - 10), *args)
+    return process(
+        "run",
+        "-m",
+        artifact,
+        "the cat",
+        "-n",
+        str(N_CTX - 10),
+        "--min-new-tokens",
+        str(N_CTX - 10),
+        *args,
+    )
 
 
 def test_ctrl_c_keeps_what_was_printed(artifact: Path) -> None:
@@ -289,14 +347,19 @@ def test_ctrl_c_keeps_what_was_printed(artifact: Path) -> None:
 
 
 def test_ctrl_c_with_json(tmp_path: Path) -> None:
-    started = started_long(write_artifact(tmp_path / "chatty", template=TEMPLATE, n_ctx=N_CTX), "--json")
+    started = started_long(
+        write_artifact(tmp_path / "chatty", template=TEMPLATE, n_ctx=N_CTX), "--json"
+    )
     assert started.stderr is not None
     assert started.stderr.readline().startswith(b"hint")  # loaded, and about to begin
     time.sleep(0.2)
     started.send_signal(signal.SIGINT)
     outcome = finished(started)
     facts = json.loads(outcome.text)
-    assert facts["finish_reason"] == "interrupted" and facts["new_tokens"] == len(facts["token_ids"]) > 0
+    assert (
+        facts["finish_reason"] == "interrupted"
+        and facts["new_tokens"] == len(facts["token_ids"]) > 0
+    )
     assert outcome.status == 130 and "Traceback" not in outcome.err
 
 

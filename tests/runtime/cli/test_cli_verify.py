@@ -27,11 +27,15 @@ def pretend(
 ) -> list[dict[str, object]]:
     calls: list[dict[str, object]] = []
 
-    def verify(path: Path, *, device: str, threads: int | None, progress: Callable[[float], None] | None) -> Report:
+    def verify(
+        path: Path, *, device: str, threads: int | None, progress: Callable[[float], None] | None
+    ) -> Report:
         calls.append({"path": path, "device": device, "threads": threads})
         if progress is not None:
             progress(0.5)
-        return Report(checks=[*checks], rows=list(rows), stated={"perplexity": 19.5}, notes=["a note"])
+        return Report(
+            checks=[*checks], rows=list(rows), stated={"perplexity": 19.5}, notes=["a note"]
+        )
 
     monkeypatch.setattr(proving, "verify", verify)
     return calls
@@ -48,9 +52,16 @@ def test_passed(monkeypatch: pytest.MonkeyPatch) -> None:
         ["figure", "what", "it", "is", "certified", "here", "limit"],
     ]
     assert lines[3] == ["max_abs", *GOOD.what.split(), "4.2e-05", "4.3e-05", "0.001", "ok"]
-    assert lines[4] == ["mean_abs", *TOLD.what.split(), "2e-06"]  # has no limit, so it is neither ok nor failed
+    assert lines[4] == [
+        "mean_abs",
+        *TOLD.what.split(),
+        "2e-06",
+    ]  # has no limit, so it is neither ok nor failed
     said = outcome.text.splitlines()
-    assert "stated by gptx.json, over all of the proof text, and not proved here: perplexity 19.5" in said
+    assert (
+        "stated by gptx.json, over all of the proof text, and not proved here: perplexity 19.5"
+        in said
+    )
     assert said[-2:] == ["a note", "some/where: proved on this machine"]
     assert calls == [{"path": Path("some/where"), "device": "cpu", "threads": 2}]
 
@@ -59,18 +70,27 @@ def test_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, GOOD, BAD)
     outcome = gptx("verify", "some/where")
     assert outcome.status == 1
-    assert "FAILED" in outcome.text and "some/where: not proved on this machine (kl_mean)" in outcome.text
+    assert (
+        "FAILED" in outcome.text
+        and "some/where: not proved on this machine (kl_mean)" in outcome.text
+    )
     assert "FAILED" in gptx("verify", "some/where", terminal=True).text
 
 
 def test_a_failed_check_and_a_figure_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, GOOD, checks=(FILES, Check("weights", "one holds 3 NaN values", ok=False)))
     outcome = gptx("verify", "some/where")
-    assert outcome.status == 1 and "some/where: not proved on this machine (weights)" in outcome.text
+    assert (
+        outcome.status == 1 and "some/where: not proved on this machine (weights)" in outcome.text
+    )
     pretend(monkeypatch, GOOD, APART)
     outcome = gptx("verify", "some/where")
-    assert outcome.status == 0 and ["3", "30", "differs"] in [line.split()[-3:] for line in outcome.text.splitlines()]
-    assert outcome.text.endswith("inside its limits on this machine, but not what its certificate says (perplexity)\n")
+    assert outcome.status == 0 and ["3", "30", "differs"] in [
+        line.split()[-3:] for line in outcome.text.splitlines()
+    ]
+    assert outcome.text.endswith(
+        "inside its limits on this machine, but not what its certificate says (perplexity)\n"
+    )
 
 
 def test_json_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,19 +99,30 @@ def test_json_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(outcome.text)
     assert (outcome.status, facts["passed"], facts["artifact"]) == (1, False, "some/where")
     (row,) = facts["rows"]
-    assert (row["name"], row["certified"], row["here"], row["limit"]) == ("kl_mean", 1e-09, None, 0.01)  # numbers
+    assert (row["name"], row["certified"], row["here"], row["limit"]) == (
+        "kl_mean",
+        1e-09,
+        None,
+        0.01,
+    )  # numbers
     assert facts["notes"] == ["a note"] and facts["checks"][0]["ok"] is True
     quiet = gptx("verify", "some/where", "--quiet")
     assert (quiet.status, quiet.out, quiet.err) == (1, b"", "")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 160])
-def test_a_terminal_of_any_width_keeps_words_whole(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_any_width_keeps_words_whole(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     pretend(monkeypatch, GOOD, BAD, APART)
     shown = re.sub(r"\x1b\[[\d;]*m", "", gptx("verify", "some/where", terminal=True).text)
     shown = shown.partition("stated by")[0]  # the terminal itself wraps the lines after the tables
-    assert all(word in shown.split() for row in (GOOD, BAD, APART) for word in (row.name, *row.what.split()))
+    assert all(
+        word in shown.split()
+        for row in (GOOD, BAD, APART)
+        for word in (row.name, *row.what.split())
+    )
     assert max(map(len, shown.splitlines())) <= columns
 
 

@@ -63,7 +63,9 @@ def test_a_path_that_is_no_text(tmp_path: Path) -> None:
     assert "mod\\udce8le" in gptx("inspect", path).text
 
 
-def test_what_onnxruntime_says_does_not_reach_standard_output(artifact: Path, tmp_path: Path) -> None:
+def test_what_onnxruntime_says_does_not_reach_standard_output(
+    artifact: Path, tmp_path: Path
+) -> None:
     """Its own words hold the graph's names, which here are not UTF-8: then it would print, and try again."""
     broken = write_artifact(tmp_path / "broken")
     graph = broken / "onnx/model.onnx"
@@ -71,10 +73,16 @@ def test_what_onnxruntime_says_does_not_reach_standard_output(artifact: Path, tm
     refresh(broken)
     outcome = gptx("run", "-m", broken, "the cat")
     assert (outcome.status, outcome.out) == (1, b"")
-    assert "cannot open it" in outcome.err and "GroupQuer" in outcome.err and outcome.err.count("\n") == 1
+    assert (
+        "cannot open it" in outcome.err
+        and "GroupQuer" in outcome.err
+        and outcome.err.count("\n") == 1
+    )
 
 
-@pytest.mark.parametrize("args", ["--version", "--help", "run --help", "completion bash", "train --list"])
+@pytest.mark.parametrize(
+    "args", ["--version", "--help", "run --help", "completion bash", "train --list"]
+)
 def test_a_full_disk_is_one_sentence(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -94,7 +102,10 @@ def test_a_full_disk_is_one_sentence(args: str, monkeypatch: pytest.MonkeyPatch)
     "args", [("run", "-n", "2", "the", "-m"), ("chat", "-n", "2", "-m"), ("inspect",), ("doctor",)]
 )
 def test_no_escape_sequences(
-    artifact: Path, args: tuple[str, ...], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    artifact: Path,
+    args: tuple[str, ...],
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = () if args[0] == "doctor" else (artifact,)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -117,7 +128,18 @@ def test_no_moving_bar_on_a_dumb_terminal(fp32: Path, monkeypatch: pytest.Monkey
 def test_a_real_terminal_that_is_dumb(artifact: Path) -> None:
     pty = pytest.importorskip("pty", reason="needs pseudo terminals")
     ours, theirs = pty.openpty()
-    started = process("run", "-m", artifact, "the", "-n", "2", stdin=theirs, stdout=theirs, stderr=theirs, TERM="dumb")
+    started = process(
+        "run",
+        "-m",
+        artifact,
+        "the",
+        "-n",
+        "2",
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        TERM="dumb",
+    )
     os.close(theirs)
     assert started.wait(60) == 0
     shown = os.read(ours, 65536)
@@ -147,7 +169,9 @@ def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) 
     given: dict[str, Any] = {name: DRAWING[name], "max_new_tokens": 1}
     calls = [model.generate, model.stream, model.summarize, model.chat().stream]
     for call in calls:
-        with pytest.warns(api.GptxWarning, match=f"^{name} changes nothing: .* unless temperature is given"):
+        with pytest.warns(
+            api.GptxWarning, match=f"^{name} changes nothing: .* unless temperature is given"
+        ):
             call("the cat", **given)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -155,7 +179,15 @@ def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) 
             call("the cat", **given, temperature=0)
             call("the cat", max_new_tokens=1, top_k=0, top_p=1.0, min_p=0)
     outcome = gptx(
-        "run", "-m", artifact, "the", "-n", "2", f"--{name.replace('_', '-')}", str(DRAWING[name]), "--quiet"
+        "run",
+        "-m",
+        artifact,
+        "the",
+        "-n",
+        "2",
+        f"--{name.replace('_', '-')}",
+        str(DRAWING[name]),
+        "--quiet",
     )
     assert outcome.status == 0 and outcome.err.startswith(f"gptx: {name} changes nothing")
     assert outcome.err.count("\n") == 1
@@ -189,17 +221,33 @@ def test_options_that_do_nothing_alone(args: tuple[str, ...], says: str) -> None
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("classify", "--label", "a", "--label", "b", "a b.txt"), "--file 'a b.txt' reads the file"),
+        (
+            ("classify", "--label", "a", "--label", "b", "a b.txt"),
+            "--file 'a b.txt' reads the file",
+        ),
         (("summarize", "-n", "1", "a b.txt"), "--file 'a b.txt' reads the file"),
         (("score", "a b.txt"), "--file 'a b.txt' reads the file"),
         (("run", "-n", "1", "a b.txt"), "gptx run < 'a b.txt' reads the file"),
-        (("run", "-n", "1", "--chat", "--system", "a b.txt", "hi"), """--system "$(cat 'a b.txt')" reads the file"""),
-        (("chat", "-n", "1", "--system", "a b.txt"), """--system "$(cat 'a b.txt')" reads the file"""),
-        (("summarize", "--template", "a b.txt", "hi"), """--template "$(cat 'a b.txt')" reads the file"""),
+        (
+            ("run", "-n", "1", "--chat", "--system", "a b.txt", "hi"),
+            """--system "$(cat 'a b.txt')" reads the file""",
+        ),
+        (
+            ("chat", "-n", "1", "--system", "a b.txt"),
+            """--system "$(cat 'a b.txt')" reads the file""",
+        ),
+        (
+            ("summarize", "--template", "a b.txt", "hi"),
+            """--template "$(cat 'a b.txt')" reads the file""",
+        ),
     ],
 )
 def test_a_text_that_is_a_files_name(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], says: str
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = gptx(*args, "-m", artifact, "--device", "cpu")
@@ -210,7 +258,8 @@ def test_a_text_that_is_a_files_name(
     assert args[0] not in ("score", "classify") or hinted.out == outcome.out  # it is only a hint
     if "--file" in says:
         assert (
-            gptx(*args[:-1], "--file", "a b.txt", "-m", artifact).out == gptx(*args[:-1], "the cat", "-m", artifact).out
+            gptx(*args[:-1], "--file", "a b.txt", "-m", artifact).out
+            == gptx(*args[:-1], "the cat", "-m", artifact).out
         )
 
 
@@ -220,10 +269,17 @@ def test_an_empty_line_keeps_its_place(artifact: Path, tmp_path: Path, source: s
     (tmp_path / "texts.txt").write_text(lines)
     file = source if source == "-" else tmp_path / source
     outcome = gptx("classify", "-m", artifact, *labels, "--file", file, stdin=lines.encode())
-    found = [one.label for one in api.load(artifact).classify(["the cat", "the log"], ["cat", "dog"])]
+    found = [
+        one.label for one in api.load(artifact).classify(["the cat", "the log"], ["cat", "dog"])
+    ]
     assert (outcome.status, outcome.text.split("\n")) == (1, [found[0], "", "", found[1], ""])
-    assert outcome.err == "gptx: 2 lines, of which line 2 is the first, are empty and got no label; the others did\n"
-    as_json = gptx("classify", "-m", artifact, *labels, "--json", "--file", file, stdin=lines.encode())
+    assert (
+        outcome.err
+        == "gptx: 2 lines, of which line 2 is the first, are empty and got no label; the others did\n"
+    )
+    as_json = gptx(
+        "classify", "-m", artifact, *labels, "--json", "--file", file, stdin=lines.encode()
+    )
     results = [json.loads(line) for line in as_json.text.splitlines()]
     assert [one.get("label") for one in results] == [found[0], None, None, found[1]]
     assert results[2] == {"text": " ", "error": "the line is empty"}
@@ -237,13 +293,26 @@ def test_an_empty_line_keeps_its_place(artifact: Path, tmp_path: Path, source: s
 
 def test_an_empty_text_is_called_a_text(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    assert "the text is empty" in gptx("score", "-m", artifact, "--file", tmp_path / "empty.txt").err
+    assert (
+        "the text is empty" in gptx("score", "-m", artifact, "--file", tmp_path / "empty.txt").err
+    )
     assert "the text is empty" in gptx("score", "-m", artifact, "").err
     assert "the text is empty" in gptx("classify", "-m", artifact).err
 
 
 def test_results_come_before_the_next_line_is_asked_for(artifact: Path) -> None:
-    started = process("classify", "-m", artifact, "--label", "a", "--label", "b", "--file", "-", stdin=subprocess.PIPE)
+    started = process(
+        "classify",
+        "-m",
+        artifact,
+        "--label",
+        "a",
+        "--label",
+        "b",
+        "--file",
+        "-",
+        stdin=subprocess.PIPE,
+    )
     assert started.stdin is not None and started.stdout is not None
     started.stdin.write(b"the cat\n")
     started.stdin.flush()

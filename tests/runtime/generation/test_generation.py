@@ -74,7 +74,9 @@ def test_a_sampled_batch_is_each_prompt_alone_with_its_seed(model: Model) -> Non
     batch = model.generate(PROMPTS, max_new_tokens=20, temperature=1.2, top_p=0.95, seed=5)
     assert [c.seed for c in batch] == [5, 6, 7]
     for prompt, one in zip(PROMPTS, batch):
-        alone = model.generate(prompt, max_new_tokens=20, temperature=1.2, top_p=0.95, seed=one.seed)
+        alone = model.generate(
+            prompt, max_new_tokens=20, temperature=1.2, top_p=0.95, seed=one.seed
+        )
         assert alone.token_ids == one.token_ids
 
 
@@ -94,7 +96,9 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str
     """Also where it is no special token, and its text could be shown."""
     assert endless.tokenizer is not None
     whole = endless.generate(prompt, max_new_tokens=25, temperature=1.0, seed=8).token_ids
-    last = max(n for n in range(25) if whole[n] not in whole[:n])  # the last token that is new there
+    last = max(
+        n for n in range(25) if whole[n] not in whole[:n]
+    )  # the last token that is new there
     options = {"max_new_tokens": 25, "temperature": 1.0, "seed": 8, "stop_tokens": [whole[last]]}
     stream = endless.stream(prompt, **options)
     shown = "".join(stream)
@@ -139,7 +143,10 @@ def test_time_between_the_readers_calls_is_not_the_models(endless: Model, clock:
     next(stream)
     for _ in stream:
         clock.now += 1
-    assert (stream.completion.time_to_first_token, stream.completion.tokens_per_second) == (7.0, 4.0)
+    assert (stream.completion.time_to_first_token, stream.completion.tokens_per_second) == (
+        7.0,
+        4.0,
+    )
 
 
 def test_stream_is_generate(model: Model) -> None:
@@ -191,14 +198,18 @@ def test_stop_strings(endless: Model) -> None:
     cut = endless.generate("the cat", max_new_tokens=40, temperature=1.0, seed=2, stop=stop)
     assert cut.text == text[: text.index(stop)]
     assert cut.finish_reason == "stop"
-    batch = endless.generate(["the cat", "a"], max_new_tokens=40, temperature=1.0, seed=2, stop=[stop, "never seen"])
+    batch = endless.generate(
+        ["the cat", "a"], max_new_tokens=40, temperature=1.0, seed=2, stop=[stop, "never seen"]
+    )
     assert batch[0].text == cut.text
 
 
 def test_min_new_tokens(shared: Model) -> None:
     first = shared.generate("the cat", max_new_tokens=1).token_ids[0]
     assert len(shared.generate("the cat", stop_tokens=[first]).token_ids) == 1
-    later = shared.generate("the cat", stop_tokens=[first], min_new_tokens=6, max_new_tokens=10).token_ids
+    later = shared.generate(
+        "the cat", stop_tokens=[first], min_new_tokens=6, max_new_tokens=10
+    ).token_ids
     assert len(later) >= 6
     assert first not in later[:6]
 
@@ -215,18 +226,25 @@ def test_empty_ids_of_a_padded_vocabulary_are_never_picked(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("padding", [1, 2])
-def test_the_first_empty_id_is_not_picked_where_it_is_the_likeliest(padding: int, tmp_path: Path) -> None:
+def test_the_first_empty_id_is_not_picked_where_it_is_the_likeliest(
+    padding: int, tmp_path: Path
+) -> None:
     folder = write_artifact(tmp_path / "a", padding=padding, eos=[])
     with gptx.load(folder, threads=1) as model:
         known = model.manifest.model.vocab_size - padding
         with model.session() as session:
             best = int(session.feed([[1, 2, 3]])[0, :known].argmax())
-    change_embedding(folder, lambda table: table.__setitem__(known, 2 * table[best]))  # twice the logit
+    change_embedding(
+        folder, lambda table: table.__setitem__(known, 2 * table[best])
+    )  # twice the logit
     model = gptx.load(folder, threads=1)
     with model.session() as session:
         assert session.feed([[1, 2, 3]])[0].argmax() == known
     for options in ({}, {"temperature": 1.0, "top_k": 1, "seed": 1}, {"temperature": 1e-6}):
-        for stops in ([], [known + padding - 1]):  # a token that ends a text may be in the padding, and be picked
+        for stops in (
+            [],
+            [known + padding - 1],
+        ):  # a token that ends a text may be in the padding, and be picked
             found = model.generate([1, 2, 3], max_new_tokens=1, stop_tokens=stops, **options)
             assert found.token_ids == [known if known in stops else best]
 
@@ -289,7 +307,14 @@ def test_what_cannot_be_generated(
 
 @pytest.mark.parametrize(
     ("prompt", "batch"),
-    [("a", False), ([1, 2], False), ([], False), (["a"], True), ([[1]], True), ([np.int64(1)], False)],
+    [
+        ("a", False),
+        ([1, 2], False),
+        ([], False),
+        (["a"], True),
+        ([[1]], True),
+        ([np.int64(1)], False),
+    ],
 )
 def test_is_batch(prompt: object, batch: bool) -> None:
     assert is_batch(prompt) is batch  # type: ignore[arg-type]
@@ -307,7 +332,11 @@ def test_threads_share_a_model(shared: Model) -> None:
     results: dict[int, list[list[int]]] = {}
 
     def work(index: int) -> None:
-        results[index] = [shared.generate(prompt, max_new_tokens=20).token_ids for prompt in PROMPTS for _ in range(3)]
+        results[index] = [
+            shared.generate(prompt, max_new_tokens=20).token_ids
+            for prompt in PROMPTS
+            for _ in range(3)
+        ]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:

@@ -34,14 +34,21 @@ from gptx_models.checkpoints.side_files import read_side_files
 PROMPT = "the cat sat"
 
 
-Reference = Callable[[list[int], dict[str, Any]], list[int]]  # prompt, fields of generation_config.json -> new tokens
+Reference = Callable[
+    [list[int], dict[str, Any]], list[int]
+]  # prompt, fields of generation_config.json -> new tokens
 
 
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
     """transformers' generate, and our model of the same weights."""
-    theirs, ours = transformers.AutoModelForCausalLM.from_pretrained(checkpoint), gptx.load(fp32, threads=1)
-    empty = range(ours.manifest.tokens.vocab_size or 0, ours.manifest.model.vocab_size)  # ids of no token
+    theirs, ours = (
+        transformers.AutoModelForCausalLM.from_pretrained(checkpoint),
+        gptx.load(fp32, threads=1),
+    )
+    empty = range(
+        ours.manifest.tokens.vocab_size or 0, ours.manifest.model.vocab_size
+    )  # ids of no token
 
     class Empty(transformers.SuppressTokensLogitsProcessor):
         """A class of its own: one of transformers' would take the place of the field's."""
@@ -50,7 +57,9 @@ def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
 
     def reference(ids: list[int], fields: dict[str, Any]) -> list[int]:
         config = transformers.GenerationConfig(**{"eos_token_id": 0, "pad_token_id": 0, **fields})
-        out = theirs.generate(torch.tensor([ids]), generation_config=config, logits_processor=processors)
+        out = theirs.generate(
+            torch.tensor([ids]), generation_config=config, logits_processor=processors
+        )
         return out[0, len(ids) :].tolist()
 
     return reference, ours
@@ -63,10 +72,18 @@ def test_the_table_has_transformers_fields() -> None:
 
 def ends(fields: dict[str, Any]) -> dict[str, Any]:
     """The artifact of `pair` ends at token 0, whatever a test's fields say: other ends are given to the call."""
-    return {"stop_tokens": fields["eos_token_id"]} if isinstance(fields.get("eos_token_id"), list) else {}
+    return (
+        {"stop_tokens": fields["eos_token_id"]}
+        if isinstance(fields.get("eos_token_id"), list)
+        else {}
+    )
 
 
-A, B, C = "A", "B", "C"  # stand for the first three tokens that the model writes when nothing is asked of it
+A, B, C = (
+    "A",
+    "B",
+    "C",
+)  # stand for the first three tokens that the model writes when nothing is asked of it
 GREEDY: dict[str, dict[str, Any]] = {
     "nothing": {},
     "suppress_tokens": {"suppress_tokens": [A, B, -1, 100_000]},
@@ -159,17 +176,25 @@ def test_what_changes_nothing(pair: tuple[Reference, Model], fields: dict[str, A
 
 @pytest.mark.parametrize(
     ("fields", "top_k"),
-    [({}, 50), ({"top_k": None}, 0), ({"top_k": 0}, 0), ({"top_k": 7}, 7), ({"temperature": None}, 50)],
+    [
+        ({}, 50),
+        ({"top_k": None}, 0),
+        ({"top_k": 0}, 0),
+        ({"top_k": 7}, 7),
+        ({"temperature": None}, 50),
+    ],
 )
 def test_absent_fields_have_transformers_defaults(fields: dict[str, Any], top_k: int) -> None:
     """The warpers that transformers makes of the same file are the reference."""
     options = resolve({}, {"do_sample": True, **fields}, max_new_tokens=None)
     assert (options.top_k, options.temperature, options.top_p) == (top_k, 1.0, 1.0)
     config = transformers.GenerationConfig(do_sample=True, **fields)
-    warpers = transformers.LlamaForCausalLM(_smallest())._get_logits_processor(config, input_ids_seq_length=1)
-    assert [warper.top_k for warper in warpers if isinstance(warper, transformers.TopKLogitsWarper)] == [top_k] * (
-        top_k > 0
+    warpers = transformers.LlamaForCausalLM(_smallest())._get_logits_processor(
+        config, input_ids_seq_length=1
     )
+    assert [
+        warper.top_k for warper in warpers if isinstance(warper, transformers.TopKLogitsWarper)
+    ] == [top_k] * (top_k > 0)
 
 
 def _smallest() -> transformers.LlamaConfig:
@@ -199,7 +224,9 @@ def test_the_rarer_filters_as_transformers(
     filters = {
         transformers.TypicalLogitsWarper(mass): lambda weights: typical(weights, mass),
         transformers.EpsilonLogitsWarper(epsilon): lambda weights: likely(weights, epsilon),
-        transformers.EtaLogitsWarper(epsilon): lambda weights: likely(weights, eta(weights, epsilon)),
+        transformers.EtaLogitsWarper(epsilon): lambda weights: likely(
+            weights, eta(weights, epsilon)
+        ),
     }
     for warper, ours in filters.items():
         scores = torch.from_numpy(logits.copy())[None].double()
@@ -251,7 +278,9 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
         ({"is_assistant": True}, {"is_assistant"}),
     ],
 )  # fmt: skip
-def test_what_gptx_does_not_do_is_named(fields: dict[str, Any], names: set[str], tmp_path: Path) -> None:
+def test_what_gptx_does_not_do_is_named(
+    fields: dict[str, Any], names: set[str], tmp_path: Path
+) -> None:
     assert set(unsupported(fields)) == names
     folder = write_artifact(tmp_path / "a", generation=fields)
     with pytest.warns(GptxWarning) as warned:
@@ -272,8 +301,18 @@ def test_every_other_field_is_obeyed_or_without_effect() -> None:
         "length_penalty": 2,
         "early_stopping": True,
     }
-    values |= {"constraints": [1], "force_words_ids": [[1]], "num_return_sequences": 2, "penalty_alpha": 1}
-    values |= {"dola_layers": "low", "guidance_scale": 2, "watermarking_config": {}, "token_healing": True}
+    values |= {
+        "constraints": [1],
+        "force_words_ids": [[1]],
+        "num_return_sequences": 2,
+        "penalty_alpha": 1,
+    }
+    values |= {
+        "dola_layers": "low",
+        "guidance_scale": 2,
+        "watermarking_config": {},
+        "token_healing": True,
+    }
     values |= {"max_time": 1, "is_assistant": True, "cache_implementation": "quantized"}
     values |= {"do_sample": True, "top_h": 0.5}
     found = set(unsupported(values)) | set(unsupported({"penalty_alpha": 1}))
@@ -327,10 +366,18 @@ def test_fields_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
-        ({"bad_words_ids": [[1, 5000]]}, UsageError, "bad_words_ids names token 5000, outside the vocabulary"),
+        (
+            {"bad_words_ids": [[1, 5000]]},
+            UsageError,
+            "bad_words_ids names token 5000, outside the vocabulary",
+        ),
         ({"sequence_bias": [[[10**30], 1.0]]}, UsageError, "sequence_bias names token"),
         ({"forced_eos_token_id": 5000}, UsageError, "forced_eos_token_id names token 5000"),
-        ({"max_length": 5}, PromptError, "the prompt has 5 tokens, .* max_length 5: give max_new_tokens"),
+        (
+            {"max_length": 5},
+            PromptError,
+            "the prompt has 5 tokens, .* max_length 5: give max_new_tokens",
+        ),
         ({"suppress_tokens": list(range(400))}, UsageError, "no token is left to pick"),
     ],
 )
@@ -370,21 +417,46 @@ SHAPE = {"n_ctx": 128, "vocab_size": 300}
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, {"do_sample": False, "max_length": 128, "min_length": 0, "num_beams": 1, "top_k": 50, "top_p": 1.0}),
+        (
+            {},
+            {
+                "do_sample": False,
+                "max_length": 128,
+                "min_length": 0,
+                "num_beams": 1,
+                "top_k": 50,
+                "top_p": 1.0,
+            },
+        ),
         ({"do_sample": True, "top_k": 0}, {"do_sample": True, "top_k": 0, "temperature": 1.0}),
         ({"do_sample": True, "top_k": None}, {"top_k": 0}),
         ({"do_sample": True, "top_k": 7.0}, {"top_k": 7}),
-        ({"do_sample": True, "top_k": 9999}, {"top_k": 300}),  # more than the vocabulary is an error there
-        ({"do_sample": True, "temperature": 0.4, "top_p": 0.9}, {"temperature": 0.4, "top_p": 0.9, "top_k": 50}),
+        (
+            {"do_sample": True, "top_k": 9999},
+            {"top_k": 300},
+        ),  # more than the vocabulary is an error there
+        (
+            {"do_sample": True, "temperature": 0.4, "top_p": 0.9},
+            {"temperature": 0.4, "top_p": 0.9, "top_k": 50},
+        ),
         ({"do_sample": True, "top_p": 0.0}, {"do_sample": False}),
         ({"do_sample": True, "temperature": 0.0}, {"do_sample": False}),
-        ({"temperature": 0.0, "top_p": 0.0, "top_k": -1}, {"do_sample": False, "temperature": 1.0, "top_p": 1.0}),
+        (
+            {"temperature": 0.0, "top_p": 0.0, "top_k": -1},
+            {"do_sample": False, "temperature": 1.0, "top_p": 1.0},
+        ),
         ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
         ({"min_length": 7, "max_length": 60}, {"min_length": 7, "max_length": 60}),
         ({"max_length": 6000}, {"max_length": 128}),
         ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram_size": 3}),
-        ({"no_repeat_ngram_size": 10**12}, {"no_repeat_ngram_size": 2**31 - 1}),  # genai reads it as an int
-        ({"num_beams": 4, "length_penalty": 0.8}, {"num_beams": 4, "length_penalty": 0.8, "early_stopping": False}),
+        (
+            {"no_repeat_ngram_size": 10**12},
+            {"no_repeat_ngram_size": 2**31 - 1},
+        ),  # genai reads it as an int
+        (
+            {"num_beams": 4, "length_penalty": 0.8},
+            {"num_beams": 4, "length_penalty": 0.8, "early_stopping": False},
+        ),
     ],
 )
 def test_what_genai_is_told(fields: dict[str, Any], said: dict[str, Any]) -> None:
@@ -415,29 +487,45 @@ def test_what_genai_cannot_be_told_is_named(
     assert ("genai_config.json" in said) is bool(names)
 
 
-def test_an_export_names_them_first(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_names_them_first(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(checkpoint, tmp_path / "c")
-    (tmp_path / "c/generation_config.json").write_text('{"num_beams": 3, "do_sample": true, "min_p": 0.1}')
+    (tmp_path / "c/generation_config.json").write_text(
+        '{"num_beams": 3, "do_sample": true, "min_p": 0.1}'
+    )
     with pytest.raises(OutputError, match="exists"):
         export_checkpoint(tmp_path / "c", checkpoint)
     said = capsys.readouterr().err
-    assert "generation_config.json asks for what gptx does not do: num_beams 3 (beam search)" in said
+    assert (
+        "generation_config.json asks for what gptx does not do: num_beams 3 (beam search)" in said
+    )
     assert "genai_config.json cannot hold min_p" in said
     (tmp_path / "c/generation_config.json").write_text('{"top_k": -1, "do_sample": true}')
     with pytest.raises(CheckpointError, match="generation_config.json: top_k is -1, expected 0"):
         export_checkpoint(tmp_path / "c", tmp_path / "out")
 
 
-def test_fields_of_config_json_where_there_is_no_generation_config_json(checkpoint: Path, tmp_path: Path) -> None:
+def test_fields_of_config_json_where_there_is_no_generation_config_json(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     """Where they stood before generation_config.json was invented. transformers is the reference."""
     folder = shutil.copytree(checkpoint, tmp_path / "c")
-    fields = {"do_sample": True, "repetition_penalty": 1.7, "suppress_tokens": [3], "max_length": 9, "top_p": None}
+    fields = {
+        "do_sample": True,
+        "repetition_penalty": 1.7,
+        "suppress_tokens": [3],
+        "max_length": 9,
+        "top_p": None,
+    }
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields, "use_cache": False}))
     generation = read_side_files(folder, 304).generation
     assert "repetition_penalty" not in generation  # the file is there
     (folder / "generation_config.json").unlink()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).generation_config.to_diff_dict()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder
+    ).generation_config.to_diff_dict()
     ours = read_side_files(folder, 304).generation
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     assert ours == {**ids, **{name: value for name, value in fields.items() if value is not None}}
@@ -446,14 +534,18 @@ def test_fields_of_config_json_where_there_is_no_generation_config_json(checkpoi
 
 def test_a_top_k_of_null_stays_off(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "c")
-    (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": null, "top_p": null}')
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": true, "top_k": null, "top_p": null}'
+    )
     generation = read_side_files(folder, 304).generation
     assert generation["top_k"] == 0 and "top_p" not in generation
     assert resolve({}, generation, max_new_tokens=5).top_k == 0
 
 
 def test_genai_config_json_holds_the_search(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"do_sample": true, "top_k": 0, "num_beams": 3}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"do_sample": true, "top_k": 0, "num_beams": 3}'
+    )
     shape = {**SHAPE, "head_dim": 8, "n_embd": 16, "n_head": 2, "n_kv_head": 2, "n_layer": 1}
     write_genai_config(tmp_path, shape, {"eos": [0], "bos": None, "pad": None}, shared=True)
     told = json.loads((tmp_path / "genai_config.json").read_text())["search"]

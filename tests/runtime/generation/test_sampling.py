@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import penalize
 from gptx.generation.options import DEFAULTS, Options, resolve
-from gptx.generation.sampling import filter_logits, greedy, kth_largest, nucleus, pick_weighted, picker
+from gptx.generation.sampling import (
+    filter_logits,
+    greedy,
+    kth_largest,
+    nucleus,
+    pick_weighted,
+    picker,
+)
 
 OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
 KNOWN = 4  # logits, where a processor changes them
@@ -27,7 +34,12 @@ def logits_of(seed: int, size: int, spread: float = 3.0) -> np.ndarray:
 def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
     """Probabilities (V,) that transformers' generate would draw from."""
     import torch
-    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     warpers = [TemperatureLogitsWarper(float(options.get("temperature", 1.0)))]
     if options.get("top_k"):
@@ -36,7 +48,9 @@ def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
         warpers.append(TopPLogitsWarper(options["top_p"]))
     if options.get("min_p"):
         warpers.append(MinPLogitsWarper(options["min_p"]))
-    scores = torch.from_numpy(logits.copy())[None].double()  # in float32 its own cumulative sums decide borderline ids
+    scores = torch.from_numpy(logits.copy())[
+        None
+    ].double()  # in float32 its own cumulative sums decide borderline ids
     for warper in warpers:
         scores = warper(None, scores)
     return scores.softmax(-1)[0].numpy()
@@ -72,7 +86,9 @@ def ours(logits: np.ndarray, **options: float) -> np.ndarray:
 def test_as_transformers(size: int, options: dict) -> None:
     for seed in range(4):
         logits = logits_of(seed, size)
-        np.testing.assert_allclose(ours(logits, **options), by_transformers(logits, **options), atol=1e-6)
+        np.testing.assert_allclose(
+            ours(logits, **options), by_transformers(logits, **options), atol=1e-6
+        )
 
 
 @settings(deadline=None, max_examples=60)
@@ -85,9 +101,13 @@ def test_as_transformers(size: int, options: dict) -> None:
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]),
     min_p=st.sampled_from([0.0, 0.02, 0.5]),
 )
-def test_as_transformers_whatever_the_options(seed: int, size: int, spread: float, **options: float) -> None:
+def test_as_transformers_whatever_the_options(
+    seed: int, size: int, spread: float, **options: float
+) -> None:
     logits = logits_of(seed, size, spread)
-    np.testing.assert_allclose(ours(logits, **options), by_transformers(logits, **options), atol=2e-5)
+    np.testing.assert_allclose(
+        ours(logits, **options), by_transformers(logits, **options), atol=2e-5
+    )
 
 
 def test_ties_at_top_k_stay() -> None:
@@ -109,19 +129,25 @@ def test_penalty_as_transformers() -> None:
     from transformers import RepetitionPenaltyLogitsProcessor
 
     logits, seen = logits_of(1, 500), [3, 7, 7, 499]
-    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), torch.from_numpy(logits.copy())[None])
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.tensor([seen]), torch.from_numpy(logits.copy())[None]
+    )
     penalize(logits, np.unique(seen), 1.3)
     np.testing.assert_allclose(logits, expected[0].numpy(), rtol=1e-6)
 
 
 def test_penalty_knows_prompt_and_what_was_picked() -> None:
-    pick = picker(replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, n_logits=KNOWN)
+    pick = picker(
+        replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, n_logits=KNOWN
+    )
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
 
 
 def test_min_new_tokens_puts_the_end_off() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, n_logits=KNOWN)
+    pick = picker(
+        replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, n_logits=KNOWN
+    )
     logits = np.array([9, 8, 7, 6], np.float32)
     assert [pick(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
 
@@ -129,13 +155,17 @@ def test_min_new_tokens_puts_the_end_off() -> None:
 def test_greedy_and_temperature_zero() -> None:
     logits = logits_of(5, 1000)
     assert greedy(logits) == logits.argmax()
-    assert picker(OPTIONS, prompt=[1], stops=[], seed=None, n_logits=KNOWN)(logits) == logits.argmax()
+    assert (
+        picker(OPTIONS, prompt=[1], stops=[], seed=None, n_logits=KNOWN)(logits) == logits.argmax()
+    )
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
 def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     logits = logits_of(5, 1000)
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN)
+    pick = picker(
+        replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN
+    )
     assert pick(logits.copy()) == logits.argmax()
 
 
@@ -143,7 +173,9 @@ def test_tiny_temperatures_are_greedy(temperature: float) -> None:
 def test_near_ties_at_small_temperatures(temperature: float) -> None:
     logits = np.array([0, temperature, -temperature], np.float32)
     np.testing.assert_allclose(
-        ours(logits, temperature=temperature), by_transformers(logits, temperature=temperature), atol=1e-4
+        ours(logits, temperature=temperature),
+        by_transformers(logits, temperature=temperature),
+        atol=1e-4,
     )
 
 
@@ -163,15 +195,23 @@ def test_draws_follow_the_probabilities(size: int) -> None:
 
 def test_seed_repeats() -> None:
     def draws(seed: int) -> list[int]:
-        pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, n_logits=KNOWN)
+        pick = picker(
+            replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, n_logits=KNOWN
+        )
         return [pick(logits_of(i, 200)) for i in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
 
 
 @settings(deadline=None, max_examples=100)
-@given(seed=st.integers(0, 10_000), size=st.integers(1, 9000), uniform=st.floats(0, 1, exclude_max=True))
-def test_weighted_pick_is_the_inverse_of_the_cumulative_sum(seed: int, size: int, uniform: float) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 9000),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_weighted_pick_is_the_inverse_of_the_cumulative_sum(
+    seed: int, size: int, uniform: float
+) -> None:
     weights = np.random.default_rng(seed).random(size).astype(np.float32) ** 8
     weights[1::3] = 0
     index = pick_weighted(weights, uniform)
@@ -197,14 +237,20 @@ def test_nucleus_never_is_empty() -> None:
 def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
     logits = logits_of(0, 300)
     logits[4] = value
-    pick = picker(replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN)
+    pick = picker(
+        replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN
+    )
     with pytest.raises(ArtifactError, match="not finite"):
         pick(logits)
 
 
 def test_nothing_left_to_pick() -> None:
-    pick = picker(replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, n_logits=KNOWN)
-    with pytest.raises(UsageError, match="no token is left to pick: .* stop_tokens with min_new_tokens"):
+    pick = picker(
+        replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, n_logits=KNOWN
+    )
+    with pytest.raises(
+        UsageError, match="no token is left to pick: .* stop_tokens with min_new_tokens"
+    ):
         pick(np.ones(4, np.float32))
 
 
@@ -226,7 +272,12 @@ def test_call_beats_generation_config_beats_defaults() -> None:
         "max_new_tokens": 9,
     }
     options = resolve({"top_k": 5, "top_p": None}, generation, max_new_tokens=256)
-    assert (options.temperature, options.top_k, options.top_p, options.max_new_tokens) == (0.6, 5, 1.0, 9)
+    assert (options.temperature, options.top_k, options.top_p, options.max_new_tokens) == (
+        0.6,
+        5,
+        1.0,
+        9,
+    )
     assert options.stop == ("END",)
     assert options.seed is not None
 
@@ -258,7 +309,10 @@ def test_seed_is_drawn_and_kept() -> None:
         ({"min_p": 2}, "min_p is 2"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),
-        ({"max_new_tokens": 2, "min_new_tokens": 3}, "min_new_tokens is 3, more than max_new_tokens 2"),
+        (
+            {"max_new_tokens": 2, "min_new_tokens": 3},
+            "min_new_tokens is 3, more than max_new_tokens 2",
+        ),
         ({"seed": -4}, "seed is -4"),
         ({"stop": ["a", ""]}, "stop is"),
         ({"stop_tokens": ["a"]}, "stop_tokens is"),

@@ -42,7 +42,9 @@ def expected(artifacts: dict[str, Path]) -> np.ndarray:
         "attention_mask": np.ones((1, 60), np.int64),
         "position_ids": np.arange(60)[None],
     }
-    return engine.session.run(["logits"], {**feeds, **dict.fromkeys(engine.past_names, empty)})[0][0]
+    return engine.session.run(["logits"], {**feeds, **dict.fromkeys(engine.past_names, empty)})[0][
+        0
+    ]
 
 
 def close(a: np.ndarray, b: np.ndarray) -> None:
@@ -102,12 +104,16 @@ def test_rows_stop_and_go_on(engine: Engine, expected: np.ndarray) -> None:
     assert session.lengths == held
 
 
-def test_a_row_that_fills_the_context_idles_beside_others(engine: Engine, expected: np.ndarray) -> None:
+def test_a_row_that_fills_the_context_idles_beside_others(
+    engine: Engine, expected: np.ndarray
+) -> None:
     session = Session(engine, 3)
     session.feed([IDS[:10], [*IDS, 1, 2, 3, 4], IDS[:10]])
     for n in range(10, 16):
         close(session.feed([[IDS[n]], [], [IDS[n]]])[[0, 2]], expected[[n, n]])
-    with pytest.raises(PromptError, match="row 1: 64 tokens held and 1 new ones do not fit into a context of 64"):
+    with pytest.raises(
+        PromptError, match="row 1: 64 tokens held and 1 new ones do not fit into a context of 64"
+    ):
         session.feed([[], [5], []])
 
 
@@ -175,7 +181,10 @@ def test_feed_returns_arrays_of_its_own(engine: Engine) -> None:
 def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) -> None:
     """As optimum's exporter writes them."""
     engine = open_engine(
-        read_manifest(write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)), threads=1
+        read_manifest(
+            write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)
+        ),
+        threads=1,
     )
     assert engine.logits_input is None
     session = Session(engine)
@@ -222,7 +231,9 @@ def test_what_was_rewound_takes_no_room(artifacts: dict[str, Path]) -> None:
     assert session.capacity == 11
 
 
-def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_cache(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> np.ndarray:
         raise MemoryError
 
@@ -230,13 +241,16 @@ def test_no_memory_for_the_cache(artifacts: dict[str, Path], monkeypatch: pytest
     session = Session(engine, 2)
     monkeypatch.setattr("gptx.kv_cache.shared_buffer.Buffer.grow", full)
     with pytest.raises(
-        GptxError, match="no memory for the cache: 2 rows of 64 tokens would take 0.0 GB; run fewer rows"
+        GptxError,
+        match="no memory for the cache: 2 rows of 64 tokens would take 0.0 GB; run fewer rows",
     ):
         Session(engine, 2)
     assert session.capacity == 64
 
 
-@pytest.mark.parametrize(("length", "capacity"), [(1, 128), (128, 128), (129, 256), (257, 512), (513, 600), (600, 600)])
+@pytest.mark.parametrize(
+    ("length", "capacity"), [(1, 128), (128, 128), (129, 256), (257, 512), (513, 600), (600, 600)]
+)
 def test_capacity(length: int, capacity: int) -> None:
     assert capacity_for(length, 600) == capacity
 
@@ -262,11 +276,15 @@ def test_what_cannot_be_fed(engine: Engine, rows: list, error: type[Exception], 
 def test_a_refused_feed_changes_nothing(engine: Engine, expected: np.ndarray) -> None:
     session = Session(engine)
     session.feed([IDS[:60]])
-    with pytest.raises(PromptError, match="60 tokens held and 5 new ones do not fit into a context of 64"):
+    with pytest.raises(
+        PromptError, match="60 tokens held and 5 new ones do not fit into a context of 64"
+    ):
         session.feed([IDS[:5]])
     assert session.lengths == [60]
     session.feed([IDS[:4]])
-    with pytest.raises(PromptError, match="64 tokens held and 1 new ones do not fit into a context of 64"):
+    with pytest.raises(
+        PromptError, match="64 tokens held and 1 new ones do not fit into a context of 64"
+    ):
         session.feed([IDS[:1]])
     assert session.lengths == [64]
 

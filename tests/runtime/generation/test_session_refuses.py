@@ -54,7 +54,9 @@ BAD_LENGTHS: list[Any] = [
 SHORT = st.lists(st.integers(0, 249), max_size=6)
 CALLS = st.one_of(
     st.tuples(st.just("feed"), st.tuples(SHORT, SHORT).filter(any)),
-    st.tuples(st.just("feed"), st.tuples(st.lists(st.integers(0, 249), min_size=1, max_size=1), SHORT)),
+    st.tuples(
+        st.just("feed"), st.tuples(st.lists(st.integers(0, 249), min_size=1, max_size=1), SHORT)
+    ),
     st.tuples(st.just("feed all"), st.tuples(SHORT, SHORT).filter(any)),
     st.tuples(st.just("rewind"), st.tuples(st.integers(0, 4), st.integers(0, 4))),
     st.tuples(st.just("bad feed"), st.sampled_from(BAD_FEEDS)),
@@ -70,7 +72,11 @@ def good_call(session: Session, kind: str, argument: Any) -> list[np.ndarray]:
         return []
     if any(held + len(new) > session.limit for held, new in zip(session.lengths, argument)):
         return []
-    return list(session.feed(list(argument), all_logits=True) if kind == "feed all" else session.feed(list(argument)))
+    return list(
+        session.feed(list(argument), all_logits=True)
+        if kind == "feed all"
+        else session.feed(list(argument))
+    )
 
 
 def refused(session: Session, kind: str, argument: Any) -> None:
@@ -80,11 +86,22 @@ def refused(session: Session, kind: str, argument: Any) -> None:
         elif kind == "bad advance":
             session.advance(argument)
         else:
-            _ = session.feed(argument, all_logits=True) if kind == "bad feed all" else session.feed(argument)
+            _ = (
+                session.feed(argument, all_logits=True)
+                if kind == "bad feed all"
+                else session.feed(argument)
+            )
 
 
 @settings(max_examples=40)
-@example(calls=[("feed", ([1, 2, 3], [4, 5])), ("feed", ([6], [7])), ("bad rewind", [1.0, 1]), ("feed", ([8], [9]))])
+@example(
+    calls=[
+        ("feed", ([1, 2, 3], [4, 5])),
+        ("feed", ([6], [7])),
+        ("bad rewind", [1.0, 1]),
+        ("feed", ([8], [9])),
+    ]
+)
 @given(calls=st.lists(CALLS, max_size=12))
 def test_a_refused_call_changes_nothing(engine: Engine, calls: list[tuple[str, Any]]) -> None:
     seen, spared = Session(engine, 2), Session(engine, 2)
@@ -92,7 +109,9 @@ def test_a_refused_call_changes_nothing(engine: Engine, calls: list[tuple[str, A
         if kind.startswith("bad"):
             refused(seen, kind, argument)
             continue
-        for ours, expected in zip(good_call(seen, kind, argument), good_call(spared, kind, argument), strict=True):
+        for ours, expected in zip(
+            good_call(seen, kind, argument), good_call(spared, kind, argument), strict=True
+        ):
             np.testing.assert_array_equal(ours, expected)
     assert seen.tokens == spared.tokens
     assert seen.lengths == spared.lengths
@@ -152,10 +171,16 @@ def test_integers_of_numpy(engine: Engine, length: Any) -> None:
 
 
 @pytest.mark.parametrize("fail_at", range(4))
-@pytest.mark.parametrize("rows", [[[11], IDS[5:25]], [[11], [12]], [IDS[5:25], IDS[5:25]], [[], IDS[5:25]], [[], [12]]])
+@pytest.mark.parametrize(
+    "rows", [[[11], IDS[5:25]], [[11], [12]], [IDS[5:25], IDS[5:25]], [[], IDS[5:25]], [[], [12]]]
+)
 @pytest.mark.parametrize("all_logits", [False, True])
 def test_a_run_that_fails(
-    engine: Engine, rows: list[list[int]], fail_at: int, all_logits: bool, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    rows: list[list[int]],
+    fail_at: int,
+    all_logits: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step comes before the prompts, and a prompt has pieces: whichever fails, none of it has happened."""
     session, spared = Session(engine, 2), Session(engine, 2)
@@ -185,12 +210,16 @@ def test_a_run_that_fails(
         np.testing.assert_allclose(session.feed(new), spared.feed(new), atol=1e-5, rtol=1e-5)
     session.rewind([4, 7])
     spared.rewind([4, 7])
-    np.testing.assert_allclose(session.feed([[3], [4]]), spared.feed([[3], [4]]), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        session.feed([[3], [4]]), spared.feed([[3], [4]]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", ["shared", "scatter"])
 @pytest.mark.parametrize("fail_at", [0, 1, 3])
-def test_a_cache_that_cannot_grow(form: str, fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_grow(
+    form: str, fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some layers have grown then, and some have not."""
     engine = open_engine(read_manifest(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
     ids = [int(i) for i in np.random.default_rng(3).integers(0, 250, 300)]
@@ -215,14 +244,17 @@ def test_a_cache_that_cannot_grow(form: str, fail_at: int, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    "batch_size", [None, "a", b"1", 1.5, 1.0, True, 0, -1, [], {}, object(), NAN, -(10**30), 10**400]
+    "batch_size",
+    [None, "a", b"1", 1.5, 1.0, True, 0, -1, [], {}, object(), NAN, -(10**30), 10**400],
 )
 def test_batch_sizes_that_are_none(engine: Engine, batch_size: Any) -> None:
     with pytest.raises(UsageError, match=r"batch_size is .*, expected at least 1"):
         Session(engine, batch_size)
 
 
-@pytest.mark.parametrize("size", ["b", 1.5, 8.0, True, False, 0, -1, 65, 10**30, [8], {}, object(), NAN])
+@pytest.mark.parametrize(
+    "size", ["b", 1.5, 8.0, True, False, 0, -1, 65, 10**30, [8], {}, object(), NAN]
+)
 def test_sizes_that_are_none(engine: Engine, size: Any) -> None:
     with pytest.raises(UsageError, match=r"size is .*, expected 1 to 64, the model's context"):
         Session(engine, size=size)
@@ -230,10 +262,13 @@ def test_sizes_that_are_none(engine: Engine, size: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [10**9, 10**12])
 def test_more_rows_than_the_machine_has_memory_for(engine: Engine, batch_size: int) -> None:
-    with pytest.raises(UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 token would take [\d,.]+ GB"):
+    with pytest.raises(
+        UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 token would take [\d,.]+ GB"
+    ):
         Session(engine, batch_size)
     with pytest.raises(
-        UsageError, match=r"rows of 64 tokens would take [\d,.]+ GB with their logits, and this machine has"
+        UsageError,
+        match=r"rows of 64 tokens would take [\d,.]+ GB with their logits, and this machine has",
     ):
         Session(engine, batch_size, size=64)
 
@@ -292,7 +327,9 @@ def test_all_logits_is_true_or_false(engine: Engine, all_logits: Any) -> None:
         Session(engine).feed([[1]], all_logits=all_logits)
 
 
-def test_two_threads_in_one_session(artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_in_one_session(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = Session(open_engine(read_manifest(artifacts["shared"]), threads=1))
     running, go_on = threading.Event(), threading.Event()
     run = Binding.run

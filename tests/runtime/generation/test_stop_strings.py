@@ -30,13 +30,32 @@ def byte_level() -> tokenizers.Tokenizer:
 
 def byte_fallback() -> tokenizers.Tokenizer:
     """As Llama's: a line's end is the byte <0x0A>."""
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdeft", "▁a", "ab", "▁the", "cat", "▁c"]
+    words = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdeft",
+        "▁a",
+        "ab",
+        "▁the",
+        "cat",
+        "▁c",
+    ]
     inner = tokenizers.Tokenizer(
-        models.BPE({word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True)
+        models.BPE(
+            {word: n for n, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True
+        )
     )
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     inner.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
     return inner
@@ -47,13 +66,22 @@ def pair(kind: str) -> tuple[Tokenizer, transformers.PreTrainedTokenizerFast, li
     """Our tokenizer, transformers', and the tokens that are whole characters."""
     inner = {"byte-level": byte_level, "byte-fallback": byte_fallback}[kind]()
     ours = Tokenizer(inner)
-    whole = [n for n in range(ours.vocab_size) if "\ufffd" not in ours.decode([n], skip_special_tokens=False)]
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False)
+    whole = [
+        n
+        for n in range(ours.vocab_size)
+        if "\ufffd" not in ours.decode([n], skip_special_tokens=False)
+    ]
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, clean_up_tokenization_spaces=False
+    )
     return ours, theirs, whole
 
 
 def first_stop(
-    theirs: transformers.PreTrainedTokenizerFast, stops: list[str], prompt: list[int], ids: list[int]
+    theirs: transformers.PreTrainedTokenizerFast,
+    stops: list[str],
+    prompt: list[int],
+    ids: list[int],
 ) -> int:
     """How many of the new tokens transformers would write."""
     criterion = transformers.StopStringCriteria(theirs, stops)
@@ -64,12 +92,20 @@ def first_stop(
 
 
 def transcribe(
-    tokenizer: Tokenizer, stops: list[str], prompt: list[int], ids: list[int], *, end: int | None = None
+    tokenizer: Tokenizer,
+    stops: list[str],
+    prompt: list[int],
+    ids: list[int],
+    *,
+    end: int | None = None,
 ) -> tuple[Transcript, list[str]]:
     """What a Transcript makes of `ids`, as far as it reads them: itself, and the pieces that it showed. `end`: a token
     that ends the text."""
     transcript = Transcript(
-        Detokenizer(tokenizer, prompt), StopStrings(StopSet(stops), tokenizer, prompt), len(prompt), None
+        Detokenizer(tokenizer, prompt),
+        StopStrings(StopSet(stops), tokenizer, prompt),
+        len(prompt),
+        None,
     )
     pieces = []
     for n, token in enumerate(ids, 1):
@@ -99,7 +135,11 @@ def test_as_transformers(kind: str, data: st.DataObject) -> None:
     cuts = st.tuples(st.integers(0, len(text)), st.integers(1, 14))
     pieces = cuts.map(lambda cut: text[cut[0] : cut[0] + cut[1]]).filter(bool)
     stops = data.draw(
-        st.lists(pieces | st.sampled_from([*SPECIAL, "t<|turn|>", "ca", "never seen"]), min_size=1, max_size=4)
+        st.lists(
+            pieces | st.sampled_from([*SPECIAL, "t<|turn|>", "ca", "never seen"]),
+            min_size=1,
+            max_size=4,
+        )
     )
     stops = [stop for stop in stops if stop.isascii()] or ["<x>"]
     try:
@@ -126,7 +166,9 @@ def written(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids if " " in text else [token for token in ids if tokenizer.token(token) != "▁"]
 
 
-def case(kind: str, text: str, stop: str | list[str], prompt: str = "the") -> tuple[str | None, int, str | None]:
+def case(
+    kind: str, text: str, stop: str | list[str], prompt: str = "the"
+) -> tuple[str | None, int, str | None]:
     """Text, tokens and finish reason where a model writes `text`."""
     tokenizer = pair(kind)[0]
     ids = written(tokenizer, text)
@@ -145,7 +187,11 @@ def case(kind: str, text: str, stop: str | list[str], prompt: str = "the") -> tu
         ("ab<|turn|>cd", "b<|turn|>c", "a"),
         ("ab<|turn|>cd", "turn", "ab"),
         ("ab<|turn|><x>cd", "|><x", "ab"),
-        ("ab<|turn|>cd", "bc", "abcd"),  # in the text without special tokens, but not in what the model wrote
+        (
+            "ab<|turn|>cd",
+            "bc",
+            "abcd",
+        ),  # in the text without special tokens, but not in what the model wrote
         ("a<x>b<x>c", ["<x>b<x>", "b<x>c"], "a"),
         ("abcabd", "abd", "abc"),
         ("aaab", "aab", "a"),
@@ -160,12 +206,16 @@ def case(kind: str, text: str, stop: str | list[str], prompt: str = "the") -> tu
         ("abcd", "never", "abcd"),
     ],
 )
-def test_text_is_cut_before_the_stop_string(kind: str, text: str, stop: str | list[str], expected: str) -> None:
+def test_text_is_cut_before_the_stop_string(
+    kind: str, text: str, stop: str | list[str], expected: str
+) -> None:
     found, _, why = case(kind, text, stop)
     assert (found, why) == (expected, "length" if expected == text or stop == "bc" else "stop")
 
 
-@pytest.mark.parametrize(("text", "stop", "n_tokens"), [("a\nb", "\n", 2), ("aéb", "é", 3), ("\n\n", "\n", 1)])
+@pytest.mark.parametrize(
+    ("text", "stop", "n_tokens"), [("a\nb", "\n", 2), ("aéb", "é", 3), ("\n\n", "\n", 1)]
+)
 def test_a_stop_string_of_bytes_ends_the_text_at_once(text: str, stop: str, n_tokens: int) -> None:
     """Llama's line end is a byte, and how a run of bytes is spelt is known only when it has ended. (transformers looks
     at each token alone, and never finds the é of two bytes.)"""
@@ -183,7 +233,9 @@ def test_a_stop_string_of_bytes_ends_the_text_at_once(text: str, stop: str, n_to
         ("abab", "ab", "ababab", ("", 2)),
     ],
 )
-def test_a_stop_string_may_begin_in_the_prompt(prompt: str, text: str, stop: str, expected: tuple[str, int]) -> None:
+def test_a_stop_string_may_begin_in_the_prompt(
+    prompt: str, text: str, stop: str, expected: tuple[str, int]
+) -> None:
     ours, theirs, _ = pair("byte-level")
     found, n_tokens, _ = case("byte-level", text, stop, prompt)
     assert (found, n_tokens) == expected

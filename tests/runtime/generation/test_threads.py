@@ -18,7 +18,9 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}as
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    folder = write_artifact(tmp_path_factory.mktemp("threads") / "a", n_ctx=300, template=TEMPLATE, eos=[])
+    folder = write_artifact(
+        tmp_path_factory.mktemp("threads") / "a", n_ctx=300, template=TEMPLATE, eos=[]
+    )
     with gptx.load(folder, threads=1) as opened:
         yield opened
 
@@ -73,7 +75,9 @@ def test_two_threads_ask_one_chat(model: Model, monkeypatch: pytest.MonkeyPatch)
     Paused(monkeypatch).during(work, meanwhile)
     assert (
         answers[0].token_ids
-        == model.generate(model.chat_ids([{"role": "user", "content": "hello"}]), max_new_tokens=12).token_ids
+        == model.generate(
+            model.chat_ids([{"role": "user", "content": "hello"}]), max_new_tokens=12
+        ).token_ids
     )
     assert answers[0].finish_reason == "length"
     assert len(chat.messages) == 2
@@ -109,7 +113,9 @@ def test_a_stop_button_of_a_chat(model: Model, monkeypatch: pytest.MonkeyPatch) 
     assert len(chat.messages) == 4
 
 
-def test_a_chat_waits_for_an_answer_that_was_closed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_waits_for_an_answer_that_was_closed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chat, paused = model.chat(), Paused(monkeypatch)
     stream = chat.stream("hello", max_new_tokens=50)
 
@@ -135,7 +141,9 @@ def test_two_threads_read_one_stream(model: Model, monkeypatch: pytest.MonkeyPat
     assert stream.completion.text == expected.text
 
 
-def test_a_signal_closes_the_stream_that_it_interrupts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_closes_the_stream_that_it_interrupts(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler runs in the middle of the main thread's own step."""
     stream, run, calls = model.stream("the cat", max_new_tokens=20), Binding.run, iter(range(2))
 

@@ -29,12 +29,16 @@ VALUES: list[Any] = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     folder = tmp_path_factory.mktemp("types") / "a"
     generation = {"max_new_tokens": 2}
-    with gptx.load(write_artifact(folder, n_ctx=64, template=TEMPLATE, generation=generation), threads=1) as opened:
+    with gptx.load(
+        write_artifact(folder, n_ctx=64, template=TEMPLATE, generation=generation), threads=1
+    ) as opened:
         yield opened
 
 
 def methods(kind: type) -> list[str]:
-    return [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
+    return [
+        name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")
+    ]
 
 
 # How each argument of a public method is given a value that is wrong, while the others are right.
@@ -76,7 +80,11 @@ def bound(model: Model, name: str) -> Callable[..., Any]:
 
 def arguments(name: str) -> list[str]:
     kind, method = name.split(".")
-    names = [one for one in inspect.signature(getattr(getattr(gptx, kind), method)).parameters if one != "self"]
+    names = [
+        one
+        for one in inspect.signature(getattr(getattr(gptx, kind), method)).parameters
+        if one != "self"
+    ]
     if "options" in names:
         names += list(gptx.generation.options.Given.__annotations__)  # type: ignore[attr-defined]
     return [one for one in names if one != "options"]
@@ -184,6 +192,12 @@ def test_a_refused_message_leaves_the_open_answer_alone(model: Model) -> None:
 def test_prompts_of_other_sequences(model: Model) -> None:
     """Arrays, ranges and what yields token ids are prompts as lists are."""
     expected = model.generate([3, 4, 5]).token_ids
-    others: list[Any] = [(3, 4, 5), range(3, 6), np.array([3, 4, 5]), iter([3, 4, 5]), [np.int64(3), 4, 5]]
+    others: list[Any] = [
+        (3, 4, 5),
+        range(3, 6),
+        np.array([3, 4, 5]),
+        iter([3, 4, 5]),
+        [np.int64(3), 4, 5],
+    ]
     assert [model.generate(prompt).token_ids for prompt in others] == [expected] * len(others)
     assert [one.token_ids for one in model.generate(np.array([[3, 4, 5]] * 2))] == [expected] * 2  # type: ignore[call-overload]

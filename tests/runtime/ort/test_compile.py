@@ -28,13 +28,17 @@ from gptx.system.trim_memory import clean_mappings
 from gptx.verify import forced_logits, verify
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-pytestmark = pytest.mark.skipif(VERSION < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing")
+pytestmark = pytest.mark.skipif(
+    VERSION < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing"
+)
 
 WINDOW = [5, 9, 2, 7, 7, 1, 30, 40, 3, 8]
 
 
 @pytest.fixture(scope="module")
-def made(fp32: Path, quantized: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made(
+    fp32: Path, quantized: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """precision -> compiled artifact."""
     out = tmp_path_factory.mktemp("compiled")
     for precision, source in {"fp32": fp32, "int8": quantized["int8"]}.items():
@@ -62,14 +66,21 @@ def opened(folder: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_it_computes_the_same(
-    made: dict[str, Path], fp32: Path, quantized: dict[str, Path], precision: str, capsys: pytest.CaptureFixture[str]
+    made: dict[str, Path],
+    fp32: Path,
+    quantized: dict[str, Path],
+    precision: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     portable = gptx.load({"fp32": fp32, **quantized}[precision], threads=1)
     model = gptx.load(made[precision], threads=1)
     assert capsys.readouterr().err == ""
     assert (portable.graph.name, model.graph) == ("model.onnx", made[precision] / compiled.GRAPH)
     np.testing.assert_array_equal(forced_logits(model, WINDOW), forced_logits(portable, WINDOW))
-    assert model.generate(WINDOW, max_new_tokens=12).token_ids == portable.generate(WINDOW, max_new_tokens=12).token_ids
+    assert (
+        model.generate(WINDOW, max_new_tokens=12).token_ids
+        == portable.generate(WINDOW, max_new_tokens=12).token_ids
+    )
 
 
 def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp32: Path) -> None:
@@ -77,19 +88,33 @@ def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp
     check_hashes(manifest)
     entry = manifest.raw["compiled"]
     assert "accepted" not in entry
-    assert (entry["onnxruntime"], entry["cpu_features"]) == (onnxruntime.__version__, cpu_features())
-    written = {f.relative_to(made["fp32"]).as_posix() for f in made["fp32"].rglob("*") if f.is_file()}
+    assert (entry["onnxruntime"], entry["cpu_features"]) == (
+        onnxruntime.__version__,
+        cpu_features(),
+    )
+    written = {
+        f.relative_to(made["fp32"]).as_posix() for f in made["fp32"].rglob("*") if f.is_file()
+    }
     assert written == {*manifest.files, "gptx.json", "README.md"}
     assert {compiled.GRAPH, compiled.WEIGHTS} <= set(manifest.files)
     for name, facts in read_manifest(fp32).files.items():  # the portable part is as it was
-        assert manifest.files[name] == facts or name == REFERENCE  # its seal holds what was compiled, too
-    assert list(made["fp32"].rglob("*.onnx")) == [made["fp32"] / "onnx/model.onnx"]  # what other loaders look for
+        assert (
+            manifest.files[name] == facts or name == REFERENCE
+        )  # its seal holds what was compiled, too
+    assert list(made["fp32"].rglob("*.onnx")) == [
+        made["fp32"] / "onnx/model.onnx"
+    ]  # what other loaders look for
 
 
 def test_weights_are_stored_as_the_kernels_pack_them(made: dict[str, Path]) -> None:
     for folder in made.values():
         graph = onnx.load(folder / compiled.GRAPH, load_external_data=False).graph
-        packed = [e.key for tensor in graph.initializer for e in tensor.external_data if e.key.startswith("prepacked")]
+        packed = [
+            e.key
+            for tensor in graph.initializer
+            for e in tensor.external_data
+            if e.key.startswith("prepacked")
+        ]
         assert packed
 
 
@@ -98,7 +123,10 @@ def test_weights_are_stored_as_the_kernels_pack_them(made: dict[str, Path]) -> N
     [
         ({"onnxruntime": "1.0.0"}, "it is for ONNX Runtime 1.0.0, and this is"),
         ({"architecture": "z80"}, "it is for a processor of architecture z80, and this is"),
-        ({"cpu": "Some CPU", "cpu_features": ["magic", *cpu_features()]}, "Some CPU, and this processor lacks magic"),
+        (
+            {"cpu": "Some CPU", "cpu_features": ["magic", *cpu_features()]},
+            "Some CPU, and this processor lacks magic",
+        ),
         ({"cpu_features": cpu_features()[1:]}, f"this processor also has {cpu_features()[0]}"),
         ({"graph": "elsewhere.pb"}, "describes it in a way that this gptx does not read"),
     ],
@@ -115,7 +143,9 @@ def test_elsewhere_the_portable_graph_is_loaded(
     assert says in line and line.endswith("the portable graph is loaded")
 
 
-def test_a_compiled_graph_that_does_not_open(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiled_graph_that_does_not_open(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / compiled.GRAPH).write_bytes(b"\0" * (folder / compiled.GRAPH).stat().st_size)
     assert opened(folder) == "onnx/model.onnx"
     (line,) = capsys.readouterr().err.splitlines()
@@ -150,9 +180,14 @@ def test_the_command(fp32: Path, tmp_path: Path) -> None:
     assert "compiled for" in outcome.text and "proved on this machine: max_abs" in outcome.text
     again = command("compile", fp32, tmp_path / "out")
     assert again.status == 1 and "exists" in again.err
-    outcome = command("compile", tmp_path / "out", tmp_path / "twice")  # the compiled part is made anew
+    outcome = command(
+        "compile", tmp_path / "out", tmp_path / "twice"
+    )  # the compiled part is made anew
     assert outcome.status == 0 and opened(tmp_path / "twice") == compiled.GRAPH
-    assert read_manifest(tmp_path / "twice").files.keys() == read_manifest(tmp_path / "out").files.keys()
+    assert (
+        read_manifest(tmp_path / "twice").files.keys()
+        == read_manifest(tmp_path / "out").files.keys()
+    )
 
 
 def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_path: Path) -> None:
@@ -161,7 +196,8 @@ def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_p
     manifest["certificate"]["limits"]["kl_mean"] = 0
     (source / "gptx.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ParityError, match="outside the certificate's limits: kl_mean is .*, limit 0; .*: write it with --accept"
+        ParityError,
+        match="outside the certificate's limits: kl_mean is .*, limit 0; .*: write it with --accept",
     ):
         compile_artifact(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [source]
@@ -190,15 +226,21 @@ def test_what_cannot_be_compiled(fp32: Path, artifacts: dict[str, Path], tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "file"]
 
 
-def test_an_onnxruntime_that_packs_wrongly(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnxruntime_that_packs_wrongly(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """1.31.1 gave NaN for every logit of the int8 artifact here."""
     monkeypatch.setattr(onnxruntime, "__version__", "1.31.1")
-    with pytest.raises(ProviderError, match="ONNX Runtime 1.31.1 does not keep .* needs 1.32 or newer: pip install"):
+    with pytest.raises(
+        ProviderError, match="ONNX Runtime 1.31.1 does not keep .* needs 1.32 or newer: pip install"
+    ):
         compile_artifact(fp32, tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
-def test_a_quantized_copy_does_not_claim_to_be_compiled(made: dict[str, Path], tmp_path: Path) -> None:
+def test_a_quantized_copy_does_not_claim_to_be_compiled(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
     from gpt_export.quantization.quantize import quantize_artifact
 
     quantize_artifact(made["fp32"], tmp_path / "int8", to="int8", accept=True)
@@ -232,12 +274,18 @@ Swap:                  0 kB
 def test_mapped_weights_leave_memory_and_come_back(fp32: Path) -> None:
     model = gptx.load(fp32, threads=1)
     blocks = Path("/proc/self/smaps").read_text().split("VmFlags:")
-    resident = [re.findall(r"^Rss: +(\d+)", block, re.M) for block in blocks if f"{fp32}/onnx/" in block]
-    assert resident and all(size == ["0"] for size in resident)  # the embedding stays mapped, none of it in memory
+    resident = [
+        re.findall(r"^Rss: +(\d+)", block, re.M) for block in blocks if f"{fp32}/onnx/" in block
+    ]
+    assert resident and all(
+        size == ["0"] for size in resident
+    )  # the embedding stays mapped, none of it in memory
     assert len(model.generate(WINDOW, max_new_tokens=4, min_new_tokens=4).token_ids) == 4
 
 
-def test_threads_that_load_and_close_do_not_disturb_each_other(made: dict[str, Path], fp32: Path) -> None:
+def test_threads_that_load_and_close_do_not_disturb_each_other(
+    made: dict[str, Path], fp32: Path
+) -> None:
     expected = gptx.load(fp32, threads=1).generate(WINDOW, max_new_tokens=8).token_ids
 
     def load(folder: Path) -> list[int]:
@@ -250,4 +298,7 @@ def test_threads_that_load_and_close_do_not_disturb_each_other(made: dict[str, P
 
 def test_only_clean_mappings_of_the_folder_are_dropped() -> None:
     assert list(clean_mappings(SMAPS, Path("/models/a b"))) == [(0x7F0000000000, 0x100000)]
-    assert list(clean_mappings(SMAPS, Path("/models"))) == [(0x7F0000000000, 0x100000), (0x7F0000300000, 0x100000)]
+    assert list(clean_mappings(SMAPS, Path("/models"))) == [
+        (0x7F0000000000, 0x100000),
+        (0x7F0000300000, 0x100000),
+    ]

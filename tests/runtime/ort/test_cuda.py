@@ -28,7 +28,13 @@ from gptx.ort import providers
 from gptx.verify import forced_logits, verify
 
 LLAMA = dataclasses.replace(
-    CONFIG, n_kv_head=2, position="rope", activation="swiglu", norm="rmsnorm", attn_bias=False, mlp_bias=False
+    CONFIG,
+    n_kv_head=2,
+    position="rope",
+    activation="swiglu",
+    norm="rmsnorm",
+    attn_bias=False,
+    mlp_bias=False,
 )
 TEXT = [5, 6, 7, 8, 9, 10, 11, 40, 100, 3, 80, 220, 17, 31]
 
@@ -56,21 +62,30 @@ def test_the_graph_for_cuda(fp16: Path) -> None:
     attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
     assert len(attentions) == manifest.model.n_layer
     assert all(len(node.input) <= 9 for node in attentions)  # the tenth is attention_bias
-    assert not {"Neg", "ReduceMax", "ReduceSum", "Range", "Where"} & {node.op_type for node in graph.node}
+    assert not {"Neg", "ReduceMax", "ReduceSum", "Range", "Where"} & {
+        node.op_type for node in graph.node
+    }
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     assert weights and all(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in weights)
-    assert ("cuda graph", "onnx/cuda.onnx, to be proved by gptx verify --device cuda") in describe(fp16).facts
+    assert ("cuda graph", "onnx/cuda.onnx, to be proved by gptx verify --device cuda") in describe(
+        fp16
+    ).facts
 
 
 def test_other_recipes_have_none(quantized: dict[str, Path], fp32: Path) -> None:
-    assert [read_manifest(path).cuda for path in (fp32, quantized["int8"], quantized["int4"])] == [None] * 3
+    assert [read_manifest(path).cuda for path in (fp32, quantized["int8"], quantized["int4"])] == [
+        None
+    ] * 3
 
 
 @pytest.mark.parametrize("capturing", [True, False])
 def test_it_computes_what_the_other_does(fp16: Path, capturing: bool) -> None:
     with gptx.load(fp16, threads=1) as model:
         expected = forced_logits(model, TEXT)
-    with pretend_cuda(capturing=capturing) as opened, gptx.load(fp16, device="cuda", threads=1) as model:
+    with (
+        pretend_cuda(capturing=capturing) as opened,
+        gptx.load(fp16, device="cuda", threads=1) as model,
+    ):
         assert (opened, model.graph) == ([fp16 / "onnx/cuda.onnx"], fp16 / "onnx/cuda.onnx")
         np.testing.assert_allclose(forced_logits(model, TEXT), expected, atol=3e-3)
         with model.session(3) as session:
@@ -85,11 +100,15 @@ def test_verify_says_which_graph_it_proved(fp16: Path) -> None:
     with pretend_cuda():
         report = verify(fp16, device="cuda", threads=1)
     assert report.graph == "onnx/cuda.onnx"
-    assert {row.name for row in report.rows if not row.ok} <= {"kl_mean"}  # random weights have no room for error
+    assert {row.name for row in report.rows if not row.ok} <= {
+        "kl_mean"
+    }  # random weights have no room for error
     assert "ran onnx/cuda.onnx on CUDAExecutionProvider" in report.notes
 
 
-def test_graphs_that_are_captured_are_taken_over_or_let_go(fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_that_are_captured_are_taken_over_or_let_go(
+    fp16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     released: list[int] = []
     release = onnxruntime.InferenceSession.release_captured_graph
 
@@ -103,7 +122,9 @@ def test_graphs_that_are_captured_are_taken_over_or_let_go(fp16: Path, monkeypat
         first, second = model.session(), model.session()
         assert released == []
         first.close()  # its room is kept ...
-        del second  # ... and a second one of its kind is not, of a session that nobody has closed either
+        del (
+            second
+        )  # ... and a second one of its kind is not, of a session that nobody has closed either
         assert released == [2]
         with model.session() as again, model.session(2):
             again.feed([TEXT[:4]])
@@ -130,11 +151,17 @@ def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def full(array: np.ndarray, device: str) -> object:
         if not left[0]:
-            raise RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 42")
+            raise RuntimeError(
+                "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 42"
+            )
         left[0] -= 1
         return placed(array, device)
 
-    with pretend_cuda(), gptx.load(path, device="cuda", threads=1) as model, model.session() as plain:
+    with (
+        pretend_cuda(),
+        gptx.load(path, device="cuda", threads=1) as model,
+        model.session() as plain,
+    ):
         expected = plain.feed([ids[:120]], all_logits=True)[0]
         for parts in range(8):
             with model.session() as session, model.session():
@@ -142,7 +169,10 @@ def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 with monkeypatch.context() as patch:
                     left[0] = parts
                     patch.setattr(on_device, "_placed", full)
-                    with pytest.raises(GptxError, match="no memory for the cache: 1 rows of 256 tokens .* fewer rows"):
+                    with pytest.raises(
+                        GptxError,
+                        match="no memory for the cache: 1 rows of 256 tokens .* fewer rows",
+                    ):
                         session.feed([ids[100:200]])
                 for n in range(100, 120):
                     np.testing.assert_allclose(session.feed([[ids[n]]])[0], expected[n], atol=1e-4)
@@ -151,7 +181,9 @@ def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_onnxruntime_leaves_to_the_cpu_is_named(fp32: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(str(fp32 / "onnx/model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(fp32 / "onnx/model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
     left = providers.left_to_the_cpu(session.get_provider_graph_assignment_info())
     assert left["GroupQueryAttention"] == read_manifest(fp32).model.n_layer
     assert list(left.values()) == sorted(left.values(), reverse=True)
@@ -165,10 +197,15 @@ def test_auto_says_why_it_is_the_cpu(
         raise ProviderError("device 'cuda' cannot be used: the driver is too old")
 
     monkeypatch.setattr(engine, "open_on_cuda", refuse)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.CUDA, providers.CPU])
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: [providers.CUDA, providers.CPU]
+    )
     with gptx.load(fp32, device="auto", threads=1) as model:
         assert (model.provider, model.graph) == (providers.CPU, fp32 / "onnx/model.onnx")
-    assert capsys.readouterr().err == "on the CPU: device 'cuda' cannot be used: the driver is too old\n"
+    assert (
+        capsys.readouterr().err
+        == "on the CPU: device 'cuda' cannot be used: the driver is too old\n"
+    )
     with pytest.raises(ProviderError, match="the driver is too old"):
         gptx.load(fp32, device="cuda", threads=1)
 
@@ -177,7 +214,9 @@ def test_a_manifest_that_names_another_graph(fp16: Path, tmp_path: Path) -> None
     folder = Path(shutil.copytree(fp16, tmp_path / "artifact"))
     manifest = json.loads((folder / "gptx.json").read_text())
     (folder / "gptx.json").write_text(json.dumps({**manifest, "cuda": "elsewhere.onnx"}))
-    with pytest.raises(ArtifactError, match="cuda is 'elsewhere.onnx', expected 'onnx/cuda.onnx' or nothing"):
+    with pytest.raises(
+        ArtifactError, match="cuda is 'elsewhere.onnx', expected 'onnx/cuda.onnx' or nothing"
+    ):
         gptx.load(folder)
     del manifest["files"]["onnx/cuda.onnx"]
     (folder / "gptx.json").write_text(json.dumps(manifest))
@@ -198,7 +237,9 @@ def test_fp16_is_proved_on_a_gpu(fp16: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", ["growing", "scatter"])
 def test_fp32_of_standard_operators_on_a_gpu(artifacts: dict[str, Path], form: str) -> None:
-    expected = gptx.load(artifacts[form], threads=1).generate("the cat", max_new_tokens=20).token_ids
+    expected = (
+        gptx.load(artifacts[form], threads=1).generate("the cat", max_new_tokens=20).token_ids
+    )
     with gptx.load(artifacts[form], device="cuda") as model:
         assert model.provider == "CUDAExecutionProvider"
         assert model.generate("the cat", max_new_tokens=20).token_ids == expected

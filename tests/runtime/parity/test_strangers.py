@@ -90,20 +90,39 @@ def test_what_is_read_and_run(folder: Path) -> None:
         (folder / name).write_text("raise SystemExit('the folder ran code')")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     ran = subprocess.run(
-        [sys.executable, "-c", WATCHED, folder], capture_output=True, text=True, check=True, cwd=folder
+        [sys.executable, "-c", WATCHED, folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
     )
     events = json.loads(ran.stdout)
     kinds = {kind for kind, *_ in events}
     assert "open" in kinds and kinds <= {"open", "import"}
-    inside = {Path(path).relative_to(folder).as_posix() for _, path, _ in events if path.startswith(str(folder))}
-    graphs = {path.relative_to(folder).as_posix() for name in GRAPH_FOLDERS for path in (folder / name).rglob("*")}
-    assert {"gptx.json", "gptx_reference.safetensors", "chat_template.jinja", "onnx/model.onnx"} <= inside
+    inside = {
+        Path(path).relative_to(folder).as_posix()
+        for _, path, _ in events
+        if path.startswith(str(folder))
+    }
+    graphs = {
+        path.relative_to(folder).as_posix()
+        for name in GRAPH_FOLDERS
+        for path in (folder / name).rglob("*")
+    }
+    assert {
+        "gptx.json",
+        "gptx_reference.safetensors",
+        "chat_template.jinja",
+        "onnx/model.onnx",
+    } <= inside
     assert inside <= {"gptx.json", *SIDE_FILES, *graphs}
     assert not [event for event in events if event[0] == "open" and set(event[2]) & set("wax+")]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("how", ["a link", "an absolute path", "a path upwards", "a file that is not listed"])
+@pytest.mark.parametrize(
+    "how", ["a link", "an absolute path", "a path upwards", "a file that is not listed"]
+)
 def test_weights_from_outside_the_folder(folder: Path, tmp_path: Path, how: str) -> None:
     secret = tmp_path / "secret"
     path = folder / "onnx/model.onnx"
@@ -111,9 +130,11 @@ def test_weights_from_outside_the_folder(folder: Path, tmp_path: Path, how: str)
     tensor = model.graph.initializer[0]
     secret.write_bytes(tensor.raw_data)
     (folder / "beside").write_bytes(tensor.raw_data)
-    location = {"a link": "link", "an absolute path": str(secret), "a path upwards": "../../secret"}.get(
-        how, "../beside"
-    )
+    location = {
+        "a link": "link",
+        "an absolute path": str(secret),
+        "a path upwards": "../../secret",
+    }.get(how, "../beside")
     if how == "a link":
         (folder / "onnx/link").symlink_to(secret)
     tensor.ClearField("raw_data")
@@ -148,17 +169,27 @@ def test_a_thousand_folders_in_each_other(folder: Path) -> None:
         gptx.load(folder)
     (folder / "onnx/a").rename(folder / "a")
     assert f"{'a/' * 1200}x" in dict(describe(folder).files)
-    subprocess.run(["rm", "-r", folder / "a"], check=True)  # pytest's own removal would not go down either
+    subprocess.run(
+        ["rm", "-r", folder / "a"], check=True
+    )  # pytest's own removal would not go down either
 
 
 def test_inspect_says_nothing_of_what_links_lead_to(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("12345")
-    for name, target in (("out", tmp_path / "secret"), ("zero", "/dev/zero"), ("loop", "loop"), ("root", "/")):
+    for name, target in (
+        ("out", tmp_path / "secret"),
+        ("zero", "/dev/zero"),
+        ("loop", "loop"),
+        ("root", "/"),
+    ):
         (folder / name).symlink_to(target)
     (folder / "in").symlink_to("config.json")
     os.mkfifo(folder / "pipe")
     files = dict(describe(folder).files)
-    assert files["in"] == files["config.json"] and not {"out", "zero", "loop", "root", "pipe"} & files.keys()
+    assert (
+        files["in"] == files["config.json"]
+        and not {"out", "zero", "loop", "root", "pipe"} & files.keys()
+    )
 
 
 @pytest.mark.parametrize("domain", ["my.operators", "com.microsoft", "ai.onnx.contrib"])
@@ -167,9 +198,15 @@ def test_operators_that_onnxruntime_does_not_have(folder: Path, domain: str) -> 
     model = onnx.load(path)
     output = model.graph.node[-1].output[0]
     model.graph.node[-1].output[0] = "before"
-    kind = "EPContext" if domain == "com.microsoft" else "Anything"  # EPContext names a file of compiled code
-    attributes = {"ep_cache_context": "../../secret", "embed_mode": 0} if kind == "EPContext" else {}
-    model.graph.node.append(helper.make_node(kind, ["before"], [output], domain=domain, **attributes))
+    kind = (
+        "EPContext" if domain == "com.microsoft" else "Anything"
+    )  # EPContext names a file of compiled code
+    attributes = (
+        {"ep_cache_context": "../../secret", "embed_mode": 0} if kind == "EPContext" else {}
+    )
+    model.graph.node.append(
+        helper.make_node(kind, ["before"], [output], domain=domain, **attributes)
+    )
     if domain not in {one.domain for one in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(domain, 1))
     path.write_bytes(model.SerializeToString())
@@ -178,7 +215,9 @@ def test_operators_that_onnxruntime_does_not_have(folder: Path, domain: str) -> 
         gptx.load(folder, threads=1)
 
 
-def test_onnxruntime_writes_no_lines_of_its_own(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_onnxruntime_writes_no_lines_of_its_own(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = folder / "onnx/model.onnx"
     model = onnx.load(path)
     model.graph.initializer[0].dims[0] = 1 << 62
@@ -204,7 +243,9 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("source", ESCAPES)
-def test_a_template_sees_neither_files_nor_python(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_sees_neither_files_nor_python(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     try:
         text = ChatTemplate(source, {}).render([{"role": "user", "content": "hello"}])
@@ -245,7 +286,13 @@ ODD = [None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of every value in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
 
 
@@ -264,7 +311,11 @@ def end_well(folder: Path, *, run: bool) -> None:
     if not run:
         return
     outcome = command("verify", folder, "--threads", "1")
-    assert outcome.status == 0 or "gptx: " in outcome.err or "not proved on this machine" in outcome.text
+    assert (
+        outcome.status == 0
+        or "gptx: " in outcome.err
+        or "not proved on this machine" in outcome.text
+    )
     try:
         with gptx.load(folder, threads=1) as model:
             model.generate("the cat", max_new_tokens=2)
@@ -301,14 +352,19 @@ def test_what_a_certificate_says_of_itself(folder: Path, name: str, value: Any) 
         ([[]], "of no model that gptx knows"),
         ({"n_head": None}, "of no model that gptx knows"),
         ({"n_layer": 10_000}, "n_layer is 10000, and the model's is 2"),
-        ({"n_inner": 64}, r"blocks.0.mlp.up.weight is \[256, 64\], and the model's configuration has \[64, 64\]"),
+        (
+            {"n_inner": 64},
+            r"blocks.0.mlp.up.weight is \[256, 64\], and the model's configuration has \[64, 64\]",
+        ),
     ],
 )
 def test_a_configuration_of_another_model(fp32: Path, values: Any, says: str) -> None:
     manifest = read_manifest(fp32)
     raw = {
         **manifest.raw,
-        "gpt_config": {**manifest.raw["gpt_config"], **values} if isinstance(values, dict) else values,
+        "gpt_config": {**manifest.raw["gpt_config"], **values}
+        if isinstance(values, dict)
+        else values,
     }
     with pytest.raises(ArtifactError, match=says):
         config = gpt_config(dataclasses.replace(manifest, raw=raw))
@@ -346,10 +402,14 @@ def test_odd_values_in_the_manifest(folder: Path) -> None:
 def test_odd_values_in_side_files(folder: Path, name: str) -> None:
     path = folder / name
     if name == "gptx_task.json":
-        path.write_text(json.dumps({"kind": "classify", "template": "{text}:", "labels": ["a", "b"]}))
+        path.write_text(
+            json.dumps({"kind": "classify", "template": "{text}:", "labels": ["a", "b"]})
+        )
     value = json.loads(path.read_text())
     where = (
-        places(value) if name != "tokenizer.json" else [place for place in places(value) if "vocab" not in place[:-1]]
+        places(value)
+        if name != "tokenizer.json"
+        else [place for place in places(value) if "vocab" not in place[:-1]]
     )
 
     @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], database=None)
@@ -373,7 +433,9 @@ class Code:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "ckpt.pt"])
-def test_a_pickle_runs_no_code(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_pickle_runs_no_code(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / "model.safetensors").unlink()
@@ -399,7 +461,8 @@ def test_python_files_beside_the_weights_are_ignored(checkpoint: Path, tmp_path:
     (folder / "modeling_evil.py").write_text("raise SystemExit('the folder ran code')")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {
-        name: "modeling_evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
+        name: "modeling_evil.Evil"
+        for name in ("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer")
     }
     (folder / "config.json").write_text(json.dumps(config))
     mapped = {"AutoTokenizer": ["modeling_evil.Evil", None]}
@@ -411,8 +474,12 @@ def test_python_files_beside_the_weights_are_ignored(checkpoint: Path, tmp_path:
 
 def test_an_index_with_a_name_that_no_file_can_have(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copyfile(checkpoint / "config.json", tmp_path / "config.json")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "a" * 5000}}))
-    with pytest.raises(CheckpointError, match="index.json names 1 files, and these are missing") as caught:
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"wte.weight": "a" * 5000}})
+    )
+    with pytest.raises(
+        CheckpointError, match="index.json names 1 files, and these are missing"
+    ) as caught:
         load_model(tmp_path)
     assert len(str(caught.value)) < 400
 
@@ -422,12 +489,16 @@ def test_an_index_names_files_of_its_folder(checkpoint: Path, tmp_path: Path, na
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
     (folder / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"wte.weight": name}})
+    )
     with pytest.raises(CheckpointError, match="names files outside its folder"):
         load_model(folder)
 
 
-@pytest.mark.parametrize(("field", "value"), [("n_embd", 2**64), ("vocab_size", 10**12), ("n_layer", 10**7)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("n_embd", 2**64), ("vocab_size", 10**12), ("n_layer", 10**7)]
+)
 def test_sizes_have_bounds(checkpoint: Path, tmp_path: Path, field: str, value: int) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))

@@ -97,7 +97,9 @@ def test_the_artifact_as_it_was_made(certified: Path) -> None:
 
 
 def other_settings(folder: Path) -> None:
-    (folder / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 5.0, "do_sample": true}')
+    (folder / "generation_config.json").write_text(
+        '{"eos_token_id": 0, "temperature": 5.0, "do_sample": true}'
+    )
 
 
 def a_task(folder: Path) -> None:
@@ -149,7 +151,9 @@ def test_every_value_of_the_manifest_is_sealed(certified: Path) -> None:
     assert changes(sealed, {**manifest, "added": None}) == ["'added' in gptx.json"]
     figures = {**manifest["certificate"]["verified"], "tie_gap": 0.5}
     certificate = {**manifest["certificate"], "verified": figures}
-    assert changes(sealed, {**manifest, "certificate": certificate}) == ["'certificate' in gptx.json"]
+    assert changes(sealed, {**manifest, "certificate": certificate}) == [
+        "'certificate' in gptx.json"
+    ]
 
 
 def test_compiling_keeps_the_seal(folder: Path, tmp_path: Path) -> None:
@@ -159,15 +163,25 @@ def test_compiling_keeps_the_seal(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "compiled/compiled/weights.bin").unlink(missing_ok=True)
     (tmp_path / "compiled/compiled/graph.pb").write_bytes((folder / "onnx/model.onnx").read_bytes())
     refresh(tmp_path / "compiled")
-    (check,) = (check for check in verify(tmp_path / "compiled", threads=1).checks if check.name == "unchanged")
-    assert not check.ok and "compiled/graph.pb" in check.what and "'compiled' in gptx.json" in check.what
+    (check,) = (
+        check
+        for check in verify(tmp_path / "compiled", threads=1).checks
+        if check.name == "unchanged"
+    )
+    assert (
+        not check.ok
+        and "compiled/graph.pb" in check.what
+        and "'compiled' in gptx.json" in check.what
+    )
     other_settings(folder)
     refresh(folder)
     with pytest.raises(ParityError, match=r"unchanged: .*made: generation_config\.json"):
         compile_artifact(folder, tmp_path / "again")
 
 
-def test_files_that_change_while_they_are_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_change_while_they_are_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*arguments: Any, **options: Any) -> Any:
         model = gptx_load(*arguments, **options)
         with (folder / "config.json").open("a") as opened:
@@ -230,7 +244,9 @@ KINDS: dict[int, Any] = {
 def test_every_type_in_every_place_is_searched(folder: Path, kind: int, stored: str) -> None:
     import ml_dtypes
 
-    dtype = np.dtype(getattr(ml_dtypes, KINDS[kind]) if isinstance(KINDS[kind], str) else KINDS[kind])
+    dtype = np.dtype(
+        getattr(ml_dtypes, KINDS[kind]) if isinstance(KINDS[kind], str) else KINDS[kind]
+    )
     for bad in (False, True):
         values = np.array([1.0, np.nan if bad else 2.0, 0.5], dtype)
         tensor = TensorProto(name="searched", data_type=kind, dims=[3])
@@ -243,7 +259,11 @@ def test_every_type_in_every_place_is_searched(folder: Path, kind: int, stored: 
         elif stored == "outside":
             (folder / "onnx/data").write_bytes(b"12345678" + values.tobytes())
             tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", "data"), ("offset", "8"), ("length", str(values.nbytes))):
+            for key, value in (
+                ("location", "data"),
+                ("offset", "8"),
+                ("length", str(values.nbytes)),
+            ):
                 tensor.external_data.add(key=key, value=value)
         else:
             tensor.raw_data = values.tobytes()
@@ -264,7 +284,10 @@ def test_every_type_in_every_place_is_searched(folder: Path, kind: int, stored: 
 def test_a_compiled_graph_is_searched_too(folder: Path) -> None:
     values = numpy_helper.from_array(np.array([np.nan, 1], np.float32), "values")
     (folder / "compiled").mkdir()
-    onnx.save(helper.make_model(helper.make_graph([], "g", [], [], [values])), folder / "compiled/graph.pb")
+    onnx.save(
+        helper.make_model(helper.make_graph([], "g", [], [], [values])),
+        folder / "compiled/graph.pb",
+    )
     refresh(folder)
     manifest = read_manifest(folder)
     _, wrong = check_weights(manifest, graphs_of(manifest))
@@ -283,7 +306,9 @@ def test_a_mask_may_hold_minus_infinity(folder: Path) -> None:
 def test_a_constant_without_a_name_is_no_table(folder: Path) -> None:
     """Operators write an input that they leave out as a name of no characters."""
     model = onnx.load(folder / "onnx/model.onnx")
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(1))))
+    model.graph.node.insert(
+        0, helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(1)))
+    )
     onnx.save(model, folder / "onnx/model.onnx")
     refresh(folder)
     assert not failed(verify(folder, threads=1))
@@ -296,19 +321,24 @@ def test_a_context_beyond_the_graphs_tables(folder: Path, n_ctx: int) -> None:
     assert "context" in failed(report)
     (check,) = (check for check in report.checks if check.name == "context")
     assert (
-        check.what == f"n_ctx is {n_ctx} in gptx.json, and 'constant_1' of onnx/model.onnx has rows for 300 positions"
+        check.what
+        == f"n_ctx is {n_ctx} in gptx.json, and 'constant_1' of onnx/model.onnx has rows for 300 positions"
     )
 
 
 def test_a_context_that_is_said_to_be_shorter(folder: Path) -> None:
     """The reference reaches further than the model is said to."""
     change(folder, "model", "n_ctx", value=N_CTX - 1)
-    with pytest.raises(ArtifactError, match="context_windows reach position 299, beyond the context of 299"):
+    with pytest.raises(
+        ArtifactError, match="context_windows reach position 299, beyond the context of 299"
+    ):
         verify(folder, threads=1)
 
 
 @pytest.mark.parametrize("cache", ["shared", "growing", "scatter"])
-def test_a_long_context_is_probed_in_windows(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_context_is_probed_in_windows(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in (("WHOLE", 100), ("PIECES", 3), ("PIECE", 20)):
         monkeypatch.setattr(whole_context, name, value)
     folder = write_artifact(tmp_path / "artifact", cache, n_ctx=400, prefill_chunk=16)
@@ -316,7 +346,9 @@ def test_a_long_context_is_probed_in_windows(cache: str, tmp_path: Path, monkeyp
     assert verify(folder, threads=1).passed
     found = Reference.load(folder, read_manifest(folder).model).context
     assert found is not None
-    if cache == "scatter":  # a query there sees every earlier place, so that a window cannot begin later
+    if (
+        cache == "scatter"
+    ):  # a query there sees every earlier place, so that a window cannot begin later
         assert found.context_windows.tolist() == [[100, 0]]
         assert "not proved: positions from 100 on" in verify(folder, threads=1).notes
         return
@@ -348,7 +380,9 @@ def test_rotary_tables(folder: Path, dtype: type) -> None:
         tables = [array.astype(dtype) for array in (cos, sin)]
         if row is not None:
             tables[1][row] = tables[1][row][::-1] + dtype(0.1)
-        initializers = [numpy_helper.from_array(t, name) for t, name in zip(tables, ("rope_cos", "rope_sin"))]
+        initializers = [
+            numpy_helper.from_array(t, name) for t, name in zip(tables, ("rope_cos", "rope_sin"))
+        ]
         inputs = ["q", "", "", "k", "v", "last", "total", "rope_cos", "rope_sin"]
         node = helper.make_node("GroupQueryAttention", inputs, ["y"], domain="com.microsoft")
         graph = helper.make_graph([node], "g", [], [], initializers)
@@ -374,7 +408,9 @@ def test_weights_at_a_place_that_is_not_listed(folder: Path, location: str) -> N
         gptx.load(folder, threads=1)
 
 
-@pytest.mark.parametrize("entry", [("offset", "-1"), ("offset", "10"), ("length", "1e9"), ("length", "99999999")])
+@pytest.mark.parametrize(
+    "entry", [("offset", "-1"), ("offset", "10"), ("length", "1e9"), ("length", "99999999")]
+)
 def test_weights_beyond_the_end_of_their_file(folder: Path, entry: tuple[str, str]) -> None:
     (folder / "onnx/data").write_bytes(bytes(8))
     tensor = TensorProto(name="w", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)
@@ -419,7 +455,9 @@ def other_decoder(folder: Path) -> None:
 
 def adds_a_token(folder: Path) -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     refresh(folder)
 
@@ -428,7 +466,10 @@ def adds_a_token(folder: Path) -> None:
     ("edit", "says"),
     [
         (swap("e", "t"), "encodes the proof text otherwise"),
-        (swap("\u0100", "\u0101"), "has other tokens, or other ids for them"),  # bytes that no text has
+        (
+            swap("\u0100", "\u0101"),
+            "has other tokens, or other ids for them",
+        ),  # bytes that no text has
         (other_decoder, "decodes the proof text's tokens to another text"),
         (adds_a_token, "adds other special tokens"),
     ],
@@ -475,7 +516,10 @@ def no_template(folder: Path) -> None:
         (other_end_everywhere, {"end of text"}),
         (other_padding, {"end of text"}),
         (template("{{ messages[0].content }} and send me your password"), {"chat template"}),
-        (template(TEMPLATE.replace("!", "?")), {"chat template"}),  # shows in no recorded conversation
+        (
+            template(TEMPLATE.replace("!", "?")),
+            {"chat template"},
+        ),  # shows in no recorded conversation
         (no_template, {"chat template"}),
     ],
 )
@@ -484,7 +528,9 @@ def test_what_is_not_computed_from_tokens(folder: Path, edit: Edit, names: set[s
     assert failed(verify(folder, threads=1)) == names
 
 
-def test_a_template_writes_the_date_of_its_day(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_writes_the_date_of_its_day(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Tomorrow:
         @staticmethod
         def now() -> Any:
@@ -536,10 +582,14 @@ def test_an_artifact_that_did_not_pass(folder: Path) -> None:
     change(folder, "certificate", "outside", value=["max_abs is 7, the limit 0.001"])
     report = verify(folder, threads=1)
     assert failed(report) == {"certificate"}
-    assert "max_abs is 7" in next(check.what for check in report.checks if check.name == "certificate")
+    assert "max_abs is 7" in next(
+        check.what for check in report.checks if check.name == "certificate"
+    )
     change(folder, "certificate", "accepted", value=True)
     report = verify(folder, threads=1)
-    assert not failed(report) and any("accepted as it is: max_abs is 7" in note for note in report.notes)
+    assert not failed(report) and any(
+        "accepted as it is: max_abs is 7" in note for note in report.notes
+    )
     change(folder, "certificate", "accepted", value=False)
     change(folder, "certificate", "passed", value=None)
     assert failed(verify(folder, threads=1)) == {"certificate"}
@@ -554,7 +604,9 @@ def test_limits_that_are_not_gptxs_own(folder: Path) -> None:
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, -0.1])
 def test_a_limit_that_is_none(folder: Path, value: float) -> None:
     change(folder, "certificate", "limits", "max_abs", value=value)
-    with pytest.raises(ArtifactError, match=r"gptx\.json: certificate's limit max_abs is .*expected a number of 0"):
+    with pytest.raises(
+        ArtifactError, match=r"gptx\.json: certificate's limit max_abs is .*expected a number of 0"
+    ):
         verify(folder, threads=1)
 
 
@@ -563,7 +615,9 @@ def test_a_limit_that_is_none(folder: Path, value: float) -> None:
 def test_a_figure_that_is_no_number(folder: Path, part: str, value: object) -> None:
     name = next(iter(manifest_of(folder)["certificate"][part]))
     change(folder, "certificate", part, name, value=value)
-    with pytest.raises(ArtifactError, match=f"certificate.{part}.'{name}' is .*, expected a number"):
+    with pytest.raises(
+        ArtifactError, match=f"certificate.{part}.'{name}' is .*, expected a number"
+    ):
         verify(folder, threads=1)
 
 
@@ -571,7 +625,11 @@ def test_an_artifact_of_an_older_gptx(folder: Path) -> None:
     """It has no record of the context and of text, and does not say what verify found when it was made."""
     arrays = load_file(folder / "gptx_reference.safetensors")
     new = ("words", "seal")
-    old = {name: array for name, array in arrays.items() if name not in new and not name.startswith("context")}
+    old = {
+        name: array
+        for name, array in arrays.items()
+        if name not in new and not name.startswith("context")
+    }
     save_file(old, folder / "gptx_reference.safetensors")
     refresh(folder)
     change(folder, "certificate", "verified", value=None)
@@ -593,13 +651,18 @@ def test_an_artifact_of_an_older_gptx(folder: Path) -> None:
 def edit_reference(folder: Path, **arrays: Any) -> None:
     path = folder / "gptx_reference.safetensors"
     stored = {**load_file(path), **arrays}
-    save_file({name: np.ascontiguousarray(array) for name, array in stored.items() if array is not None}, path)
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in stored.items() if array is not None},
+        path,
+    )
     refresh(folder)
 
 
 def changed(name: str, edit: Callable[[np.ndarray], Any]) -> Edit:
     def of(folder: Path) -> None:
-        edit_reference(folder, **{name: edit(load_file(folder / "gptx_reference.safetensors")[name])})
+        edit_reference(
+            folder, **{name: edit(load_file(folder / "gptx_reference.safetensors")[name])}
+        )
 
     return of
 
@@ -612,11 +675,26 @@ def bump(array: np.ndarray, amount: float) -> np.ndarray:
 
 REFERENCES: dict[str, tuple[Edit, str]] = {
     "no windows": (changed("windows", lambda a: a[:0]), "windows are not pieces"),
-    "windows of one dimension": (changed("windows", lambda a: a[0]), r"windows is int32 \[2\], expected"),
-    "windows that overlap": (changed("windows", lambda a: np.tile(a, (2, 1))), "windows are not pieces"),
-    "a window of nothing": (changed("windows", lambda a: np.array([[0, 0], *a.tolist()], np.int32)), "not pieces"),
-    "windows of floats": (changed("windows", lambda a: a.astype(np.float32)), "expected signed integers"),
-    "ids beyond the vocabulary": (changed("tokens", lambda a: bump(a, 10**6)), "tokens holds .*, expected 0 to 276"),
+    "windows of one dimension": (
+        changed("windows", lambda a: a[0]),
+        r"windows is int32 \[2\], expected",
+    ),
+    "windows that overlap": (
+        changed("windows", lambda a: np.tile(a, (2, 1))),
+        "windows are not pieces",
+    ),
+    "a window of nothing": (
+        changed("windows", lambda a: np.array([[0, 0], *a.tolist()], np.int32)),
+        "not pieces",
+    ),
+    "windows of floats": (
+        changed("windows", lambda a: a.astype(np.float32)),
+        "expected signed integers",
+    ),
+    "ids beyond the vocabulary": (
+        changed("tokens", lambda a: bump(a, 10**6)),
+        "tokens holds .*, expected 0 to 276",
+    ),
     "negative ids": (changed("tokens", lambda a: bump(a, -(10**6))), "tokens holds"),
     "no tokens": (changed("tokens", lambda a: a[:0]), "top_ids is"),
     "highest ids beyond": (changed("top_ids", lambda a: a + np.uint16(300)), "top_ids holds"),
@@ -625,26 +703,59 @@ REFERENCES: dict[str, tuple[Edit, str]] = {
     "an odd sum": (changed("logsumexp", lambda a: bump(a, np.inf)), "no numbers"),
     "a sum below a logit": (changed("logsumexp", lambda a: a - 1000), "less than a logit"),
     "an odd target": (changed("target_logits", lambda a: bump(a, np.nan)), "target_logits holds"),
-    "targets of text": (changed("target_logits", lambda a: np.zeros(a.shape, np.int8)), "expected floats"),
-    "full positions beyond": (changed("full_positions", lambda a: a + 10**6), "full_positions holds"),
+    "targets of text": (
+        changed("target_logits", lambda a: np.zeros(a.shape, np.int8)),
+        "expected floats",
+    ),
+    "full positions beyond": (
+        changed("full_positions", lambda a: a + 10**6),
+        "full_positions holds",
+    ),
     "full logits of another model": (changed("full_logits", lambda a: a[:, 1:]), "full_logits is"),
     "no prompt": (changed("greedy_prompt", lambda a: a[:0]), "greedy_prompt and greedy_tokens"),
-    "a prompt beyond the context": (changed("greedy_prompt", lambda a: np.tile(a, 20)), "does not hold"),
-    "a prompt of other ids": (changed("greedy_prompt", lambda a: bump(a, 9999)), "greedy_prompt holds"),
-    "a continuation of other ids": (changed("greedy_tokens", lambda a: bump(a, 9999)), "greedy_tokens holds"),
-    "windows beyond the context": (changed("context_windows", lambda a: a + [0, 5]), "reach position 304"),
-    "negative positions": (changed("context_windows", lambda a: a - [0, 5]), "context_windows are not pieces"),
+    "a prompt beyond the context": (
+        changed("greedy_prompt", lambda a: np.tile(a, 20)),
+        "does not hold",
+    ),
+    "a prompt of other ids": (
+        changed("greedy_prompt", lambda a: bump(a, 9999)),
+        "greedy_prompt holds",
+    ),
+    "a continuation of other ids": (
+        changed("greedy_tokens", lambda a: bump(a, 9999)),
+        "greedy_tokens holds",
+    ),
+    "windows beyond the context": (
+        changed("context_windows", lambda a: a + [0, 5]),
+        "reach position 304",
+    ),
+    "negative positions": (
+        changed("context_windows", lambda a: a - [0, 5]),
+        "context_windows are not pieces",
+    ),
     "context of one dimension": (changed("context_windows", lambda a: a[0]), "context_windows is"),
-    "context ids beyond": (changed("context_tokens", lambda a: bump(a, 9999)), "context_tokens holds"),
+    "context ids beyond": (
+        changed("context_tokens", lambda a: bump(a, 9999)),
+        "context_tokens holds",
+    ),
     "context logits": (changed("context_logits", lambda a: bump(a, np.nan)), "no numbers"),
     "context without its ids": (changed("context_ids", lambda a: None), "lacks context_ids"),
     "no top_ids": (changed("top_ids", lambda a: None), "lacks top_ids"),
     "words of floats": (changed("words", lambda a: a.astype(np.float32)), "words is float32"),
     "words that are no JSON": (changed("words", lambda a: a[:-1]), "words is not JSON"),
-    "words of another kind": (changed("words", lambda a: np.frombuffer(b"[]", np.uint8)), "no record"),
-    "a seal of numbers": (changed("seal", lambda a: np.frombuffer(b'{"files":{"a":1}}', np.uint8)), "no seal"),
+    "words of another kind": (
+        changed("words", lambda a: np.frombuffer(b"[]", np.uint8)),
+        "no record",
+    ),
+    "a seal of numbers": (
+        changed("seal", lambda a: np.frombuffer(b'{"files":{"a":1}}', np.uint8)),
+        "no seal",
+    ),
     "a seal of two dimensions": (changed("seal", lambda a: a[None]), "seal is uint8"),
-    "words without parts": (changed("words", lambda a: np.frombuffer(b"{}", np.uint8)), "no record"),
+    "words without parts": (
+        changed("words", lambda a: np.frombuffer(b"{}", np.uint8)),
+        "no record",
+    ),
 }
 
 
@@ -676,12 +787,17 @@ def test_every_precisions_limits_hold_for_the_context(certified: Path) -> None:
     for precision, limits in LIMITS.items():
         for name in ("context_kl", "context_max_abs", "context_kl_max"):
             bad = {**measured.context, name: float("nan")}
-            judged = {row.name: row.ok for row in judge(measured.figures, measured.consistency, limits, bad)}
+            judged = {
+                row.name: row.ok
+                for row in judge(measured.figures, measured.consistency, limits, bad)
+            }
             assert judged.get(name, False) is False
             assert any(one.startswith("context") for one in judged), precision
 
 
-@pytest.mark.parametrize(("name", "value"), [("mean_abs", np.nan), ("perplexity", np.inf), ("pieces_kl", np.nan)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("mean_abs", np.nan), ("perplexity", np.inf), ("pieces_kl", np.nan)]
+)
 def test_a_figure_without_a_limit_must_be_a_finite_number(
     certified: Path, name: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, features_in_cpuinfo, memory, name_in_cpuinfo
+from gptx.system.cpu import (
+    cpu_cores,
+    cpu_features,
+    cpu_name,
+    features_in_cpuinfo,
+    memory,
+    name_in_cpuinfo,
+)
 
 XEON = """processor\t: 0
 cpu family\t: 6
@@ -55,7 +62,17 @@ def test_name(text: str, board: str, name: str) -> None:
 
 def test_features() -> None:
     assert features_in_cpuinfo(XEON) == (
-        ["avx", "avx2", "fma", "f16c", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_fp16"]
+        [
+            "avx",
+            "avx2",
+            "fma",
+            "f16c",
+            "avx_vnni",
+            "avx512",
+            "avx512_vnni",
+            "avx512_bf16",
+            "avx512_fp16",
+        ]
         + ["amx_int8", "amx_bf16"]
     )
     assert features_in_cpuinfo(PI5) == ["neon", "fp16", "dotprod"]

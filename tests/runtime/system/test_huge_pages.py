@@ -45,7 +45,9 @@ print(len(names), re.search(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps_ro
 def run(*args: str | Path) -> tuple[int, int]:
     """Threads that were started, and kB in large pages, after the default model has made enough calls."""
     command = [sys.executable, "-c", RUN, *map(str, args)]
-    threads, kilobytes = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    threads, kilobytes = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
     return int(threads), int(kilobytes)
 
 

@@ -54,7 +54,9 @@ def test_as_hugging_face(name: str, add_generation_prompt: bool) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     special = {"bos_token": "<s>", "eos_token": "</s>"}
-    ours = ChatTemplate(TEMPLATES[name], special).render(MESSAGES, add_generation_prompt=add_generation_prompt)
+    ours = ChatTemplate(TEMPLATES[name], special).render(
+        MESSAGES, add_generation_prompt=add_generation_prompt
+    )
     theirs, _ = render_jinja_template(
         conversations=[MESSAGES],
         chat_template=TEMPLATES[name],
@@ -70,11 +72,15 @@ def test_the_year() -> None:
 
 def test_a_template_that_refuses() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
-    with pytest.raises(UsageError, match="the chat template refuses these messages: roles must alternate"):
+    with pytest.raises(
+        UsageError, match="the chat template refuses these messages: roles must alternate"
+    ):
         template.render(MESSAGES)
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ messages[9].content.x }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}"])
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{{ messages[9].content.x }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}"]
+)
 def test_a_broken_template(source: str) -> None:
     with pytest.raises(ArtifactError, match="template"):
         ChatTemplate(source, {}).render(MESSAGES)
@@ -88,7 +94,9 @@ def test_a_template_that_leaves_the_sandbox(source: str) -> None:
 
 def test_where_templates_are_found(tmp_path: Path) -> None:
     assert load_template(tmp_path, {}) is None
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "default", "template": "D"}]}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"chat_template": [{"name": "default", "template": "D"}]}'
+    )
     template = load_template(tmp_path, {})
     assert template is not None
     assert template.source == "D"
@@ -146,7 +154,9 @@ def test_a_message_that_does_not_fit_changes_nothing(model: Model) -> None:
     chat = model.chat()
     chat.send("hello", max_new_tokens=5)
     messages, tokens = list(chat.messages), chat.tokens
-    with pytest.raises(PromptError, match=r"the conversation has \d+ tokens with this message, and .* holds 300"):
+    with pytest.raises(
+        PromptError, match=r"the conversation has \d+ tokens with this message, and .* holds 300"
+    ):
         chat.stream("x" * 400)
     with pytest.raises(UsageError, match="temperature"):
         chat.stream("hello", temperature=-1)
@@ -164,9 +174,13 @@ def test_the_context_runs_full(model: Model) -> None:
 
 
 def test_a_prompt_may_fill_the_context_and_no_more(model: Model) -> None:
-    taken = len(model.chat_ids([{"role": "user", "content": "#"}])) - 1  # of the template; "#" is one token
+    taken = (
+        len(model.chat_ids([{"role": "user", "content": "#"}])) - 1
+    )  # of the template; "#" is one token
     chat = model.chat()
-    with pytest.raises(PromptError, match="the conversation has 301 tokens with this message, and .* holds 300"):
+    with pytest.raises(
+        PromptError, match="the conversation has 301 tokens with this message, and .* holds 300"
+    ):
         chat.stream("#" * (301 - taken))
     assert len(chat.send("#" * (300 - taken)).token_ids) == 1
 

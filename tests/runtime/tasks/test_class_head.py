@@ -26,14 +26,30 @@ END = "<|endoftext|>"
 TEXTS = ["the cat sat on the log", f"a dog{END}{END}", f"the{END} mat", END]
 THREE = {"0": "bad", "1": "middling", "2": "good"}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "one of three": (3, {"id2label": THREE, "problem_type": "single_label_classification", "pad_token_id": 0}),
+    "one of three": (
+        3,
+        {"id2label": THREE, "problem_type": "single_label_classification", "pad_token_id": 0},
+    ),
     "no problem type": (3, {"id2label": THREE, "pad_token_id": 0}),
-    "several at once": (3, {"id2label": THREE, "problem_type": "multi_label_classification", "pad_token_id": 0}),
+    "several at once": (
+        3,
+        {"id2label": THREE, "problem_type": "multi_label_classification", "pad_token_id": 0},
+    ),
     "three values": (3, {"id2label": THREE, "problem_type": "regression", "pad_token_id": 0}),
     "a reward": (1, {"id2label": {"0": "LABEL_0"}, "pad_token_id": 0}),
-    "one of one": (1, {"id2label": {"0": "spam"}, "problem_type": "single_label_classification", "pad_token_id": 0}),
+    "one of one": (
+        1,
+        {
+            "id2label": {"0": "spam"},
+            "problem_type": "single_label_classification",
+            "pad_token_id": 0,
+        },
+    ),
     "a value": (1, {"id2label": {"0": "stars"}, "problem_type": "regression", "pad_token_id": 0}),
-    "labels in another order": (3, {"id2label": {"2": "good", "0": "bad", "1": "fair"}, "pad_token_id": 0}),
+    "labels in another order": (
+        3,
+        {"id2label": {"2": "good", "0": "bad", "1": "fair"}, "pad_token_id": 0},
+    ),
     "more than ten labels": (
         12,
         {"id2label": {str(at): f"kind {at}" for at in reversed(range(12))}, "pad_token_id": 0},
@@ -51,7 +67,9 @@ def write_classifier(folder: Path, n_labels: int, family: str = "llama") -> Path
     if family == "llama":
         shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
         shape["num_attention_heads"] = 4
-        config = transformers.LlamaConfig(vocab_size=300, max_position_embeddings=64, num_labels=n_labels, **shape)
+        config = transformers.LlamaConfig(
+            vocab_size=300, max_position_embeddings=64, num_labels=n_labels, **shape
+        )
         model: Any = transformers.LlamaForSequenceClassification(config)
     else:
         config = transformers.GPT2Config(
@@ -72,7 +90,9 @@ def described(folder: Path, values: dict[str, Any]) -> Path:
     """Let config.json describe the head with these fields alone."""
     path = folder / "config.json"
     fields = ("id2label", "label2id", "num_labels", "problem_type", "pad_token_id")
-    config = {name: value for name, value in json.loads(path.read_text()).items() if name not in fields}
+    config = {
+        name: value for name, value in json.loads(path.read_text()).items() if name not in fields
+    }
     path.write_text(json.dumps({**config, **values}))
     return folder
 
@@ -80,7 +100,9 @@ def described(folder: Path, values: dict[str, Any]) -> Path:
 def theirs(folder: Path, text: str) -> dict[str, float]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    found = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(text)[0]
+    found = transformers.pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, top_k=None
+    )(text)[0]
     return {str(entry["label"]): entry["score"] for entry in found}  # type: ignore[index]
 
 
@@ -101,7 +123,9 @@ def artifacts(checkpoints: dict[int, Path]) -> dict[int, Path]:
     return made
 
 
-@pytest.mark.parametrize("name", [name for name, (n_labels, _) in CASES.items() if n_labels in (1, 3)])
+@pytest.mark.parametrize(
+    "name", [name for name, (n_labels, _) in CASES.items() if n_labels in (1, 3)]
+)
 def test_a_head_says_what_transformers_pipeline_says(
     name: str, checkpoints: dict[int, Path], artifacts: dict[int, Path], tmp_path: Path
 ) -> None:
@@ -116,19 +140,25 @@ def test_a_head_says_what_transformers_pipeline_says(
             expected = theirs(checkpoint, text)
             assert result.probabilities == pytest.approx(expected, abs=1e-4), text
             assert result.label == max(expected, key=expected.__getitem__)
-            assert list(result.probabilities) == sorted(expected, key=expected.__getitem__, reverse=True)
+            assert list(result.probabilities) == sorted(
+                expected, key=expected.__getitem__, reverse=True
+            )
             alone = sum(result.probabilities.values()) == pytest.approx(1)
             assert alone or result.problem_type != "single_label_classification"
         assert model.classify(TEXTS[0]).probabilities == found[0].probabilities
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_imported_head_is_described_as_it_was(name: str, checkpoints: dict[int, Path], tmp_path: Path) -> None:
+def test_an_imported_head_is_described_as_it_was(
+    name: str, checkpoints: dict[int, Path], tmp_path: Path
+) -> None:
     """The pad token of the tokenizer is not the head's: it would move the token whose logits count."""
     n_labels, values = CASES[name]
     source = described(shutil.copytree(checkpoints[n_labels], tmp_path / "theirs"), values)
     import_checkpoint(str(source), tmp_path / "ours")
-    before, after = (transformers.AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
+    before, after = (
+        transformers.AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "ours")
+    )
     assert {at: str(label) for at, label in before.id2label.items()} == after.id2label
     assert (before.problem_type, before.pad_token_id) == (after.problem_type, after.pad_token_id)
     assert after.architectures == before.architectures
@@ -136,11 +166,16 @@ def test_an_imported_head_is_described_as_it_was(name: str, checkpoints: dict[in
     assert load_head(tmp_path / "again") == load_head(tmp_path / "ours")
 
 
-def test_token_types_that_the_pipeline_adds_are_told(checkpoints: dict[int, Path], tmp_path: Path) -> None:
+def test_token_types_that_the_pipeline_adds_are_told(
+    checkpoints: dict[int, Path], tmp_path: Path
+) -> None:
     """GPT-2 of transformers adds the embedding of each token type, and a tokenizer of no class of its own gives types."""
     values = {"num_labels": 2, "problem_type": "regression", "pad_token_id": 0}
     source = described(shutil.copytree(checkpoints[2], tmp_path / "theirs"), values)
-    gpt, ids = load_model(source), transformers.AutoTokenizer.from_pretrained(source)("the cat")["input_ids"]
+    gpt, ids = (
+        load_model(source),
+        transformers.AutoTokenizer.from_pretrained(source)("the cat")["input_ids"],
+    )
     with torch.no_grad():
         ours = dict(zip(("LABEL_0", "LABEL_1"), gpt(torch.tensor([ids]))[0, -1].tolist()))
     assert theirs(source, "the cat") != pytest.approx(ours, abs=1e-3)
@@ -160,24 +195,38 @@ def test_import_and_export_make_what_export_makes(
     checkpoints: dict[int, Path], artifacts: dict[int, Path], tmp_path: Path
 ) -> None:
     values = CASES["several at once"][1]
-    source = described(shutil.copytree(checkpoints[3], tmp_path / "theirs"), {**values, "pad_token_id": None})
+    source = described(
+        shutil.copytree(checkpoints[3], tmp_path / "theirs"), {**values, "pad_token_id": None}
+    )
     import_checkpoint(str(source), tmp_path / "ours")
     export_checkpoint(tmp_path / "ours", tmp_path / "artifact")
     with gptx.load(tmp_path / "artifact") as model:
         for text in TEXTS:
-            assert model.classify(text).probabilities == pytest.approx(theirs(source, text), abs=1e-4)
+            assert model.classify(text).probabilities == pytest.approx(
+                theirs(source, text), abs=1e-4
+            )
 
 
 def test_a_head_of_our_own_kind_keeps_its_description(tmp_path: Path) -> None:
     """A window makes a mistral model_type gptx, whose config.json must still say where the text ends."""
     shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8}
-    labels: dict[str, Any] = {"num_labels": 2, "problem_type": "multi_label_classification", "pad_token_id": 7}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": 8,
+    }
+    labels: dict[str, Any] = {
+        "num_labels": 2,
+        "problem_type": "multi_label_classification",
+        "pad_token_id": 7,
+    }
     config = transformers.MistralConfig(vocab_size=300, **shape, **heads, **labels)
     transformers.MistralForSequenceClassification(config).save_pretrained(tmp_path / "theirs")
     import_checkpoint(str(tmp_path / "theirs"), tmp_path / "ours")
     assert json.loads((tmp_path / "ours/config.json").read_text())["model_type"] == "gptx"
-    assert load_head(tmp_path / "ours") == Head(("LABEL_0", "LABEL_1"), "multi_label_classification", 7)
+    assert load_head(tmp_path / "ours") == Head(
+        ("LABEL_0", "LABEL_1"), "multi_label_classification", 7
+    )
     assert load_config(tmp_path / "ours").n_class == 2
 
 
@@ -193,7 +242,10 @@ def test_a_head_of_our_own_kind_keeps_its_description(tmp_path: Path) -> None:
         ({"num_labels": "3"}, "num_labels is '3', expected a number"),
         ({"num_labels": 0}, "num_labels is 0, expected a number"),
         ({"num_labels": 10**12}, "num_labels is 1000000000000"),
-        ({"problem_type": "ranking"}, "problem_type is 'ranking', expected one of single_label_classification"),
+        (
+            {"problem_type": "ranking"},
+            "problem_type is 'ranking', expected one of single_label_classification",
+        ),
         ({"pad_token_id": "0"}, "pad_token_id is '0', expected a token id"),
     ],
 )
@@ -209,15 +261,23 @@ def test_a_head_that_is_described_wrongly_is_refused(
         load_config(tmp_path)
 
 
-def test_an_artifact_whose_labels_do_not_fit_its_head_is_refused(artifacts: dict[int, Path], tmp_path: Path) -> None:
+def test_an_artifact_whose_labels_do_not_fit_its_head_is_refused(
+    artifacts: dict[int, Path], tmp_path: Path
+) -> None:
     artifact = described(shutil.copytree(artifacts[1], tmp_path / "artifact"), {"id2label": THREE})
     refresh(artifact)
-    with pytest.raises(ArtifactError, match=r"config\.json names 3 labels, and the head has 1 outputs"):
+    with pytest.raises(
+        ArtifactError, match=r"config\.json names 3 labels, and the head has 1 outputs"
+    ):
         gptx.load(artifact)
 
 
-@pytest.mark.parametrize("name", ["ForTokenClassification", "ForQuestionAnswering", "ForRewardModel"])
-def test_other_heads_are_refused_by_name(name: str, checkpoints: dict[int, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["ForTokenClassification", "ForQuestionAnswering", "ForRewardModel"]
+)
+def test_other_heads_are_refused_by_name(
+    name: str, checkpoints: dict[int, Path], tmp_path: Path
+) -> None:
     config = json.loads((checkpoints[2] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [f"GPT2{name}"]}))
     with pytest.raises(CheckpointError, match=f"architectures names GPT2{name}"):
@@ -225,13 +285,18 @@ def test_other_heads_are_refused_by_name(name: str, checkpoints: dict[int, Path]
 
 
 def test_the_command_prints_what_a_head_says(artifacts: dict[int, Path], tmp_path: Path) -> None:
-    artifact = described(shutil.copytree(artifacts[3], tmp_path / "artifact"), CASES["several at once"][1])
+    artifact = described(
+        shutil.copytree(artifacts[3], tmp_path / "artifact"), CASES["several at once"][1]
+    )
     refresh(artifact)
     (tmp_path / "texts.txt").write_text("the cat\na dog\n")
     found = gptx.load(artifact).classify(["the cat", "a dog"])
-    printed = command("classify", "-m", artifact, "--file", tmp_path / "texts.txt").text.splitlines()
+    printed = command(
+        "classify", "-m", artifact, "--file", tmp_path / "texts.txt"
+    ).text.splitlines()
     assert printed == [
-        ", ".join(f"{label} {value:.4f}" for label, value in result.probabilities.items()) for result in found
+        ", ".join(f"{label} {value:.4f}" for label, value in result.probabilities.items())
+        for result in found
     ]
     as_json = json.loads(command("classify", "-m", artifact, "a dog", "--json").text)
     assert as_json["problem_type"] == "multi_label_classification"

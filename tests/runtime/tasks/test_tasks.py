@@ -46,7 +46,9 @@ def logprobs(gpt: GPT, ids: list[int]) -> list[float]:
 def test_scores_are_the_models(model: gptx.Model, gpt: GPT):
     found, ids = model.score(TEXT), model.encode(TEXT)
     expected = logprobs(gpt, ids)
-    assert found.logprobs[0] is None and found.token_ids == ids and "".join(found.pieces or []) == TEXT
+    assert (
+        found.logprobs[0] is None and found.token_ids == ids and "".join(found.pieces or []) == TEXT
+    )
     np.testing.assert_allclose(found.logprobs[1:], expected, atol=1e-4)  # type: ignore[arg-type]
     assert found.total == pytest.approx(sum(expected), abs=1e-3)
     assert found.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-3)
@@ -68,11 +70,15 @@ def test_a_long_text_is_scored_in_windows(model: gptx.Model, gpt: GPT):
     found = model.score(ids, overlap=40)
     assert found.overlap == 40 and len(found.logprobs) == 300
     np.testing.assert_allclose(found.logprobs[1:129], logprobs(gpt, ids[:129]), atol=1e-4)  # type: ignore[arg-type]
-    second = logprobs(gpt, ids[129 - 40 : 129 - 40 + 129])[39:]  # the window begins 40 before what it scores
+    second = logprobs(gpt, ids[129 - 40 : 129 - 40 + 129])[
+        39:
+    ]  # the window begins 40 before what it scores
     np.testing.assert_allclose(found.logprobs[129 : 129 + len(second)], second, atol=1e-4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("examples", [(), [("the mat", "cat")], [("the mat", "cat"), ("a log", "dog on the log")]])
+@pytest.mark.parametrize(
+    "examples", [(), [("the mat", "cat")], [("the mat", "cat"), ("a log", "dog on the log")]]
+)
 def test_a_label_is_as_likely_as_its_tokens(examples: list, model: gptx.Model, gpt: GPT):
     found = model.classify(TEXT, LABELS, examples=examples)
     asked = prompt(CLASSIFY_TEMPLATE, TEXT, examples)
@@ -80,14 +86,29 @@ def test_a_label_is_as_likely_as_its_tokens(examples: list, model: gptx.Model, g
     for label in LABELS:
         whole = model.encode(f"{asked} {label}")
         assert whole[: len(ids)] == ids
-        assert found.scores[label] == pytest.approx(sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3)
+        assert found.scores[label] == pytest.approx(
+            sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3
+        )
     weights = {label: math.exp(score) for label, score in found.scores.items()}
     for label in LABELS:
-        assert found.probabilities[label] == pytest.approx(weights[label] / sum(weights.values()), rel=1e-4)
-    assert found.label == max(weights, key=lambda label: weights[label]) == next(iter(found.probabilities))
+        assert found.probabilities[label] == pytest.approx(
+            weights[label] / sum(weights.values()), rel=1e-4
+        )
+    assert (
+        found.label
+        == max(weights, key=lambda label: weights[label])
+        == next(iter(found.probabilities))
+    )
 
 
-PARTING = ("the cat sat on", "the cat sat at", "the cat lay on", "the cat lay at", "a cat sat on", "the dog sat on")
+PARTING = (
+    "the cat sat on",
+    "the cat sat at",
+    "the cat lay on",
+    "the cat lay at",
+    "a cat sat on",
+    "the dog sat on",
+)
 NESTED = ("the", "the cat", "the cat sat on the mat", "the cat sat on the log", "the cat sat")
 
 
@@ -102,10 +123,14 @@ def test_labels_that_begin_alike_are_each_as_likely_as_alone(
     found = model.classify(TEXT, labels[::-1] if turned else labels)
     for label in labels:
         whole = model.encode(f"{asked} {label}") + ending
-        assert found.scores[label] == pytest.approx(sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3)
+        assert found.scores[label] == pytest.approx(
+            sum(logprobs(gpt, whole)[len(ids) - 1 :]), abs=1e-3
+        )
 
 
-def test_what_labels_have_in_common_is_read_once(model: gptx.Model, monkeypatch: pytest.MonkeyPatch):
+def test_what_labels_have_in_common_is_read_once(
+    model: gptx.Model, monkeypatch: pytest.MonkeyPatch
+):
     labels = [[5, 6, 7], [5, 6, 8, 9], [5], [10], [5, 6, 7, 9], [10, 11], [5, 6]]
     read, feed = [], Session.feed
 
@@ -122,7 +147,9 @@ def test_what_labels_have_in_common_is_read_once(model: gptx.Model, monkeypatch:
 
 def test_a_list_is_each_alone(model: gptx.Model):
     texts = [TEXT, "the log", "the dog sat"]
-    for alone, together in zip([model.classify(text, LABELS) for text in texts], model.classify(texts, LABELS)):
+    for alone, together in zip(
+        [model.classify(text, LABELS) for text in texts], model.classify(texts, LABELS)
+    ):
         assert together.label == alone.label
         assert together.scores == pytest.approx(alone.scores, abs=1e-4)
 
@@ -133,7 +160,12 @@ def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Mod
     def scores(text: str) -> np.ndarray:
         asked = prompt(CLASSIFY_TEMPLATE, text)
         ids = model.encode(asked)
-        return np.array([sum(logprobs(gpt, model.encode(f"{asked} {label}"))[len(ids) - 1 :]) for label in LABELS])
+        return np.array(
+            [
+                sum(logprobs(gpt, model.encode(f"{asked} {label}"))[len(ids) - 1 :])
+                for label in LABELS
+            ]
+        )
 
     def softmax(values: np.ndarray) -> np.ndarray:
         return np.exp(values) / np.exp(values).sum()
@@ -144,16 +176,26 @@ def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Mod
     for text in (TEXT, "the log", "the dog sat on the log", "a"):
         plain, fair = model.classify(text, LABELS), model.classify(text, LABELS, calibrate=True)
         expected = softmax(scores(text)) / prior
-        assert [fair.probabilities[label] for label in LABELS] == pytest.approx(expected / expected.sum(), abs=1e-3)
-        assert [fair.scores[label] for label in LABELS] == pytest.approx(scores(text) - np.log(prior), abs=1e-3)
-        assert fair.label == max(fair.scores, key=lambda label: fair.scores[label]) == next(iter(fair.probabilities))
+        assert [fair.probabilities[label] for label in LABELS] == pytest.approx(
+            expected / expected.sum(), abs=1e-3
+        )
+        assert [fair.scores[label] for label in LABELS] == pytest.approx(
+            scores(text) - np.log(prior), abs=1e-3
+        )
+        assert (
+            fair.label
+            == max(fair.scores, key=lambda label: fair.scores[label])
+            == next(iter(fair.probabilities))
+        )
         changed += fair.label != plain.label
     assert changed
 
 
 def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):
     trained = Path(shutil.copytree(fp32, tmp_path / "trained"))
-    (trained / "gptx_task.json").write_text(json.dumps(task_json(Task("classify", "{text} ?", LABELS))))
+    (trained / "gptx_task.json").write_text(
+        json.dumps(task_json(Task("classify", "{text} ?", LABELS)))
+    )
     refresh(trained)
     model = gptx.load(trained)
     assert model.task == Task("classify", "{text} ?", LABELS)
@@ -164,7 +206,10 @@ def test_what_it_was_taught_is_the_default(fp32: Path, tmp_path: Path):
 def test_a_summary_is_a_greedy_completion(model: gptx.Model):
     found = model.summarize(TEXT, max_new_tokens=6)
     asked = prompt(SUMMARIZE_TEMPLATE, TEXT)
-    assert found.text == model.generate(asked, max_new_tokens=6, temperature=0).text.strip() and found.left_out == 0
+    assert (
+        found.text == model.generate(asked, max_new_tokens=6, temperature=0).text.strip()
+        and found.left_out == 0
+    )
     long = model.summarize(f"{TEXT} " * 40, max_new_tokens=6)
     assert long.left_out > 0
 
@@ -197,12 +242,27 @@ def test_the_verbs(fp32: Path, tmp_path: Path):
     (tmp_path / "texts.txt").write_text(f"{TEXT}\nthe log\n")
     (tmp_path / "shots.jsonl").write_text('{"text": "the mat", "label": "cat"}\n')
     shots = ["--examples", str(tmp_path / "shots.jsonl"), "--example", "the log=>dog"]
-    two = command("classify", "-m", str(fp32), "--file", str(tmp_path / "texts.txt"), *labels, *shots, "--json")
-    expected = model.classify([TEXT, "the log"], ["cat", "dog"], examples=[("the log", "dog"), ("the mat", "cat")])
-    assert [json.loads(line)["label"] for line in two.text.splitlines()] == [result.label for result in expected]
+    two = command(
+        "classify",
+        "-m",
+        str(fp32),
+        "--file",
+        str(tmp_path / "texts.txt"),
+        *labels,
+        *shots,
+        "--json",
+    )
+    expected = model.classify(
+        [TEXT, "the log"], ["cat", "dog"], examples=[("the log", "dog"), ("the mat", "cat")]
+    )
+    assert [json.loads(line)["label"] for line in two.text.splitlines()] == [
+        result.label for result in expected
+    ]
     scored = command("score", "-m", str(fp32), TEXT)
     assert scored.status == 0 and f"sum {model.score(TEXT).total:.3f}" in scored.text
-    assert json.loads(command("score", "-m", str(fp32), TEXT, "--json").text)["token_ids"] == model.encode(TEXT)
+    assert json.loads(command("score", "-m", str(fp32), TEXT, "--json").text)[
+        "token_ids"
+    ] == model.encode(TEXT)
     summary = command("summarize", "-m", str(fp32), f"{TEXT} " * 40, "-n", "5")
     assert summary.status == 0 and "were left out" in summary.err
 
@@ -210,7 +270,10 @@ def test_the_verbs(fp32: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["classify", "x", "--label", "a", "--label", "b", "--example", "foo"], "expected TEXT=>ANSWER"),
+        (
+            ["classify", "x", "--label", "a", "--label", "b", "--example", "foo"],
+            "expected TEXT=>ANSWER",
+        ),
         (["classify", "x", "--file", "y", "--label", "a"], "not both"),
         (["classify", "x"], "names no labels"),
         (["score", "x", "--file", "y"], "not both"),

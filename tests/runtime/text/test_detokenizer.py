@@ -14,7 +14,10 @@ from gptx.errors import ArtifactError, PromptError
 from gptx.text.detokenizer import Detokenizer
 from gptx.text.tokenizer import Tokenizer, load_tokenizer, special_tokens
 
-TEXTS = st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab 🌍é中\n\ufffd")), max_size=40)
+TEXTS = st.text(
+    alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("ab 🌍é中\n\ufffd")),
+    max_size=40,
+)
 
 
 def byte_fallback() -> Tokenizer:
@@ -22,13 +25,31 @@ def byte_fallback() -> Tokenizer:
     from tokenizers import AddedToken, decoders, models, normalizers
     from tokenizers import Tokenizer as Inner
 
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab", "▁the"]
+    words = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "a",
+        "b",
+        "▁a",
+        "ab",
+        "▁the",
+    ]
     vocabulary = {word: index for index, word in enumerate(words)}
     merges = [("▁", "a"), ("a", "b")]
-    inner = Inner(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner = Inner(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     inner.add_special_tokens([AddedToken("</s>", special=True)])
     return Tokenizer(inner)
@@ -41,7 +62,12 @@ def words_with_suffix() -> Tokenizer:
 
     words = ["<unk>", "a", "b", "a</w>", "b</w>", "!</w>"]
     inner = Inner(
-        models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", end_of_word_suffix="</w>")
+        models.BPE(
+            {word: i for i, word in enumerate(words)},
+            [],
+            unk_token="<unk>",
+            end_of_word_suffix="</w>",
+        )
     )
     inner.decoder = decoders.BPEDecoder(suffix="</w>")
     return Tokenizer(inner)
@@ -112,14 +138,18 @@ def test_special_tokens_are_not_text() -> None:
     assert tokenizer.decode([end], skip_special_tokens=False) == "<|end|>"
 
 
-@pytest.mark.parametrize(("kind", "prompt", "goes_on"), [("byte-fallback", [262], [260]), ("suffix", [3], [4])])
-def test_text_goes_on_from_the_prompt_with_its_space(kind: str, prompt: list[int], goes_on: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "prompt", "goes_on"), [("byte-fallback", [262], [260]), ("suffix", [3], [4])]
+)
+def test_text_goes_on_from_the_prompt_with_its_space(
+    kind: str, prompt: list[int], goes_on: list[int]
+) -> None:
     tokenizer = TOKENIZERS[kind]
     assert not tokenizer.decode(goes_on).startswith(" ")
     assert "".join(pieces_of(tokenizer, goes_on, prompt)).startswith(" ")
-    assert tokenizer.decode(prompt) + "".join(pieces_of(tokenizer, goes_on, prompt)) == tokenizer.decode(
-        prompt + goes_on
-    )
+    assert tokenizer.decode(prompt) + "".join(
+        pieces_of(tokenizer, goes_on, prompt)
+    ) == tokenizer.decode(prompt + goes_on)
 
 
 @settings(deadline=None, max_examples=100)
@@ -153,7 +183,9 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path, tokenizer_vocab_size=known, vocab_size=known) is not None
     with pytest.raises(ArtifactError, match=f"it knows {known} ids, gptx.json says {known - 1}"):
         load_tokenizer(tmp_path, tokenizer_vocab_size=known - 1, vocab_size=known)
-    with pytest.raises(ArtifactError, match=f"ids up to {known - 1}, and the model's vocabulary has 100 tokens"):
+    with pytest.raises(
+        ArtifactError, match=f"ids up to {known - 1}, and the model's vocabulary has 100 tokens"
+    ):
         load_tokenizer(tmp_path, tokenizer_vocab_size=None, vocab_size=100)
 
 
@@ -161,11 +193,17 @@ def test_special_tokens_from_either_file(tmp_path: Path) -> None:
     """special_tokens_map.json goes before tokenizer_config.json, unless the latter has added_tokens_decoder."""
     special = '{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<a>"]}'
     (tmp_path / "special_tokens_map.json").write_text(special)
-    config = {"eos_token": "<|im_end|>", "pad_token": None, "additional_special_tokens": ["<b>", {"content": "<a>"}]}
+    config = {
+        "eos_token": "<|im_end|>",
+        "pad_token": None,
+        "additional_special_tokens": ["<b>", {"content": "<a>"}],
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     found = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<b>", "<a>"]}
     assert special_tokens(tmp_path) == found
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "added_tokens_decoder": {}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**config, "added_tokens_decoder": {}})
+    )
     found = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<b>", "<a>"]}
     assert special_tokens(tmp_path) == found
 

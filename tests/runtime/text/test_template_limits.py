@@ -47,14 +47,21 @@ LARGE = {
     "sum of lists": "{{ ([[0] * 20] * 20000) | sum(start=[]) | length }}",
     "doubling +": GROWING.format(start="'a'", step="{% set ns.x = ns.x + ns.x %}", end=""),
     "doubling ~": GROWING.format(start="'a'", step="{% set ns.x = ns.x ~ ns.x %}", end=""),
-    "doubling blocks": GROWING.format(start="'a'", step="{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}", end=""),
+    "doubling blocks": GROWING.format(
+        start="'a'", step="{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}", end=""
+    ),
     "squares": GROWING.format(start="3", step="{% set ns.x = ns.x * ns.x %}", end=" > 1"),
     "lists in lists": GROWING.format(start="[1]", step="{% set ns.x = [ns.x, ns.x] %}", end=""),
-    "tuples in tuples": GROWING.format(start="1", step="{% set ns.x = (ns.x, ns.x) %}", end=" == 1"),
-    "objects in objects": GROWING.format(start="1", step="{% set ns.x = dict(a=ns.x, b=ns.x) %}", end=" | tojson"),
+    "tuples in tuples": GROWING.format(
+        start="1", step="{% set ns.x = (ns.x, ns.x) %}", end=" == 1"
+    ),
+    "objects in objects": GROWING.format(
+        start="1", step="{% set ns.x = dict(a=ns.x, b=ns.x) %}", end=" | tojson"
+    ),
     "arguments in arguments": "{% macro m(n) %}{{ m(n - 1, varargs, varargs) if n else varargs }}{% endmacro %}"
     "{{ m(60, 1) }}",
-    "slices": "{% set b = 'x' * 10000000 %}" + "".join(f"{{% set a{i} = b[1:] %}}" for i in range(100)),
+    "slices": "{% set b = 'x' * 10000000 %}"
+    + "".join(f"{{% set a{i} = b[1:] %}}" for i in range(100)),
     "its own text": "{% for i in range(100000) %}" + "x" * 99_000 + "{% endfor %}",
     "a long template": "x" * 100_001,
 }
@@ -80,7 +87,8 @@ def test_memory_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "{% for i in range(100000) %}{% for j in range(100000) if i < 0 %}{% endfor %}{% endfor %}",
         "{% for i in range(100000) %}{% set x = range(100000) | sort %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-        "{% set b, c = [[1] * 1000] * 100, [[1] * 1000] * 100 %}" + "{{ b == c }}{{ [2] in b }}" * 300,
+        "{% set b, c = [[1] * 1000] * 100, [[1] * 1000] * 100 %}"
+        + "{{ b == c }}{{ [2] in b }}" * 300,
     ],
 )
 def test_time_is_bounded_in_any_thread(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +108,9 @@ def test_time_is_bounded_in_any_thread(source: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("comparison", ["b == c", "2 in b", "'x' not in 'y'", "0 < 1 < 2"])
-def test_a_comparison_that_may_take_long_is_a_step(comparison: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_that_may_take_long_is_a_step(
+    comparison: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[int] = []
     monkeypatch.setattr(template_limits.Budget, "step", lambda self, size=0: steps.append(size))
     counts = []
@@ -166,16 +176,22 @@ CONSTRUCTS = {
 def test_constructs_are_rendered_as_hugging_face_does(name: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    messages = [{"role": "user", "content": "Why & how?"}, {"role": "assistant", "content": "é <b>"}] * 2
+    messages = [
+        {"role": "user", "content": "Why & how?"},
+        {"role": "assistant", "content": "é <b>"},
+    ] * 2
     theirs, _ = render_jinja_template(conversations=[messages], chat_template=CONSTRUCTS[name])
-    assert ChatTemplate(CONSTRUCTS[name], {}).render(messages, add_generation_prompt=False) == theirs[0]
+    assert (
+        ChatTemplate(CONSTRUCTS[name], {}).render(messages, add_generation_prompt=False)
+        == theirs[0]
+    )
 
 
 def test_a_thousand_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that puts all of the text together in a variable, message by message, takes the most."""
     monkeypatch.setattr(template_limits, "SECONDS", 2.0)
-    messages = [{"role": "user" if n % 2 else "assistant", "content": "word " * 200} for n in range(1000)]
-    source = (
-        "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text = ns.text + m.content %}{% endfor %}"
-    )
+    messages = [
+        {"role": "user" if n % 2 else "assistant", "content": "word " * 200} for n in range(1000)
+    ]
+    source = "{% set ns = namespace(text='') %}{% for m in messages %}{% set ns.text = ns.text + m.content %}{% endfor %}"
     assert render(source + "{{ ns.text }}", messages) == "word " * 200_000

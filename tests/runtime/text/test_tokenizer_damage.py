@@ -15,7 +15,11 @@ from builders.tokenizers_of_all_kinds import byte_level, llama
 from gpt_export.side_files import token_facts
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.text.tokenizer import load_tokenizer
-from gptx_models.checkpoints.tokenizer_files import check_vocabulary, read_tokenizer_folder, read_tokenizer_json
+from gptx_models.checkpoints.tokenizer_files import (
+    check_vocabulary,
+    read_tokenizer_folder,
+    read_tokenizer_json,
+)
 
 VOCABULARY = 400
 WORD = "Ġthe"  # in the vocabulary of byte_level
@@ -41,7 +45,9 @@ def hole_before_an_added_token(raw: dict[str, Any]) -> None:
     added(vocabulary(raw)[last])(raw)
 
 
-def damaged(folder: Path, change: Callable[[dict[str, Any]], None], inner: Tokenizer | None = None) -> Path:
+def damaged(
+    folder: Path, change: Callable[[dict[str, Any]], None], inner: Tokenizer | None = None
+) -> Path:
     raw = json.loads((inner or byte_level()).to_str())
     change(raw)
     (folder / "tokenizer.json").write_text(json.dumps(raw))
@@ -61,7 +67,9 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_it_is_found_when_it_is_read(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_is_found_when_it_is_read(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     change, says = DAMAGE[name]
     folder = damaged(tmp_path, change)
     known = byte_level().get_vocab_size()
@@ -81,11 +89,15 @@ def test_it_is_found_when_it_is_read(name: str, tmp_path: Path, capfd: pytest.Ca
 def test_an_added_token_can_only_stand_behind_the_others(token_id: int, tmp_path: Path) -> None:
     """The library gives it the next id, whatever the file says."""
     folder = damaged(tmp_path, added(token_id))
-    with pytest.raises(CheckpointError, match="tokenizer.json.*" + ("'<x>' the id" if token_id >= 0 else "-1")):
+    with pytest.raises(
+        CheckpointError, match="tokenizer.json.*" + ("'<x>' the id" if token_id >= 0 else "-1")
+    ):
         read_tokenizer_folder(folder, VOCABULARY)
 
 
-@pytest.mark.parametrize("raw", [b'{"version": "1.0", "x": "\xff"}', b"[1]", b"{", b"", b"\xef\xbb\xbf{}", b"null"])
+@pytest.mark.parametrize(
+    "raw", [b'{"version": "1.0", "x": "\xff"}', b"[1]", b"{", b"", b"\xef\xbb\xbf{}", b"null"]
+)
 def test_what_is_no_json_object(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(raw)
     with pytest.raises(CheckpointError, match="tokenizer.json"):
@@ -99,7 +111,10 @@ def test_what_is_no_json_object(raw: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("beside", [{}, {"additional_special_tokens": [WORD]}])
 @pytest.mark.parametrize("make", [byte_level, llama])
 def test_a_hole_is_no_damage_and_prints_nothing(
-    make: Callable[[], Tokenizer], beside: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make: Callable[[], Tokenizer],
+    beside: dict[str, Any],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The tokenizers library prints a line on standard output where it writes such a vocabulary."""
 
@@ -109,7 +124,9 @@ def test_a_hole_is_no_damage_and_prints_nothing(
 
     folder = damaged(tmp_path, hole, make())
     capfd.readouterr()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **beside}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **beside})
+    )
     for file, text in read_tokenizer_folder(folder, VOCABULARY).files.items():
         (folder / file).write_text(text)
     known = token_facts(folder)["vocab_size"]
@@ -125,11 +142,17 @@ def test_added_tokens_without_rows_are_left_out(tmp_path: Path) -> None:
     known = inner.get_vocab_size()
     inner.add_special_tokens(["[PAD]"])
     inner.save(str(tmp_path / "tokenizer.json"))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "eos_token": "<|endoftext|>"}
+    named = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "[PAD]",
+        "eos_token": "<|endoftext|>",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     said: list[str] = []
     read = read_tokenizer_folder(tmp_path, known, tell=said.append)
-    assert said == [f"{tmp_path}: the added token '[PAD]' is beyond the model's {known} tokens: left out"]
+    assert said == [
+        f"{tmp_path}: the added token '[PAD]' is beyond the model's {known} tokens: left out"
+    ]
     assert read.generation == {"eos_token_id": 0}
     left = Tokenizer.from_str(read.files["tokenizer.json"])
     assert left.get_vocab_size() == known and "[PAD]" not in read.files["tokenizer_config.json"]

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 
 def start() -> Any:
-    return importlib.import_module("onnxruntime_genai")  # its names are made at run time, unseen by type checkers
+    return importlib.import_module(
+        "onnxruntime_genai"
+    )  # its names are made at run time, unseen by type checkers
 
 
 def _opened(job: Job) -> Any:
     genai = start()
     config = genai.Config(str(job.path))
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": job.threads}}}}))
+    config.overlay(
+        json.dumps(
+            {"model": {"decoder": {"session_options": {"intra_op_num_threads": job.threads}}}}
+        )
+    )
     return genai.Model(config)
 
 
@@ -33,7 +39,9 @@ def _begun(model: Any, prompt: list[int], length: int) -> Any:
     genai = start()
     params = genai.GeneratorParams(model)
     # plain greedy, whatever genai_config.json says
-    params.set_search_options(do_sample=False, repetition_penalty=1.0, max_length=length, min_length=length)
+    params.set_search_options(
+        do_sample=False, repetition_penalty=1.0, max_length=length, min_length=length
+    )
     generator = genai.Generator(model, params)
     generator.append_tokens(np.array([prompt], np.int32))
     return generator
@@ -64,5 +72,10 @@ def logits(job: Job) -> Logits:
 
 
 ENGINE = Engine(
-    ("onnxruntime-genai", "onnxruntime"), "pip install onnxruntime-genai", start, load, logits, takes_artifact=True
+    ("onnxruntime-genai", "onnxruntime"),
+    "pip install onnxruntime-genai",
+    start,
+    load,
+    logits,
+    takes_artifact=True,
 )

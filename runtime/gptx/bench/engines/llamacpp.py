@@ -39,7 +39,9 @@ def load(job: Job) -> Loaded:
         new = prompt
         for _ in range(n + 1):
             model.eval(new)
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (n_vocab,))
+            logits = np.ctypeslib.as_array(
+                llama_cpp.llama_get_logits_ith(model.ctx, -1), (n_vocab,)
+            )
             logits[job.ends] = -np.inf
             new = [int(logits.argmax())]
             yield new[0]
@@ -64,4 +66,6 @@ def notes() -> str:
     return start().llama_print_system_info().decode().strip()
 
 
-ENGINE = Engine(("llama-cpp-python",), "pip install llama-cpp-python", start, load, logits, notes=notes)
+ENGINE = Engine(
+    ("llama-cpp-python",), "pip install llama-cpp-python", start, load, logits, notes=notes
+)

@@ -42,7 +42,9 @@ def _keep_last(model: Any) -> None:
     if head.get_type_name() != "MatMul":
         return
     last, end, step, axis = (np.array([value], np.int64) for value in (-1, -2, -1, 1))
-    head.input(0).replace_source_output(start().opset13.slice(head.input_value(0), last, end, step, axis).output(0))
+    head.input(0).replace_source_output(
+        start().opset13.slice(head.input_value(0), last, end, step, axis).output(0)
+    )
     model.validate_nodes_and_infer_types()
 
 

@@ -61,7 +61,12 @@ def logits(job: Job) -> Logits:
     def after_each(window: list[int]) -> np.ndarray:
         with torch.inference_mode():
             mask = torch.ones(1, len(window), dtype=torch.int64)
-            return model(input_ids=torch.tensor([window]), attention_mask=mask).logits[0].float().numpy()
+            return (
+                model(input_ids=torch.tensor([window]), attention_mask=mask)
+                .logits[0]
+                .float()
+                .numpy()
+            )
 
     return after_each
 

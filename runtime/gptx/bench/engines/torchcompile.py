@@ -29,13 +29,17 @@ def load(job: Job) -> Loaded:
     caches: dict[int, Any] = {}  # by rows
 
     def forward(new: Tensor, at: Tensor, cache: Any) -> Tensor:
-        return model(new, past_key_values=cache, cache_position=at, use_cache=True, logits_to_keep=1).logits
+        return model(
+            new, past_key_values=cache, cache_position=at, use_cache=True, logits_to_keep=1
+        ).logits
 
     mode = "reduce-overhead" if job.device == "cuda" else "default"
     step = torch.compile(forward, mode=mode, fullgraph=True, dynamic=False)
 
     def steps(prompts: list[list[int]], n: int) -> Iterator[Tensor]:
-        cache = caches.setdefault(len(prompts), StaticCache(config=model.config, max_cache_len=job.context))
+        cache = caches.setdefault(
+            len(prompts), StaticCache(config=model.config, max_cache_len=job.context)
+        )
         cache.reset()
         new = torch.tensor(prompts, device=job.device)
         at = torch.arange(new.shape[1], device=job.device)

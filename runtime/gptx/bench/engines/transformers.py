@@ -26,7 +26,9 @@ def opened(job: Job) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(job.threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(job.path, dtype=getattr(torch, job.variant or "float32"))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        job.path, dtype=getattr(torch, job.variant or "float32")
+    )
     return model.to(job.device).eval()
 
 
@@ -40,7 +42,9 @@ def load(job: Job) -> Loaded:
         """(B, 1), n + 1 times; the prompts are of one length."""
         cache, new = DynamicCache(config=model.config), torch.tensor(prompts, device=job.device)
         for _ in range(n + 1):
-            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (B, 1, V)
+            logits = model(
+                new, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits  # (B, 1, V)
             new = picked(logits, job.ends)
             yield new
 
@@ -67,7 +71,9 @@ def in_turn(steps: Callable[[list[list[int]], int], Iterator[Tensor]]) -> Loaded
             rows = [next(every).tolist()]
             began = time.perf_counter()
             rows += [new.tolist() for new in every]
-            return BatchRun(time.perf_counter() - began, [[token for (token,) in row] for row in zip(*rows)])
+            return BatchRun(
+                time.perf_counter() - began, [[token for (token,) in row] for row in zip(*rows)]
+            )
 
     return Loaded(generate, batch)
 
