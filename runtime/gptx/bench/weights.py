@@ -68,7 +68,7 @@ def _of_checkpoint(files: list[Path], bits: int) -> Weights:
         with safe_open(file, "numpy") as opened:
             sizes |= {
                 name: math.prod(opened.get_slice(name).get_shape()) * bits // 8
-                for name in opened.keys()
+                for name in opened.keys()  # noqa: SIM118
             }
     untied = any(name.endswith(HEADS) for name in sizes)
     unread = sum(
