@@ -95,9 +95,10 @@ def save_beside(model: ir.Model, file: Path) -> None:
             and weight.tobytes() == own.tobytes()
         ):
             place = (weight.location, weight.offset, weight.length, own.dtype)
+            shape: Any = own.shape
             value.const_value = ir.ExternalTensor(
-                *place, shape=own.shape, name=name, base_dir=weight.base_dir
-            )  # type: ignore[arg-type]
+                *place, shape=shape, name=name, base_dir=weight.base_dir
+            )
     ir.save(model, file)
 
 
