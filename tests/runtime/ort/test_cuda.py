@@ -39,6 +39,8 @@ LLAMA = dataclasses.replace(
     attn_bias=False,
     mlp_bias=False,
 )
+# Of logits up to 3, computed in fp16: on an H100 they differed from the CPU's by up to 0.0042.
+TOLERANCE = 1e-2
 TEXT = [5, 6, 7, 8, 9, 10, 11, 40, 100, 3, 80, 220, 17, 31]
 
 
@@ -103,13 +105,15 @@ def test_it_computes_what_the_other_does(fp16: Path, capturing: bool, cuda: Any)
     ):
         assert model.graph == fp16 / "onnx/cuda.onnx"
         assert opened in (None, [fp16 / "onnx/cuda.onnx"])
-        np.testing.assert_allclose(forced_logits(model, TEXT), expected, atol=3e-3)
+        np.testing.assert_allclose(forced_logits(model, TEXT), expected, atol=TOLERANCE)
         with model.session(3) as session:
             lengths = [6, 1, 9]
             steps = [session.feed([TEXT[:n] for n in lengths])]
             steps += [session.feed([[TEXT[n + step]] for n in lengths]) for step in range(4)]
         for step, logits in enumerate(steps):
-            np.testing.assert_allclose(logits, expected[[n + step - 1 for n in lengths]], atol=3e-3)
+            np.testing.assert_allclose(
+                logits, expected[[n + step - 1 for n in lengths]], atol=TOLERANCE
+            )
 
 
 def test_verify_says_which_graph_it_proved(fp16: Path) -> None:
@@ -157,7 +161,7 @@ def test_buffers_that_are_taken_over_hold_nothing(fp16: Path, cuda: Any) -> None
             session.feed([TEXT])
         with model.session() as session:
             got = np.concatenate([session.feed([[token]]) for token in TEXT[:6]])
-        np.testing.assert_allclose(got, expected, atol=3e-3)
+        np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
 @cuda
@@ -171,7 +175,7 @@ def test_a_session_rewinds_and_grows(fp16: Path, cuda: Any) -> None:
             again = session.feed([ids[3:100], ids[60:128]])
         with model.session(2) as session:
             fresh = session.feed([ids[:100], ids[10:128]])
-    np.testing.assert_allclose(again, fresh, atol=3e-3)
+    np.testing.assert_allclose(again, fresh, atol=TOLERANCE)
 
 
 @pytest.mark.gpu
