@@ -16,7 +16,7 @@ from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
 from gptx.generation.loaded_model import LoadedModel, Prompt
 from gptx.generation.options import Given
-from gptx.ort.graph import open_engine
+from gptx.ort.graph import open_graph
 from gptx.ort.providers import check_options
 from gptx.tasks.chat import Chat
 from gptx.tasks.classify import Classification, Normalization, classify
@@ -68,7 +68,7 @@ def load(
     if not n_class and (unheeded := unsupported_in_words(generation)) is not None:
         warn(f"{folder}: {unheeded}")
     return Model(
-        open_engine(manifest, device=device, threads=threads, adjust_memory=adjust_memory),
+        open_graph(manifest, device=device, threads=threads, adjust_memory=adjust_memory),
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer.special) if tokenizer else None,
         generation=generation,

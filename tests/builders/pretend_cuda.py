@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptx.ort import graph as engine
+from gptx.ort import graph as onnx_graph
 from gptx.ort import providers
 
 
@@ -28,7 +28,7 @@ def pretend_cuda(*, capturing: bool = True) -> Iterator[list[Path]]:
 
     capturable: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "open_on_cuda", open_on_cuda)
-        patch.setattr(engine, "captures", lambda session: session in capturable)
-        patch.setattr(engine.Engine, "device", "cpu")
+        patch.setattr(onnx_graph, "open_on_cuda", open_on_cuda)
+        patch.setattr(onnx_graph, "captures", lambda session: session in capturable)
+        patch.setattr(onnx_graph.OnnxGraph, "device", "cpu")
         yield opened

@@ -20,7 +20,7 @@ from gptx.generation.loop import check_options as check_stops
 from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, resolve
 from gptx.generation.session import Session
 from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 from gptx.text.chat_template import ChatTemplate, Message
 from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
 from gptx.text.prefix import common_length
@@ -38,7 +38,7 @@ class LoadedModel:
 
     def __init__(
         self,
-        engine: Engine,
+        graph: OnnxGraph,
         *,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None = None,
@@ -46,13 +46,13 @@ class LoadedModel:
         task: Task | None = None,
         head: Head | None = None,
     ) -> None:
-        self._engine: Engine | None = engine
-        self.manifest: Manifest = engine.manifest
-        self.provider: str = engine.provider  # what really runs the graph, as ONNX Runtime calls it
+        self._graph: OnnxGraph | None = graph
+        self.manifest: Manifest = graph.manifest
+        self.provider: str = graph.provider  # what really runs the graph, as ONNX Runtime calls it
         self.graph: Path = (
-            engine.graph
+            graph.file
         )  # the file that was opened: onnx/model.onnx, or one that gptx compile made
-        self.decode: Path | None = engine.decode_graph  # where single rows have one of their own
+        self.decode: Path | None = graph.decode_file  # where single rows have one of their own
         self.tokenizer: Tokenizer | None = tokenizer
         self.template: ChatTemplate | None = template
         self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
@@ -241,9 +241,9 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give the weights' memory back (sessions that are still open keep it). The model cannot be used afterwards."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = None
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
 
     def __enter__(self) -> Self:
         return self
@@ -257,10 +257,10 @@ class LoadedModel:
                 f"{self.path} has a classification head in place of a language model's, so no text is {what}: take classify"
             )
 
-    def _opened(self) -> Engine:
-        if self._engine is None:
+    def _opened(self) -> OnnxGraph:
+        if self._graph is None:
             raise UsageError("this model is closed")
-        return self._engine
+        return self._graph
 
     def _generation(
         self,

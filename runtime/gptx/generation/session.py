@@ -16,7 +16,7 @@ from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.one_thread import OneThread
 from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.open import Cache, open_cache
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 
 MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be counted in a float
 
@@ -30,21 +30,21 @@ class Session:
     Threads: any thread may call a session, but only one at a time. A second call meanwhile raises UsageError.
     """
 
-    def __init__(self, engine: Engine, batch_size: int = 1, *, size: int | None = None) -> None:
-        n_ctx = engine.manifest.model.n_ctx
+    def __init__(self, graph: OnnxGraph, batch_size: int = 1, *, size: int | None = None) -> None:
+        n_ctx = graph.manifest.model.n_ctx
         n_rows = count(
             "batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS
         )
         if size is not None:
             size = count("size", size, f"1 to {n_ctx}, the model's context", n_ctx)
         self.limit: int = size or n_ctx
-        self.vocab_size: int = engine.manifest.model.vocab_size
-        self.n_logits: int = engine.manifest.model.n_logits  # vocab_size, or the classes of a head
-        self._cache: Cache | _Closed = open_cache(engine, n_rows, limit=self.limit, size=size)
+        self.vocab_size: int = graph.manifest.model.vocab_size
+        self.n_logits: int = graph.manifest.model.n_logits  # vocab_size, or the classes of a head
+        self._cache: Cache | _Closed = open_cache(graph, n_rows, limit=self.limit, size=size)
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
         self._lengths = [0] * n_rows
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
-        self._large_pages = engine.large_pages
+        self._large_pages = graph.large_pages
         self._call = OneThread(
             "another thread is using this session: give each thread a session of its own"
         )

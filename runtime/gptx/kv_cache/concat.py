@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 from gptx.ort.providers import onnxruntime
 
 
@@ -18,13 +18,13 @@ class ConcatCache:
     is padding behind a shorter row's prompt, a step in which a row was idle, or what was rewound.
     """
 
-    def __init__(self, engine: Engine, batch_size: int) -> None:
-        model = engine.manifest.model
-        self._engine = engine
-        self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
+    def __init__(self, graph: OnnxGraph, batch_size: int) -> None:
+        model = graph.manifest.model
+        self._graph = graph
+        self.logits = np.zeros((batch_size, 1, model.n_logits), graph.logits_dtype)
         self._mask = np.zeros((batch_size, 0), np.int64)
         self._skipped = 0  # positions before the first token, of which the past holds nothing
-        self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in engine.past_names]
+        self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in graph.past_names]
 
     @property
     def capacity(self) -> int:
@@ -32,11 +32,11 @@ class ConcatCache:
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run every row; the logits are in `logits[row, 0]`. An idle row's token becomes a hole afterwards."""
-        limit = self._engine.manifest.model.n_ctx - 1
+        limit = self._graph.manifest.model.n_ctx - 1
         ids = np.array([[token or 0] for token in tokens])
         positions = np.array([[min(count, limit)] for count in lengths])
         mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
-        with self._engine.device_lock:
+        with self._graph.device_lock:
             logits, pasts = self._run(ids, positions, mask, self._pasts, keep=1)
         for row, token in enumerate(tokens):
             if token is None:
@@ -51,7 +51,7 @@ class ConcatCache:
         outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         """As SharedBufferCache.prefill: each row runs alone on its own tokens, then takes its place in the batch."""
-        with self._engine.device_lock:
+        with self._graph.device_lock:
             filled = {
                 row: self._prefill_row(row, ids, lengths[row], outs[row] if outs else None)
                 for row, ids in new.items()
@@ -67,7 +67,7 @@ class ConcatCache:
     ) -> list[Any]:
         alone = len(self._mask) == 1
         pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
-        for start, piece in self._engine.pieces(ids):
+        for start, piece in self._graph.pieces(ids):
             total = past + start + len(piece)
             positions = np.arange(total - len(piece), total)[None]
             keep = 1 if out is None else 0
@@ -91,7 +91,7 @@ class ConcatCache:
         pasts = self._pasts
         if width < self.capacity:
             mask = np.ascontiguousarray(mask[:, :width])
-            with self._engine.device_lock:
+            with self._graph.device_lock:
                 pasts = [self._place(self._host(past)[:, :, :width]) for past in pasts]
         self._pasts, self._mask = pasts, mask
 
@@ -117,9 +117,9 @@ class ConcatCache:
         self._pasts, self._mask = pasts, mask
 
     def _empty(self, batch_size: int, width: int) -> np.ndarray:
-        model = self._engine.manifest.model
+        model = self._graph.manifest.model
         return np.zeros(
-            (batch_size, model.n_kv_head, width, model.head_dim), self._engine.cache_dtype
+            (batch_size, model.n_kv_head, width, model.head_dim), self._graph.cache_dtype
         )
 
     def _host(self, past: Any) -> np.ndarray:
@@ -127,9 +127,9 @@ class ConcatCache:
 
     def _place(self, past: np.ndarray) -> Any:
         past = np.ascontiguousarray(past)
-        if self._engine.device == "cpu" or past.size == 0:
+        if self._graph.device == "cpu" or past.size == 0:
             return past
-        return onnxruntime().OrtValue.ortvalue_from_numpy(past, self._engine.device, 0)
+        return onnxruntime().OrtValue.ortvalue_from_numpy(past, self._graph.device, 0)
 
     def _run(
         self,
@@ -140,40 +140,40 @@ class ConcatCache:
         *,
         keep: int,
     ) -> tuple[np.ndarray, list[Any]]:
-        engine = self._engine
+        graph = self._graph
         feeds = {"input_ids": ids, "attention_mask": mask}
-        if engine.takes_positions:
+        if graph.takes_positions:
             feeds["position_ids"] = positions
-        if name := engine.logits_input:
+        if name := graph.logits_input:
             feeds[name] = np.array(keep, np.int64)
-        feeds.update(zip(engine.past_names, pasts))
+        feeds.update(zip(graph.past_names, pasts))
         try:
-            run = _run_on_cpu if engine.device == "cpu" else _run_on_device
-            logits, *presents = run(engine, feeds)
+            run = _run_on_cpu if graph.device == "cpu" else _run_on_device
+            logits, *presents = run(graph, feeds)
         except Exception as error:
-            raise engine.failed(error) from error
+            raise graph.failed(error) from error
         return logits, presents
 
 
-def _run_on_cpu(engine: Engine, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return engine.session.run(
-        ["logits", *engine.present_names], feeds
+def _run_on_cpu(graph: OnnxGraph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return graph.session.run(
+        ["logits", *graph.present_names], feeds
     )  # arrays over ORT's own memory: no copies
 
 
-def _run_on_device(engine: Engine, feeds: dict[str, Any]) -> list[Any]:
+def _run_on_device(graph: OnnxGraph, feeds: dict[str, Any]) -> list[Any]:
     """The presents stay on the device; the logits come back."""
-    binding = engine.session.io_binding()
+    binding = graph.session.io_binding()
     for name, value in feeds.items():
-        if name == engine.logits_input:  # by pointer: see binding.py
+        if name == graph.logits_input:  # by pointer: see binding.py
             binding.bind_input(name, "cpu", 0, np.int64, (), value.ctypes.data)
         elif isinstance(value, np.ndarray):
             binding.bind_cpu_input(name, value)
         else:
             binding.bind_ortvalue_input(name, value)
     binding.bind_output("logits", "cpu")
-    for name in engine.present_names:
-        binding.bind_output(name, engine.device, 0)
-    engine.session.run_with_iobinding(binding)
+    for name in graph.present_names:
+        binding.bind_output(name, graph.device, 0)
+    graph.session.run_with_iobinding(binding)
     logits, *presents = binding.get_outputs()
     return [logits.numpy(), *presents]

@@ -14,7 +14,7 @@ from gptx.errors import GptxError
 from gptx.kv_cache.memory_limit import cache_bytes
 from gptx.kv_cache.shared_buffer import capacity_for
 from gptx.ort.binding import Binding
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 from gptx.ort.providers import is_full, onnxruntime, run_options
 
 NEVER = -1  # ONNX Runtime's id of a run that is neither captured nor replayed
@@ -27,18 +27,18 @@ class CudaCache:
     overwrites it. A full row, which can only be idle, has it in its last place.
     """
 
-    def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
-        self._engine, self._limit = engine, limit
+    def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
+        self._graph, self._limit = graph, limit
         self._buffers: CacheBuffers | None = None
-        self._never = run_options(NEVER) if engine.captures else None
-        self.logits = np.zeros((batch_size, 1, engine.manifest.model.n_logits), engine.logits_dtype)
+        self._never = run_options(NEVER) if graph.captures else None
+        self.logits = np.zeros((batch_size, 1, graph.manifest.model.n_logits), graph.logits_dtype)
         with self._locked():
             self._reserve(size or 1, 0)
 
     def __del__(self) -> None:
-        with self._engine.device_lock:
+        with self._graph.device_lock:
             if self._buffers is not None:
-                self._engine.buffer_pool.give(self._buffers)
+                self._graph.buffer_pool.give(self._buffers)
             self._buffers = None
 
     @property
@@ -53,7 +53,7 @@ class CudaCache:
             buffers.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
             buffers.positions.update_inplace(positions)
             if (
-                not self._engine.captures
+                not self._graph.captures
             ):  # a graph that can be captured reads the mask's length alone
                 buffers.mask.update_inplace(
                     (np.arange(self.capacity) <= positions).astype(np.int64)
@@ -74,9 +74,9 @@ class CudaCache:
                 max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths)
             )
             for row, ids in new.items():
-                binding = Binding(self._engine, self._engine.session)
+                binding = Binding(self._graph, self._graph.session)
                 binding.rows(buffers.places(row, row + 1))
-                for start, piece in self._engine.pieces(ids):
+                for start, piece in self._graph.pieces(ids):
                     logits = self._prefill_chunk(
                         binding, piece, lengths[row] + start, every=outs is not None
                     )
@@ -92,7 +92,7 @@ class CudaCache:
         total = past + len(piece)
         binding.small(piece[None], np.arange(past, total)[None], 0 if every else 1)
         binding.mask(np.ones((1, total), np.int64))
-        kept = len(piece) if every or not self._engine.logits_input else 1
+        kept = len(piece) if every or not self._graph.logits_input else 1
         logits = np.empty((1, kept, self.logits.shape[2]), self.logits.dtype)
         binding.logits(logits)
         binding.run(self._never)
@@ -108,32 +108,32 @@ class CudaCache:
         buffers = self._new_buffers((len(self.logits), capacity_for(length, self._limit)))
         if self._buffers:
             buffers.copy(self._buffers, used)
-            self._engine.buffer_pool.give(self._buffers)
+            self._graph.buffer_pool.give(self._buffers)
         self._buffers = buffers
         return buffers
 
     def _new_buffers(self, shape: tuple[int, int]) -> CacheBuffers:
-        engine = self._engine
+        graph = self._graph
         while True:
             try:
-                return engine.buffer_pool.take(shape) or CacheBuffers.allocate(engine, shape)
+                return graph.buffer_pool.take(shape) or CacheBuffers.allocate(graph, shape)
             except Exception as error:
                 if not is_full(error):
                     raise
-                if not engine.buffer_pool.clear():
-                    what = f"{shape[0]} rows of {shape[1]} tokens take {cache_bytes(engine, *shape) / 1e9:.1f} GB"
+                if not graph.buffer_pool.clear():
+                    what = f"{shape[0]} rows of {shape[1]} tokens take {cache_bytes(graph, *shape) / 1e9:.1f} GB"
                     says = f"the device has no memory for the cache: {what}; run fewer rows at once"
                     raise GptxError(says) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._engine.device_lock:
+        with self._graph.device_lock:
             try:
                 yield
             except GptxError:
                 raise
             except Exception as error:  # ONNX Runtime's
-                raise self._engine.failed(error) from error
+                raise self._graph.failed(error) from error
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class CacheBuffers:
     be captured once as a CUDA graph, and each further step replays it.
     """
 
-    engine: Engine
+    graph: OnnxGraph
     shape: tuple[int, int]  # rows, capacity
     keys_values: list[Any]  # each layer's keys, then its values
     ids: Any
@@ -157,19 +157,19 @@ class CacheBuffers:
     options: Any  # for runs of steps
 
     @classmethod
-    def allocate(cls, engine: Engine, shape: tuple[int, int]) -> CacheBuffers:
-        (rows, capacity), model = shape, engine.manifest.model
+    def allocate(cls, graph: OnnxGraph, shape: tuple[int, int]) -> CacheBuffers:
+        (rows, capacity), model = shape, graph.manifest.model
         cache = (rows, model.n_kv_head, capacity, model.head_dim)
-        zeros = np.zeros(cache, engine.cache_dtype)  # what is masked is still multiplied
-        keys_values = [_placed(zeros, engine.device) for _ in range(2 * model.n_layer)]
-        ids, positions = (_placed(np.zeros((rows, 1), np.int64), engine.device) for _ in range(2))
-        mask = _placed(np.ones((rows, capacity), np.int64), engine.device)
-        logits = _placed(np.zeros((rows, 1, model.n_logits), engine.logits_dtype), engine.device)
-        graph_id = next(engine.graph_ids) if engine.captures else NEVER
-        options = run_options(graph_id) if engine.captures else None
-        steps = Binding(engine, engine.session)
+        zeros = np.zeros(cache, graph.cache_dtype)  # what is masked is still multiplied
+        keys_values = [_placed(zeros, graph.device) for _ in range(2 * model.n_layer)]
+        ids, positions = (_placed(np.zeros((rows, 1), np.int64), graph.device) for _ in range(2))
+        mask = _placed(np.ones((rows, capacity), np.int64), graph.device)
+        logits = _placed(np.zeros((rows, 1, model.n_logits), graph.logits_dtype), graph.device)
+        graph_id = next(graph.graph_ids) if graph.captures else NEVER
+        options = run_options(graph_id) if graph.captures else None
+        steps = Binding(graph, graph.session)
         buffers = cls(
-            engine, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options
+            graph, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options
         )
         steps.rows(buffers.places(0, rows))
         steps.stay(ids, positions, mask, logits)
@@ -177,12 +177,12 @@ class CacheBuffers:
 
     @property
     def size(self) -> int:
-        return cache_bytes(self.engine, *self.shape)
+        return cache_bytes(self.graph, *self.shape)
 
     def places(self, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
         """Pointer and shape of the rows from `first` to before `last`, in each buffer."""
         rows, *rest = self.keys_values[0].shape()
-        row_bytes = math.prod(rest) * self.engine.cache_dtype.itemsize
+        row_bytes = math.prod(rest) * self.graph.cache_dtype.itemsize
         return [
             (buffer.data_ptr() + first * row_bytes, (last - first, *rest))
             for buffer in self.keys_values
@@ -191,13 +191,13 @@ class CacheBuffers:
     def copy(self, other: CacheBuffers, used: int) -> None:
         """Copy the first `used` tokens of each row from other buffers with as many rows."""
         for mine, its in zip(self.keys_values, other.keys_values):
-            array = np.zeros(mine.shape(), self.engine.cache_dtype)
+            array = np.zeros(mine.shape(), self.graph.cache_dtype)
             array[:, :, :used] = its.numpy()[:, :, :used]
             mine.update_inplace(array)
 
     def release(self) -> None:
         if self.graph_id != NEVER:
-            self.engine.session.release_captured_graph(self.graph_id)
+            self.graph.session.release_captured_graph(self.graph_id)
 
 
 def _placed(array: np.ndarray, device: str) -> Any:

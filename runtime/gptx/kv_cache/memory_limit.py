@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from gptx.errors import GptxError, UsageError
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 from gptx.system.cpu import memory
 
 
-def cache_bytes(engine: Engine, rows: int, tokens: int) -> int:
+def cache_bytes(graph: OnnxGraph, rows: int, tokens: int) -> int:
     """Of the keys and values of so many tokens in each of so many rows."""
-    model = engine.manifest.model
+    model = graph.manifest.model
     return (
         2
         * model.n_layer
@@ -17,17 +17,17 @@ def cache_bytes(engine: Engine, rows: int, tokens: int) -> int:
         * tokens
         * model.n_kv_head
         * model.head_dim
-        * engine.cache_dtype.itemsize
+        * graph.cache_dtype.itemsize
     )
 
 
-def check_memory(engine: Engine, rows: int, tokens: int) -> None:
+def check_memory(graph: OnnxGraph, rows: int, tokens: int) -> None:
     """Raise UsageError where a cache and its rows' logits are larger than all memory of this machine."""
-    n_logits = engine.manifest.model.n_logits
-    cache = cache_bytes(engine, rows, tokens)
-    if engine.device != "cpu":  # it is laid out on the device, by way of one buffer here
-        cache //= 2 * engine.manifest.model.n_layer
-    needed = cache + rows * n_logits * engine.logits_dtype.itemsize
+    n_logits = graph.manifest.model.n_logits
+    cache = cache_bytes(graph, rows, tokens)
+    if graph.device != "cpu":  # it is laid out on the device, by way of one buffer here
+        cache //= 2 * graph.manifest.model.n_layer
+    needed = cache + rows * n_logits * graph.logits_dtype.itemsize
     total, _ = memory()
     if total is not None and needed > total:
         raise UsageError(
@@ -36,9 +36,9 @@ def check_memory(engine: Engine, rows: int, tokens: int) -> None:
         )
 
 
-def no_memory(engine: Engine, rows: int, tokens: int) -> GptxError:
+def no_memory(graph: OnnxGraph, rows: int, tokens: int) -> GptxError:
     """The error for a cache that found no memory."""
-    size = cache_bytes(engine, rows, tokens) / 1e9
+    size = cache_bytes(graph, rows, tokens) / 1e9
     return GptxError(
         f"no memory for the cache: {_size(rows, tokens)} would take {size:,.1f} GB; run fewer rows at once"
     )

@@ -18,25 +18,25 @@ from gptx.kv_cache.concat import ConcatCache
 from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.memory_limit import check_memory, no_memory
 from gptx.kv_cache.shared_buffer import SharedBufferCache
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 from gptx.ort.providers import CUDA
 
 Cache = SharedBufferCache | CudaCache | ConcatCache
 
 
-def open_cache(engine: Engine, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
+def open_cache(graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
     """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come.
     Raises UsageError for more rows than this machine has memory for."""
-    check_memory(engine, batch_size, size or 1)
+    check_memory(graph, batch_size, size or 1)
     try:
-        return _open(engine, batch_size, limit, size)
+        return _open(graph, batch_size, limit, size)
     except MemoryError as error:
-        raise no_memory(engine, batch_size, size or 1) from error
+        raise no_memory(graph, batch_size, size or 1) from error
 
 
-def _open(engine: Engine, batch_size: int, limit: int, size: int | None) -> Cache:
-    if engine.manifest.cache == "growing":
-        return ConcatCache(engine, batch_size)
-    if engine.provider == CUDA:
-        return CudaCache(engine, batch_size, limit=limit, size=size)
-    return SharedBufferCache(engine, batch_size, limit=limit, size=size)
+def _open(graph: OnnxGraph, batch_size: int, limit: int, size: int | None) -> Cache:
+    if graph.manifest.cache == "growing":
+        return ConcatCache(graph, batch_size)
+    if graph.provider == CUDA:
+        return CudaCache(graph, batch_size, limit=limit, size=size)
+    return SharedBufferCache(graph, batch_size, limit=limit, size=size)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gptx.kv_cache.memory_limit import check_memory, no_memory
 from gptx.ort.binding import Binding
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 
 SMALLEST = 128  # tokens that a buffer holds at first
 MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
@@ -26,12 +26,12 @@ class SharedBufferCache:
     mask is bound somewhat longer than what is held, and ends at its last 1. (After each step the weights have pushed
     all else out of the processor's caches: a call that takes 1 us in a loop takes 40 us here, so a step makes few.)"""
 
-    def __init__(self, engine: Engine, batch_size: int, *, limit: int, size: int | None) -> None:
-        model = engine.manifest.model
-        self._engine, self._limit = engine, limit
-        self._main = Binding(engine, engine.session)
+    def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
+        model = graph.manifest.model
+        self._graph, self._limit = graph, limit
+        self._main = Binding(graph, graph.session)
         self._single = (
-            Binding(engine, engine.decode) if engine.decode else self._main
+            Binding(graph, graph.decode) if graph.decode else self._main
         )  # for steps of a single row
         self._bound: tuple[int, int] | None = (
             None  # the rows that the next step finds bound, a single one in _single
@@ -39,7 +39,7 @@ class SharedBufferCache:
         self._mask = np.zeros((1, 0), np.int64)  # theirs
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
-        self.logits = np.zeros((batch_size, 1, model.n_logits), engine.logits_dtype)
+        self.logits = np.zeros((batch_size, 1, model.n_logits), graph.logits_dtype)
         self.capacity = 0
         self._buffers: list[Buffer] = []
         self._reserve(size or 1, 0)
@@ -83,7 +83,7 @@ class SharedBufferCache:
         for row, ids in new.items():
             self._main.rows([buffer.rows(row, row + 1) for buffer in self._buffers])
             out = outs[row] if outs else None
-            for start, piece in self._engine.pieces(ids):
+            for start, piece in self._graph.pieces(ids):
                 self._prefill_chunk(
                     row, piece, lengths[row] + start, None if out is None else out[start:]
                 )
@@ -95,7 +95,7 @@ class SharedBufferCache:
         self._main.small(piece[None], np.arange(past, total)[None], 1 if out is None else 0)
         self._main.mask(self._ones[:, :total])
         logits = self.logits[row : row + 1]
-        if out is not None or not self._engine.logits_input:
+        if out is not None or not self._graph.logits_input:
             logits = np.empty((1, size, logits.shape[2]), logits.dtype)
         self._main.logits(logits)
         self._main.run()
@@ -118,8 +118,8 @@ class SharedBufferCache:
         """Make room for `length` tokens a row, keeping the first `used`."""
         if length <= self.capacity:
             return
-        model, batch_size = self._engine.manifest.model, len(self._ids)
-        check_memory(self._engine, batch_size, length)
+        model, batch_size = self._graph.manifest.model, len(self._ids)
+        check_memory(self._graph, batch_size, length)
         self._bound = None  # the arrays are others then
         capacity = capacity_for(length, self._limit)
         before, shape = (
@@ -128,13 +128,13 @@ class SharedBufferCache:
         )
         try:
             while len(self._buffers) < 2 * model.n_layer:
-                self._buffers.append(Buffer(shape, self._engine.cache_dtype))
+                self._buffers.append(Buffer(shape, self._graph.cache_dtype))
             for buffer in self._buffers:
                 buffer.grow(shape, used)
         except MemoryError as error:
             for buffer in self._buffers:
                 buffer.shrink(before, used)
-            raise no_memory(self._engine, batch_size, capacity) from error
+            raise no_memory(self._graph, batch_size, capacity) from error
         self.capacity = capacity
         self._ones = np.ones((1, self.capacity), np.int64)
 

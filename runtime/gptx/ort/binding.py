@@ -7,29 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from gptx.ort.graph import Engine
+from gptx.ort.graph import OnnxGraph
 
 
 class Binding:
     """Small inputs and logits are the CPU's; ONNX Runtime copies them where the graph runs elsewhere."""
 
-    def __init__(self, engine: Engine, session: Any) -> None:
-        self._engine, self._session, self._binding = engine, session, session.io_binding()
-        self._wanted = np.zeros((1,) if engine.logits_input == "first_logit" else (), np.int64)
+    def __init__(self, graph: OnnxGraph, session: Any) -> None:
+        self._graph, self._session, self._binding = graph, session, session.io_binding()
+        self._wanted = np.zeros((1,) if graph.logits_input == "first_logit" else (), np.int64)
 
     def rows(self, places: Iterable[tuple[int, tuple[int, ...]]]) -> None:
         """The pointer and the shape of each layer's keys and of its values, which are read and written."""
-        engine, device = self._engine, self._engine.device
-        for past, present, (pointer, shape) in zip(engine.past_names, engine.present_names, places):
-            self._binding.bind_input(past, device, 0, engine.cache_dtype.type, shape, pointer)
-            self._binding.bind_output(present, device, 0, engine.cache_dtype.type, shape, pointer)
+        graph, device = self._graph, self._graph.device
+        for past, present, (pointer, shape) in zip(graph.past_names, graph.present_names, places):
+            self._binding.bind_input(past, device, 0, graph.cache_dtype.type, shape, pointer)
+            self._binding.bind_output(present, device, 0, graph.cache_dtype.type, shape, pointer)
 
     def small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
         """`keep`: how many of the last logits are wanted, 0 all."""
         self._binding.bind_cpu_input("input_ids", ids)
-        if self._engine.takes_positions:
+        if self._graph.takes_positions:
             self._binding.bind_cpu_input("position_ids", positions)
-        if name := self._engine.logits_input:
+        if name := self._graph.logits_input:
             self._wanted[...] = -keep if name == "first_logit" else keep
             # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
             self._binding.bind_input(
@@ -48,7 +48,7 @@ class Binding:
         """In place of small, mask and logits: OrtValues of the device, which are the same in every run."""
         self._binding.bind_ortvalue_input("input_ids", ids)
         self._binding.bind_ortvalue_input("attention_mask", mask)
-        if self._engine.takes_positions:
+        if self._graph.takes_positions:
             self._binding.bind_ortvalue_input("position_ids", positions)
         self._binding.bind_ortvalue_output("logits", logits)
 
@@ -56,4 +56,4 @@ class Binding:
         try:
             self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
-            raise self._engine.failed(error) from error
+            raise self._graph.failed(error) from error

@@ -1,6 +1,6 @@
-"""An artifact's graph, opened and compared with the manifest: manifest in, Engine out, or an ArtifactError.
+"""An artifact's graph, opened and compared with the manifest: manifest in, OnnxGraph out, or an ArtifactError.
 
-An Engine may be shared between threads. It knows the graph's facts (cache form, types, inputs) and holds no state.
+An OnnxGraph may be shared between threads. It knows the graph's facts (cache form, types, inputs) and holds no state.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.
 
 
 @dataclass(frozen=True)
-class Engine:
+class OnnxGraph:
     session: Any  # onnxruntime.InferenceSession
     decode: (
         Any | None
     )  # another that runs single rows on the same cache, where the artifact has a graph for them
     manifest: Manifest
     provider: str  # what runs the graph, as ORT calls it
-    graph: Path  # the one that was opened: the portable one, or the one compiled for this machine
-    decode_graph: Path | None  # of `decode`, likewise
+    file: Path  # the one that was opened: the portable one, or the one compiled for this machine
+    decode_file: Path | None  # of `decode`, likewise
     logits_input: str | None  # by which the head is computed for as many positions as asked
     takes_positions: bool
     logits_dtype: np.dtype
@@ -91,7 +91,7 @@ class Engine:
 
     def failed(self, error: Exception) -> ArtifactError:
         return ArtifactError(
-            f"{self.graph}: ONNX Runtime failed while running it: {first_line(error)}"
+            f"{self.file}: ONNX Runtime failed while running it: {first_line(error)}"
         )
 
 
@@ -105,13 +105,13 @@ class Opened(NamedTuple):
     decode_graph: Path | None = None
 
 
-def open_engine(
+def open_graph(
     manifest: Manifest,
     *,
     device: str = "cpu",
     threads: int | None = None,
     adjust_memory: bool = True,
-) -> Engine:
+) -> OnnxGraph:
     """Open the graph of an artifact. adjust_memory: see gptx.load.
 
     Raises UsageError, ProviderError for the device, ArtifactError for the graph.
@@ -135,13 +135,13 @@ def open_engine(
     problems = list(_problems(manifest, inputs, outputs))
     if problems:
         raise ArtifactError(f"{graph} does not fit gptx.json: {'; '.join(problems)}")
-    return Engine(
+    return OnnxGraph(
         session=session,
         decode=opened.decode,
         manifest=manifest,
         provider=opened.provider,
-        graph=graph,
-        decode_graph=opened.decode_graph,
+        file=graph,
+        decode_file=opened.decode_graph,
         logits_input=_logits_input(session),
         takes_positions="position_ids" in inputs,
         logits_dtype=DTYPES[outputs["logits"].type],

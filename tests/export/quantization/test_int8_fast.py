@@ -25,7 +25,7 @@ from gptx.errors import ArtifactError, UsageError
 from gptx.generation.session import Session
 from gptx.inspect import describe
 from gptx.ort import compiled, providers
-from gptx.ort.graph import open_engine
+from gptx.ort.graph import open_graph
 from gptx.system.cpu import cpu_features, int8_saturates
 from gptx.verify import forced_logits, verify
 from gptx_models.checkpoints.checkpoint import save_checkpoint
@@ -65,9 +65,9 @@ class Counted:
 
 def counted(path: Path, rows: int = 1) -> tuple[Session, Counted, Counted]:
     """A session on `path`, and what it runs many rows and single rows in."""
-    engine = open_engine(read_manifest(path), threads=1)
-    many, single = Counted(engine.session), Counted(engine.decode)
-    return Session(dataclasses.replace(engine, session=many, decode=single), rows), many, single
+    opened = open_graph(read_manifest(path), threads=1)
+    many, single = Counted(opened.session), Counted(opened.decode)
+    return Session(dataclasses.replace(opened, session=many, decode=single), rows), many, single
 
 
 def near(got: np.ndarray, expected: np.ndarray) -> bool:

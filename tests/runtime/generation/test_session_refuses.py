@@ -21,7 +21,7 @@ from gptx.kv_cache.concat import ConcatCache
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer
 from gptx.ort.binding import Binding
-from gptx.ort.graph import Engine, open_engine
+from gptx.ort.graph import OnnxGraph, open_graph
 
 FORMS = ("shared", "growing", "scatter", "scatter on CUDA")
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 250, 60)]
@@ -29,13 +29,13 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="module", params=FORMS)
-def engine(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Engine]:
+def graph(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[OnnxGraph]:
     form, _, cuda = request.param.partition(" on ")
     if not cuda:
-        yield open_engine(read_manifest(artifacts[form]), threads=1)
+        yield open_graph(read_manifest(artifacts[form]), threads=1)
         return
     with pretend_cuda():
-        yield open_engine(read_manifest(artifacts[form]), device="cuda", threads=1)
+        yield open_graph(read_manifest(artifacts[form]), device="cuda", threads=1)
 
 
 # Calls that are refused. Two rows each.
@@ -103,8 +103,8 @@ def refused(session: Session, kind: str, argument: Any) -> None:
     ]
 )
 @given(calls=st.lists(CALLS, max_size=12))
-def test_a_refused_call_changes_nothing(engine: Engine, calls: list[tuple[str, Any]]) -> None:
-    seen, spared = Session(engine, 2), Session(engine, 2)
+def test_a_refused_call_changes_nothing(graph: OnnxGraph, calls: list[tuple[str, Any]]) -> None:
+    seen, spared = Session(graph, 2), Session(graph, 2)
     for kind, argument in calls:
         if kind.startswith("bad"):
             refused(seen, kind, argument)
@@ -118,9 +118,9 @@ def test_a_refused_call_changes_nothing(engine: Engine, calls: list[tuple[str, A
 
 
 @pytest.mark.parametrize("kind", ["bad feed", "bad feed all", "bad advance", "bad rewind"])
-def test_every_refusal_is_a_sentence(engine: Engine, kind: str) -> None:
+def test_every_refusal_is_a_sentence(graph: OnnxGraph, kind: str) -> None:
     """Also of a session of one row, whose steps take a shorter way."""
-    session, lone = Session(engine, 2), Session(engine)
+    session, lone = Session(graph, 2), Session(graph)
     session.feed([IDS[:5], IDS[:3]])
     lone.feed([IDS[:5]])
     for argument in BAD_LENGTHS if kind == "bad rewind" else BAD_FEEDS:
@@ -145,9 +145,9 @@ def test_every_refusal_is_a_sentence(engine: Engine, kind: str) -> None:
     assert (session.lengths, lone.lengths) == ([5, 3], [5])
 
 
-def test_rewinding_to_a_float(engine: Engine) -> None:
+def test_rewinding_to_a_float(graph: OnnxGraph) -> None:
     """It changed the mask before it failed."""
-    session, spared = Session(engine), Session(engine)
+    session, spared = Session(graph), Session(graph)
     for token in IDS[:6]:
         session.feed([[token]])
         spared.feed([[token]])
@@ -157,8 +157,8 @@ def test_rewinding_to_a_float(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("length", [np.int64(3), np.int32(3), np.uint8(3)])
-def test_integers_of_numpy(engine: Engine, length: Any) -> None:
-    session, plain = Session(engine), Session(engine)
+def test_integers_of_numpy(graph: OnnxGraph, length: Any) -> None:
+    session, plain = Session(graph), Session(graph)
     whole: Any = [np.array(IDS[:6])]
     one: Any = [[np.int32(IDS[3])]]
     lengths: Any = np.array([length])
@@ -176,14 +176,14 @@ def test_integers_of_numpy(engine: Engine, length: Any) -> None:
 )
 @pytest.mark.parametrize("all_logits", [False, True])
 def test_a_run_that_fails(
-    engine: Engine,
+    graph: OnnxGraph,
     rows: list[list[int]],
     fail_at: int,
     all_logits: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step comes before the prompts, and a prompt has pieces: whichever fails, none of it has happened."""
-    session, spared = Session(engine, 2), Session(engine, 2)
+    session, spared = Session(graph, 2), Session(graph, 2)
     for each in (session, spared):
         each.feed([IDS[:5], IDS[:9]])
         each.feed([[1], [2]])
@@ -221,9 +221,9 @@ def test_a_cache_that_cannot_grow(
     form: str, fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some layers have grown then, and some have not."""
-    engine = open_engine(read_manifest(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
+    graph = open_graph(read_manifest(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
     ids = [int(i) for i in np.random.default_rng(3).integers(0, 250, 300)]
-    session, spared = Session(engine, 2), Session(engine, 2)
+    session, spared = Session(graph, 2), Session(graph, 2)
     for each in (session, spared):
         each.feed([ids[:100], ids[:127]])
         each.feed([[1], [2]])
@@ -247,47 +247,47 @@ def test_a_cache_that_cannot_grow(
     "batch_size",
     [None, "a", b"1", 1.5, 1.0, True, 0, -1, [], {}, object(), NAN, -(10**30), 10**400],
 )
-def test_batch_sizes_that_are_none(engine: Engine, batch_size: Any) -> None:
+def test_batch_sizes_that_are_none(graph: OnnxGraph, batch_size: Any) -> None:
     with pytest.raises(UsageError, match=r"batch_size is .*, expected at least 1"):
-        Session(engine, batch_size)
+        Session(graph, batch_size)
 
 
 @pytest.mark.parametrize(
     "size", ["b", 1.5, 8.0, True, False, 0, -1, 65, 10**30, [8], {}, object(), NAN]
 )
-def test_sizes_that_are_none(engine: Engine, size: Any) -> None:
+def test_sizes_that_are_none(graph: OnnxGraph, size: Any) -> None:
     with pytest.raises(UsageError, match=r"size is .*, expected 1 to 64, the model's context"):
-        Session(engine, size=size)
+        Session(graph, size=size)
 
 
 @pytest.mark.parametrize("batch_size", [10**9, 10**12])
-def test_more_rows_than_the_machine_has_memory_for(engine: Engine, batch_size: int) -> None:
+def test_more_rows_than_the_machine_has_memory_for(graph: OnnxGraph, batch_size: int) -> None:
     with pytest.raises(
         UsageError, match=r"no memory for the cache: [\d,]+ rows of 1 token would take [\d,.]+ GB"
     ):
-        Session(engine, batch_size)
+        Session(graph, batch_size)
     with pytest.raises(
         UsageError,
         match=r"rows of 64 tokens would take [\d,.]+ GB with their logits, and this machine has",
     ):
-        Session(engine, batch_size, size=64)
+        Session(graph, batch_size, size=64)
 
 
 def test_memory_is_compared_with_what_the_rows_take(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 layers, keys and values, 2 heads of 8, float32: 256 bytes a token; 280 logits of 4 bytes a row."""
-    engine = open_engine(read_manifest(artifacts["shared"]), threads=1)
+    graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
     needed = 3 * (64 * 256 + 280 * 4)
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
-    Session(engine, 3, size=64)
+    Session(graph, 3, size=64)
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed - 1, 0))
     with pytest.raises(UsageError, match="3 rows of 64 tokens would take 0.0 GB"):
-        Session(engine, 3, size=64)
-    session = Session(engine, 3)
+        Session(graph, 3, size=64)
+    session = Session(graph, 3)
     session.feed([[1], [2], [3]])
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (None, None))
-    Session(engine, 3, size=64)
+    Session(graph, 3, size=64)
 
 
 def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
@@ -295,17 +295,17 @@ def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
 ) -> None:
     """Of the 4 that the test before this one counts."""
     needed = 3 * (64 * 64 + 280 * 4)
-    engine = open_engine(read_manifest(artifacts["shared"]), threads=1)
-    monkeypatch.setattr(Engine, "device", "cuda")
+    graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
+    monkeypatch.setattr(OnnxGraph, "device", "cuda")
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
-    check_memory(engine, 3, 64)
+    check_memory(graph, 3, 64)
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed - 1, 0))
     with pytest.raises(UsageError, match="3 rows of 64 tokens"):
-        check_memory(engine, 3, 64)
+        check_memory(graph, 3, 64)
 
 
-def test_a_closed_session(engine: Engine) -> None:
-    session = Session(engine)
+def test_a_closed_session(graph: OnnxGraph) -> None:
+    session = Session(graph)
     session.feed([IDS[:5]])
     session.close()
     session.close()
@@ -322,15 +322,15 @@ def test_a_closed_session(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("all_logits", [None, 1, "yes", [], np.ones(2)])
-def test_all_logits_is_true_or_false(engine: Engine, all_logits: Any) -> None:
+def test_all_logits_is_true_or_false(graph: OnnxGraph, all_logits: Any) -> None:
     with pytest.raises(UsageError, match="all_logits"):
-        Session(engine).feed([[1]], all_logits=all_logits)
+        Session(graph).feed([[1]], all_logits=all_logits)
 
 
 def test_two_threads_in_one_session(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session(open_engine(read_manifest(artifacts["shared"]), threads=1))
+    session = Session(open_graph(read_manifest(artifacts["shared"]), threads=1))
     running, go_on = threading.Event(), threading.Event()
     run = Binding.run
 

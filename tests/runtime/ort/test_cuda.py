@@ -26,7 +26,7 @@ from gptx.artifact.manifest import check_hashes, read_manifest
 from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.inspect import describe
 from gptx.kv_cache import cuda as on_device
-from gptx.ort import graph as engine
+from gptx.ort import graph as onnx_graph
 from gptx.ort import providers
 from gptx.verify import forced_logits, verify
 
@@ -246,7 +246,7 @@ def test_auto_says_why_it_is_the_cpu(
     def refuse(*_: object, **__: object) -> None:
         raise ProviderError("device 'cuda' cannot be used: the driver is too old")
 
-    monkeypatch.setattr(engine, "open_on_cuda", refuse)
+    monkeypatch.setattr(onnx_graph, "open_on_cuda", refuse)
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: [providers.CUDA, providers.CPU]
     )
