@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gptx.bench.machine import lines, machine
-from gptx.ort.providers import onnxruntime
+from gptx.ort.library import onnxruntime
 from gptx.system.cpu import cpu_cores
 
 WEIGHTS = 64_000_000  # bytes of weights in a graph, beyond the last cache of most CPUs

@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def child(path: Path, new_tokens: int, pages: str) -> None:
-    huge_pages.WORTH = 32 if pages == "large" else 0
+    huge_pages.MOVE_AFTER = 32 if pages == "large" else 0
     sessions = []
     with gptx.load(path) as model:
         for _ in range(SESSIONS):

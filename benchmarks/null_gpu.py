@@ -28,8 +28,8 @@ import gptx
 from gptx.artifact.manifest import read_manifest
 from gptx.bench.machine import lines, machine
 from gptx.errors import GptxError
-from gptx.ort import providers
-from gptx.ort.providers import CPU
+from gptx.ort.device import CPU
+from gptx.ort.library import library_folder
 
 HERE = Path(__file__).parent
 FOREIGN = re.compile(
@@ -65,7 +65,7 @@ def main() -> None:
 
 def build(folder: Path) -> None:
     """The libraries that onnxruntime-gpu's CUDA provider asks for, in `folder`."""
-    provider = providers.library_folder() / "libonnxruntime_providers_cuda.so"
+    provider = library_folder() / "libonnxruntime_providers_cuda.so"
     asked = subprocess.run(
         ["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True
     ).stdout

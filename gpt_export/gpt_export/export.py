@@ -28,7 +28,7 @@ from gpt_export.side_files import (
 )
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError, GptxWarning, ParityError, UsageError
-from gptx.ort.providers import onnxruntime
+from gptx.ort.library import onnxruntime
 from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
 from gptx.parity.seal import seal_of, write_seal

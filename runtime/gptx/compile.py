@@ -16,7 +16,8 @@ from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folde
 from gptx.artifact.manifest import Manifest, check_hashes, read_manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
-from gptx.ort.providers import first_line, save_optimized
+from gptx.ort.library import first_line
+from gptx.ort.sessions import save_optimized
 from gptx.parity.reference import Reference
 from gptx.parity.seal import Seal, seal_of, write_seal
 from gptx.progress import stage

@@ -16,7 +16,10 @@ from typing import Any
 
 from gptx.errors import ProviderError
 from gptx.install import NAME, pip_command, version
-from gptx.ort import providers
+from gptx.ort.cuda import open_on_cuda
+from gptx.ort.device import CPU, CUDA
+from gptx.ort.library import first_line, onnxruntime
+from gptx.ort.sessions import open_on_cpu, open_session
 from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, memory
 
 # Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
@@ -130,7 +133,7 @@ def ort_installed() -> dict[str, str]:
 def _try_all() -> tuple[list[Provider], str | None]:
     """Every provider that ONNX Runtime advertises, tried; or what keeps ONNX Runtime itself from loading."""
     try:
-        ort = providers.onnxruntime()
+        ort = onnxruntime()
     except ProviderError as error:
         return [], str(error)
     with tempfile.TemporaryDirectory() as folder:
@@ -144,21 +147,21 @@ def try_provider(ort: Any, name: str, model: Path) -> Provider:
     import numpy as np
 
     try:
-        if name == providers.CPU:
-            session = providers.open_on_cpu(model, 1)
-        elif name == providers.CUDA:
-            session = providers.open_on_cuda(model, 1, capture=False)
+        if name == CPU:
+            session = open_on_cpu(model, 1)
+        elif name == CUDA:
+            session = open_on_cuda(model, 1, capture=False)
         else:
             options = ort.SessionOptions()
             options.log_severity_level = 4
-            session = providers.open_session(ort, model, options, [name])
+            session = open_session(ort, model, options, [name])
         if session.get_providers()[0] != name:
             return Provider(name, False, f"ONNX Runtime fell back to {session.get_providers()[0]}")
         session.run(None, {"x": np.ones(1, np.float32)})
     except (
         Exception
     ) as error:  # ORT has a class per status code, and providers raise what they like
-        return Provider(name, False, providers.first_line(error))
+        return Provider(name, False, first_line(error))
     return Provider(name, True, "")
 
 

@@ -8,7 +8,7 @@ NAME = "gptx-edge"  # "gptx" on PyPI is somebody else's
 
 
 def version() -> str:
-    import importlib.metadata  # see gptx.ort.providers
+    import importlib.metadata  # see gptx.ort.library
 
     try:
         return importlib.metadata.version(NAME)

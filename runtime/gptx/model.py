@@ -16,8 +16,8 @@ from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
 from gptx.generation.loaded_model import LoadedModel, Prompt
 from gptx.generation.options import Given
+from gptx.ort.device import check_device
 from gptx.ort.graph import open_graph
-from gptx.ort.providers import check_options
 from gptx.tasks.chat import Chat
 from gptx.tasks.classify import Classification, Normalization, classify
 from gptx.tasks.score import Score, score
@@ -51,7 +51,7 @@ def load(
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
     if not isinstance(adjust_memory, bool):
         raise UsageError(f"adjust_memory is {shown(adjust_memory)}, expected True or False")
-    check_options(device, threads)
+    check_device(device, threads)
     manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
     tokenizer = load_tokenizer(

@@ -1,5 +1,8 @@
-"""CUDA where there is none: what gptx would open there is opened on the CPU, which computes the same, and all of gptx's own
-part (the graph for CUDA, the cache, the steps that stay in place) runs as it would. ONNX Runtime's part needs `-m gpu`."""
+"""Pretend that this machine has CUDA: what gptx would open there is opened on the CPU.
+
+All of gptx's own code for CUDA runs: the graph for CUDA, CudaCache, decode steps at fixed addresses.
+ONNX Runtime's part is tested by `pytest -m gpu` on a machine with a GPU.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,28 @@ from typing import Any
 import pytest
 
 from gptx.ort import graph as onnx_graph
-from gptx.ort import providers
+from gptx.ort import open_sessions
+from gptx.ort.sessions import open_on_cpu
 
 
 @contextmanager
 def pretend_cuda(*, capturing: bool = True) -> Iterator[list[Path]]:
-    """Yields the graphs that were opened. capturing: runs get the ids of CUDA graphs, which the CPU takes and ignores."""
+    """Yields a list to which each graph that gptx opens "on CUDA" is appended.
+
+    capturing: runs get the ids of CUDA graphs, as on CUDA. The CPU accepts and ignores them.
+    """
     opened: list[Path] = []
 
     def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
         opened.append(graph)
-        session = providers.open_on_cpu(graph, threads)
+        session = open_on_cpu(graph, threads)
         if capture and capturing:
             capturable.append(session)
         return session
 
     capturable: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "open_on_cuda", open_on_cuda)
+        patch.setattr(open_sessions, "open_on_cuda", open_on_cuda)
         patch.setattr(onnx_graph, "captures", lambda session: session in capturable)
         patch.setattr(onnx_graph.OnnxGraph, "device", "cpu")
         yield opened

@@ -20,7 +20,7 @@ from gpt_export.graph.attention_forms import OPSET
 from gpt_export.graph.build import quiet
 from gpt_export.graph.layers import Quantized, quantized_product
 from gpt_export.mixed_precision.mix import forms_of
-from gptx.ort.providers import open_on_cpu
+from gptx.ort.sessions import open_on_cpu
 from gptx.progress import stage
 
 TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer than they run

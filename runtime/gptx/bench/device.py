@@ -24,7 +24,7 @@ def cudart() -> Any:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    from gptx.ort.providers import onnxruntime
+    from gptx.ort.library import onnxruntime
 
     onnxruntime().preload_dlls()  # out of the nvidia wheels
     return ctypes.CDLL(LIBRARIES[0])

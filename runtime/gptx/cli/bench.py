@@ -171,7 +171,7 @@ def bench(
     from gptx.bench.peers import contenders
     from gptx.cli import bench_report as report
     from gptx.model import DEFAULT_MODEL
-    from gptx.ort.providers import need_cuda
+    from gptx.ort.cuda import need_cuda
     from gptx.system.cpu import cpu_cores
 
     _check_combination(

@@ -44,7 +44,7 @@ class Session:
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
         self._lengths = [0] * n_rows
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
-        self._large_pages = graph.large_pages
+        self._huge_pages = graph.huge_pages
         self._call = OneThread(
             "another thread is using this session: give each thread a session of its own"
         )
@@ -106,7 +106,7 @@ class Session:
             return self._advance(rows)
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        self._large_pages.called()
+        self._huge_pages.count_run()
         if len(self._tokens) > 1 or not self._advance_one(rows):
             self._run(self._check(rows))
         return self._logits

@@ -1,4 +1,7 @@
-"""The cache of graphs that return a longer copy (form growing), and their runs. Its verbs: see open.py."""
+"""The KV cache of graphs that return a longer copy of it (cache form growing), and their runs.
+
+Its methods are explained in open.py. B: rows, G: key-value heads, P: cached tokens, D: head size.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from gptx.ort.graph import OnnxGraph
-from gptx.ort.providers import onnxruntime
+from gptx.ort.library import onnxruntime
 
 
 class ConcatCache:
-    """A run takes the past (B, G, P, D) and returns one that is longer by its new tokens.
+    """Keys and values of each layer as arrays (B, G, P, D); each run returns longer ones.
 
-    Rows of different lengths lie side by side in one past; `_mask` (B, P) tells real tokens (1) from holes (0). A hole
-    is padding behind a shorter row's prompt, a step in which a row was idle, or what was rewound.
+    Rows of different lengths share one array. `_mask` (B, P) marks real tokens with 1 and holes with
+    0. There are three kinds of holes: padding behind a shorter row's prompt, decode steps in which
+    the row was idle, and tokens that were rewound.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int) -> None:
@@ -23,21 +27,22 @@ class ConcatCache:
         self._graph = graph
         self.logits = np.zeros((batch_size, 1, model.n_logits), graph.logits_dtype)
         self._mask = np.zeros((batch_size, 0), np.int64)
-        self._skipped = 0  # positions before the first token, of which the past holds nothing
+        self._skipped = 0  # positions before the first token, for which the arrays hold nothing
         self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in graph.past_names]
 
     @property
     def capacity(self) -> int:
+        """P: the arrays have no room beyond what they hold."""
         return self._mask.shape[1]
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
-        """Run every row; the logits are in `logits[row, 0]`. An idle row's token becomes a hole afterwards."""
+        """Run every row, with token 0 in idle rows, whose place is then marked as a hole."""
         limit = self._graph.manifest.model.n_ctx - 1
         ids = np.array([[token or 0] for token in tokens])
         positions = np.array([[min(count, limit)] for count in lengths])
         mask = np.concatenate((self._mask, np.ones((len(tokens), 1), np.int64)), axis=1)
         with self._graph.device_lock:
-            logits, pasts = self._run(ids, positions, mask, self._pasts, keep=1)
+            logits, pasts = self._run(ids, positions, mask, self._pasts, n_logits=1)
         for row, token in enumerate(tokens):
             if token is None:
                 mask[row, -1] = 0
@@ -50,7 +55,7 @@ class ConcatCache:
         lengths: Sequence[int],
         outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
-        """As SharedBufferCache.prefill: each row runs alone on its own tokens, then takes its place in the batch."""
+        """Run each row alone, on its own tokens without holes, then put it back into the batch."""
         with self._graph.device_lock:
             filled = {
                 row: self._prefill_row(row, ids, lengths[row], outs[row] if outs else None)
@@ -60,31 +65,32 @@ class ConcatCache:
                 width = lengths[0] + len(new[0]) - self._skipped
                 self._pasts, self._mask = filled[0], np.ones((1, width), np.int64)
             else:
-                self._lay(filled, {row: lengths[row] + len(ids) for row, ids in new.items()})
+                self._put_back(filled, {row: lengths[row] + len(ids) for row, ids in new.items()})
 
     def _prefill_row(
         self, row: int, ids: np.ndarray, past: int, out: np.ndarray | None
     ) -> list[Any]:
+        """Run a row's new tokens behind its `past` tokens. Returns its arrays (1, G, length, D)."""
         alone = len(self._mask) == 1
-        pasts = self._pasts if alone else [self._row(past, row) for past in self._pasts]
-        for start, piece in self._graph.pieces(ids):
-            total = past + start + len(piece)
-            positions = np.arange(total - len(piece), total)[None]
-            keep = 1 if out is None else 0
+        pasts = self._pasts if alone else [self._row(array, row) for array in self._pasts]
+        for start, chunk in self._graph.chunks(ids):
+            total = past + start + len(chunk)
+            positions = np.arange(total - len(chunk), total)[None]
+            n_logits = 1 if out is None else 0
             mask = np.ones((1, total - self._skipped), np.int64)
-            logits, pasts = self._run(piece[None], positions, mask, pasts, keep=keep)
+            logits, pasts = self._run(chunk[None], positions, mask, pasts, n_logits=n_logits)
             if out is None:
                 self.logits[row, 0] = logits[0, -1]
             else:
-                out[start : start + len(piece)] = logits[0]
+                out[start : start + len(chunk)] = logits[0]
         return pasts
 
-    def skip(self, places: int) -> None:
-        """Give the first token the position `places`."""
-        self._skipped = places
+    def skip(self, n: int) -> None:
+        """Give the first token the position `n`."""
+        self._skipped = n
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Keep each row's first tokens; columns that no row needs any more are cut off."""
+        """Mark what is dropped as holes, and cut off columns that are holes in every row."""
         mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
         needed = np.flatnonzero(mask.any(axis=0))
         width = int(needed[-1]) + 1 if len(needed) else 0
@@ -92,15 +98,18 @@ class ConcatCache:
         if width < self.capacity:
             mask = np.ascontiguousarray(mask[:, :width])
             with self._graph.device_lock:
-                pasts = [self._place(self._host(past)[:, :, :width]) for past in pasts]
+                pasts = [self._to_device(_to_host(past)[:, :, :width]) for past in pasts]
         self._pasts, self._mask = pasts, mask
 
     def _row(self, past: Any, row: int) -> Any:
-        """(B, G, P, D) -> (1, G, tokens held, D)"""
-        return self._place(self._host(past)[row : row + 1, :, self._mask[row] == 1])
+        """(B, G, P, D) -> (1, G, tokens of the row, D), without its holes"""
+        return self._to_device(_to_host(past)[row : row + 1, :, self._mask[row] == 1])
 
-    def _lay(self, filled: dict[int, list[Any]], lengths: dict[int, int]) -> None:
-        """Put rows that ran alone back beside the others, padded on the right."""
+    def _put_back(self, filled: dict[int, list[Any]], lengths: dict[int, int]) -> None:
+        """Put rows that ran alone back beside the others, padded on the right.
+
+        filled: row -> its arrays (1, G, length, D), in the order of `_pasts`.
+        """
         width = max(self.capacity, *lengths.values())
         mask = np.zeros((len(self._mask), width), np.int64)
         mask[:, : self.capacity] = self._mask
@@ -109,11 +118,11 @@ class ConcatCache:
         pasts = []
         for index, past in enumerate(self._pasts):
             stacked = self._empty(len(mask), width)
-            stacked[:, :, : self.capacity] = self._host(past)
+            stacked[:, :, : self.capacity] = _to_host(past)
             for row, length in lengths.items():
                 stacked[row] = 0
-                stacked[row, :, :length] = self._host(filled[row][index])[0]
-            pasts.append(self._place(stacked))
+                stacked[row, :, :length] = _to_host(filled[row][index])[0]
+            pasts.append(self._to_device(stacked))
         self._pasts, self._mask = pasts, mask
 
     def _empty(self, batch_size: int, width: int) -> np.ndarray:
@@ -122,10 +131,8 @@ class ConcatCache:
             (batch_size, model.n_kv_head, width, model.head_dim), self._graph.cache_dtype
         )
 
-    def _host(self, past: Any) -> np.ndarray:
-        return past if isinstance(past, np.ndarray) else past.numpy()
-
-    def _place(self, past: np.ndarray) -> Any:
+    def _to_device(self, past: np.ndarray) -> Any:
+        """An array for the CPU, an OrtValue for a device. Empty arrays stay on the CPU."""
         past = np.ascontiguousarray(past)
         if self._graph.device == "cpu" or past.size == 0:
             return past
@@ -138,31 +145,38 @@ class ConcatCache:
         mask: np.ndarray,
         pasts: list[Any],
         *,
-        keep: int,
+        n_logits: int,
     ) -> tuple[np.ndarray, list[Any]]:
+        """Run the graph once. Returns the logits (B, T, V) and the longer keys and values.
+
+        n_logits: for how many of the last positions logits are computed; 0: for all.
+        """
         graph = self._graph
         feeds = {"input_ids": ids, "attention_mask": mask}
         if graph.takes_positions:
             feeds["position_ids"] = positions
         if name := graph.logits_input:
-            feeds[name] = np.array(keep, np.int64)
+            feeds[name] = np.array(n_logits, np.int64)
         feeds.update(zip(graph.past_names, pasts))
         try:
             run = _run_on_cpu if graph.device == "cpu" else _run_on_device
             logits, *presents = run(graph, feeds)
         except Exception as error:
-            raise graph.failed(error) from error
+            raise graph.run_error(error) from error
         return logits, presents
 
 
+def _to_host(past: Any) -> np.ndarray:
+    return past if isinstance(past, np.ndarray) else past.numpy()
+
+
 def _run_on_cpu(graph: OnnxGraph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return graph.session.run(
-        ["logits", *graph.present_names], feeds
-    )  # arrays over ORT's own memory: no copies
+    # The arrays that come back use ORT's own memory: nothing is copied.
+    return graph.session.run(["logits", *graph.present_names], feeds)
 
 
 def _run_on_device(graph: OnnxGraph, feeds: dict[str, Any]) -> list[Any]:
-    """The presents stay on the device; the logits come back."""
+    """The logits as an array on the CPU, then keys and values as OrtValues on the device."""
     binding = graph.session.io_binding()
     for name, value in feeds.items():
         if name == graph.logits_input:  # by pointer: see binding.py

@@ -1,4 +1,7 @@
-"""The cache of graphs that write into a buffer (forms shared and scatter), on CUDA. Its verbs: see open.py."""
+"""The KV cache of graphs that write into a buffer (cache forms shared and scatter), on CUDA.
+
+Its methods are explained in open.py. B: rows, G: key-value heads, D: head size, V: logits.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,22 @@ from gptx.errors import GptxError
 from gptx.kv_cache.memory_limit import cache_bytes
 from gptx.kv_cache.shared_buffer import capacity_for
 from gptx.ort.binding import Binding
+from gptx.ort.cuda import NOT_CAPTURED, is_full, run_options
 from gptx.ort.graph import OnnxGraph
-from gptx.ort.providers import is_full, onnxruntime, run_options
-
-NEVER = -1  # ONNX Runtime's id of a run that is neither captured nor replayed
+from gptx.ort.library import onnxruntime
 
 
 class CudaCache:
     """The cache of a session on CUDA. All rows take part in every decode step.
 
-    An idle row gets a token that is not kept: it is written behind the row's own tokens, and the row's next token
-    overwrites it. A full row, which can only be idle, has it in its last place.
+    An idle row runs with token 0. It is written behind the row's own tokens, where the row's next
+    token overwrites it. A full row is always idle; there, token 0 overwrites the last place.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
         self._graph, self._limit = graph, limit
         self._buffers: CacheBuffers | None = None
-        self._never = run_options(NEVER) if graph.captures else None
+        self._prefill_options = run_options(NOT_CAPTURED) if graph.captures else None
         self.logits = np.zeros((batch_size, 1, graph.manifest.model.n_logits), graph.logits_dtype)
         with self._locked():
             self._reserve(size or 1, 0)
@@ -43,22 +45,22 @@ class CudaCache:
 
     @property
     def capacity(self) -> int:
+        """Tokens that each row has room for at the moment."""
         return self._buffers.shape[1] if self._buffers else 0
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
-        """Run all rows; the logits are in `logits[row, 0]`."""
+        """Run all rows in one run. The logits are then in `logits[row, 0]`."""
         positions = np.minimum(lengths, self._limit - 1).astype(np.int64)[:, None]
         with self._locked():
             buffers = self._reserve(int(positions.max()) + 1, max(lengths))
             buffers.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
             buffers.positions.update_inplace(positions)
-            if (
-                not self._graph.captures
-            ):  # a graph that can be captured reads the mask's length alone
-                buffers.mask.update_inplace(
-                    (np.arange(self.capacity) <= positions).astype(np.int64)
-                )
-            buffers.steps.run(buffers.options)
+            # A graph that can be captured uses the mask's shape only, and finds a row's length by
+            # its position.
+            if not self._graph.captures:
+                mask = np.arange(self.capacity) <= positions
+                buffers.mask.update_inplace(mask.astype(np.int64))
+            buffers.decode.run(buffers.options)
             np.copyto(self.logits, buffers.logits.numpy())
 
     def prefill(
@@ -67,42 +69,48 @@ class CudaCache:
         lengths: Sequence[int],
         outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
-        """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
-        are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
+        """Run the new tokens of one row after the other, in chunks of the artifact's prefill_chunk.
+
+        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, those of all
+        its tokens are written to outs[row] (n, V) instead.
+        """
         with self._locked():
-            buffers = self._reserve(
-                max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths)
-            )
+            longest = max(lengths[row] + len(ids) for row, ids in new.items())
+            buffers = self._reserve(longest, max(lengths))
             for row, ids in new.items():
                 binding = Binding(self._graph, self._graph.session)
-                binding.rows(buffers.places(row, row + 1))
-                for start, piece in self._graph.pieces(ids):
+                binding.bind_cache(buffers.rows(row, row + 1))
+                for start, chunk in self._graph.chunks(ids):
                     logits = self._prefill_chunk(
-                        binding, piece, lengths[row] + start, every=outs is not None
+                        binding, chunk, lengths[row] + start, every=outs is not None
                     )
                     if outs is not None:
-                        outs[row][start : start + len(piece)] = logits
+                        outs[row][start : start + len(chunk)] = logits
                     else:
                         self.logits[row, 0] = logits[-1]
 
     def _prefill_chunk(
-        self, binding: Binding, piece: np.ndarray, past: int, *, every: bool
+        self, binding: Binding, chunk: np.ndarray, past: int, *, every: bool
     ) -> np.ndarray:
-        """(n, V): the logits of all of the piece, or at least the last."""
-        total = past + len(piece)
-        binding.small(piece[None], np.arange(past, total)[None], 0 if every else 1)
-        binding.mask(np.ones((1, total), np.int64))
-        kept = len(piece) if every or not self._graph.logits_input else 1
-        logits = np.empty((1, kept, self.logits.shape[2]), self.logits.dtype)
-        binding.logits(logits)
-        binding.run(self._never)
+        """Run a `chunk` of tokens (n,) behind `past` tokens. Returns logits.
+
+        every: (n, V), for each token. Otherwise (1, V) for the last one, or (n, V) if the graph
+        cannot leave out the others.
+        """
+        total = past + len(chunk)
+        binding.bind_ids(chunk[None], np.arange(past, total)[None], 0 if every else 1)
+        binding.bind_mask(np.ones((1, total), np.int64))
+        n_logits = len(chunk) if every or not self._graph.logits_input else 1
+        logits = np.empty((1, n_logits, self.logits.shape[2]), self.logits.dtype)
+        binding.bind_logits(logits)
+        binding.run(self._prefill_options)
         return logits[0]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Nothing to do: what lies behind a row's length is never read."""
+        """Nothing to do: nothing behind a row's length is ever read."""
 
     def _reserve(self, length: int, used: int) -> CacheBuffers:
-        """Buffers with room for `length` tokens a row. Larger ones take over the first `used` tokens of each row."""
+        """Buffers with room for `length` tokens a row, which keep the first `used` of each row."""
         if self._buffers and length <= self.capacity:
             return self._buffers
         buffers = self._new_buffers((len(self.logits), capacity_for(length, self._limit)))
@@ -113,6 +121,7 @@ class CudaCache:
         return buffers
 
     def _new_buffers(self, shape: tuple[int, int]) -> CacheBuffers:
+        """Buffers from the pool, or new ones. If the device is full, the pool is emptied first."""
         graph = self._graph
         while True:
             try:
@@ -121,65 +130,76 @@ class CudaCache:
                 if not is_full(error):
                     raise
                 if not graph.buffer_pool.clear():
-                    what = f"{shape[0]} rows of {shape[1]} tokens take {cache_bytes(graph, *shape) / 1e9:.1f} GB"
-                    says = f"the device has no memory for the cache: {what}; run fewer rows at once"
-                    raise GptxError(says) from error
+                    raise _device_full(graph, shape) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Hold the device lock, and turn ONNX Runtime's errors into an ArtifactError."""
         with self._graph.device_lock:
             try:
                 yield
             except GptxError:
                 raise
-            except Exception as error:  # ONNX Runtime's
-                raise self._graph.failed(error) from error
+            except Exception as error:
+                raise self._graph.run_error(error) from error
+
+
+def _device_full(graph: OnnxGraph, shape: tuple[int, int]) -> GptxError:
+    rows, capacity = shape
+    return GptxError(
+        f"the device has no memory for the cache: {rows} rows of {capacity} tokens take "
+        f"{cache_bytes(graph, *shape) / 1e9:.1f} GB; run fewer rows at once"
+    )
 
 
 @dataclass(frozen=True)
 class CacheBuffers:
     """The memory of one session on the device, as OrtValues.
 
-    Each layer has one buffer (B, G, capacity, D) for its keys and one for its values. It is bound as the past and as the
-    present of the graph. The inputs and logits of a decode step have fixed places too: the kernels of a step can then
-    be captured once as a CUDA graph, and each further step replays it.
+    Each layer has a buffer (B, G, capacity, D) for its keys and one for its values. Each buffer is
+    bound as past and as present of the graph. The inputs and logits of a decode step stay at the
+    same addresses too. So the first step can be captured as a CUDA graph, which each further step
+    replays.
     """
 
     graph: OnnxGraph
     shape: tuple[int, int]  # rows, capacity
     keys_values: list[Any]  # each layer's keys, then its values
-    ids: Any
-    positions: Any
-    mask: Any
-    logits: Any
-    steps: Binding
-    graph_id: int  # NEVER: of a graph that cannot be captured
-    options: Any  # for runs of steps
+    ids: Any  # (B, 1) int64
+    positions: Any  # (B, 1) int64
+    mask: Any  # (B, capacity) int64
+    logits: Any  # (B, 1, V)
+    decode: Binding  # all of the above, for decode steps
+    graph_id: int  # of the CUDA graph; NOT_CAPTURED if the session does not capture
+    options: Any  # RunOptions of decode steps
 
     @classmethod
     def allocate(cls, graph: OnnxGraph, shape: tuple[int, int]) -> CacheBuffers:
+        """New buffers on the graph's device. Raises ONNX Runtime's error if it is full."""
         (rows, capacity), model = shape, graph.manifest.model
         cache = (rows, model.n_kv_head, capacity, model.head_dim)
-        zeros = np.zeros(cache, graph.cache_dtype)  # what is masked is still multiplied
+        # Zeros, not NaN: attention multiplies masked values by 0.
+        zeros = np.zeros(cache, graph.cache_dtype)
         keys_values = [_placed(zeros, graph.device) for _ in range(2 * model.n_layer)]
         ids, positions = (_placed(np.zeros((rows, 1), np.int64), graph.device) for _ in range(2))
         mask = _placed(np.ones((rows, capacity), np.int64), graph.device)
         logits = _placed(np.zeros((rows, 1, model.n_logits), graph.logits_dtype), graph.device)
-        graph_id = next(graph.graph_ids) if graph.captures else NEVER
+        graph_id = next(graph.graph_ids) if graph.captures else NOT_CAPTURED
         options = run_options(graph_id) if graph.captures else None
-        steps = Binding(graph, graph.session)
+        decode = Binding(graph, graph.session)
         buffers = cls(
-            graph, shape, keys_values, ids, positions, mask, logits, steps, graph_id, options
+            graph, shape, keys_values, ids, positions, mask, logits, decode, graph_id, options
         )
-        steps.rows(buffers.places(0, rows))
-        steps.stay(ids, positions, mask, logits)
+        decode.bind_cache(buffers.rows(0, rows))
+        decode.bind_on_device(ids, positions, mask, logits)
         return buffers
 
     @property
     def size(self) -> int:
+        """Bytes of the keys and values."""
         return cache_bytes(self.graph, *self.shape)
 
-    def places(self, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
+    def rows(self, first: int, last: int) -> list[tuple[int, tuple[int, ...]]]:
         """Pointer and shape of the rows from `first` to before `last`, in each buffer."""
         rows, *rest = self.keys_values[0].shape()
         row_bytes = math.prod(rest) * self.graph.cache_dtype.itemsize
@@ -196,11 +216,13 @@ class CacheBuffers:
             mine.update_inplace(array)
 
     def release(self) -> None:
-        if self.graph_id != NEVER:
+        """Free the CUDA graph that was captured with these buffers."""
+        if self.graph_id != NOT_CAPTURED:
             self.graph.session.release_captured_graph(self.graph_id)
 
 
 def _placed(array: np.ndarray, device: str) -> Any:
+    """A copy of the array on a device, as an OrtValue."""
     value = onnxruntime().OrtValue.ortvalue_from_shape_and_type(
         array.shape, array.dtype.type, device, 0
     )

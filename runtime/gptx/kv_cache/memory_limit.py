@@ -1,4 +1,4 @@
-"""How much memory the cache of a session takes, and whether the machine has so much at all."""
+"""The memory that a KV cache needs, compared with the memory of the machine."""
 
 from __future__ import annotations
 
@@ -8,39 +8,37 @@ from gptx.system.cpu import memory
 
 
 def cache_bytes(graph: OnnxGraph, rows: int, tokens: int) -> int:
-    """Of the keys and values of so many tokens in each of so many rows."""
+    """Bytes of the keys and values of all layers, for `tokens` tokens in each of `rows` rows."""
     model = graph.manifest.model
-    return (
-        2
-        * model.n_layer
-        * rows
-        * tokens
-        * model.n_kv_head
-        * model.head_dim
-        * graph.cache_dtype.itemsize
-    )
+    values = 2 * model.n_layer * rows * tokens * model.n_kv_head * model.head_dim
+    return values * graph.cache_dtype.itemsize
 
 
 def check_memory(graph: OnnxGraph, rows: int, tokens: int) -> None:
-    """Raise UsageError where a cache and its rows' logits are larger than all memory of this machine."""
-    n_logits = graph.manifest.model.n_logits
+    """Raise UsageError if a cache and its logits need more than all memory of this machine.
+
+    On a device, the cache lies in the device's own memory. There, only the one buffer counts that
+    is filled here before it is copied to the device.
+    """
+    model = graph.manifest.model
     cache = cache_bytes(graph, rows, tokens)
-    if graph.device != "cpu":  # it is laid out on the device, by way of one buffer here
-        cache //= 2 * graph.manifest.model.n_layer
-    needed = cache + rows * n_logits * graph.logits_dtype.itemsize
+    if graph.device != "cpu":
+        cache //= 2 * model.n_layer
+    needed = cache + rows * model.n_logits * graph.logits_dtype.itemsize
     total, _ = memory()
     if total is not None and needed > total:
         raise UsageError(
-            f"no memory for the cache: {_size(rows, tokens)} would take {needed / 1e9:,.1f} GB with their logits,"
-            f" and this machine has {total / 1e9:,.1f} GB; run fewer rows at once"
+            f"no memory for the cache: {_size(rows, tokens)} would take {needed / 1e9:,.1f} GB "
+            f"with their logits, and this machine has {total / 1e9:,.1f} GB; run fewer rows at once"
         )
 
 
 def no_memory(graph: OnnxGraph, rows: int, tokens: int) -> GptxError:
-    """The error for a cache that found no memory."""
+    """The error to raise if the memory for a cache could not be allocated."""
     size = cache_bytes(graph, rows, tokens) / 1e9
     return GptxError(
-        f"no memory for the cache: {_size(rows, tokens)} would take {size:,.1f} GB; run fewer rows at once"
+        f"no memory for the cache: {_size(rows, tokens)} would take {size:,.1f} GB; "
+        "run fewer rows at once"
     )
 
 

@@ -1,15 +1,23 @@
-"""The keys and values of a session's rows, and the runs of the graph that fill them: token ids in, logits out.
+"""Open the KV cache of a session: one class for each cache form and device.
 
-    open_cache(...)               a SharedBufferCache or CudaCache, for graphs that write into a buffer on the CPU or on
-                                  CUDA; or a ConcatCache, for graphs that return a longer copy
-    .decode(tokens, lengths)      run one new token of each row; None for a row that is idle
-    .prefill(new, lengths, outs)  run several new tokens of some rows. new: row -> token ids; outs: row -> the array for
-                                  the logits after each of them
-    .rewind(lengths)              drop the tokens behind these lengths
-    .logits                       (B, 1, V), after each row's last token
-    .capacity                     how many tokens a row has room for at the moment
+    SharedBufferCache   graphs that write into a buffer (cache forms shared, scatter), on the CPU
+    CudaCache           the same graphs on CUDA
+    ConcatCache         graphs that return a longer copy of the cache (form growing), on any device
 
-`lengths` is how many tokens each row has in the cache. The session counts them. A cache knows neither sampling nor text.
+A cache runs the graph, too: token ids in, logits out. All three have these methods:
+
+    .decode(tokens, lengths)         run one new token of each row; None for a row that is idle
+    .prefill(new, lengths, outs)     run several new tokens of some rows. new: row -> token ids (n,);
+                                     outs: row -> array (n, V) to write the logits of each token to
+    .rewind(lengths)                 drop the tokens behind these lengths
+    .skip(n)                         give the first token of an empty row the position n (CPU only)
+    .logits                          (B, 1, V), after each row's last token
+    .capacity                        tokens that each row has room for at the moment
+
+lengths: tokens of each row that the cache holds before the call. The session counts them. A cache
+knows neither sampling nor text.
+
+Threads: only one thread at a time may call a cache; the session ensures it.
 """
 
 from __future__ import annotations
@@ -18,15 +26,19 @@ from gptx.kv_cache.concat import ConcatCache
 from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.memory_limit import check_memory, no_memory
 from gptx.kv_cache.shared_buffer import SharedBufferCache
+from gptx.ort.device import CUDA
 from gptx.ort.graph import OnnxGraph
-from gptx.ort.providers import CUDA
 
 Cache = SharedBufferCache | CudaCache | ConcatCache
 
 
 def open_cache(graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
-    """`limit`: the most tokens a row may come to hold; `size`: tokens to make room for now, instead of as they come.
-    Raises UsageError for more rows than this machine has memory for."""
+    """An empty cache of `batch_size` rows.
+
+    limit: the most tokens that a row will ever hold. size: tokens to make room for at once; None:
+    the cache grows with use. Raises UsageError if this machine has too little memory in all,
+    GptxError if the memory is not free at the moment.
+    """
     check_memory(graph, batch_size, size or 1)
     try:
         return _open(graph, batch_size, limit, size)

@@ -1,4 +1,7 @@
-"""The cache of graphs that write into a buffer (forms shared and scatter), on the CPU. Its verbs: see open.py."""
+"""The KV cache of graphs that write into a buffer (cache forms shared and scatter), on the CPU.
+
+Its methods are explained in open.py. B: rows, G: key-value heads, D: head size, V: logits.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,37 @@ from gptx.kv_cache.memory_limit import check_memory, no_memory
 from gptx.ort.binding import Binding
 from gptx.ort.graph import OnnxGraph
 
-SMALLEST = 128  # tokens that a buffer holds at first
-MASK_AHEAD = 64  # places of the mask beyond what is held; each costs a little in every layer
+SMALLEST = 128  # tokens of the first buffer
+MASK_AHEAD = (
+    64  # columns of the mask beyond the longest row; each takes a little time in every layer
+)
 
 
 def capacity_for(length: int, limit: int) -> int:
-    """The buffer that holds `length` tokens: the next power of two, at least SMALLEST, at most `limit`."""
+    """The capacity for `length` tokens: the next power of two, from SMALLEST up to `limit`."""
     return min(max(SMALLEST, 1 << (length - 1).bit_length()), limit)
 
 
 class SharedBufferCache:
-    """One buffer (B, G, capacity, D) for each layer's keys and each layer's values,
-    bound as past and as present, so that a step copies nothing. A step changes the three small inputs in place: the
-    mask is bound somewhat longer than what is held, and ends at its last 1. (After each step the weights have pushed
-    all else out of the processor's caches: a call that takes 1 us in a loop takes 40 us here, so a step makes few.)"""
+    """One buffer (B, G, capacity, D) for the keys of each layer, and one for its values.
+
+    Each buffer is bound as past and as present: the graph writes new tokens into it in place.
+
+    A decode step changes three small inputs in place (ids, positions, mask) and runs the graph. For
+    that, the mask is bound with columns to spare; the graph finds a row's length by its last 1.
+    A step makes as few Python calls as possible: after each run the processor's caches hold weights
+    only, and a call that takes 1 us in a loop takes 40 us.
+    """
 
     def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
         model = graph.manifest.model
         self._graph, self._limit = graph, limit
         self._main = Binding(graph, graph.session)
-        self._single = (
-            Binding(graph, graph.decode) if graph.decode else self._main
-        )  # for steps of a single row
-        self._bound: tuple[int, int] | None = (
-            None  # the rows that the next step finds bound, a single one in _single
-        )
-        self._mask = np.zeros((1, 0), np.int64)  # theirs
+        # For decode steps of a single row.
+        self._single = Binding(graph, graph.decode) if graph.decode else self._main
+        # The rows (first, last) that are bound for the next decode step; None: bind anew.
+        self._bound: tuple[int, int] | None = None
+        self._mask = np.zeros((1, 0), np.int64)  # of the bound rows: (last - first, columns)
         self._ids = np.zeros((batch_size, 1), np.int64)
         self._positions = np.zeros((batch_size, 1), np.int64)
         self.logits = np.zeros((batch_size, 1, model.n_logits), graph.logits_dtype)
@@ -45,13 +53,12 @@ class SharedBufferCache:
         self._reserve(size or 1, 0)
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
-        """Run the rows that have a token together; their logits are in `logits[row, 0]`.
+        """Run the rows that have a token in one run. Their logits are then in `logits[row, 0]`.
 
-        Rows between them that have none (None) run too, on a token that is not kept: it is written behind what they
-        hold, where the next real one overwrites it. Idle rows at either end are left out.
+        Idle rows (None) between them run too, with token 0. It is written behind the row's own
+        tokens, where the row's next token overwrites it. Idle rows at either end are left out.
         """
-        first, last = busy(tokens)
-        binding = self._binding(first, last)
+        first, last = active_rows(tokens)
         if last - first == 1:
             position = lengths[first]
             if (first, last) != self._bound or position >= self._mask.shape[1]:
@@ -60,15 +67,21 @@ class SharedBufferCache:
             self._positions[first, 0] = position
             self._mask[0, position] = 1
         else:
-            # a full row can only be idle: its last place is overwritten, and read no more
-            positions = np.minimum(lengths[first:last], self._limit - 1)
-            length = int(positions.max()) + 1
-            if (first, last) != self._bound or length > self._mask.shape[1]:
-                self._bind_decode(first, last, length, lengths)
-            self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
-            self._positions[first:last, 0] = positions
-            self._mask[np.arange(last - first), positions] = 1
-        binding.run()
+            self._set_several(first, last, tokens, lengths)
+        self._binding(first, last).run()
+
+    def _set_several(
+        self, first: int, last: int, tokens: Sequence[int | None], lengths: Sequence[int]
+    ) -> None:
+        """Write the inputs of a decode step of the rows from `first` to before `last`."""
+        # A full row is always idle. Its token 0 overwrites its last place, which is never read again.
+        positions = np.minimum(lengths[first:last], self._limit - 1)
+        length = int(positions.max()) + 1
+        if (first, last) != self._bound or length > self._mask.shape[1]:
+            self._bind_decode(first, last, length, lengths)
+        self._ids[first:last, 0] = [token or 0 for token in tokens[first:last]]
+        self._positions[first:last, 0] = positions
+        self._mask[np.arange(last - first), positions] = 1
 
     def prefill(
         self,
@@ -76,28 +89,32 @@ class SharedBufferCache:
         lengths: Sequence[int],
         outs: Mapping[int, np.ndarray] | None = None,
     ) -> None:
-        """Run the new tokens of one row after the other, in pieces of the artifact's prefill_chunk. A row's last logits
-        are in `logits[row, 0]`, or with `outs` those of all its tokens in outs[row] (n, V)."""
+        """Run the new tokens of one row after the other, in chunks of the artifact's prefill_chunk.
+
+        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, those of all
+        its tokens are written to outs[row] (n, V) instead.
+        """
         self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
         self._bound = None
         for row, ids in new.items():
-            self._main.rows([buffer.rows(row, row + 1) for buffer in self._buffers])
+            self._main.bind_cache([buffer.rows(row, row + 1) for buffer in self._buffers])
             out = outs[row] if outs else None
-            for start, piece in self._graph.pieces(ids):
+            for start, chunk in self._graph.chunks(ids):
                 self._prefill_chunk(
-                    row, piece, lengths[row] + start, None if out is None else out[start:]
+                    row, chunk, lengths[row] + start, None if out is None else out[start:]
                 )
 
     def _prefill_chunk(
-        self, row: int, piece: np.ndarray, past: int, out: np.ndarray | None
+        self, row: int, chunk: np.ndarray, past: int, out: np.ndarray | None
     ) -> None:
-        total, size = past + len(piece), len(piece)
-        self._main.small(piece[None], np.arange(past, total)[None], 1 if out is None else 0)
-        self._main.mask(self._ones[:, :total])
+        """Run a row's `chunk` of tokens (n,) behind its `past` tokens."""
+        total, size = past + len(chunk), len(chunk)
+        self._main.bind_ids(chunk[None], np.arange(past, total)[None], 1 if out is None else 0)
+        self._main.bind_mask(self._prefill_mask[:, :total])
         logits = self.logits[row : row + 1]
         if out is not None or not self._graph.logits_input:
             logits = np.empty((1, size, logits.shape[2]), logits.dtype)
-        self._main.logits(logits)
+        self._main.bind_logits(logits)
         self._main.run()
         if out is not None:
             out[:size] = logits[0]
@@ -105,22 +122,22 @@ class SharedBufferCache:
             self.logits[row, 0] = logits[0, -1]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Only the mask must say so: what lies behind a row's length is then never read."""
+        """Only the bound mask changes: nothing behind a row's length is ever read."""
         if self._bound:
             self._mask[...] = self._mask_of(lengths[slice(*self._bound)], self._mask.shape[1])
 
-    def skip(self, places: int) -> None:
-        """Leave the first places empty and hide them from what `fill` runs."""
-        self._reserve(places, 0)
-        self._ones[:, :places] = 0
+    def skip(self, n: int) -> None:
+        """Leave the first `n` places of the buffers empty, and mask them in `prefill`."""
+        self._reserve(n, 0)
+        self._prefill_mask[:, :n] = 0
 
     def _reserve(self, length: int, used: int) -> None:
-        """Make room for `length` tokens a row, keeping the first `used`."""
+        """Make room for `length` tokens a row, keeping the first `used` of each row."""
         if length <= self.capacity:
             return
         model, batch_size = self._graph.manifest.model, len(self._ids)
         check_memory(self._graph, batch_size, length)
-        self._bound = None  # the arrays are others then
+        self._bound = None  # the new buffers must be bound
         capacity = capacity_for(length, self._limit)
         before, shape = (
             (batch_size, model.n_kv_head, size, model.head_dim)
@@ -136,33 +153,37 @@ class SharedBufferCache:
                 buffer.shrink(before, used)
             raise no_memory(self._graph, batch_size, capacity) from error
         self.capacity = capacity
-        self._ones = np.ones((1, self.capacity), np.int64)
+        self._prefill_mask = np.ones((1, self.capacity), np.int64)
 
     def _bind_decode(self, first: int, last: int, length: int, lengths: Sequence[int]) -> None:
-        """Bind rows first..last for steps until one holds more than `length` tokens, and some further ones."""
+        """Bind the rows from `first` to before `last` for decode steps.
+
+        length: tokens of the longest of these rows after the step. The mask gets MASK_AHEAD columns
+        more, so that the next steps need not bind again.
+        """
         self._reserve(length, max(lengths))
-        known, self._bound = self._bound, None  # until all is bound: this may be interrupted
+        # None until all is bound: an exception (KeyboardInterrupt) may come in between.
+        bound, self._bound = self._bound, None
         self._mask = self._mask_of(lengths[first:last], min(length + MASK_AHEAD, self.capacity))
         binding = self._binding(first, last)
-        binding.mask(self._mask)
-        if known == (first, last):
-            self._bound = known
-            return
-        binding.rows([buffer.rows(first, last) for buffer in self._buffers])
-        binding.small(self._ids[first:last], self._positions[first:last], 1)
-        binding.logits(self.logits[first:last])
+        binding.bind_mask(self._mask)
+        if bound != (first, last):
+            binding.bind_cache([buffer.rows(first, last) for buffer in self._buffers])
+            binding.bind_ids(self._ids[first:last], self._positions[first:last], 1)
+            binding.bind_logits(self.logits[first:last])
         self._bound = (first, last)
 
     def _binding(self, first: int, last: int) -> Binding:
-        """What steps of rows first..last run in."""
+        """The binding for decode steps of the rows from `first` to before `last`."""
         return self._single if last - first == 1 else self._main
 
     def _mask_of(self, lengths: Sequence[int], width: int) -> np.ndarray:
+        """(rows, width): 1 for the first lengths[row] tokens of each row, then 0."""
         return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
 
 
-def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
-    """The rows from the first to the last that have a token."""
+def active_rows(tokens: Sequence[int | None]) -> tuple[int, int]:
+    """The first row that has a token, and one past the last such row."""
     first, last = 0, len(tokens)
     while tokens[first] is None:
         first += 1
@@ -172,17 +193,21 @@ def busy(tokens: Sequence[int | None]) -> tuple[int, int]:
 
 
 class Buffer:
-    """Zeroed memory of which rows can be bound by pointer. Zeros: what is masked is still multiplied."""
+    """An array (B, G, capacity, D) whose rows can be bound by pointer.
+
+    Unused places hold zeros, not NaN: attention multiplies masked values by 0.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._array = np.zeros(shape, dtype)
 
     def rows(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
+        """Pointer and shape of the rows from `first` to before `last`."""
         array = self._array[first:last]
         return array.ctypes.data, array.shape
 
     def grow(self, shape: tuple[int, ...], used: int) -> None:
-        """Take the new shape, keeping the first `used` tokens of every row."""
+        """Change the capacity, keeping the first `used` tokens of every row. Raises MemoryError."""
         if shape == self._array.shape:
             return
         new = np.zeros(shape, self._array.dtype)
@@ -190,13 +215,14 @@ class Buffer:
         self._array = new
 
     def shrink(self, shape: tuple[int, ...], used: int) -> None:
-        """Take the shape from before `grow` again, where other buffers could not grow. It needs no new memory: every
-        row moves towards the beginning of the larger array's."""
+        """Undo `grow`, after another buffer could not grow.
+
+        Needs no new memory: the tokens of every row are moved towards the start of the larger array.
+        """
         if shape == self._array.shape:
             return
         small = self._array.reshape(-1)[: math.prod(shape)].reshape(shape)
-        for place in np.ndindex(
-            *shape[:2]
-        ):  # in order of memory: no row is overwritten before it has moved
-            small[place][:used] = self._array[place][:used]
+        # In the order of memory: no row is overwritten before it was moved.
+        for row_and_head in np.ndindex(*shape[:2]):
+            small[row_and_head][:used] = self._array[row_and_head][:used]
         self._array = small

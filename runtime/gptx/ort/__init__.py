@@ -1,1 +1,1 @@
-"""All code that knows ONNX Runtime: sessions, providers, bound memory."""
+"""All code that knows ONNX Runtime: its library, devices, sessions and IO binding."""

@@ -1,4 +1,4 @@
-"""A session of the graph, and what its next run finds bound: arrays and pointers in, the same memory filled."""
+"""The arrays and pointers that a session of the graph reads and writes in its runs (IO binding)."""
 
 from __future__ import annotations
 
@@ -11,41 +11,61 @@ from gptx.ort.graph import OnnxGraph
 
 
 class Binding:
-    """Small inputs and logits are the CPU's; ONNX Runtime copies them where the graph runs elsewhere."""
+    """One IO binding of ONNX Runtime, with a method for each group of inputs and outputs.
+
+    What is bound stays bound: each `run` reads and writes the same memory, until it is bound anew.
+    The caller keeps that memory alive. On CUDA, ONNX Runtime copies CPU arrays to the device and
+    back.
+    """
 
     def __init__(self, graph: OnnxGraph, session: Any) -> None:
         self._graph, self._session, self._binding = graph, session, session.io_binding()
-        self._wanted = np.zeros((1,) if graph.logits_input == "first_logit" else (), np.int64)
+        shape = (1,) if graph.logits_input == "first_logit" else ()
+        self._logits_wanted = np.zeros(shape, np.int64)
 
-    def rows(self, places: Iterable[tuple[int, tuple[int, ...]]]) -> None:
-        """The pointer and the shape of each layer's keys and of its values, which are read and written."""
+    def bind_cache(self, buffers: Iterable[tuple[int, tuple[int, ...]]]) -> None:
+        """Bind each buffer as past and as present: (pointer, shape), in the order of past_names."""
         graph, device = self._graph, self._graph.device
-        for past, present, (pointer, shape) in zip(graph.past_names, graph.present_names, places):
+        for past, present, (pointer, shape) in zip(graph.past_names, graph.present_names, buffers):
             self._binding.bind_input(past, device, 0, graph.cache_dtype.type, shape, pointer)
             self._binding.bind_output(present, device, 0, graph.cache_dtype.type, shape, pointer)
 
-    def small(self, ids: np.ndarray, positions: np.ndarray, keep: int) -> None:
-        """`keep`: how many of the last logits are wanted, 0 all."""
+    def bind_ids(self, ids: np.ndarray, positions: np.ndarray, n_logits: int) -> None:
+        """Bind token ids and positions, int64 (B, T) on the CPU.
+
+        n_logits: for how many of the last positions logits are computed; 0: for all. A graph without
+        that input computes all.
+        """
         self._binding.bind_cpu_input("input_ids", ids)
         if self._graph.takes_positions:
             self._binding.bind_cpu_input("position_ids", positions)
         if name := self._graph.logits_input:
-            self._wanted[...] = -keep if name == "first_logit" else keep
-            # by pointer: bind_cpu_input looks names up among the required inputs, and this is one with a default
+            self._logits_wanted[...] = -n_logits if name == "first_logit" else n_logits
+            # By pointer: bind_cpu_input does not find inputs that have a default value in the graph.
             self._binding.bind_input(
-                name, "cpu", 0, np.int64, self._wanted.shape, self._wanted.ctypes.data
+                name,
+                "cpu",
+                0,
+                np.int64,
+                self._logits_wanted.shape,
+                self._logits_wanted.ctypes.data,
             )
 
-    def mask(self, mask: np.ndarray) -> None:
+    def bind_mask(self, mask: np.ndarray) -> None:
+        """Bind the attention mask, int64 (B, past and new tokens) on the CPU."""
         self._binding.bind_cpu_input("attention_mask", mask)
 
-    def logits(self, array: np.ndarray) -> None:
+    def bind_logits(self, array: np.ndarray) -> None:
+        """Bind the array (B, T, V) on the CPU that the logits are written to."""
         self._binding.bind_output(
             "logits", "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
         )
 
-    def stay(self, ids: Any, positions: Any, mask: Any, logits: Any) -> None:
-        """In place of small, mask and logits: OrtValues of the device, which are the same in every run."""
+    def bind_on_device(self, ids: Any, positions: Any, mask: Any, logits: Any) -> None:
+        """Bind OrtValues on the device, in place of bind_ids, bind_mask and bind_logits.
+
+        A captured CUDA graph needs its inputs and outputs at the same addresses in every run.
+        """
         self._binding.bind_ortvalue_input("input_ids", ids)
         self._binding.bind_ortvalue_input("attention_mask", mask)
         if self._graph.takes_positions:
@@ -53,7 +73,8 @@ class Binding:
         self._binding.bind_ortvalue_output("logits", logits)
 
     def run(self, options: Any = None) -> None:
+        """Run the graph. options: RunOptions. Raises ArtifactError if ONNX Runtime fails."""
         try:
             self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
-            raise self._graph.failed(error) from error
+            raise self._graph.run_error(error) from error

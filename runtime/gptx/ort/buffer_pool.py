@@ -1,43 +1,49 @@
-"""Cache buffers on a device that no session uses at the moment.
+"""Buffers of closed KV caches on a device, kept for the next session.
 
-The next session with the same number of rows and the same capacity takes them, and with them the CUDA graph that was
-captured for them. Capturing takes some runs of the model, which would be noticed in a short text.
+The next session with as many rows and the same capacity takes them over, and with them the CUDA
+graph that was captured for them. Capturing takes several runs of the model: for a short text, that
+would be a large part of the time.
 
-Use it while holding the device lock.
+Threads: hold the device lock during each call.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-MOST = 256_000_000  # bytes of buffers that are kept
+MOST_BYTES = 256_000_000  # of all buffers in the pool
 
 
 class BufferPool:
-    """Buffers by (rows, capacity). Each has a `shape`, a `size` in bytes and a method `release`."""
+    """Buffers by shape (rows, capacity), at most one of each shape.
+
+    Buffers have a `shape`, a `size` in bytes and a method `release`.
+    """
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, int], Any] = {}
         self._closed = False
 
     def take(self, shape: tuple[int, int]) -> Any | None:
+        """Remove the buffers of a shape from the pool, and return them; None if there are none."""
         return self._free.pop(shape, None)
 
     def give(self, buffers: Any) -> None:
-        held = sum(one.size for one in self._free.values())
-        if self._closed or buffers.shape in self._free or held + buffers.size > MOST:
+        """Put buffers into the pool, or release them if it is closed, full or has that shape."""
+        used = sum(one.size for one in self._free.values())
+        if self._closed or buffers.shape in self._free or used + buffers.size > MOST_BYTES:
             buffers.release()
         else:
             self._free[buffers.shape] = buffers
 
     def clear(self) -> bool:
-        """Release all of them. Returns whether there were any."""
+        """Release all buffers. Returns True if there were any."""
         buffers, self._free = self._free, {}
         for one in buffers.values():
             one.release()
         return bool(buffers)
 
     def close(self) -> None:
-        """Release all of them, and keep no others from now on."""
+        """Release all buffers. Whatever is given afterwards is released at once."""
         self._closed = True
         self.clear()

@@ -1,7 +1,6 @@
-"""The compiled graphs that may lie beside an artifact's portable ones: for which machine they are, and whether this is one.
+"""The compiled graphs in an artifact: their files, and whether they were made for this machine.
 
-In: a manifest. Out: the graphs' paths and a sentence when they do not fit. Knows nothing of how it is made (compile.py)
-and imports ONNX Runtime only for an artifact that has one.
+gptx/compile.py makes them. ONNX Runtime is imported only for an artifact that has compiled graphs.
 """
 
 from __future__ import annotations
@@ -10,29 +9,26 @@ import platform
 from typing import Any
 
 from gptx.artifact.manifest import Manifest
-from gptx.ort import providers
+from gptx.ort.device import CPU
+from gptx.ort.library import onnxruntime
 
-# No name ends in .onnx: other loaders take every such file in the folder for a graph of theirs
+# No name ends in .onnx: other loaders would open every such file in the folder as a model.
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
-DECODE, DECODE_WEIGHTS = (
-    "compiled/decode.pb",
-    "compiled/decode.bin",
-)  # of onnx/decode.onnx, where there is one
+# Of onnx/decode.onnx, if the artifact has it.
+DECODE, DECODE_WEIGHTS = "compiled/decode.pb", "compiled/decode.bin"
 FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS)
 
 
 def facts() -> dict[str, Any]:
-    """What gptx.json says of a graph that is compiled here and now."""
-    from gptx.system.cpu import (
-        cpu_features,
-        cpu_name,
-    )  # here: artifacts that are not compiled load without it
+    """The field `compiled` of gptx.json for graphs that are compiled on this machine."""
+    # Imported here: artifacts without compiled graphs are loaded without it.
+    from gptx.system.cpu import cpu_features, cpu_name
 
     return {
         "graph": GRAPH,
         "weights": WEIGHTS,
-        "provider": providers.CPU,
-        "onnxruntime": providers.onnxruntime().__version__,
+        "provider": CPU,
+        "onnxruntime": onnxruntime().__version__,
         "cpu": cpu_name(),
         "architecture": platform.machine(),
         "cpu_features": cpu_features(),
@@ -40,11 +36,12 @@ def facts() -> dict[str, Any]:
 
 
 def is_compiled(manifest: Manifest) -> bool:
+    """True if the artifact has compiled graphs."""
     return bool(manifest.raw.get("compiled"))
 
 
 def misfit(manifest: Manifest) -> str | None:
-    """Why the compiled graphs of a manifest that has some are not for this machine; None where they are."""
+    """Why this machine cannot use an artifact's compiled graphs; None if it can."""
     made, here = manifest.raw["compiled"], facts()
     graphs = {GRAPH, DECODE} if manifest.decode else {GRAPH}
     if made.get("graph") != GRAPH or not graphs <= manifest.files.keys():
@@ -55,13 +52,16 @@ def misfit(manifest: Manifest) -> str | None:
     ):
         if made.get(field) != here[field]:
             return f"it is for {what} {made.get(field)}, and this is {here[field]}"
-    then, now = made.get("cpu_features") or [], here["cpu_features"]
-    lacking, more = [f for f in then if f not in now], [f for f in now if f not in then]
-    if lacking or more:
-        words = [
-            f"{what} {', '.join(names)}"
-            for what, names in (("lacks", lacking), ("also has", more))
-            if names
-        ]
-        return f"it is for {made.get('cpu')}, and this processor {' and '.join(words)}"
+    differences = _features_differ(made.get("cpu_features") or [], here["cpu_features"])
+    if differences:
+        return f"it is for {made.get('cpu')}, and this processor {differences}"
     return None
+
+
+def _features_differ(made: list[str], here: list[str]) -> str:
+    """What this processor lacks or has more, such as: lacks avx512 and also has avx_vnni."""
+    parts = (
+        ("lacks", [feature for feature in made if feature not in here]),
+        ("also has", [feature for feature in here if feature not in made]),
+    )
+    return " and ".join(f"{what} {', '.join(names)}" for what, names in parts if names)

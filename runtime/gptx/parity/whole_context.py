@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptx.generation.loaded_model import LoadedModel
-from gptx.ort.providers import CPU
+from gptx.ort.device import CPU
 from gptx.softmax import log_softmax, logsumexp
 
 WHOLE = (

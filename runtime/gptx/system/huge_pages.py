@@ -1,9 +1,13 @@
-"""The memory that opening a graph took, in large pages (2 MB, where others have 4 KB).
+"""Move a model's weights into huge pages (2 MB instead of 4 KB; Linux 6.1 and newer).
 
-A step reads all weights once, and in small pages it misses the TLB all the way. malloc asks for no large ones, so what was
-packed is moved there: MADV_COLLAPSE, Linux 6.1 and newer; elsewhere nothing happens. Steps are 4 to 10% shorter then.
-Moving takes 0.2 ms a MB, several times that where free memory is scattered or a virtual machine must ask its host for it,
-which 60 to 400 steps gain (benchmarks/large_pages.py). So it waits until a model has been used for a while.
+A decode step reads all weights once, and with small pages most of these reads miss the TLB. Huge
+pages make a step 4 to 10% shorter.
+
+malloc, which ONNX Runtime packs weights into, does not ask for huge pages. So the memory is moved
+afterwards (MADV_COLLAPSE). That takes 0.2 ms per MB, or several times as long if free memory is
+scattered or a virtual machine must ask its host for it: as much as 60 to 400 steps gain
+(benchmarks/large_pages.py). Therefore the move waits until a model has been used for a while.
+Elsewhere than on Linux nothing happens.
 """
 
 from __future__ import annotations
@@ -19,39 +23,43 @@ from pathlib import Path
 
 import numpy as np
 
-Range = tuple[int, int]  # addresses: first, and first behind
+Range = tuple[int, int]  # addresses: the first, and one past the last
 
-WORTH = 128  # calls after which more are to be expected
-_COLLAPSE = 25  # Linux's MADV_COLLAPSE, the same on every processor that ONNX Runtime runs on
+MOVE_AFTER = 128  # runs of the graph; a model that was used so much is expected to be used on
+_MADV_COLLAPSE = 25  # the same number on every processor that ONNX Runtime runs on
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage")
-_AT_ONCE = 16  # large pages a call: each call waits for all cores once, 3 ms
-_FULL = 15 / 16  # how much of a large page must be there already: the rest would be new memory
+_AT_ONCE = 16  # huge pages per system call; each call waits once for all cores (3 ms)
+_FULL = 15 / 16  # share of a huge page that must be resident: the rest would be new memory
 
 
-class LargePages:
-    """The memory that was mapped between the moment that this was made and `end`. If not `enabled`, it stays as it is."""
+class HugePages:
+    """The memory that was mapped between the creation of this object and the call of `end`.
+
+    After MOVE_AFTER runs it is moved into huge pages. enabled=False: it never is.
+    """
 
     def __init__(self, *, enabled: bool = True) -> None:
-        self._size = _size() if enabled else 0
-        self._before = _anonymous() if self._size else []
-        self._ranges: list[Range] = []
-        self._calls = 0
+        self._size = _huge_page_size() if enabled else 0
+        self._before = _anonymous_memory() if self._size else []
+        self._pages: list[Range] = []
+        self._runs = 0
 
     def end(self) -> None:
+        """Remember the huge pages' worth of memory that was mapped since the creation."""
         if self._size:
-            self._ranges = list(_whole_pages(_anonymous(), self._before, self._size))
+            self._pages = list(_new_pages(_anonymous_memory(), self._before, self._size))
 
-    def called(self) -> None:
-        """Called once per run; after WORTH runs, starts the move into large pages in a thread of its own."""
-        self._calls += 1
-        if self._calls == WORTH and self._ranges:
+    def count_run(self) -> None:
+        """Called once per run. After MOVE_AFTER runs, starts a thread that moves the memory."""
+        self._runs += 1
+        if self._runs == MOVE_AFTER and self._pages:
             threading.Thread(
-                target=_collapse, args=(self._ranges,), name="gptx-large-pages", daemon=True
+                target=_collapse, args=(self._pages,), name="gptx-huge-pages", daemon=True
             ).start()
 
 
-def _size() -> int:
-    """Bytes of a large page; 0 where the kernel has none or its owner wants none."""
+def _huge_page_size() -> int:
+    """Bytes of a huge page; 0 if the kernel has none, or they are switched off ("never")."""
     try:
         if "[never]" in (_SETTING / "enabled").read_text():
             return 0
@@ -60,8 +68,8 @@ def _size() -> int:
         return 0
 
 
-def _anonymous() -> list[Range]:
-    """This process's own memory that no file lies behind."""
+def _anonymous_memory() -> list[Range]:
+    """This process's writable memory that is not mapped from a file."""
     try:
         maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:  # a container without /proc
@@ -72,47 +80,53 @@ def _anonymous() -> list[Range]:
     return [(int(match[1], 16), int(match[2], 16)) for match in found]
 
 
-def _whole_pages(now: Sequence[Range], before: Sequence[Range], size: int) -> Iterator[Range]:
-    """The aligned pages of `now` that have nothing of `before` in them."""
+def _new_pages(now: Sequence[Range], before: Sequence[Range], size: int) -> Iterator[Range]:
+    """The aligned huge pages that lie wholly in `now`, without any byte of `before`."""
     for start, end in now:
         for page in range(-(-start // size) * size, end - size + 1, size):
             if not any(low < page + size and page < high for low, high in before):
                 yield page, page + size
 
 
-def _collapse(ranges: Sequence[Range]) -> None:
-    """Move those that are full. An address that something else has by now loses nothing either."""
+def _collapse(pages: Sequence[Range]) -> None:
+    """Move the pages that are resident into huge pages.
+
+    Memory that was freed and used for something else in the meantime keeps its contents, too.
+    """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
-        for start, end in _runs(_full(ranges)):
-            failed = madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _COLLAPSE)
-            if (
-                failed and ctypes.get_errno() != errno.EAGAIN
-            ):  # which is one page that was in use just then
-                return  # an older kernel, or no large pages left: the small ones serve
+        for start, end in _joined(_resident(pages)):
+            failed = madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
+            # EAGAIN: a page was in use at that moment. Any other error: an older kernel, or no huge
+            # pages are left, and the small ones stay.
+            if failed and ctypes.get_errno() != errno.EAGAIN:
+                return
     except (OSError, AttributeError):
         return
 
 
-def _full(ranges: Sequence[Range]) -> Iterator[Range]:
-    """Those whose memory is there, by /proc/self/pagemap: 8 bytes a page, the highest bit says so."""
-    pages = (ranges[0][1] - ranges[0][0]) // mmap.PAGESIZE
+def _resident(pages: Sequence[Range]) -> Iterator[Range]:
+    """The pages of which at least the share _FULL is in memory.
+
+    /proc/self/pagemap has 8 bytes for each small page; the highest bit is set if it is in memory.
+    """
+    small = (pages[0][1] - pages[0][0]) // mmap.PAGESIZE  # small pages in a huge one
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for start, end in ranges:
+        for start, end in pages:
             entries = np.frombuffer(
-                os.pread(pagemap.fileno(), 8 * pages, start // mmap.PAGESIZE * 8), np.uint64
+                os.pread(pagemap.fileno(), 8 * small, start // mmap.PAGESIZE * 8), np.uint64
             )
-            if np.count_nonzero(entries >> np.uint64(63)) >= _FULL * pages:
+            if np.count_nonzero(entries >> np.uint64(63)) >= _FULL * small:
                 yield start, end
 
 
-def _runs(ranges: Iterator[Range]) -> Iterator[Range]:
-    """Neighbours joined, _AT_ONCE at most."""
+def _joined(pages: Iterator[Range]) -> Iterator[Range]:
+    """Neighbouring pages joined into ranges of at most _AT_ONCE pages."""
     joined: list[Range] = []
-    for one in ranges:
-        if joined and (one[0] != joined[-1][1] or len(joined) == _AT_ONCE):
+    for page in pages:
+        if joined and (page[0] != joined[-1][1] or len(joined) == _AT_ONCE):
             yield joined[0][0], joined[-1][1]
             joined = []
-        joined.append(one)
+        joined.append(page)
     if joined:
         yield joined[0][0], joined[-1][1]

@@ -1,9 +1,13 @@
 """Give memory that was needed only for loading back to the operating system (Linux).
 
-ONNX Runtime maps a graph's external data, packs most of it into memory of its own, and keeps mapped what a second node
-reads: of a tied embedding a run reads one row a token, and all of it stays resident. Of its own library it needs half
-only once; and what it packed in is freed, but stays with malloc. In: folders. Out: nothing; a page that is read after
-all comes back from the file. Linux only, elsewhere nothing happens. Knows nothing of models.
+Opening a graph leaves three kinds of memory resident that runs hardly use:
+
+- Pages of the artifact's files: ONNX Runtime packs most weights into memory of its own, and keeps
+  the rest mapped. A run reads only one row per token of a tied embedding.
+- Pages of ONNX Runtime's library: about half of its code runs only once.
+- Memory that was used for packing: it is freed, but malloc keeps it.
+
+A page that is read again later is read from its file. Other systems: nothing happens.
 """
 
 from __future__ import annotations
@@ -14,14 +18,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_DONTNEED = 4  # Linux's MADV_DONTNEED, the same on every processor that ONNX Runtime runs on
+_MADV_DONTNEED = 4  # the same number on every processor that ONNX Runtime runs on
 
 
-def release(*folders: Path) -> None:
-    """Drop the resident pages of all files in these folders that this process has mapped and not written to, and give
-    back what malloc holds and nobody uses. Takes 15 to 25 ms, most of it to read what is mapped.
+def trim_memory(*folders: Path) -> None:
+    """Drop the resident pages of all files in these folders, and the memory that malloc keeps unused.
 
-    No thread may unmap such a file meanwhile: what it maps next could stand at the same address, and be lost.
+    Only mappings that this process has not written to are dropped. Takes 15 to 25 ms, most of it to
+    read /proc/self/smaps.
+
+    No other thread may unmap a file in these folders meanwhile: if its address were mapped anew,
+    the new memory would lose its contents.
     """
     if sys.platform != "linux":
         return
@@ -29,21 +36,22 @@ def release(*folders: Path) -> None:
         smaps = Path("/proc/self/smaps").read_text(errors="replace")
         libc = ctypes.CDLL(None)
         madvise = libc.madvise
-    except (
-        OSError,
-        AttributeError,
-    ):  # no /proc in this container, or a libc without madvise: the pages stay
-        return
+    except (OSError, AttributeError):
+        return  # a container without /proc, or a libc without madvise: the pages stay
     for folder in folders:
         for start, size in clean_mappings(smaps, folder.resolve()):
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _DONTNEED)
-    if hasattr(libc, "malloc_trim"):  # glibc's
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _MADV_DONTNEED)
+    if hasattr(libc, "malloc_trim"):  # glibc only
         libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def clean_mappings(smaps: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """Address and size of each mapping of a file in `folder`. Where a page was written to, this process's copy would be
-    lost for good: a mapping that has one, in memory or swapped out, is left alone."""
+    """Address and size (bytes) of each mapping of a file in `folder` that was never written to.
+
+    smaps: the text of /proc/self/smaps. A page that was written to is this process's own copy, and
+    dropping it would lose what was written. So a mapping with such a page, in memory or swapped
+    out, is left alone.
+    """
     inside = re.escape(f" {folder}/")
     for match in re.finditer(
         rf"^([0-9a-f]+)-([0-9a-f]+) .*{inside}.*\n((?:[A-Z].*\n)*)", smaps, re.MULTILINE

@@ -24,8 +24,9 @@ from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.session import Session
 from gptx.inspect import describe
-from gptx.ort import compiled, providers
+from gptx.ort import compiled
 from gptx.ort.graph import open_graph
+from gptx.ort.sessions import OLDEST_THAT_COMPILES
 from gptx.system.cpu import cpu_features, int8_saturates
 from gptx.verify import forced_logits, verify
 from gptx_models.checkpoints.checkpoint import save_checkpoint
@@ -228,9 +229,7 @@ def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -
     assert texts[0] == texts[1]
 
 
-@pytest.mark.skipif(
-    ORT < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing"
-)
+@pytest.mark.skipif(ORT < OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing")
 def test_both_graphs_are_compiled(
     fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

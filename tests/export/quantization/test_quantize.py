@@ -334,7 +334,7 @@ def test_without_vnni_channels_are_exact(
     text = list(range(1, 40))
     with gptx.load(quantized["int8-channels"]) as model:
         expected = forced_logits(model, text)
-    monkeypatch.setattr("gptx.ort.providers.cpu_features", lambda: features)
+    monkeypatch.setattr("gptx.ort.sessions.cpu_features", lambda: features)
     with gptx.load(quantized["int8-channels"]) as model:
         assert np.abs(forced_logits(model, text) - expected).max() < 1e-4 * np.abs(expected).max()
 

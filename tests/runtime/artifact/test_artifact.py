@@ -22,7 +22,7 @@ from builders.tiny_artifact import refresh, write_artifact
 from gptx.artifact.manifest import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read_manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.inspect import describe
-from gptx.ort import providers
+from gptx.ort import library
 from gptx.verify import verify
 
 
@@ -444,7 +444,7 @@ def test_unknown_device_and_threads(folder: Path) -> None:
 
 
 @pytest.mark.skipif(
-    "onnxruntime-gpu" in providers.installed_packages(), reason="for the CPU's ONNX Runtime"
+    "onnxruntime-gpu" in library.installed_packages(), reason="for the CPU's ONNX Runtime"
 )
 def test_cuda_without_onnxruntime_gpu(folder: Path) -> None:
     with pytest.raises(ProviderError, match=r"device 'cuda' needs onnxruntime-gpu.*pip .*\[cuda\]"):
@@ -453,7 +453,7 @@ def test_cuda_without_onnxruntime_gpu(folder: Path) -> None:
 
 
 def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "installed_packages", dict)
+    monkeypatch.setattr(library, "installed_packages", dict)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(
         ProviderError,
@@ -463,10 +463,10 @@ def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_emptied_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left when one of the two distributions is uninstalled: a folder without the module's contents."""
+    """One of two installed packages was uninstalled: an empty folder is left in the other's place."""
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     found = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(providers, "installed_packages", lambda: found)
+    monkeypatch.setattr(library, "installed_packages", lambda: found)
     with pytest.raises(
         ProviderError, match="onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 are both installed"
     ):

@@ -15,7 +15,7 @@ import pytest
 import gptx as runtime
 from builders.gptx_command import gptx
 from gptx.bench import children, peers
-from gptx.ort.providers import installed_packages
+from gptx.ort.library import installed_packages
 from gptx.verify import forced_logits
 
 QUICK = ("--rounds", "1", "--repeats", "1", "--new-tokens", "4", "--threads", "1", "--batch", "1")

@@ -1,11 +1,9 @@
-"""gptx compile: the compiled graph computes what the portable one does, and is opened only where it was made for."""
+"""gptx compile: compiled graphs compute the same, and are opened only on the machine they fit."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,14 +20,14 @@ from builders.tiny_artifact import refresh
 from gptx.artifact.manifest import REFERENCE, check_hashes, read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, OutputError, ParityError, ProviderError, UsageError
-from gptx.ort import compiled, providers
+from gptx.ort import compiled
+from gptx.ort.sessions import OLDEST_THAT_COMPILES
 from gptx.system.cpu import cpu_features
-from gptx.system.trim_memory import clean_mappings
 from gptx.verify import forced_logits, verify
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 pytestmark = pytest.mark.skipif(
-    VERSION < providers.OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing"
+    VERSION < OLDEST_THAT_COMPILES, reason="this ONNX Runtime compiles nothing"
 )
 
 WINDOW = [5, 9, 2, 7, 7, 1, 30, 40, 3, 8]
@@ -59,7 +57,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def opened(folder: Path, **options: Any) -> str:
-    """Which graph gptx.load opens."""
+    """The graph that gptx.load opens, relative to the artifact."""
     with gptx.load(folder, threads=1, **options) as model:
         return model.graph.relative_to(folder).as_posix()
 
@@ -97,13 +95,11 @@ def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp
     }
     assert written == {*manifest.files, "gptx.json", "README.md"}
     assert {compiled.GRAPH, compiled.WEIGHTS} <= set(manifest.files)
-    for name, facts in read_manifest(fp32).files.items():  # the portable part is as it was
-        assert (
-            manifest.files[name] == facts or name == REFERENCE
-        )  # its seal holds what was compiled, too
-    assert list(made["fp32"].rglob("*.onnx")) == [
-        made["fp32"] / "onnx/model.onnx"
-    ]  # what other loaders look for
+    for name, facts in read_manifest(fp32).files.items():
+        # the portable files are unchanged, but for the reference: its seal holds the compiled ones
+        assert manifest.files[name] == facts or name == REFERENCE
+    # other loaders look for *.onnx
+    assert list(made["fp32"].rglob("*.onnx")) == [made["fp32"] / "onnx/model.onnx"]
 
 
 def test_weights_are_stored_as_the_kernels_pack_them(made: dict[str, Path]) -> None:
@@ -180,9 +176,8 @@ def test_the_command(fp32: Path, tmp_path: Path) -> None:
     assert "compiled for" in outcome.text and "proved on this machine: max_abs" in outcome.text
     again = command("compile", fp32, tmp_path / "out")
     assert again.status == 1 and "exists" in again.err
-    outcome = command(
-        "compile", tmp_path / "out", tmp_path / "twice"
-    )  # the compiled part is made anew
+    # compiling a compiled artifact makes the compiled files anew
+    outcome = command("compile", tmp_path / "out", tmp_path / "twice")
     assert outcome.status == 0 and opened(tmp_path / "twice") == compiled.GRAPH
     assert (
         read_manifest(tmp_path / "twice").files.keys()
@@ -247,42 +242,6 @@ def test_a_quantized_copy_does_not_claim_to_be_compiled(
     assert "compiled" not in read_manifest(tmp_path / "int8").raw
 
 
-# Residency
-
-SMAPS = """\
-55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
-Rss:                 132 kB
-Anonymous:           132 kB
-7f0000000000-7f0000100000 r--p 00000000 fe:00 11                         /models/a b/onnx/model.onnx_data
-Rss:                1024 kB
-Anonymous:             0 kB
-Swap:                  0 kB
-VmFlags: rd mr mw me
-7f0000100000-7f0000200000 rw-p 00100000 fe:00 11                         /models/a b/onnx/model.onnx_data
-Anonymous:             4 kB
-Swap:                  0 kB
-7f0000200000-7f0000300000 rw-p 00200000 fe:00 11                         /models/a b/onnx/model.onnx_data
-Anonymous:             0 kB
-Swap:                  8 kB
-7f0000300000-7f0000400000 r--p 00000000 fe:00 12                         /models/a b2/onnx/model.onnx_data
-Anonymous:             0 kB
-Swap:                  0 kB
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_mapped_weights_leave_memory_and_come_back(fp32: Path) -> None:
-    model = gptx.load(fp32, threads=1)
-    blocks = Path("/proc/self/smaps").read_text().split("VmFlags:")
-    resident = [
-        re.findall(r"^Rss: +(\d+)", block, re.M) for block in blocks if f"{fp32}/onnx/" in block
-    ]
-    assert resident and all(
-        size == ["0"] for size in resident
-    )  # the embedding stays mapped, none of it in memory
-    assert len(model.generate(WINDOW, max_new_tokens=4, min_new_tokens=4).token_ids) == 4
-
-
 def test_threads_that_load_and_close_do_not_disturb_each_other(
     made: dict[str, Path], fp32: Path
 ) -> None:
@@ -294,11 +253,3 @@ def test_threads_that_load_and_close_do_not_disturb_each_other(
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(load, [fp32, made["fp32"]] * 6)) == [expected] * 12
-
-
-def test_only_clean_mappings_of_the_folder_are_dropped() -> None:
-    assert list(clean_mappings(SMAPS, Path("/models/a b"))) == [(0x7F0000000000, 0x100000)]
-    assert list(clean_mappings(SMAPS, Path("/models"))) == [
-        (0x7F0000000000, 0x100000),
-        (0x7F0000300000, 0x100000),
-    ]

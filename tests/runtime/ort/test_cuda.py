@@ -1,5 +1,7 @@
-"""CUDA: the graph that fp16 artifacts have for it, and what the runtime does there, pretended on the CPU; `-m gpu` is the
-real thing."""
+"""CUDA: the graph that fp16 artifacts have for it, and what the runtime does with it.
+
+Most tests use pretend_cuda, which computes on the CPU. With `-m gpu` the tests run on a real GPU.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,10 @@ from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact.manifest import check_hashes, read_manifest
 from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.inspect import describe
-from gptx.kv_cache import cuda as on_device
-from gptx.ort import graph as onnx_graph
-from gptx.ort import providers
+from gptx.kv_cache import cuda as cuda_cache
+from gptx.ort import open_sessions
+from gptx.ort.cuda import left_to_the_cpu
+from gptx.ort.device import CPU, CUDA
 from gptx.verify import forced_logits, verify
 
 LLAMA = dataclasses.replace(
@@ -39,7 +42,7 @@ LLAMA = dataclasses.replace(
     attn_bias=False,
     mlp_bias=False,
 )
-# Of logits up to 3, computed in fp16: on an H100 they differed from the CPU's by up to 0.0042.
+# The logits are at most 3 and computed in fp16: on an H100 they differed from the CPU's by 0.0042.
 TOLERANCE = 1e-2
 TEXT = [5, 6, 7, 8, 9, 10, 11, 40, 100, 3, 80, 220, 17, 31]
 
@@ -60,7 +63,7 @@ def fp16(request: pytest.FixtureRequest, quantized: dict[str, Path]) -> Path:
 
 @contextmanager
 def real_cuda(**_: object) -> Iterator[None]:
-    """The machine's own CUDA, where `pretend_cuda` would pretend one."""
+    """The machine's own CUDA, in place of `pretend_cuda`."""
     yield
 
 
@@ -70,7 +73,10 @@ cuda = pytest.mark.parametrize(
 
 
 def test_the_graph_for_cuda(fp16: Path) -> None:
-    """What keeps CUDA from its fast attention, or ONNX Runtime from capturing the graph, is not in it; weights neither."""
+    """The graph has no attention bias and no operators that prevent capturing, and shares the weights.
+
+    A bias would keep ONNX Runtime from its fast attention on CUDA.
+    """
     manifest = read_manifest(fp16)
     check_hashes(manifest)
     assert manifest.cuda == fp16 / "onnx/cuda.onnx"
@@ -120,13 +126,12 @@ def test_verify_says_which_graph_it_proved(fp16: Path) -> None:
     with pretend_cuda():
         report = verify(fp16, device="cuda", threads=1)
     assert report.graph == "onnx/cuda.onnx"
-    assert {row.name for row in report.rows if not row.ok} <= {
-        "kl_mean"
-    }  # random weights have no room for error
+    # random weights leave no room for error
+    assert {row.name for row in report.rows if not row.ok} <= {"kl_mean"}
     assert "ran onnx/cuda.onnx on CUDAExecutionProvider" in report.notes
 
 
-def test_graphs_that_are_captured_are_taken_over_or_let_go(
+def test_captured_graphs_are_reused_or_released(
     fp16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released: list[int] = []
@@ -141,10 +146,10 @@ def test_graphs_that_are_captured_are_taken_over_or_let_go(
         model = gptx.load(fp16, device="cuda", threads=1)
         first, second = model.session(), model.session()
         assert released == []
-        first.close()  # its room is kept ...
+        first.close()  # the pool keeps its buffers
         del (
             second
-        )  # ... and a second one of its kind is not, of a session that nobody has closed either
+        )  # the pool has buffers of that shape; a session that was not closed gives its, too
         assert released == [2]
         with model.session() as again, model.session(2):
             again.feed([TEXT[:4]])
@@ -154,7 +159,7 @@ def test_graphs_that_are_captured_are_taken_over_or_let_go(
 
 
 @cuda
-def test_buffers_that_are_taken_over_hold_nothing(fp16: Path, cuda: Any) -> None:
+def test_reused_buffers_hold_no_tokens(fp16: Path, cuda: Any) -> None:
     with cuda(), gptx.load(fp16, device="cuda", threads=1) as model:
         expected = forced_logits(model, TEXT[:6])
         with model.session() as session:
@@ -166,7 +171,7 @@ def test_buffers_that_are_taken_over_hold_nothing(fp16: Path, cuda: Any) -> None
 
 @cuda
 def test_a_session_rewinds_and_grows(fp16: Path, cuda: Any) -> None:
-    """Rows that are cut back and fed again give what a new session gives, also beyond the first buffers."""
+    """Rows that are rewound and fed again give what a new session gives, in larger buffers too."""
     ids = [int(token) for token in np.random.default_rng(1).integers(0, 200, 128)]
     with cuda(), gptx.load(fp16, device="cuda", threads=1) as model:
         with model.session(2) as session:
@@ -180,7 +185,7 @@ def test_a_session_rewinds_and_grows(fp16: Path, cuda: Any) -> None:
 
 @pytest.mark.gpu
 def test_texts_on_a_gpu_do_not_depend_on_what_else_runs(fp16: Path) -> None:
-    """A text alone, in a batch, beside an open session and after a stream that was left half-way."""
+    """A text alone, in a batch, beside an open session and after an unfinished stream."""
     prompts = ["the cat", "a dog and a bird", "the"]
     with gptx.load(fp16, device="cuda") as model:
         alone = [model.generate(prompt, max_new_tokens=24).token_ids for prompt in prompts]
@@ -194,10 +199,10 @@ def test_texts_on_a_gpu_do_not_depend_on_what_else_runs(fp16: Path) -> None:
 
 
 def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that cannot grow says so, whichever part of it finds no memory, and its session goes on in what it has."""
+    """A cache that cannot grow raises an error, whichever buffer fails; its session stays usable."""
     path = write_artifact(tmp_path / "a", "shared", n_ctx=600)
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 250, 200)]
-    placed, left = on_device._placed, [0]
+    placed, left = cuda_cache._placed, [0]
 
     def full(array: np.ndarray, device: str) -> object:
         if not left[0]:
@@ -218,7 +223,7 @@ def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 session.feed([ids[:100]])
                 with monkeypatch.context() as patch:
                     left[0] = parts
-                    patch.setattr(on_device, "_placed", full)
+                    patch.setattr(cuda_cache, "_placed", full)
                     with pytest.raises(
                         GptxError,
                         match="no memory for the cache: 1 rows of 256 tokens .* fewer rows",
@@ -234,7 +239,7 @@ def test_what_onnxruntime_leaves_to_the_cpu_is_named(fp32: Path) -> None:
     session = onnxruntime.InferenceSession(
         str(fp32 / "onnx/model.onnx"), options, providers=["CPUExecutionProvider"]
     )
-    left = providers.left_to_the_cpu(session.get_provider_graph_assignment_info())
+    left = left_to_the_cpu(session.get_provider_graph_assignment_info())
     assert left["GroupQueryAttention"] == read_manifest(fp32).model.n_layer
     assert list(left.values()) == sorted(left.values(), reverse=True)
     assert "MatMul" in left and not {"Shape", "Squeeze", "Concat", "Cast"} & left.keys()
@@ -246,12 +251,10 @@ def test_auto_says_why_it_is_the_cpu(
     def refuse(*_: object, **__: object) -> None:
         raise ProviderError("device 'cuda' cannot be used: the driver is too old")
 
-    monkeypatch.setattr(onnx_graph, "open_on_cuda", refuse)
-    monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: [providers.CUDA, providers.CPU]
-    )
+    monkeypatch.setattr(open_sessions, "open_on_cuda", refuse)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     with gptx.load(fp32, device="auto", threads=1) as model:
-        assert (model.provider, model.graph) == (providers.CPU, fp32 / "onnx/model.onnx")
+        assert (model.provider, model.graph) == (CPU, fp32 / "onnx/model.onnx")
     assert (
         capsys.readouterr().err
         == "on the CPU: device 'cuda' cannot be used: the driver is too old\n"

@@ -1,4 +1,4 @@
-"""Weights in large memory pages: they get there where the kernel can do it, and elsewhere nothing happens."""
+"""Weights move into huge pages if the kernel can do it; elsewhere nothing happens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import gptx
 from gptx.system import huge_pages
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's large pages")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's huge pages")
 SIZE = 2 << 20
 
 RUN = """
@@ -24,26 +24,26 @@ import gptx
 from gptx.system import huge_pages
 if len(sys.argv) > 1:
     huge_pages._SETTING = Path(sys.argv[1])
-moving = lambda: [thread for thread in threading.enumerate() if thread.name == "gptx-large-pages"]
+moving = lambda: [thread for thread in threading.enumerate() if thread.name == "gptx-huge-pages"]
 started = threading.Thread.start
 names = []
 threading.Thread.start = lambda thread: (names.append(thread.name), started(thread))
 model = gptx.load()
 with model.session() as session:
-    for _ in range(huge_pages.WORTH - 1):
+    for _ in range(huge_pages.MOVE_AFTER - 1):
         session.feed([[1]])
     assert not names
     before = session.feed([[1]])
     for thread in moving():
         thread.join()
-    session.rewind([huge_pages.WORTH - 1])
+    session.rewind([huge_pages.MOVE_AFTER - 1])
     assert (session.feed([[1]]) == before).all()
 print(len(names), re.search(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
 """
 
 
 def run(*args: str | Path) -> tuple[int, int]:
-    """Threads that were started, and kB in large pages, after the default model has made enough calls."""
+    """Use the default model for MOVE_AFTER runs. Returns the threads started, and kB in huge pages."""
     command = [sys.executable, "-c", RUN, *map(str, args)]
     threads, kilobytes = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=True
@@ -58,7 +58,10 @@ def setting(folder: Path, modes: str) -> Path:
 
 
 def kernel_moves() -> bool:
-    """Whether it moves a page of ours, and gives none unasked. WSL, gVisor and kernels before 6.1 do not."""
+    """True if this kernel collapses pages when asked, and only then.
+
+    WSL, gVisor and kernels before 6.1 do not.
+    """
     modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not modes.exists() or "[madvise]" not in modes.read_text():
         return False
@@ -68,47 +71,49 @@ def kernel_moves() -> bool:
     return ctypes.CDLL(None).madvise(ctypes.c_void_p(page), ctypes.c_size_t(SIZE), 25) == 0
 
 
-@pytest.mark.skipif(not kernel_moves(), reason="this kernel moves nothing into large pages")
+@pytest.mark.skipif(not kernel_moves(), reason="this kernel moves nothing into huge pages")
 def test_weights_move_once_a_model_is_used() -> None:
     threads, kilobytes = run()
     assert threads == 1 and kilobytes >= SIZE // 1024
 
 
 @pytest.mark.parametrize("modes", ["always madvise [never]", None])
-def test_where_there_are_none_nothing_happens(modes: str | None, tmp_path: Path) -> None:
+def test_without_huge_pages_nothing_happens(modes: str | None, tmp_path: Path) -> None:
     assert run(setting(tmp_path, modes) if modes else tmp_path)[0] == 0
 
 
-def test_an_app_may_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adjust_memory_false_leaves_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[tuple[Path, ...]] = []
-    monkeypatch.setattr("gptx.ort.graph.release", lambda *folders: released.append(folders))
-    monkeypatch.setattr("gptx.system.huge_pages.WORTH", 1)
+    monkeypatch.setattr(
+        "gptx.ort.open_sessions.trim_memory", lambda *folders: released.append(folders)
+    )
+    monkeypatch.setattr("gptx.system.huge_pages.MOVE_AFTER", 1)
     collapsed: list[object] = []
     monkeypatch.setattr("gptx.system.huge_pages._collapse", collapsed.append)
     for adjust_memory in (False, True):
         with gptx.load(threads=1, adjust_memory=adjust_memory) as model, model.session() as session:
             session.feed([[1]])
         for thread in threading.enumerate():
-            if thread.name == "gptx-large-pages":
+            if thread.name == "gptx-huge-pages":
                 thread.join()
         assert bool(released) == adjust_memory
         if not adjust_memory:
             assert not collapsed
 
 
-def test_only_what_is_new_and_whole_is_moved() -> None:
+def test_only_new_and_whole_pages_are_moved() -> None:
     now, before = [(0x1FF000, 0xA00000), (0xC00000, 0xD00000)], [(0x400000, 0x401000)]
-    pages = list(huge_pages._whole_pages(now, before, SIZE))
+    pages = list(huge_pages._new_pages(now, before, SIZE))
     assert pages == [(0x200000, 0x400000), (0x600000, 0x800000), (0x800000, 0xA00000)]
-    assert list(huge_pages._runs(iter(pages))) == [(0x200000, 0x400000), (0x600000, 0xA00000)]
+    assert list(huge_pages._joined(iter(pages))) == [(0x200000, 0x400000), (0x600000, 0xA00000)]
     many = [(n * SIZE, (n + 1) * SIZE) for n in range(huge_pages._AT_ONCE + 1)]
-    assert list(huge_pages._runs(iter(many))) == [(0, many[-2][1]), many[-1]]
+    assert list(huge_pages._joined(iter(many))) == [(0, many[-2][1]), many[-1]]
 
 
-def test_memory_that_is_not_there_is_not_asked_for() -> None:
+def test_pages_that_are_not_resident_are_left_alone() -> None:
     memory = mmap.mmap(-1, 6 * SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     page = -(-start // SIZE) * SIZE
     pages = [(page + n * SIZE, page + (n + 1) * SIZE) for n in range(4)]
     memory[page - start + SIZE : page - start + 2 * SIZE] = b"x" * SIZE
-    assert list(huge_pages._full(pages)) == pages[1:2]
+    assert list(huge_pages._resident(pages)) == pages[1:2]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def start() -> None:
     from gptx.model import load  # noqa: F401
-    from gptx.ort.providers import onnxruntime
+    from gptx.ort.library import onnxruntime
 
     onnxruntime()  # gptx imports it late; the libraries of other engines come whole when they are imported
 
@@ -26,7 +26,7 @@ def load(job: Job) -> Loaded:
     from gptx.system import huge_pages
 
     # what a process decodes with that has run for a while: the weights move during the runs that do not count
-    huge_pages.WORTH = 8
+    huge_pages.MOVE_AFTER = 8
     model = gptx.load(job.path, device=job.device, threads=job.threads)
 
     def picked(logits: np.ndarray) -> list[int]:  # (B, V)

@@ -1,0 +1,84 @@
+"""Compare the inputs and outputs of an opened graph with the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptx.artifact.manifest import Manifest, Shape
+from gptx.errors import ArtifactError
+
+# ONNX Runtime's names of types
+LOGITS_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+INTEGER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def check_graph(manifest: Manifest, session: Any, file: Path) -> None:
+    """Raise ArtifactError with everything in which the session's graph differs from gptx.json."""
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    problems = [
+        *_name_problems(manifest.model, set(inputs), set(outputs)),
+        *_cache_problems(manifest, inputs),
+        *_type_problems({**inputs, **outputs}),
+        *_logits_problems(manifest.model, outputs.get("logits")),
+    ]
+    if problems:
+        raise ArtifactError(f"{file} does not fit gptx.json: {'; '.join(problems)}")
+
+
+def cache_names(start: str, n_layer: int) -> list[str]:
+    """The KV cache's inputs (start: "past_key_values") or outputs ("present"), layer by layer."""
+    return [f"{start}.{layer}.{part}" for layer in range(n_layer) for part in ("key", "value")]
+
+
+def _name_problems(shape: Shape, inputs: set[str], outputs: set[str]) -> Iterator[str]:
+    needed = {"input_ids", "attention_mask", *cache_names("past_key_values", shape.n_layer)}
+    results = {"logits", *cache_names("present", shape.n_layer)}
+    for text, names in (
+        ("inputs are missing", needed - inputs),
+        ("inputs that gptx does not feed", inputs - needed - {"position_ids"}),
+        ("outputs are missing", results - outputs),
+    ):
+        if names:
+            yield f"{text}: {_first_names(names)}"
+
+
+def _cache_problems(manifest: Manifest, inputs: dict[str, Any]) -> Iterator[str]:
+    shape, cache_type = manifest.model, CACHE_TYPES[manifest.cache_dtype]
+    expected = [None, shape.n_kv_head, None, shape.head_dim]  # (B, G, P, D); B and P vary
+    for name in cache_names("past_key_values", shape.n_layer):
+        node = inputs.get(name)
+        if node is None:
+            continue
+        found = [size if isinstance(size, int) else None for size in node.shape]
+        fits = len(found) == 4 and all(f in (None, e) for f, e in zip(found, expected))
+        if node.type != cache_type or not fits:
+            heads = f"{shape.n_kv_head} heads of {shape.head_dim}"
+            yield f"{name} is {node.type} {node.shape}, expected {cache_type} of {heads}"
+            return  # the other layers have the same fault
+
+
+def _type_problems(nodes: dict[str, Any]) -> Iterator[str]:
+    for name, node in nodes.items():
+        if name in INTEGER_INPUTS and node.type != "tensor(int64)":
+            yield f"{name} is {node.type}, expected tensor(int64)"
+        if name == "logits" and node.type not in LOGITS_DTYPES:
+            yield f"logits is {node.type}, expected one of {', '.join(LOGITS_DTYPES)}"
+
+
+def _logits_problems(shape: Shape, logits: Any | None) -> Iterator[str]:
+    size = logits.shape[-1] if logits is not None else None
+    if isinstance(size, int) and size != shape.n_logits:
+        name = "n_class" if shape.n_class else "vocab_size"
+        yield f"logits has {size} values, expected {name} {shape.n_logits}"
+
+
+def _first_names(names: set[str]) -> str:
+    """At most four of the names: another tool's graph may lack dozens."""
+    listed = sorted(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

@@ -1,0 +1,165 @@
+"""Choose which of an artifact's graphs to open on a device, and open them.
+
+A graph that was compiled for this machine is opened in place of the artifact's own. If it cannot be
+used, a note says why, and the artifact's own graph is opened.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptx.artifact.manifest import Manifest
+from gptx.errors import ArtifactError, ProviderError
+from gptx.ort import compiled
+from gptx.ort.cuda import open_on_cuda
+from gptx.ort.device import CPU, CUDA, tries_cuda
+from gptx.ort.library import first_line, library_folder, onnxruntime
+from gptx.ort.sessions import open_on_cpu
+from gptx.progress import note
+from gptx.system.huge_pages import HugePages
+from gptx.system.trim_memory import trim_memory
+
+# One graph is opened at a time: ORT unmaps files while it opens one, and no thread may unmap a file
+# during trim_memory. A session that is freed unmaps its file too: _alive lets trim_memory hold all.
+_opening = threading.Lock()
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
+LARGE = 100_000_000  # bytes of an artifact; from here on a lower peak of memory is worth 10 ms
+
+
+@dataclass(frozen=True)
+class OpenedSessions:
+    """InferenceSessions of an artifact, and the files that they were opened from."""
+
+    session: Any
+    provider: str
+    file: Path
+    huge_pages: HugePages
+    decode: Any | None = None  # a second session, for runs of a single row
+    decode_file: Path | None = None
+
+
+def open_sessions(
+    manifest: Manifest, device: str, threads: int | None, *, adjust_memory: bool
+) -> OpenedSessions:
+    """Open an artifact's graphs. device: "cpu", "cuda" or "auto", which tries CUDA first.
+
+    Raises ProviderError for the device, ArtifactError for a graph that cannot be opened.
+    """
+    with _opening:
+        opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
+        return opened or _open_on_cpu(manifest, threads, adjust_memory)
+
+
+def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> OpenedSessions | None:
+    """The artifact's graph on CUDA. None if CUDA cannot be used and the device is "auto"."""
+    file = manifest.cuda or manifest.graph
+    try:
+        session = open_on_cuda(file, threads, capture=manifest.cuda is not None)
+    except ProviderError as error:
+        if device == "cuda":
+            raise
+        note(f"on the CPU: {error}")
+        return None
+    except Exception as error:  # ORT has an exception class per status code, and no common base
+        raise _cannot_open(file, error) from error
+    if manifest.precision == "fp16" and manifest.cache == "shared" and manifest.cuda is None:
+        note(
+            f"{manifest.path} has no graph for CUDA, whose attention is faster: "
+            "gptx quantize --to fp16 writes one now"
+        )
+    return OpenedSessions(session, CUDA, file, HugePages(enabled=False))
+
+
+def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -> OpenedSessions:
+    huge_pages = HugePages(enabled=adjust_memory)
+    if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
+        # memory that imports and the tokenizer needed for a moment does not add to the peak
+        trim_memory(library_folder())
+    fits = _compiled_fits(manifest)
+    # The decode graph comes first: ORT needs extra memory to rearrange its weights, and that memory
+    # is free again when the main graph is opened.
+    decode, decode_file = _open_decode(manifest, fits, threads, adjust_memory)
+    session, file = _open_main(manifest, fits, threads, adjust_memory)
+    huge_pages.end()
+    return OpenedSessions(session, CPU, file, huge_pages, decode, decode_file)
+
+
+def _open_main(
+    manifest: Manifest, fits: bool, threads: int | None, adjust_memory: bool
+) -> tuple[Any, Path]:
+    session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
+    file = manifest.path / compiled.GRAPH if session else manifest.graph
+    try:
+        session = session or open_on_cpu(file, threads)
+    except ProviderError:
+        raise
+    except Exception as error:  # ORT's, see above
+        raise _cannot_open(file, error) from error
+    _register(manifest, session, adjust_memory)
+    return session, file
+
+
+def _open_decode(
+    manifest: Manifest, fits: bool, threads: int | None, adjust_memory: bool
+) -> tuple[Any, Path] | tuple[None, None]:
+    """The session of the artifact's decode graph, and its file.
+
+    (None, None) if there is none, or if it cannot be opened (a note says so).
+    """
+    if manifest.decode is None:
+        return None, None
+    session = _open_compiled(manifest, compiled.DECODE, threads) if fits else None
+    file = manifest.path / compiled.DECODE if session else manifest.decode
+    try:
+        session = session or open_on_cpu(file, threads)
+    except ProviderError:
+        raise
+    except Exception as error:  # ORT's, see above
+        note(f"{file} is not used: {first_line(error)}; single rows run as all others do")
+        return None, None
+    _register(manifest, session, adjust_memory)
+    return session, file
+
+
+def _compiled_fits(manifest: Manifest) -> bool:
+    """True if the artifact has compiled graphs, and they were made for this machine."""
+    if not compiled.is_compiled(manifest):
+        return False
+    reason = compiled.misfit(manifest)
+    if reason is not None:
+        _not_used(manifest, compiled.GRAPH, reason)
+    return reason is None
+
+
+def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | None:
+    """The session of a compiled graph; None if it cannot be opened (a note says so)."""
+    try:
+        return open_on_cpu(manifest.path / name, threads)
+    except ProviderError:
+        raise
+    except Exception as error:  # ORT's, see above
+        _not_used(manifest, name, f"ONNX Runtime cannot open it: {first_line(error)}")
+        return None
+
+
+def _not_used(manifest: Manifest, name: str, reason: str) -> None:
+    note(f"{manifest.path / name} is not used: {reason}; the portable graph is loaded")
+
+
+def _cannot_open(file: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{file}: ONNX Runtime {onnxruntime().__version__} cannot open it: {first_line(error)}"
+    )
+
+
+def _register(manifest: Manifest, session: Any, adjust_memory: bool) -> None:
+    """Remember an opened session, and return the memory that was needed only to open it."""
+    _alive.add(session)
+    if adjust_memory:
+        sessions = list(_alive)  # no session may be freed meanwhile: it would unmap its file
+        trim_memory(manifest.path, library_folder())
+        del sessions
