@@ -22,7 +22,8 @@ from gptx.model import Model
 from gptx.parity import text_record
 from gptx.parity.limits import judge
 from gptx.parity.metrics import Tally
-from gptx.parity.reference import Reference, dump, summarize
+from gptx.parity.reference import Reference, dump
+from gptx.parity.summarize import summarize
 from gptx.parity.whole_context import (
     Context,
     context_windows,
@@ -91,7 +92,7 @@ def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) 
         folder, tokenizer_vocab_size=facts.vocab_size, vocab_size=text.vocab_size
     )
     template = load_template(folder, tokenizer.special) if tokenizer else None
-    return text_record.record_words(tokenizer, template, facts, text=text.text, proof=proof)
+    return text_record.record_text(tokenizer, template, facts, text=text.text, proof=proof)
 
 
 def record(

@@ -15,8 +15,9 @@ import numpy as np
 from gptx.artifact.manifest import read_manifest
 from gptx.bench.engine import Engine, Job, Logits
 from gptx.errors import GptxError
+from gptx.parity.compare import tally
 from gptx.parity.metrics import Tally
-from gptx.parity.reference import Reference, tally
+from gptx.parity.reference import Reference
 
 
 class Text(NamedTuple):

@@ -1,4 +1,4 @@
-"""gptx compile: an artifact's graph made ready for machines like this one, beside the portable one."""
+"""gptx compile: add to an artifact a graph that is compiled for machines like this one."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ from pathlib import Path
 
 import click
 
-from gptx.cli.output import write_out
+from gptx.cli.next_step import use
+from gptx.cli.output import write_next, write_prose
 
 
 @click.command("compile")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--accept", is_flag=True, help="Write it even outside the certificate's limits.")
-@click.option("--force", is_flag=True, help="Replace OUT if it is there.")
+@click.option(
+    "--accept", is_flag=True, help="Write OUT even if it is outside the certificate's limits."
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
-    """Copy ARTIFACT to OUT with its graph once more, optimized for this processor and this ONNX Runtime.
+    """Copy ARTIFACT to OUT and add a graph that is compiled for machines like this one.
 
-    Its weights are packed in a file that processes share. Other machines, and other versions of ONNX Runtime, load the
-    portable graph that is there too. The compiled graph is proved by the artifact's certificate before anything is
-    written. Of int8-fast both graphs are compiled.
+    The compiled graph opens faster: ONNX Runtime has optimized it, and its weights are packed in a
+    file that several processes share. Machines with another kind of processor or another version
+    of ONNX Runtime load the portable graph, which stays in OUT. An int8-fast artifact has two
+    graphs, and both are compiled.
+
+    The compiled graph is run and compared with the artifact's certificate. If it fails, nothing is
+    written.
     """
     from gptx.artifact.manifest import read_manifest
-    from gptx.artifact.uses import use_command
     from gptx.compile import compile_artifact
     from gptx.ort import compiled
 
@@ -30,10 +36,10 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     manifest = read_manifest(out)
     made = manifest.raw["compiled"]
     size = sum(manifest.files[name].size for name in compiled.FILES if name in manifest.files)
-    figures = ", ".join(
-        f"{row.name} {row.here:.3g}" for row in report.rows if row.limit and row.here is not None
+    figures = ", ".join(f"{row.name} {row.here:.3g}" for row in report.rows if row.limit)
+    write_prose(
+        f"{out}: compiled for {made['cpu']} and ONNX Runtime {made['onnxruntime']},"
+        f" {size / 1e6:,.1f} MB beside the portable graph"
     )
-    write_out(
-        f"{out}: compiled for {made['cpu']} and ONNX Runtime {made['onnxruntime']}, {size / 1e6:,.1f} MB beside the "
-        f"portable graph\nproved on this machine: {figures}\nnext: {use_command(manifest)}\n"
-    )
+    write_prose(f"proved on this machine: {figures}")
+    write_next(use(out))

@@ -1,16 +1,21 @@
-"""How generated text reaches standard output, and the line of figures that goes to standard error. Nothing here knows
-where the text comes from."""
+"""Standard output and standard error of all verbs: text, JSON lines, remarks, errors, next steps.
+
+Control characters in a stranger's text do not reach a terminal. Prose is wrapped to the width of a
+terminal; commands and errors, which people copy, are not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -21,17 +26,20 @@ if TYPE_CHECKING:
     from gptx.generation.stream import Completion
     from gptx.model import Model
 
-_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON escapes the ones below a space itself
+# Characters that end a line somewhere (U+2028 in str.splitlines, say) and that json.dumps leaves
+# as they are. It escapes those below a space itself.
+_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def set_up_streams() -> None:
-    """Let standard output take any text, whatever the locale says.
+    """Let standard output take any text, whatever the locale's encoding is.
 
-    A pipe or a file gets UTF-8, byte for byte; half a character (of a file's name that is not UTF-8) is written as its
-    escape, which JSON reads back. A terminal that lacks a character shows a question mark.
+    A pipe or a file gets UTF-8 and unchanged newlines; a lone surrogate, from a file name that is
+    not UTF-8, is written as its escape, which JSON reads back. A terminal that lacks a character
+    shows a question mark.
     """
     reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is None:  # not a real file: a notebook's
+    if reconfigure is None:  # a notebook's stream is no file
         return
     if sys.stdout.isatty():
         reconfigure(errors="replace")
@@ -40,13 +48,13 @@ def set_up_streams() -> None:
 
 
 class Printer:
-    """Writes pieces of text at once, and ends them with exactly one newline, whatever newlines the text ended with.
+    """Writes pieces of text as they come and ends them with exactly one newline.
 
-    Use it in a `with` block. When the block fails before anything was written, nothing is.
+    Use it in a `with` block. A block that fails before its first piece writes nothing at all.
     """
 
     def __init__(self) -> None:
-        self._newlines = ""  # seen, and not written until something follows them
+        self._newlines = ""  # held back: only the newlines that text follows are written
         self._wrote = False
 
     def write(self, piece: str) -> None:
@@ -72,12 +80,16 @@ class Printer:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey, where standard output is one."""
+    """`text` for standard output: on a terminal without the control characters it would obey."""
     return without_orders(text.replace("\r", "")) if sys.stdout.isatty() else text
 
 
 def write_out(text: str) -> None:
-    """Write to standard output now. A closed pipe stays a BrokenPipeError; a full disk becomes an OutputError."""
+    """Write to standard output and flush.
+
+    Raises BrokenPipeError when the reader has closed the pipe, and OutputError for every other
+    failure (a full disk).
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -87,14 +99,24 @@ def write_out(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
+def write_prose(text: str) -> None:
+    """Write lines of prose to standard output, wrapped between words on a terminal."""
+    write_out(_fitted(printable(text), sys.stdout) + "\n")
+
+
+def write_next(command: str) -> None:
+    """Write the most common next step, as one line that can be pasted."""
+    write_out(f"next: {printable(command)}\n")
+
+
 def write_json_line(facts: Mapping[str, Any]) -> None:
-    """One object on one line, for every idea of what a line is: U+2028 ends one to str.splitlines, say."""
+    """Write one JSON object as one line, escaping every character that any reader ends lines at."""
     line = json.dumps(facts, ensure_ascii=False)
     write_out(_LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null in their place."""
+    """`value` with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -103,17 +125,42 @@ def finite(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """A remark on standard error; dim on a terminal with colours, so that it is not taken for the model's text."""
-    text = without_orders(text) if sys.stderr.isatty() else text
+    """Write a remark to standard error, dim on a coloured terminal to set it off from the text."""
+    if sys.stderr.isatty():
+        text = _fitted(without_orders(text), sys.stderr)
     click.echo(click.style(text, dim=True) if color_system() else text, err=True)
 
 
 def fail(text: str) -> None:
-    """An error or a warning on standard error, as one line, whatever a file's name or a stranger's file puts into it."""
+    """Write an error or a warning to standard error as one line, whatever characters it holds."""
     click.echo(f"gptx: {without_orders(' '.join(text.splitlines()))}", err=True)
 
 
-_ENDS = {
+def terminal_width(stream: IO[str]) -> int:
+    """Columns of the terminal behind `stream`; COLUMNS goes before it, and 80 stands for unknown."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of whole words; a word longer than `width` (a path) stays whole on one line."""
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
+
+
+def _fitted(text: str, stream: IO[str]) -> str:
+    if not stream.isatty():
+        return text
+    width = terminal_width(stream)
+    return "\n".join(line for part in text.split("\n") for line in wrap(part, width))
+
+
+_END_REASONS = {
     "stop": "end of text",
     "length": "length reached",
     "context": "context full",
@@ -122,13 +169,13 @@ _ENDS = {
 
 
 def figures(completion: Completion, *, interrupted: bool = False) -> str:
-    """One line: how much, how fast, why it ended, and the seed that draws it again."""
+    """One line on a completion: tokens, speed, why it ended, and the seed that repeats it."""
     n, rate = len(completion.token_ids), completion.tokens_per_second
     parts = [
         f"{n} token{'s' * (n != 1)}" + (f" at {rate:.1f} tokens/s" if rate > 0 else ""),
         f"the first after {completion.time_to_first_token:.2f} s",
         f"prompt of {completion.prompt_tokens}",
-        "interrupted" if interrupted else _ENDS[completion.finish_reason or "closed"],
+        "interrupted" if interrupted else _END_REASONS[completion.finish_reason or "closed"],
     ]
     if completion.seed is not None:
         parts.append(f"seed {completion.seed}")
@@ -136,7 +183,7 @@ def figures(completion: Completion, *, interrupted: bool = False) -> str:
 
 
 def result(model: Model, completion: Completion) -> dict[str, Any]:
-    """What --json and --batch say of one completion."""
+    """One completion as --json and --batch print it."""
     return dataclasses.asdict(completion) | {
         "new_tokens": len(completion.token_ids),
         "artifact": str(model.path),

@@ -1,4 +1,4 @@
-"""A certificate, as gptx.json holds it, in rows that a person reads: each figure with the limit it was judged by."""
+"""A certificate as rows for people: each figure in gptx.json with the limit that judges it."""
 
 from __future__ import annotations
 
@@ -9,54 +9,62 @@ from gptx.parity.metrics import Figures
 
 Rows = list[tuple[str, str]]
 
-# What each figure is, for a reader who meets it for the first time. KL divergence is how much one prediction of the next
-# token differs from another, in nats; 0 is no difference.
+# The meaning of each figure. KL divergence says how much one prediction of the next token differs
+# from another, in nats (natural logarithm); 0 is no difference.
 MEANING = {
-    "kl_mean": "difference of the predictions (KL, nats): mean",
-    "kl_p999": "the same: what 999 of 1000 positions stay below",
-    "same_top1": "share of positions with the same likeliest token",
-    "tie_gap": "where it is another: how far that one is behind, largest",
+    "kl_mean": "KL divergence from the reference, nats: mean",
+    "kl_p999": "KL divergence: 99.9th percentile of all positions",
+    "same_top1": "share of positions with the same most likely token",
+    "tie_gap": "where the token differs: its largest lead in the reference",
     "max_abs": "difference of a logit: largest",
     "mean_abs": "difference of a logit: mean",
-    "perplexity_reference": "perplexity of the reference on these tokens",
-    "perplexity": "perplexity of this model on them",
-    "perplexity_error": "its standard error: a short text says little",
-    "context_kl": "KL over the whole context: mean",
-    "context_kl_max": "KL over the whole context: worst position",
+    "perplexity_reference": "perplexity of the reference on the proof text",
+    "perplexity": "perplexity of this model on the proof text",
+    "perplexity_error": "standard error of that perplexity",
+    "context_kl": "KL divergence over the whole context: mean",
+    "context_kl_max": "KL divergence over the whole context: worst position",
     "context_max_abs": "difference of a logit over the whole context: largest",
-    "cached": "a token at a time or all at once: logits differ by",
-    "pieces": "a text in two pieces or at once: logits differ by",
-    "batch": "rows in a batch or alone: logits differ by",
-    "cached_kl": "a token at a time or all at once: KL",
-    "pieces_kl": "a text in two pieces or at once: KL",
-    "batch_kl": "rows in a batch or alone: KL",
-    "greedy_identical": "greedy text: tokens equal to the reference's, of {greedy}",
+    "cached": "token by token or all at once: difference of a logit",
+    "pieces": "a text in two pieces or at once: difference of a logit",
+    "batch": "rows in a batch or alone: difference of a logit",
+    "cached_kl": "token by token or all at once: KL divergence",
+    "pieces_kl": "a text in two pieces or at once: KL divergence",
+    "batch_kl": "rows in a batch or alone: KL divergence",
+    "greedy_identical": "greedy tokens equal to the reference's, of {greedy}",
 }
 
 
 def certificate_rows(certificate: dict[str, Any]) -> Rows:
-    """A certificate's figures as (name, value [limit]), whatever figures it has."""
+    """(name, value with its limit) for everything in a certificate, also one of another version."""
     if not certificate:
         return [("certificate", "none")]
+    return [
+        (
+            "against",
+            f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}",
+        ),
+        *_figure_rows(certificate),
+        *_run_rows(certificate),
+        *_chain_rows(certificate.get("chain") or []),
+        *_accepted_rows(certificate),
+    ]
+
+
+def _figure_rows(certificate: dict[str, Any]) -> Rows:
     limits = _limits(certificate)
-    rows = [
-        ("against", f"{certificate.get('against', 'unknown')}, on {_text(certificate.get('text'))}")
-    ]
     figures = certificate.get("figures") or {}
-    rows += [
-        (name, _figure(value, limits.get(name)))
-        for name, value in figures.items()
-        if value is not None
-    ]
-    consistency = certificate.get("consistency") or {}
-    rows += [(name, _figure(value, limits.get(name))) for name, value in consistency.items()]
+    figures = {name: value for name, value in figures.items() if value is not None}
+    figures |= certificate.get("consistency") or {}
+    rows = [(name, _figure(value, limits.get(name))) for name, value in figures.items()]
     if (greedy := certificate.get("greedy")) and greedy.get("compared") != 0:
-        rows.append(
-            (
-                "greedy text",
-                f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical",
-            )
-        )
+        same = f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"
+        rows.append(("greedy text", same))
+    return rows
+
+
+def _run_rows(certificate: dict[str, Any]) -> Rows:
+    """Which graphs the figures are about, and where they were measured."""
+    rows: Rows = []
     if decode := certificate.get("decode"):
         rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):
@@ -66,25 +74,29 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
             f"onnxruntime {environment.get('onnxruntime')}",
         )
         rows.append(("measured on", ", ".join(str(part) for part in where if part)))
-    links = certificate.get("chain") or []
-    if len(links) > 1:
-        rows += [(f"link {n}", _link(link)) for n, link in enumerate(links, 1)]
-    if certificate.get("accepted"):
-        rows.append(
-            (
-                "accepted",
-                f"outside its limits: {'; '.join(certificate.get('outside') or ['not said where'])}",
-            )
-        )
     return rows
 
 
+def _chain_rows(links: list[dict[str, Any]]) -> Rows:
+    """The certificates of a chain: PyTorch to fp32, fp32 to int8."""
+    if len(links) < 2:
+        return []
+    return [(f"link {n}", _link(link)) for n, link in enumerate(links, 1)]
+
+
+def _accepted_rows(certificate: dict[str, Any]) -> Rows:
+    if not certificate.get("accepted"):
+        return []
+    outside = "; ".join(certificate.get("outside") or ["not said where"])
+    return [("accepted", f"outside its limits: {outside}")]
+
+
 def _limits(certificate: dict[str, Any]) -> dict[str, float]:
-    """The limit of each figure that has one, as it was applied."""
+    """The limit of each figure that is judged; {} for figures of another version of gptx."""
     try:
         figures = Figures(**certificate["figures"])
         rows = judge(figures, certificate.get("consistency") or {}, certificate["limits"])
-    except (KeyError, TypeError):  # another version's figures
+    except (KeyError, TypeError):
         return {}
     return {row.name: row.limit for row in rows}
 
@@ -107,5 +119,5 @@ def _text(text: Any) -> str:
 
 
 def _figure(value: Any, limit: float | None) -> str:
-    shown = f"{value:.6g}" if isinstance(value, int | float) else str(value)
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
     return shown if limit is None else f"{shown}  (limit {limit:.3g})"

@@ -1,7 +1,8 @@
-"""How far one model's logits are from another's, position by position: the figures of the parity certificate.
+"""How far the logits of a model are from those of a reference: the figures of a certificate.
 
-Numpy only: export and quantize use it with all logits, `gptx verify` with the highest ones that the artifact carries.
-KL is of the reference against the subject, in nats: sum p log(p / q).
+Numpy only. Export and quantize compare all logits; gptx verify compares the highest ones, which the
+artifact carries. The KL divergence is that of the reference p from the model q, in nats:
+sum over tokens of p log(p / q).
 """
 
 from __future__ import annotations
@@ -13,39 +14,41 @@ import numpy as np
 
 from gptx.softmax import log_softmax
 
-CHUNK = 64  # positions at a time in float64
+CHUNK = 64  # positions that are converted to float64 at once
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured over a text, teacher-forced."""
+    """Figures over a text, whose tokens are fed as they are (teacher-forced)."""
 
     positions: int
-    max_abs: float  # largest and mean |difference| of a logit
-    mean_abs: float
-    largest_logit: float  # of the reference, in magnitude: what max_abs is judged beside
-    kl_mean: float
-    kl_p999: float  # 99.9th percentile over positions
-    same_top1: float  # share of positions
-    tie_gap: float  # where top-1 changed: the largest lead that the reference's choice had there; 0 if nowhere
-    perplexity_reference: float
+    max_abs: float  # largest absolute difference of a logit
+    mean_abs: float  # mean absolute difference of a logit
+    largest_logit: float  # largest magnitude in the reference; scales the relative limit
+    kl_mean: float  # nats
+    kl_p999: float  # 99.9th percentile over positions, nats
+    same_top1: float  # share of positions at which both models prefer the same token
+    # Largest lead (logits) that the reference's token had where the model prefers another; 0 if it
+    # never does.
+    tie_gap: float
+    perplexity_reference: float  # NaN for a classification head, as the next two
     perplexity: float
-    perplexity_error: float  # standard error of the latter
+    perplexity_error: float  # standard error of `perplexity`
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """None for what there is not: a classification head has no perplexity."""
+        """The figures by name; None for the perplexities of a classification head."""
         return {
-            name: None if math.isnan(value) and name in _OF_LANGUAGE else value
+            name: None if math.isnan(value) and name in _PERPLEXITIES else value
             for name, value in asdict(self).items()
         }
 
 
-_OF_LANGUAGE = ("perplexity_reference", "perplexity", "perplexity_error")
+_PERPLEXITIES = ("perplexity_reference", "perplexity", "perplexity_error")
 
 
 @dataclass
 class Tally:
-    """Adds up comparisons; `figures()` at the end."""
+    """Accumulates comparisons of logits; `figures()` sums them up."""
 
     max_abs: float = 0.0
     sum_abs: float = 0.0
@@ -58,7 +61,11 @@ class Tally:
     nll: list[np.ndarray] = field(default_factory=list)
 
     def add(self, reference: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> None:
-        """Both (n, vocab_size) float32; targets (n,) the token that followed, -1 where none did."""
+        """Compare n positions.
+
+        reference, logits: (n, vocab_size) float32. targets: (n,) ids of the tokens that followed,
+        -1 where none did.
+        """
         for at in range(0, len(reference), CHUNK):
             piece = slice(at, at + CHUNK)
             self._add(
@@ -69,29 +76,35 @@ class Tally:
 
     def _add(self, reference: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> None:
         log_p, log_q = log_softmax(reference), log_softmax(logits)
-        self.difference(reference, logits)
+        self.add_difference(reference, logits)
         self.kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
         chosen, top = logits.argmax(-1), reference.argmax(-1)
         rows = np.arange(len(reference))
-        self.choice(chosen == top, reference[rows, top] - reference[rows, chosen])
+        self.add_choice(chosen == top, reference[rows, top] - reference[rows, chosen])
         followed = targets >= 0
         self.nll_reference.append(-log_p[rows, targets][followed])
         self.nll.append(-log_q[rows, targets][followed])
 
-    def difference(self, reference: np.ndarray, logits: np.ndarray) -> None:
+    def add_difference(self, reference: np.ndarray, logits: np.ndarray) -> None:
+        """Count the absolute differences of logits, two arrays of one shape."""
         gap = np.abs(reference - logits)
-        # a NaN must not be lost in a comparison
+        # np.maximum keeps a NaN, which Python's max() may lose.
         self.max_abs = float(np.maximum(self.max_abs, gap.max(initial=0.0)))
         self.sum_abs += float(gap.sum())
         self.n_logits += gap.size
         self.largest_logit = max(self.largest_logit, float(np.abs(reference).max(initial=0.0)))
 
-    def choice(self, same: np.ndarray, lead: np.ndarray) -> None:
-        """Whether top-1 is the same (n,), and by how much the reference's choice led what was chosen instead."""
+    def add_choice(self, same: np.ndarray, lead: np.ndarray) -> None:
+        """Count the most likely tokens of n positions.
+
+        same: (n,) bool, both models prefer the same token. lead: (n,) the reference's logit of its
+        own token minus that of the model's token.
+        """
         self.same.append(same)
         self.tie_gap = max(self.tie_gap, float(lead[~same].max(initial=0.0)))
 
     def figures(self) -> Figures:
+        """The figures of all positions that were added, at least one."""
         kl, nll = np.concatenate(self.kl), np.concatenate(self.nll)
         same = np.concatenate(self.same)
         perplexity = perplexity_of(nll)
@@ -104,7 +117,7 @@ class Tally:
             max_abs=self.max_abs,
             mean_abs=self.sum_abs / max(self.n_logits, 1),
             largest_logit=self.largest_logit,
-            kl_mean=max(float(kl.mean()), 0.0),  # rounding can leave -1e-17
+            kl_mean=max(float(kl.mean()), 0.0),  # rounding may give -1e-17
             kl_p999=max(float(np.quantile(kl, 0.999)), 0.0),
             same_top1=float(same.mean()),
             tie_gap=self.tie_gap,
@@ -115,12 +128,12 @@ class Tally:
 
 
 def perplexity_of(nll: np.ndarray) -> float:
-    """NaN of no token."""
-    return math.exp(min(nll.mean(), 700.0)) if len(nll) else math.nan  # more is no float
+    """exp of the mean negative log-likelihood (nats); NaN for an empty array."""
+    return math.exp(min(nll.mean(), 700.0)) if len(nll) else math.nan  # exp(710) overflows
 
 
 def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:
-    """Of (n, vocab_size) each; 0 of nothing."""
+    """Mean KL divergence in nats of (n, vocab_size) logits from the reference's; 0 if n is 0."""
     if not len(reference):
         return 0.0
     log_p, log_q = log_softmax(reference.astype(np.float64)), log_softmax(logits.astype(np.float64))

@@ -1,7 +1,8 @@
-"""The seal of an artifact: the hashes of its files and of gptx.json's values when it was made, kept in its reference.
+"""The seal of an artifact: hashes of its files and of the values in gptx.json when it was made.
 
-Sizes and hashes in gptx.json find damage, but not an edit that made them agree again: that one differs from the seal.
-The seal is no signature. Who writes gptx_reference.safetensors as well can seal anything.
+gptx_reference.safetensors holds the seal. The hashes in gptx.json find damage; the seal also finds
+an edit after which somebody adapted those hashes. It is no signature: somebody who rewrites
+gptx_reference.safetensors can write a new seal, too.
 """
 
 from __future__ import annotations
@@ -19,22 +20,24 @@ from gptx.artifact.manifest import REFERENCE
 if TYPE_CHECKING:
     from gptx.parity.reference import Reference
 
-Seal = dict[
-    str, dict[str, str]
-]  # "files" and "manifest": a hash by name, of each file and of each value of gptx.json
-DIGITS = 32  # of each value's hash in hexadecimal
+# {"files": {file name: SHA-256}, "manifest": {key of gptx.json: hash of its value}}
+Seal = dict[str, dict[str, str]]
+DIGITS = 32  # hexadecimal digits that are kept of the SHA-256 of a value of gptx.json
 
 
 def seal_of(raw: Mapping[str, Any]) -> Seal:
-    """The seal of an artifact whose gptx.json holds `raw`, with the hashes of the files that are there."""
+    """The seal of an artifact whose gptx.json is `raw`; the files' hashes are taken from `raw`."""
     return {"files": _files(raw), "manifest": _values(raw)}
 
 
 def write_seal(
     folder: Path, raw: dict[str, Any], reference: Reference, seal: Seal
 ) -> dict[str, Any]:
-    """Write `reference` with `seal` into the artifact in `folder`. Returns `raw`, what gptx.json is to hold, with the hash
-    and size of the file that was written."""
+    """Write gptx_reference.safetensors with `seal` into the artifact in `folder`.
+
+    Returns `raw`, the object for gptx.json, with the hash and size of the written file. The caller
+    writes gptx.json.
+    """
     replace(reference, seal=seal).save(folder)
     written = (folder / REFERENCE).read_bytes()
     facts = {"sha256": hashlib.sha256(written).hexdigest(), "size": len(written)}
@@ -42,7 +45,10 @@ def write_seal(
 
 
 def changes(stored: Seal, raw: Mapping[str, Any]) -> list[str]:
-    """What is not as it was sealed, in words. `raw`: what gptx.json holds, with the hashes of the files that are here."""
+    """Names of the files and values that differ from the seal `stored`, for a message.
+
+    raw: the object in gptx.json; its hashes of files must have been checked.
+    """
     return [
         *_differing(stored["files"], _files(raw)),
         *(f"{name!a:.60} in {MANIFEST}" for name in _differing(stored["manifest"], _values(raw))),
@@ -58,7 +64,7 @@ def _files(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _values(raw: Mapping[str, Any]) -> dict[str, str]:
-    """The hash of every value of gptx.json, but for the files', which are sealed by themselves."""
+    """The hash of every value of gptx.json except `files`, which the seal holds one by one."""
     texts = {
         name: json.dumps(value, sort_keys=True) for name, value in raw.items() if name != "files"
     }
@@ -68,10 +74,10 @@ def _values(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_seal(value: Any) -> bool:
-    """Whether a value read from JSON has the form of a seal."""
-    parts = (
-        [value.get(name) for name in ("files", "manifest")] if isinstance(value, dict) else [None]
-    )
+    """True if a JSON value has the form of a seal."""
+    if not isinstance(value, dict):
+        return False
+    parts = [value.get(name) for name in ("files", "manifest")]
     return all(
         isinstance(part, dict) and all(isinstance(text, str) for text in part.values())
         for part in parts

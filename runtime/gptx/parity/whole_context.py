@@ -1,7 +1,7 @@
-"""The whole context: token ids at positions up to the context's last, with what the reference model predicts after each.
+"""Predictions of the reference at positions of the whole context, and comparison with them.
 
-The proof text is shorter than most contexts, so these windows reach the positions that it leaves out. Each position keeps
-the reference's few highest logits. In: a way to compute logits at a position. Out: a Context, or figures against one.
+The proof text is shorter than most contexts. So an artifact also carries windows of tokens at
+positions up to the last, with the few highest logits of the reference after each token.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from gptx.generation.loaded_model import LoadedModel
 from gptx.ort.device import CPU
 from gptx.softmax import log_softmax, logsumexp
 
-WHOLE = (
-    2048  # a context of so many tokens is one window; of a longer one, windows lie spread over it:
-)
-PIECES, PIECE = 8, 256
-TOP = 4  # logits that are kept of each position
+WHOLE = 2048  # a context of at most this many tokens is one window
+PIECES, PIECE = 8, 256  # a longer context: so many windows of so many tokens, spread evenly
+TOP = 4  # highest logits that are kept of each position
 
-# (token ids, position of the first) -> logits (length, n_logits); None: the graph cannot begin at that position
+# (token ids, position of the first) -> logits (length, n_logits), or None if the graph cannot
+# begin at that position
 LogitsAt = Callable[[list[int], int], np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Context:
+    """The reference's predictions in W windows of P tokens in all, as the artifact stores them."""
+
     context_tokens: np.ndarray  # int32 (P,), the windows one after the other
-    context_windows: (
-        np.ndarray
-    )  # int32 (W, 2): length of each, and the position that its first token has
+    context_windows: np.ndarray  # int32 (W, 2): length, and the position of the first token
     context_ids: np.ndarray  # uint16 or uint32 (P, TOP): the tokens of the highest logits
     context_logits: np.ndarray  # float32 (P, TOP)
-    context_logsumexp: np.ndarray  # float32 (P,), of all logits
+    context_logsumexp: np.ndarray  # float32 (P,), over all logits of the position
 
     def windows(self) -> list[tuple[slice, list[int], int]]:
-        """Of each window: where it lies in the arrays, its token ids, and the position of the first."""
+        """For each window: its slice of the arrays, its token ids, the position of the first."""
         found, at = [], 0
         for length, position in self.context_windows.tolist():
             here = slice(at, at + length)
@@ -46,12 +45,15 @@ class Context:
 
     @property
     def last(self) -> int:
-        """The last position that is reached."""
+        """The last position that a window reaches."""
         return max(int(length + position) for length, position in self.context_windows.tolist()) - 1
 
 
 def context_windows(n_ctx: int, *, offsets: bool = True) -> list[tuple[int, int]]:
-    """(length, position of the first token) of each window. offsets: whether the graph can begin beyond position 0."""
+    """(length, position of the first token) of each window in a context of `n_ctx` tokens.
+
+    offsets: the graph can begin at positions above 0; else there is one window at position 0.
+    """
     if n_ctx <= WHOLE or not offsets:
         return [(min(n_ctx, WHOLE), 0)]
     return [(PIECE, (n_ctx - PIECE) * piece // (PIECES - 1)) for piece in range(PIECES)]
@@ -60,7 +62,12 @@ def context_windows(n_ctx: int, *, offsets: bool = True) -> list[tuple[int, int]
 def record_context(
     tokens: Sequence[int], windows: Sequence[tuple[int, int]], logits_at: LogitsAt
 ) -> Context:
-    """What the reference predicts in `windows`, filled with `tokens` over and over."""
+    """Run the reference in `windows` and keep its highest logits.
+
+    tokens: the windows are filled with them, again from the start where they end. windows:
+    (length, position of the first token) of each. logits_at: the reference, which must be able to
+    begin at every position.
+    """
     ids, kept = [], []
     for length, position in windows:
         window = [tokens[(len(ids) + n) % len(tokens)] for n in range(length)]
@@ -89,10 +96,11 @@ def _highest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def compare_context(
     context: Context, logits_at: LogitsAt, progress: Callable[[int], object] = lambda n: None
 ) -> dict[str, float]:
-    """Figures over every position that the graph can reach; {} where it reaches none.
+    """Figures over the windows at which the graph can begin; {} if there is none.
 
-    context_max_abs: the largest difference of a kept logit. context_kl, context_kl_max: mean and largest KL, all tokens
-    but the kept ones taken as one (so never more than the true KL).
+    context_max_abs: largest difference of a kept logit. context_kl, context_kl_max: mean and
+    largest KL divergence in nats, where all tokens that are not kept count as one (so it is never
+    more than the true divergence). progress: called with the tokens that were compared.
     """
     gaps, kl = [], []
     for here, window, position in context.windows():
@@ -119,23 +127,28 @@ def compare_context(
 
 
 def kl_of_top(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """KL (P,) of the probabilities that are kept (P, T), all others taken as one."""
+    """KL divergence (P,) in nats, of which T log-probabilities (P, T) are known.
+
+    All other tokens count as one, with the probability that is left (at least 1e-12).
+    """
     rest_p, rest_q = (np.clip(1 - np.exp(x).sum(-1), 1e-12, None) for x in (log_p, log_q))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)
 
 
 def reaches_offsets(model: LoadedModel) -> bool:
-    """Whether the graph can begin at a position beyond 0 with nothing before it that is seen."""
+    """True if the graph can begin at a position above 0 with an empty cache."""
     form = model.manifest.cache
     if form == "growing":
         return model.takes_positions
-    return form == "shared" and model.provider == CPU  # CUDA's own graph has no mask
+    # CUDA's graph has no attention mask, so it would see the unused cache before the position.
+    return form == "shared" and model.provider == CPU
 
 
 def logits_at(model: LoadedModel, window: list[int], position: int) -> np.ndarray | None:
-    """Logits after every token of a window whose first token has this position, (length, n_logits) float32.
+    """Logits (length, n_logits) float32 after every token of a window.
 
-    The last token of a window at position 0 is run as a step, as generation runs it.
+    position: that of the window's first token. Returns None if the graph cannot begin there. The
+    last token of a window at position 0 is run as a decode step, as in generation.
     """
     if position and not reaches_offsets(model):
         return None

@@ -17,9 +17,11 @@ import gptx
 from gptx.artifact.manifest import Shape
 from gptx.bench.logits import change
 from gptx.generation.session import Session
+from gptx.parity.compare import compare
 from gptx.parity.limits import LIMITS, judge, limits_for
 from gptx.parity.metrics import Figures, Tally, mean_kl
-from gptx.parity.reference import TOP, Reference, compare, summarize
+from gptx.parity.reference import TOP, Reference
+from gptx.parity.summarize import summarize
 from gptx.verify import self_consistency
 
 VOCAB = 150
