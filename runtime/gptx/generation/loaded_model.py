@@ -22,8 +22,9 @@ from gptx.generation.session import Session
 from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
 from gptx.ort.graph import OnnxGraph
 from gptx.text.chat_template import ChatTemplate, Message
-from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
+from gptx.text.detokenizer import Detokenizer
 from gptx.text.prefix import common_length
+from gptx.text.stop_strings import StopSet, StopStrings
 from gptx.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]

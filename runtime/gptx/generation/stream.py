@@ -11,7 +11,8 @@ from typing import Self
 from gptx.errors import UsageError
 from gptx.generation.loop import FinishReason, Generation, Step
 from gptx.generation.session import Session
-from gptx.text.detokenizer import Detokenizer, StopStrings
+from gptx.text.detokenizer import Detokenizer
+from gptx.text.stop_strings import StopStrings
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Transcript:
             self.finish = "stop"
         if self.finish:
             text += self.detokenizer.flush()
-        held = self.stop_strings.held if self.stop_strings.found or not self.finish else 0
+        held = self.stop_strings.withheld if self.stop_strings.found or not self.finish else 0
         certain = max(len(text) - held, 0)
         piece, self._held = text[:certain], text[certain:]
         if piece:

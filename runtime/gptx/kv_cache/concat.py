@@ -17,9 +17,9 @@ from gptx.ort.library import onnxruntime
 class ConcatCache:
     """Keys and values of each layer as arrays (B, G, P, D); each run returns longer ones.
 
-    Rows of different lengths share one array. `_mask` (B, P) marks real tokens with 1 and holes with
-    0. There are three kinds of holes: padding behind a shorter row's prompt, decode steps in which
-    the row was idle, and tokens that were rewound.
+    Rows of different lengths share one array. `_mask` (B, P) marks real tokens with 1 and holes
+    with 0. There are three kinds of holes: padding behind a shorter row's prompt, decode steps in
+    which the row was idle, and tokens that were rewound.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int) -> None:

@@ -6,13 +6,13 @@
 
 A cache runs the graph, too: token ids in, logits out. All three have these methods:
 
-    .decode(tokens, lengths)         run one new token of each row; None for a row that is idle
-    .prefill(new, lengths, outs)     run several new tokens of some rows. new: row -> token ids (n,);
-                                     outs: row -> array (n, V) to write the logits of each token to
-    .rewind(lengths)                 drop the tokens behind these lengths
-    .skip(n)                         give the first token of an empty row the position n (CPU only)
-    .logits                          (B, 1, V), after each row's last token
-    .capacity                        tokens that each row has room for at the moment
+    .decode(tokens, lengths)       run one new token of each row; None for a row that is idle
+    .prefill(new, lengths, outs)   run several new tokens of some rows. new: row -> token ids (n,);
+                                   outs: row -> array (n, V) to write the logits of each token to
+    .rewind(lengths)               drop the tokens behind these lengths
+    .skip(n)                       give the first token of an empty row the position n (CPU only)
+    .logits                        (B, 1, V), after each row's last token
+    .capacity                      tokens that each row has room for at the moment
 
 lengths: tokens of each row that the cache holds before the call. The session counts them. A cache
 knows neither sampling nor text.

@@ -74,7 +74,7 @@ class SharedBufferCache:
         self, first: int, last: int, tokens: Sequence[int | None], lengths: Sequence[int]
     ) -> None:
         """Write the inputs of a decode step of the rows from `first` to before `last`."""
-        # A full row is always idle. Its token 0 overwrites its last place, which is never read again.
+        # A full row is always idle: token 0 overwrites its last place, which is never read again.
         positions = np.minimum(lengths[first:last], self._limit - 1)
         length = int(positions.max()) + 1
         if (first, last) != self._bound or length > self._mask.shape[1]:
@@ -217,7 +217,7 @@ class Buffer:
     def shrink(self, shape: tuple[int, ...], used: int) -> None:
         """Undo `grow`, after another buffer could not grow.
 
-        Needs no new memory: the tokens of every row are moved towards the start of the larger array.
+        Needs no new memory: every row's tokens are moved towards the start of the larger array.
         """
         if shape == self._array.shape:
             return

@@ -33,15 +33,15 @@ class Binding:
     def bind_ids(self, ids: np.ndarray, positions: np.ndarray, n_logits: int) -> None:
         """Bind token ids and positions, int64 (B, T) on the CPU.
 
-        n_logits: for how many of the last positions logits are computed; 0: for all. A graph without
-        that input computes all.
+        n_logits: for how many of the last positions logits are computed; 0: for all. A graph
+        without that input computes all.
         """
         self._binding.bind_cpu_input("input_ids", ids)
         if self._graph.takes_positions:
             self._binding.bind_cpu_input("position_ids", positions)
         if name := self._graph.logits_input:
             self._logits_wanted[...] = -n_logits if name == "first_logit" else n_logits
-            # By pointer: bind_cpu_input does not find inputs that have a default value in the graph.
+            # By pointer: bind_cpu_input does not find inputs that have a default value.
             self._binding.bind_input(
                 name,
                 "cpu",

@@ -84,14 +84,15 @@ def need_cuda() -> None:
     ort = onnxruntime()
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
-            f"device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime {ort.__version__} installed "
-            f"here has only {', '.join(ort.get_available_providers())}: "
+            "device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime "
+            f"{ort.__version__} installed here has only {', '.join(ort.get_available_providers())}: "
             f"pip uninstall onnxruntime, then {pip_command('cuda')}"
         )
     _preload(ort)
     if missing := missing_cuda_library():
         raise ProviderError(
-            f"device 'cuda' cannot be used: {missing}: {pip_command('cuda')} brings CUDA's libraries"
+            f"device 'cuda' cannot be used: {missing}: "
+            f"{pip_command('cuda')} brings CUDA's libraries"
         )
 
 
@@ -108,7 +109,7 @@ def _preload(ort: Any) -> None:
 
 
 def missing_cuda_library() -> str | None:
-    """The dynamic linker's error for ORT's CUDA provider; None if it loads. ORT itself only logs it."""
+    """The dynamic linker's error for ORT's CUDA provider, which ORT only logs; None if it loads."""
     import ctypes
 
     folder = library_folder()

@@ -13,7 +13,7 @@ MOST_THREADS = 1024  # more than any machine has cores; 99999 threads fill the m
 
 
 def check_device(device: str, threads: int | None) -> None:
-    """Raise UsageError for a device that gptx does not know, or a number of threads out of range."""
+    """Raise UsageError for an unknown device, or a number of threads that is out of range."""
     if not isinstance(device, str) or device not in get_args(Device):
         raise UsageError(
             f"device is {shown(device)}, expected one of {', '.join(get_args(Device))}"

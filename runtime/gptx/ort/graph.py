@@ -68,7 +68,7 @@ class OnnxGraph:
         return cache_names("present", self.manifest.model.n_layer)
 
     def chunks(self, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Token ids (n,) in chunks of the artifact's prefill_chunk, each with its start in `ids`."""
+        """Token ids (n,) in chunks of prefill_chunk tokens, each with its start in `ids`."""
         size = self.manifest.prefill_chunk
         return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
 

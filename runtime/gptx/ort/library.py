@@ -15,7 +15,7 @@ OLDEST = (1, 31)  # the oldest ONNX Runtime that gptx runs on
 
 
 def onnxruntime() -> Any:
-    """The onnxruntime module. Raises ProviderError if it is missing, damaged or older than OLDEST."""
+    """The onnxruntime module. Raises ProviderError if it is missing, damaged or too old."""
     try:
         import onnxruntime as ort
 

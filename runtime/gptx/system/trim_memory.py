@@ -22,7 +22,7 @@ _MADV_DONTNEED = 4  # the same number on every processor that ONNX Runtime runs 
 
 
 def trim_memory(*folders: Path) -> None:
-    """Drop the resident pages of all files in these folders, and the memory that malloc keeps unused.
+    """Drop the resident pages of all files in these folders, and malloc's unused memory.
 
     Only mappings that this process has not written to are dropped. Takes 15 to 25 ms, most of it to
     read /proc/self/smaps.

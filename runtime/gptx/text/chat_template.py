@@ -1,6 +1,6 @@
-"""A chat template in Jinja: the messages of a conversation in, the text of a prompt out.
+"""A chat template in Jinja: the messages of a conversation in, the text of the prompt out.
 
-Templates run in a sandbox, with the filters and functions that transformers gives them. Knows nothing of models.
+Templates run in a sandbox, with the filters and functions that transformers gives them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from gptx.artifact.json_files import read_side_file
 from gptx.errors import ArtifactError, PromptError, UsageError, shown
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
+_EXPECTED = '{"role": "user", "content": "..."}'
 
 
 class ChatTemplate:
-    """`special`: the special tokens' texts by name, which templates refer to (bos_token, eos_token)."""
+    """A chat template. `source` is its text in Jinja.
+
+    special: the texts of the special tokens by their names (bos_token, eos_token); templates use
+    them as variables. path: the file that messages name.
+
+    Threads: any number of threads may render with one template at the same time.
+    """
 
     def __init__(
         self, source: str, special: Mapping[str, str], *, path: Path | None = None
@@ -27,29 +34,38 @@ class ChatTemplate:
         self.source: str = source
         self._special = dict(special)
         self._path = path or "the chat template"
-        self._date: datetime | None = None  # None: today
-        self._template: Any = None
+        self._date: datetime | None = None  # None: the current date
+        self._template: Any = None  # the compiled template, once it was used
 
     def with_date(self, date: datetime) -> ChatTemplate:
-        """The same template on that day: what templates write of the date (strftime_now) is then always the same."""
+        """The same template with a fixed date.
+
+        Templates that write today's date (strftime_now) then give the same text on every day.
+        """
         other = ChatTemplate(self.source, self._special)
         other._path, other._date = self._path, date
         return other
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation. Raises UsageError with the template's own words where it refuses the messages,
-        ArtifactError where it is broken."""
+        """The prompt of a conversation.
+
+        add_generation_prompt: end with the beginning of the assistant's answer.
+
+        Raises UsageError if the template refuses the messages (with the template's own words),
+        PromptError if they are no messages, ArtifactError if the template is broken, or takes more
+        time or memory than it may.
+        """
         import jinja2
 
-        from gptx.text.template_limits import Budget, TemplateStopped, within
+        from gptx.text.template_budget import Budget, TemplateStopped, limited_by
 
-        given = checked_messages(messages)
+        checked = checked_messages(messages)
         try:
             if self._template is None:
                 self._template = self._compile()
-            with within(Budget(given)):
+            with limited_by(Budget(checked)):
                 return self._template.render(
-                    messages=given,
+                    messages=checked,
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
@@ -83,41 +99,43 @@ class ChatTemplate:
             raise ArtifactError(
                 f"{self._path} is not a template, line {error.lineno}: {error.message}"
             ) from error
-        except (
-            RecursionError,
-            SyntaxError,
-            MemoryError,
-        ):  # from Python's own compiler, which has its limits too
+        except (RecursionError, SyntaxError, MemoryError):
+            # limits of Python's own compiler, which Jinja gives its code to
             raise ArtifactError(
                 f"{self._path} is not a template that can be read: it nests too deep"
             ) from None
 
 
 def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Copies of a conversation's messages. Raises PromptError for what are none, before a template has to fail."""
-    expected = 'expected {"role": "user", "content": "..."}'
+    """Copies of a conversation's messages. Raises PromptError for anything that is no message.
+
+    Without this check the template would fail, and the error would name the template.
+    """
     if not is_list(messages):
         raise PromptError(
-            f"the messages are {shown(messages)}, expected a list of messages such as {expected[9:]}"
+            f"the messages are {shown(messages)}, expected a list of messages such as {_EXPECTED}"
         )
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
-            raise PromptError(f"message {number} is {shown(message)}, {expected}")
-        role, content = message.get("role", ""), message.get("content")
-        if not isinstance(role, str):
-            raise PromptError(f"the role of message {number} is {shown(role)}, {expected}")
-        # parts of a content and messages that only call tools are the template's to read
-        if not isinstance(content, str | list) and (
-            content is not None or set(message) <= {"role", "content"}
-        ):
-            raise PromptError(
-                f"the content of message {number} is {shown(content)}, expected a text"
-            )
+        _check_message(number, message)
     return [dict(message) for message in messages]
 
 
+def _check_message(number: int, message: Any) -> None:
+    if not isinstance(message, Mapping) or not all(isinstance(name, str) for name in message):
+        raise PromptError(f"message {number} is {shown(message)}, expected {_EXPECTED}")
+    role, content = message.get("role", ""), message.get("content")
+    if not isinstance(role, str):
+        raise PromptError(f"the role of message {number} is {shown(role)}, expected {_EXPECTED}")
+    # A list of parts, or no content beside other fields (tool calls): the template decides.
+    accepted = isinstance(content, str | list) or (
+        content is None and not set(message) <= {"role", "content"}
+    )
+    if not accepted:
+        raise PromptError(f"the content of message {number} is {shown(content)}, expected a text")
+
+
 class _Refused(Exception):
-    """raise_exception() was called in a template."""
+    """The template called raise_exception()."""
 
 
 def _environment() -> Any:
@@ -125,10 +143,13 @@ def _environment() -> Any:
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
 
-    from gptx.text.template_limits import LimitedEnvironment
+    from gptx.text.template_sandbox import LimitedEnvironment
 
     class Generation(Extension):
-        """{% generation %} marks what a model wrote, for training; here it is its content."""
+        """{% generation %}...{% endgeneration %} gives its content.
+
+        In training it marks what the assistant said.
+        """
 
         tags = {"generation"}
 
@@ -154,7 +175,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML."""
+    """The filter `tojson`. Jinja's own would escape HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -169,7 +190,11 @@ def _strftime_now(form: str) -> str:
 
 
 def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | None:
-    """chat_template.jinja, else tokenizer_config.json's chat_template (of several, the one called default)."""
+    """The chat template of a folder; None if it has none.
+
+    Reads chat_template.jinja, or else the field chat_template of tokenizer_config.json. Raises
+    ArtifactError.
+    """
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
@@ -185,8 +210,11 @@ def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | No
 
 
 def default_template(value: Any) -> str | None:
-    """A tokenizer_config.json's chat_template: a text, or of a list of named ones the one called default; None where
-    there is none. Raises ValueError for a value that is neither."""
+    """The template in a tokenizer_config.json's field chat_template; None if there is none.
+
+    The field is a text, or a list of templates with names, of which the one called "default" is
+    taken. Raises ValueError for anything else.
+    """
     found = value
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         found = {str(entry.get("name")): entry.get("template") for entry in value}.get("default")

@@ -1,4 +1,4 @@
-"""The part that two lists of tokens have in common at their start."""
+"""The common prefix of two lists of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two lists have in common at their start."""
+    """The length of the longest common prefix."""
     for index, (x, y) in enumerate(zip(a, b)):
         if x != y:
             return index

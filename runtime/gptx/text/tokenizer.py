@@ -1,4 +1,7 @@
-"""tokenizer.json, read by the `tokenizers` package: text to token ids and back. Knows nothing of models."""
+"""The tokenizer of an artifact: text to token ids and back.
+
+Reads tokenizer.json with the `tokenizers` package. Knows nothing of models.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from gptx.artifact.json_files import read_side_file
 from gptx.errors import ArtifactError, PromptError
 
+# Hugging Face's names of special tokens.
 SPECIAL = (
     "bos_token",
     "eos_token",
@@ -24,60 +28,76 @@ ADDITIONAL = "additional_special_tokens"
 
 
 class Tokenizer:
-    """`special` are the texts of the special tokens by Hugging Face's names: bos_token, eos_token ..., and a list of
-    texts as additional_special_tokens."""
+    """Text to token ids and back.
+
+    special: the texts of the special tokens by Hugging Face's names (bos_token, eos_token, ...).
+    Under additional_special_tokens there is a list of texts.
+    """
 
     def __init__(self, inner: Any, special: dict[str, Any] | None = None) -> None:
         self._inner = inner
         self.special: dict[str, str] = special or {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """`add_special_tokens`: let tokenizer.json's own post-processor add what it adds, a bos token for instance."""
+        """The token ids of a text.
+
+        add_special_tokens: also add the special tokens that tokenizer.json's post-processor adds,
+        for instance a bos token. Raises PromptError if the text cannot be encoded.
+        """
         try:
             return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:  # half a surrogate pair, no text at all, or (Exception itself) a word of no token
+        except Exception as error:
+            # Half a surrogate pair, a value that is no text, or a word without tokens. For the last
+            # one, the package raises Exception itself.
             raise PromptError(f"the prompt is not text that can be encoded: {error}") from error
 
     def continuation(self, prompt: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The ids that follow the prompt's own where `text` goes on from it: what a model is trained to say, and what a
-        label is scored by. Alone, a SentencePiece tokenizer would put one more space before the text."""
+        """The token ids of `text` behind `prompt`.
+
+        They may differ from encode(text): a SentencePiece tokenizer puts a space in front of a text
+        that stands alone. Training learns these ids as the answer, and labels are scored by them.
+        """
         ids = self.encode(prompt, add_special_tokens=add_special_tokens)
         whole = self.encode(prompt + text, add_special_tokens=add_special_tokens)
         if whole[: len(ids)] == ids:
             return whole[len(ids) :]
-        return self.encode(
-            text, add_special_tokens=False
-        )  # else one token would hold the prompt's end and the text
+        # One token holds the end of the prompt and the start of the text: encode the text alone.
+        return self.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. skip_special_tokens: without the special tokens among them."""
         return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def token(self, token_id: int) -> str | None:
-        """A token as the vocabulary writes it; None for an id that the tokenizer does not know."""
+        """The token with an id, as the vocabulary writes it; None if there is none."""
         return self._inner.id_to_token(token_id)
 
     def id(self, token: str) -> int | None:
+        """The id of a token; None if the vocabulary lacks it."""
         return self._inner.token_to_id(token)
 
     def vocabulary(self) -> dict[str, int]:
-        """Every token and its id, added tokens too."""
+        """The id of every token, added tokens included."""
         return self._inner.get_vocab(with_added_tokens=True)
 
     @cached_property
     def vocab_size(self) -> int:
-        """The highest id and one."""
+        """The highest token id plus one."""
         return max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def hidden_ids(self) -> frozenset[int]:
-        """Special tokens, which decode leaves out."""
+        """The ids of special tokens, which `decode` leaves out."""
         return frozenset(
             i for i, token in self._inner.get_added_tokens_decoder().items() if token.special
         )
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
-        """Tokens such as <0xE2> that stand for a byte, where the decoder joins them (byte fallback)."""
+        """The ids of tokens such as <0xE2>, which stand for one byte (byte fallback).
+
+        Empty if the tokenizer's decoder does not join bytes to characters.
+        """
         decoder = self._inner.decoder
         if decoder is None or b"ByteFallback" not in decoder.__getstate__():
             return frozenset()
@@ -115,9 +135,8 @@ def load_tokenizer(
     inner.no_truncation()
     inner.no_padding()
     config = read_side_file(folder / "tokenizer_config.json")
-    inner.encode_special_tokens = (
-        config.get("split_special_tokens") is True
-    )  # special tokens in a text are text
+    # True: "</s>" within a text is encoded as text, not as the special token.
+    inner.encode_special_tokens = config.get("split_special_tokens") is True
     return Tokenizer(inner, special_of(config, read_side_file(folder / "special_tokens_map.json")))
 
 
@@ -135,27 +154,33 @@ def vocabulary_problem(
         and count == tokenizer_vocab_size <= vocab_size
         and None not in map(inner.id_to_token, range(tokenizer_vocab_size))
     ):
-        return None  # as many tokens as ids, and a token for each id
+        return None  # there are as many tokens as ids, and each id has a token
     vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
     if highest >= vocab_size:
         return (
-            f"has token ids up to {highest:,}, and the model's vocabulary has {vocab_size:,} tokens: this is the"
-            " tokenizer of another model"
+            f"has token ids up to {highest:,}, and the model's vocabulary has {vocab_size:,} "
+            "tokens: this is the tokenizer of another model"
         )
     owners: dict[int, str] = {}
     for token, token_id in vocabulary.items():
         if token_id in owners:
             pair = sorted((owners[token_id], token))
-            return f"is damaged: the tokens {pair[0]!r:.80} and {pair[1]!r:.80} both have the id {token_id}"
+            return (
+                f"is damaged: the tokens {pair[0]!r:.80} and {pair[1]!r:.80} "
+                f"both have the id {token_id}"
+            )
         owners[token_id] = token
     if tokenizer_vocab_size is not None and highest + 1 != tokenizer_vocab_size:
-        return f"is of another vocabulary: it knows {highest + 1} ids, gptx.json says {tokenizer_vocab_size}"
+        return (
+            f"is of another vocabulary: it knows {highest + 1} ids, "
+            f"gptx.json says {tokenizer_vocab_size}"
+        )
     return None
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """The special tokens that the files of a folder name; see special_of."""
+    """The special tokens that the files in a folder name; see special_of."""
     return special_of(
         read_side_file(folder / "tokenizer_config.json"),
         read_side_file(folder / "special_tokens_map.json"),
@@ -163,10 +188,14 @@ def special_tokens(folder: Path) -> dict[str, Any]:
 
 
 def special_of(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
-    """bos_token, eos_token ..., additional_special_tokens (a list) and what extra_special_tokens names, as texts.
+    """The texts of special tokens by name, by the rules of transformers.
 
-    As transformers has it, a tokenizer_config.json (`config`) with added_tokens_decoder stands alone; without it
-    special_tokens_map.json (`special`) goes before it, and additional special tokens are taken from both.
+    config: tokenizer_config.json. special: special_tokens_map.json. A config with the field
+    added_tokens_decoder is used alone. Without that field, `special` wins over `config`, and
+    additional special tokens are taken from both.
+
+    Names are those in SPECIAL and in the config's extra_special_tokens. The list of additional
+    special tokens is in additional_special_tokens.
     """
     places = [config] if config.get("added_tokens_decoder") is not None else [config, special]
     extra = config.get("extra_special_tokens")
@@ -181,6 +210,6 @@ def special_of(config: Mapping[str, Any], special: Mapping[str, Any]) -> dict[st
 
 
 def _text(token: Any) -> str | None:
-    """A special token's text, whether the file holds it alone or in an object with its flags."""
+    """A special token's text; the file holds a text, or an object with `content` and flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None

@@ -1,7 +1,4 @@
-"""A text that is too long for its prompt: as much of its beginning as there is room for, and what was left out.
-
-Training cuts its examples with the same function, so that a model is asked what it was trained.
-"""
+"""Cut a text that is too long for the context, so that the prompt around it stays whole."""
 
 from __future__ import annotations
 
@@ -12,37 +9,43 @@ from typing import NamedTuple
 
 from gptx.text.tokenizer import Tokenizer
 
+# Where a text may be cut: behind a word. Words have at most 20 characters here, because not all
+# languages put spaces between words.
+WORD = re.compile(r"\s*\S{1,20}")
+
 
 class Fitted(NamedTuple):
+    """A prompt that fits into the context."""
+
     prompt: str
     ids: list[int]
-    left_out: int  # tokens; 0: the whole text is in it
+    left_out: int  # tokens of the text's end that were cut off; 0 if the text is whole
 
 
-def fit(text: str, asked: Callable[[str], str], tokenizer: Tokenizer, room: int) -> Fitted | None:
-    """The prompt `asked(text)` where it has at most `room` tokens, else of the most words from the text's beginning that
-    fit; None where not even the first does."""
-    whole = tokenizer.encode(asked(text))
+def fit(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room: int) -> Fitted | None:
+    """The prompt `ask(text)`, with as many words from the start of `text` as fit.
+
+    ask: puts a text into the prompt's template. room: the most tokens of the prompt. Returns None
+    if not even one word fits.
+    """
+    whole = tokenizer.encode(ask(text))
     if len(whole) <= room:
-        return Fitted(asked(text), whole, 0)
+        return Fitted(ask(text), whole, 0)
     if room < 1:
         return None
-    ends = [
-        0,
-        *(word.end() for word in re.finditer(r"\s*\S{1,20}", text)),
-    ]  # 20: not all languages divide words
+    ends = [0, *(word.end() for word in WORD.finditer(text))]
 
     def tokens(end: int) -> int:
-        return len(tokenizer.encode(asked(text[:end])))
+        return len(tokenizer.encode(ask(text[:end])))
 
-    most = min(
-        room, len(ends) - 1
-    )  # a word is a token or more, mostly: a long text is not encoded again and again
+    # Mostly a word has a token or more: start from `room` words, so that a very long text is not
+    # encoded again and again.
+    most = min(room, len(ends) - 1)
     while most < len(ends) - 1 and tokens(ends[most]) <= room:
         most = min(2 * most, len(ends) - 1)
     at = bisect_right(ends, room, lo=1, hi=most + 1, key=tokens) - 1
     if at < 1:
         return None
-    prompt = asked(text[: ends[at]])
+    prompt = ask(text[: ends[at]])
     ids = tokenizer.encode(prompt)
     return Fitted(prompt, ids, len(whole) - len(ids))

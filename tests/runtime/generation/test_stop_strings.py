@@ -16,7 +16,8 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from builders.tiny_artifact import byte_tokenizer
 from gptx.generation.loop import Step
 from gptx.generation.stream import Transcript
-from gptx.text.detokenizer import Detokenizer, StopSet, StopStrings
+from gptx.text.detokenizer import Detokenizer
+from gptx.text.stop_strings import StopSet, StopStrings
 from gptx.text.tokenizer import Tokenizer
 
 SPECIAL = ["<|end|>", "<|turn|>", "<x>"]  # <|end|> is token 0
@@ -289,7 +290,7 @@ def test_many_stop_strings_cost_no_more_than_few() -> None:
     assert time.perf_counter() - began < 1
     for token in tokenizer.encode("stop number 012345"):
         matcher.push(token, visible=True)
-    assert matcher.found and matcher.held == len(stops[0])
+    assert matcher.found and matcher.withheld == len(stops[0])
 
 
 def test_without_stop_strings_nothing_is_held() -> None:

@@ -1,4 +1,4 @@
-"""Streaming text: pieces put together are the whole, in whole characters, with nothing of a stop string."""
+"""Streamed text: the pieces hold whole characters, and together they are the whole text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = st.text(
 
 
 def byte_fallback() -> Tokenizer:
-    """As Llama's: pieces with ▁ for the space, bytes for what is not in the vocabulary."""
+    """Like Llama's: ▁ stands for a space, byte tokens for characters not in the vocabulary."""
     from tokenizers import AddedToken, decoders, models, normalizers
     from tokenizers import Tokenizer as Inner
 
@@ -56,7 +56,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def words_with_suffix() -> Tokenizer:
-    """As GPT-1's: </w> ends a word, and becomes a space unless it ends the text."""
+    """Like GPT-1's: </w> ends a word, and becomes a space unless it ends the text."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models
 
@@ -74,7 +74,7 @@ def words_with_suffix() -> Tokenizer:
 
 
 def characters() -> Tokenizer:
-    """As a character model's: one token a character, an empty join."""
+    """Like a character model's: one token per character, joined without spaces."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models
 
@@ -99,7 +99,7 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int], context: list[int] | None = 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_pieces_are_exactly_what_decoding_all_gives(kind: str, data: st.DataObject) -> None:
+def test_pieces_together_equal_decoding_all_at_once(kind: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[kind]
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
@@ -108,7 +108,7 @@ def test_pieces_are_exactly_what_decoding_all_gives(kind: str, data: st.DataObje
 @settings(deadline=None, max_examples=100)
 @given(text=TEXTS)
 def test_real_text_comes_in_whole_characters(text: str) -> None:
-    """Real text holds U+FFFD only where it had it."""
+    """U+FFFD comes out only as often as the text itself has it."""
     for tokenizer in (TOKENIZERS["byte-level"], TOKENIZERS["byte-fallback"]):
         ids = tokenizer.encode(text)
         pieces = pieces_of(tokenizer, ids)
@@ -154,7 +154,7 @@ def test_text_goes_on_from_the_prompt_with_its_space(
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_context_and_text_are_the_whole(data: st.DataObject) -> None:
+def test_context_and_pieces_together_are_the_whole(data: st.DataObject) -> None:
     tokenizer = TOKENIZERS["byte-level"]
     prompt = tokenizer.encode(data.draw(TEXTS))
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
@@ -190,9 +190,13 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
 
 
 def test_special_tokens_from_either_file(tmp_path: Path) -> None:
-    """special_tokens_map.json goes before tokenizer_config.json, unless the latter has added_tokens_decoder."""
-    special = '{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<a>"]}'
-    (tmp_path / "special_tokens_map.json").write_text(special)
+    """special_tokens_map.json wins, unless tokenizer_config.json has added_tokens_decoder."""
+    special = {
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+        "additional_special_tokens": ["<a>"],
+    }
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
     config = {
         "eos_token": "<|im_end|>",
         "pad_token": None,

@@ -1,4 +1,4 @@
-"""A tokenizer.json that is damaged: found when it is read, at once, in one sentence, with nothing on standard output."""
+"""A damaged tokenizer.json is refused in one sentence when it is read, with no other output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def added(token_id: int) -> Callable[[dict[str, Any]], None]:
 
 
 def hole_before_an_added_token(raw: dict[str, Any]) -> None:
-    """The library counts tokens, so that <x> gets the id of the last token."""
+    """The library gives <x> the next id by counting tokens: the id that the last token has."""
     last = max(vocabulary(raw), key=vocabulary(raw).__getitem__)
     vocabulary(raw)[last] += 1
     added(vocabulary(raw)[last])(raw)
@@ -74,7 +74,7 @@ def test_it_is_found_when_it_is_read(
     folder = damaged(tmp_path, change)
     known = byte_level().get_vocab_size()
     began = time.perf_counter()
-    for manifest in (known, known + 1, None):  # what gptx.json says, if it says anything
+    for manifest in (known, known + 1, None):  # the vocab_size in gptx.json, if it has one
         with pytest.raises(ArtifactError, match=f"tokenizer.json.*({says})"):
             load_tokenizer(folder, tokenizer_vocab_size=manifest, vocab_size=VOCABULARY)
     with pytest.raises(CheckpointError, match=f"tokenizer.*({says})"):
@@ -86,8 +86,8 @@ def test_it_is_found_when_it_is_read(
 
 
 @pytest.mark.parametrize("token_id", [0, 340, 2**31, -1])
-def test_an_added_token_can_only_stand_behind_the_others(token_id: int, tmp_path: Path) -> None:
-    """The library gives it the next id, whatever the file says."""
+def test_an_added_token_must_have_the_next_id(token_id: int, tmp_path: Path) -> None:
+    """The library gives an added token the next free id, and ignores the id in the file."""
     folder = damaged(tmp_path, added(token_id))
     with pytest.raises(
         CheckpointError, match="tokenizer.json.*" + ("'<x>' the id" if token_id >= 0 else "-1")
@@ -116,7 +116,7 @@ def test_a_hole_is_no_damage_and_prints_nothing(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The tokenizers library prints a line on standard output where it writes such a vocabulary."""
+    """The tokenizers library prints a line when it writes a vocabulary with a hole."""
 
     def hole(raw: dict[str, Any]) -> None:
         last = max(vocabulary(raw), key=vocabulary(raw).__getitem__)
@@ -137,7 +137,7 @@ def test_a_hole_is_no_damage_and_prints_nothing(
 
 
 def test_added_tokens_without_rows_are_left_out(tmp_path: Path) -> None:
-    """As of LLaMA fine-tunes with a [PAD] beyond the model: the rest of the tokenizer is right."""
+    """LLaMA fine-tunes have a [PAD] beyond the model's vocabulary, and are right otherwise."""
     inner = byte_level()
     known = inner.get_vocab_size()
     inner.add_special_tokens(["[PAD]"])
