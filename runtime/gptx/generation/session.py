@@ -42,7 +42,8 @@ class Session:
         self.n_logits: int = graph.manifest.model.n_logits  # vocab_size, or the classes of a head
         self._cache: Cache | _Closed = open_cache(graph, n_rows, limit=self.limit, size=size)
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
-        self._lengths = [0] * n_rows
+        self._lengths = [0] * n_rows  # what counts: an unfinished call may have left more tokens
+        self._unfinished: object | None = None  # a call that runs, or that failed half-way
         self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
         self._huge_pages = graph.huge_pages
         self._call = OneThread(
@@ -61,7 +62,7 @@ class Session:
     @property
     def tokens(self) -> list[list[int]]:
         """The tokens that each row holds (copies)."""
-        return [list(row) for row in self._tokens]
+        return [row[:length] for row, length in zip(self._tokens, self._lengths)]
 
     @property
     def capacity(self) -> int:
@@ -107,9 +108,10 @@ class Session:
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         self._huge_pages.count_run()
+        logits = self._logits  # a signal's handler may close the session meanwhile
         if len(self._tokens) > 1 or not self._advance_one(rows):
             self._run(self._check(rows))
-        return self._logits
+        return logits
 
     def _advance_one(self, rows: Sequence[Sequence[int]]) -> bool:
         """The common step, one good token of the only row, with nothing that it does not need; else False."""
@@ -118,18 +120,16 @@ class Session:
             or len(rows) != 1
             or type(rows[0]) not in (tuple, list)
             or len(rows[0]) != 1
+            or self._unfinished is not None
         ):
             return False
         token, held = rows[0][0], self._lengths[0]
         if type(token) is not int or not 0 <= token < self.vocab_size or held == self.limit:
             return False
-        try:
-            self._cache.decode((token,), self._lengths)
-        except BaseException:
-            self._cache.rewind(self._lengths)
-            raise
+        call = self._unfinished = object()
+        self._cache.decode((token,), self._lengths)
         self._tokens[0].append(token)
-        self._lengths[0] = held + 1
+        self._finish(call, [held + 1])
         return True
 
     def begin_at(self, position: int) -> None:
@@ -158,12 +158,11 @@ class Session:
                         f"row {row} holds {held} tokens and cannot be rewound to {shown(given)}"
                     )
                 kept.append(length)
-            if kept == self._lengths:
-                return
-            self._cache.rewind(kept)
-            for tokens, length in zip(self._tokens, kept):
-                del tokens[length:]
-            self._lengths = kept
+            call = self._begin()
+            if kept != self._lengths:
+                self._lengths = kept
+                self._drop_the_rest()
+            self._finish(call, kept)
 
     def close(self) -> None:
         """Give the cache's memory back; the session cannot be used afterwards."""
@@ -178,36 +177,53 @@ class Session:
 
     def _run(self, new: list[list[int]]) -> None:
         """Run checked tokens, single ones of several rows together."""
-        lengths = list(self._lengths)
-        try:
-            ones = [ids[0] if len(ids) == 1 else None for ids in new]
-            if any(token is not None for token in ones):
-                self._cache.decode(ones, lengths)
-                lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
-            # after the step, which leaves nothing of use in the logits of idle rows
-            several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
-            if several:
-                self._cache.prefill(several, lengths)
-        except BaseException:
-            self._cache.rewind(self._lengths)  # of what a part of the runs has written
-            raise
-        self._keep(new)
+        call, lengths = self._begin(), self._lengths
+        ones = [ids[0] if len(ids) == 1 else None for ids in new]
+        if any(token is not None for token in ones):
+            self._cache.decode(ones, lengths)
+            lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
+        # after the step, which leaves nothing of use in the logits of idle rows
+        several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
+        if several:
+            self._cache.prefill(several, lengths)
+        self._keep(call, new)
 
     def _run_all(self, new: list[list[int]]) -> list[np.ndarray]:
         outs = [np.empty((len(ids), self.n_logits), np.float32) for ids in new]
         fed = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if ids}
-        try:
-            self._cache.prefill(fed, self._lengths, {row: outs[row] for row in fed})
-        except BaseException:
-            self._cache.rewind(self._lengths)
-            raise
-        self._keep(new)
+        call = self._begin()
+        self._cache.prefill(fed, self._lengths, {row: outs[row] for row in fed})
+        self._keep(call, new)
         return outs
 
-    def _keep(self, new: list[list[int]]) -> None:
-        for row, ids in enumerate(new):
-            self._tokens[row] += ids
-            self._lengths[row] += len(ids)
+    def _begin(self) -> object:
+        """Mark a call as unfinished until `_finish`. If one before it failed or was interrupted, by
+        Ctrl-C for instance, first drop what that one has left in the cache."""
+        if self._unfinished is not None:
+            self._drop_the_rest()
+        self._unfinished = object()
+        return self._unfinished
+
+    def _drop_the_rest(self) -> None:
+        """Drop what lies behind the rows' lengths, in the cache and in the tokens."""
+        self._cache.rewind(self._lengths)
+        for tokens, length in zip(self._tokens, self._lengths):
+            del tokens[length:]
+
+    def _keep(self, call: object, new: list[list[int]]) -> None:
+        for tokens, ids in zip(self._tokens, new):
+            tokens += ids
+        self._finish(call, [held + len(ids) for held, ids in zip(self._lengths, new)])
+
+    def _finish(self, call: object, lengths: list[int]) -> None:
+        """Let the call count, by one assignment that nothing can interrupt half-way."""
+        if self._unfinished is not call:
+            self._cache = _Closed()
+            raise UsageError(
+                "this session was used in the middle of one of its calls, by a signal's handler for"
+                " instance, and is closed: open another one"
+            )
+        self._lengths, self._unfinished = lengths, None
 
     def _check(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """The new tokens of each row, all of them checked."""

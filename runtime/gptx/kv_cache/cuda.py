@@ -116,8 +116,9 @@ class CudaCache:
         buffers = self._new_buffers((len(self.logits), capacity_for(length, self._limit)))
         if self._buffers:
             buffers.copy(self._buffers, used)
-            self._graph.buffer_pool.give(self._buffers)
-        self._buffers = buffers
+        before, self._buffers = self._buffers, buffers
+        if before:  # given away only now: no other session may get what this one still uses
+            self._graph.buffer_pool.give(before)
         return buffers
 
     def _new_buffers(self, shape: tuple[int, int]) -> CacheBuffers:

@@ -148,12 +148,14 @@ class SharedBufferCache:
                 self._buffers.append(Buffer(shape, self._graph.cache_dtype))
             for buffer in self._buffers:
                 buffer.grow(shape, used)
-        except MemoryError as error:
+        except BaseException as error:  # no memory, or Ctrl-C
             for buffer in self._buffers:
                 buffer.shrink(before, used)
-            raise no_memory(self._graph, batch_size, capacity) from error
+            if isinstance(error, MemoryError):
+                raise no_memory(self._graph, batch_size, capacity) from error
+            raise
+        self._prefill_mask = np.ones((1, capacity), np.int64)
         self.capacity = capacity
-        self._prefill_mask = np.ones((1, self.capacity), np.int64)
 
     def _bind_decode(self, first: int, last: int, length: int, lengths: Sequence[int]) -> None:
         """Bind the rows from `first` to before `last` for decode steps.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from gptx.ort.graph import OnnxGraph, open_graph
 FORMS = ("shared", "growing", "scatter", "scatter on CUDA")
 IDS = [int(i) for i in np.random.default_rng(7).integers(0, 250, 60)]
 NAN = float("nan")
+TRACED = {"session.py", "shared_buffer.py", "concat.py", "cuda.py"}
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -213,6 +216,109 @@ def test_a_run_that_fails(
     np.testing.assert_allclose(
         session.feed([[3], [4]]), spared.feed([[3], [4]]), atol=1e-5, rtol=1e-5
     )
+
+
+def interrupted(call: Callable[[], object], at: int) -> bool:
+    """Press Ctrl-C at the `at`-th line of the session or the cache that a call runs through.
+    False if the call has fewer lines."""
+    left = iter(range(at))
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if Path(frame.f_code.co_filename).name not in TRACED or frame.f_code.co_name == "<genexpr>":
+            return None
+        if event in ("line", "return") and next(left, None) is None:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("verb", "argument"),
+    [
+        ("advance", [[5]]),
+        ("rewind", [2]),
+        ("feed", [[5], [6, 7]]),
+    ],
+)
+def test_ctrl_c_at_any_line(graph: OnnxGraph, verb: str, argument: Any) -> None:
+    """The call counts or it does not, row by row, and what follows is right. A rewind that was
+    interrupted changed logits by 32, and one row's tokens were one more than its length."""
+    rows, row_count = [IDS[:5], IDS[:9]], len(argument)
+    spared = Session(graph, row_count)
+    for at in range(0, 10**6, 5 if verb == "feed" else 1):  # all lines of a feed take 2 seconds
+        with Session(graph, row_count) as session:
+            session.feed(rows[:row_count])
+            session.feed([[1], [2]][:row_count])
+            if not interrupted(lambda: getattr(session, verb)(argument), at):
+                break
+            assert session.lengths == [len(tokens) for tokens in session.tokens]
+            spared.rewind([0] * row_count)
+            spared.feed(session.tokens)
+            new = [[3], [4]][:row_count]
+            np.testing.assert_allclose(session.feed(new), spared.feed(new), atol=1e-4, rtol=1e-4)
+    assert at > 10
+
+
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_ctrl_c_while_the_cache_grows(
+    fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some layers have grown then. The prompt that follows needs no larger buffer."""
+    graph = open_graph(read_manifest(write_artifact(tmp_path / "a", n_ctx=300)), threads=1)
+    session, spared = Session(graph), Session(graph)
+    for each in (session, spared):
+        each.feed([IDS])
+    grow, left = Buffer.grow, iter(range(fail_at))
+
+    def stopped(self: Buffer, *args: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        grow(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Buffer, "grow", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            session.feed([IDS * 2])
+    np.testing.assert_array_equal(session.feed([IDS[:20]]), spared.feed([IDS[:20]]))
+
+
+@pytest.mark.parametrize("handler", ["feed", "rewind", "close"])
+def test_a_signals_handler_uses_the_session_that_it_interrupts(
+    artifacts: dict[str, Path], handler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never a wrong logit: the session refuses, or (after close) the step still has its logits."""
+    graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
+    session, run = Session(graph), Binding.run
+    session.feed([IDS[:5]])
+    calls = {
+        "feed": lambda: session.feed([[7]]),
+        "rewind": lambda: session.rewind([3]),
+        "close": session.close,
+    }
+    left = [calls[handler]]
+
+    def interrupting(self: Binding, options: Any = None) -> None:
+        if left:
+            left.pop()()
+        run(self, options)
+
+    monkeypatch.setattr(Binding, "run", interrupting)
+    if handler == "close":
+        assert session.advance([(9,)]).shape == (1, 280)
+        return
+    with pytest.raises(UsageError, match="was used in the middle of one of its calls"):
+        session.advance([(9,)])
+    with pytest.raises(UsageError, match="this session is closed"):
+        session.feed([[8]])
 
 
 @pytest.mark.parametrize("form", ["shared", "scatter"])
