@@ -15,7 +15,8 @@ from gptx.generation.generation_config import (
     unsupported_in_words,
     whole,
 )
-from gptx.generation.options import FROM_FILE, Options, resolve
+from gptx.generation.options import Options
+from gptx.generation.resolve_options import FROM_FILE, resolve
 from gptx.progress import note
 
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")  # genai has beam search

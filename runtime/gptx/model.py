@@ -15,7 +15,7 @@ from gptx.artifact.task import Example, read_task
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
 from gptx.generation.loaded_model import LoadedModel, Prompt
-from gptx.generation.options import Given
+from gptx.generation.options import Given, takes_options
 from gptx.ort.device import check_device
 from gptx.ort.graph import open_graph
 from gptx.tasks.chat import Chat
@@ -163,6 +163,7 @@ class Model(LoadedModel):
         )
         return results[0] if isinstance(text, str) else results
 
+    @takes_options
     def summarize(
         self,
         text: str,

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gptx.errors import UsageError, shown
 from gptx.generation.generation_config import FIELDS
-from gptx.generation.options import FROM_FILE, resolve
+from gptx.generation.resolve_options import FROM_FILE, resolve
 from gptx_models.gpt.config import GPTConfig
 
 OptimizerKind = Literal["adamw", "muon"]

@@ -16,51 +16,8 @@ import click
 from click.core import ParameterSource
 
 from gptx.cli.prompt import checked
-from gptx.generation.options import Given
-
-_SAMPLING = [
-    click.option(
-        "-n", "--max-new-tokens", type=int, metavar="N", help="Stop after so many tokens."
-    ),
-    click.option(
-        "--min-new-tokens", type=int, metavar="N", help="Do not end the text before so many tokens."
-    ),
-    click.option(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help="0: always the likeliest token; 1: as the model says.",
-    ),
-    click.option(
-        "--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens (0: from all)."
-    ),
-    click.option(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="Draw from the likeliest tokens that make up P (1: all).",
-    ),
-    click.option(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="Leave out tokens less likely than P times the likeliest.",
-    ),
-    click.option("--repetition-penalty", type=float, metavar="R", help="Over 1: repeat less."),
-    click.option(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="Draw the same text again; without it one is drawn and reported.",
-    ),
-    click.option(
-        "--stop",
-        multiple=True,
-        metavar="TEXT",
-        help=r"End before this text; \n, \t, \r and \\ are read. Repeatable.",
-    ),
-]
-
+from gptx.generation.option_kinds import TEXTS
+from gptx.generation.options import SPECS, OptionSpec
 
 device_option = click.option(
     "--device",
@@ -88,18 +45,31 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the sampling options; the command gets those that were given as one dict, `sampling`."""
+    """Add an option for each field of `Options`; the command gets those given as a dict, `sampling`."""
+    names = [name for name, spec in SPECS.items() if spec.on_command_line]
 
     @functools.wraps(command)
     def collected(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in Given.__annotations__ if name in kwargs}
+        given = {name: kwargs.pop(name) for name in names}
         given["stop"] = [unescape(checked(text, "--stop")) for text in given["stop"]] or None
         sampling = {name: value for name, value in given.items() if value is not None}
         return command(*args, sampling=sampling, **kwargs)
 
-    for option in reversed(_SAMPLING):
-        collected = option(collected)
+    for name in reversed(names):
+        collected = _click_option(name, SPECS[name])(collected)
     return collected
+
+
+def _click_option(name: str, spec: OptionSpec) -> Callable[..., Any]:
+    flags = [spec.letter] if spec.letter else []
+    return click.option(
+        *flags,
+        f"--{name.replace('_', '-')}",
+        type=spec.kind.shell,
+        multiple=spec.kind is TEXTS,
+        metavar=spec.metavar,
+        help=spec.help,
+    )
 
 
 def was_given(name: str) -> bool:

@@ -17,7 +17,8 @@ from gptx.artifact.task import Task
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loop import Generation
 from gptx.generation.loop import check_options as check_stops
-from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, resolve
+from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, takes_options
+from gptx.generation.resolve_options import resolve
 from gptx.generation.session import Session
 from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
 from gptx.ort.graph import OnnxGraph
@@ -79,20 +80,11 @@ class LoadedModel:
     def generate(
         self, prompt: list[str] | list[list[int]], **options: Unpack[Given]
     ) -> list[Completion]: ...
+    @takes_options
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_tokens: Sequence[int] | None = None,
+        **options: Unpack[Given],
     ) -> Completion | list[Completion]:
         """Generate text that continues a prompt (a text, or a list of token ids), and return all of it.
 
@@ -109,7 +101,6 @@ class LoadedModel:
         Raises PromptError for a prompt that is empty, too long or not text; UsageError for options that make no sense.
         """
         began = time.perf_counter()
-        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
         self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
         batch = is_batch(prompt)
@@ -127,27 +118,17 @@ class LoadedModel:
             completions = run_to_end(generation, transcripts, began=began)
         return completions if batch else completions[0]
 
+    @takes_options
     def stream(
         self,
         prompt: Prompt,
-        *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_tokens: Sequence[int] | None = None,
+        **options: Unpack[Given],
     ) -> Stream:
         """Generate as `generate` does, and return a Stream that gives the text piece by piece while it is computed.
 
         One default differs. If neither the call nor generation_config.json gives max_new_tokens, a stream goes on until
         the model ends the text or the context is full; `generate` stops after 256 tokens.
         """
-        options = {name: value for name, value in locals().items() if name in Given.__annotations__}
         checked = self.stream_options(options)
         ids = self.encode(prompt)
         return self.stream_ids(ids, checked, context=ids)

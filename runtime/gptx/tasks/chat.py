@@ -11,7 +11,7 @@ from gptx.arguments import text
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.one_thread import OneThread
-from gptx.generation.options import Given, Options
+from gptx.generation.options import Given, Options, takes_options
 from gptx.generation.stream import Completion, Stream
 
 
@@ -38,6 +38,7 @@ class Chat:
             [{"role": "system", "content": system}] if system is not None else []
         )
 
+    @takes_options
     def stream(self, message: str, **options: Unpack[Given]) -> Stream:
         """Send a message and return a Stream of the answer, with the options of Model.stream.
 
@@ -66,6 +67,7 @@ class Chat:
         self._open = self._model.stream_ids(ids, options, session=self._session, on_end=answered)
         return self._open
 
+    @takes_options
     def send(self, message: str, **options: Unpack[Given]) -> Completion:
         """Send a message and return the whole answer, with the options of Model.stream."""
         stream = self.stream(message, **options)

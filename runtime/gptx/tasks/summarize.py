@@ -11,7 +11,7 @@ from gptx.artifact.task import SUMMARIZE_TEMPLATE, Example, check_examples, chec
 from gptx.artifact.task import prompt as asked_for
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
-from gptx.generation.options import resolve, warn_of_unused
+from gptx.generation.resolve_options import resolve, warn_of_unused
 from gptx.generation.stream import Completion
 from gptx.tasks.classify import fit_or_say
 

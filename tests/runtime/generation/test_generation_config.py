@@ -25,7 +25,7 @@ from gpt_export.side_files import write_genai_config
 from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, UsageError
 from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
 from gptx.generation.logits_processors import processors
-from gptx.generation.options import resolve
+from gptx.generation.resolve_options import resolve
 from gptx.generation.sampling import drawer, eta, filter_logits, likely, typical
 from gptx.inspect import generation_in_words
 from gptx.model import Model

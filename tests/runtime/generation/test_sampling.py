@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import penalize
-from gptx.generation.options import DEFAULTS, Options, resolve
+from gptx.generation.options import Options
+from gptx.generation.resolve_options import resolve
 from gptx.generation.sampling import (
     filter_logits,
     greedy,
@@ -23,7 +24,7 @@ from gptx.generation.sampling import (
     picker,
 )
 
-OPTIONS = Options(max_new_tokens=None, seed=None, stop_tokens=(), **DEFAULTS)
+OPTIONS = Options()
 KNOWN = 4  # logits, where a processor changes them
 
 

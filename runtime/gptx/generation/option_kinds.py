@@ -1,0 +1,81 @@
+"""The kinds of values that options take: which values are allowed, and how they are stored.
+
+A kind knows one value. It knows no option's name and no other option.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, SupportsIndex, TypeGuard
+
+MOST_STOP_TOKENS = 1 << 20  # more than any vocabulary has
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`expected` ends the message about a value that `accepts` refuses: "0 or more".
+
+    `shell` is the type that the command line reads: int, float or str.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], Any]
+    shell: type
+
+
+def whole_number(expected: str, *, lowest: int, highest: float = math.inf) -> Kind:
+    """Whole numbers, numpy's too, from `lowest` to `highest`."""
+
+    def accepts(value: Any) -> bool:
+        return is_index(value) and lowest <= operator.index(value) <= highest
+
+    return Kind(expected, accepts, operator.index, int)
+
+
+def number(expected: str, *, lowest: float, highest: float) -> Kind:
+    """Real numbers from `lowest` to `highest`."""
+
+    def accepts(value: Any) -> bool:
+        return is_number(value) and lowest <= float(value) <= highest
+
+    return Kind(expected, accepts, float, float)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(text, str) and text for text in value)
+
+
+def _are_token_ids(value: Any) -> bool:
+    # The slice first: range(10**30) has no length that Python could give.
+    few = isinstance(value, Sequence) and not value[MOST_STOP_TOKENS:]
+    return few and all(map(is_index, value))
+
+
+TEXTS = Kind("texts that are not empty", _are_texts, tuple, str)
+TOKEN_IDS = Kind("token ids", _are_token_ids, lambda ids: tuple(map(operator.index, ids)), int)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number that a float can hold, infinity included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return False
+    try:
+        float(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def is_index(value: Any) -> TypeGuard[SupportsIndex]:
+    """Whether a value is a whole number: an int or one of numpy's, but not a bool."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

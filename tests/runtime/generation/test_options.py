@@ -1,0 +1,45 @@
+"""The options' fields: the names that type checkers, signatures and the command line have are theirs."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from click.testing import CliRunner
+
+import gptx
+from gptx.cli.run import run
+from gptx.generation.options import DEFAULTS, SPECS, Given, Options
+from gptx.generation.resolve_options import resolve
+
+
+def test_type_checkers_know_the_same_options() -> None:
+    assert list(Given.__annotations__) == list(SPECS)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        gptx.Model.generate,
+        gptx.Model.stream,
+        gptx.Model.summarize,
+        gptx.Chat.send,
+        gptx.Chat.stream,
+    ],
+)
+def test_signatures_show_every_option(method: object) -> None:
+    parameters = inspect.signature(method).parameters  # type: ignore[arg-type]
+    assert set(SPECS) <= set(parameters) and "options" not in parameters
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in SPECS)
+    assert parameters["top_k"].annotation == "int | None"
+
+
+def test_the_command_line_has_the_options_and_their_help() -> None:
+    help = " ".join(CliRunner().invoke(run, ["--help"]).output.split())
+    for name, spec in SPECS.items():
+        flag = f"--{name.replace('_', '-')} {spec.metavar} {spec.help}"
+        assert (flag in help) == spec.on_command_line, flag
+
+
+def test_the_defaults_are_allowed_and_change_nothing() -> None:
+    assert resolve(DEFAULTS, {}, max_new_tokens=None) == Options()
