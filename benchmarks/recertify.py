@@ -23,7 +23,8 @@ from gpt_export.export import reference_budget
 from gpt_export.quantization.quantize import own_card
 from gpt_export.side_files import write_card, write_manifest
 from gptx.artifact.folders import MANIFEST
-from gptx.artifact.manifest import check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.manifest import read_manifest
 from gptx.model import Model
 from gptx.parity.reference import Reference
 from gptx.parity.seal import seal_of, write_seal

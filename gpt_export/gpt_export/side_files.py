@@ -9,12 +9,12 @@ from typing import Any
 import gptx
 from gpt_export.genai_search import search
 from gptx.artifact.folders import MANIFEST
+from gptx.artifact.hashes import sha256
 from gptx.artifact.task import FILE as TASK
 from gptx.artifact.uses import task_in_words
 from gptx.progress import stage
 from gptx_models.checkpoints import tensor_files
 from gptx_models.checkpoints.checkpoint import write_json
-from gptx_models.checkpoints.tensor_files import sha256
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer
 
 COPIED = (

@@ -6,14 +6,14 @@ The portable graph stays as it is, for every other machine and loader; compiled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
-from gptx.artifact.manifest import Manifest, check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes, sha256
+from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
 from gptx.ort.library import first_line
@@ -97,9 +97,7 @@ def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, 
         if (
             file := staging / name
         ).exists():  # a graph whose weights are all small keeps them inside
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            files[name] = {"sha256": digest, "size": file.stat().st_size}
+            files[name] = {"sha256": sha256(file), "size": file.stat().st_size}
     return files
 
 

@@ -1,63 +1,110 @@
-"""Every error that gptx raises on purpose. Each message is one sentence for a person: what was wrong, and what to do.
+"""The errors that gptx raises on purpose. Each message is one sentence for a person.
 
     GptxError
-    |-- UsageError       an option or argument that makes no sense
-    |-- PromptError      a prompt that cannot be run: empty, too long, not text, a token id beyond the vocabulary
-    |-- ArtifactError    a folder or file that is not what its manifest says, or not an artifact at all
-    |-- CheckpointError  a checkpoint that cannot be read, or a model that gptx does not cover
-    |-- ProviderError    a device that was asked for and cannot be used
-    |-- ParityError      a model that is further from its reference than the limits allow
-    `-- OutputError      an output that exists, cannot be written or does not fit on the disk
+    |-- UsageError       an option or argument makes no sense, or the model cannot do what was asked
+    |-- PromptError      a prompt cannot be run: empty, too long, not text, an unknown token id
+    |-- ArtifactError    a folder is no artifact, or a file in it is not what gptx.json says
+    |-- CheckpointError  a checkpoint or text cannot be read, or gptx does not cover the model
+    |-- ProviderError    the device that was asked for cannot be used
+    |-- ParityError      a model is further from its reference than the limits allow
+    `-- OutputError      an output exists, cannot be written or does not fit on the disk
 
-The command line prints them on standard error and exits with status 1; anything else is a bug and keeps its traceback.
-What is obeyed, but probably not as it was meant, is a GptxWarning (`warn`): the command line prints it as one line.
+The command line prints an error as one line on standard error and exits with status 1. Any other
+exception is a bug in gptx, and keeps its traceback.
+
+A GptxWarning tells of something that gptx did, but that the caller probably did not mean.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 
 class GptxError(Exception):
-    """Every error that gptx raises on purpose: an app that catches this one catches them all."""
+    """Every error that gptx raises on purpose. Its text says what was wrong, and what to do.
+
+    Raised itself if none of the classes below fits, for instance if there is not enough free memory
+    for a KV cache.
+
+    Example: an app catches GptxError around `gptx.load` and shows its text to the user.
+    """
 
 
 class UsageError(GptxError, ValueError):
-    """An option or argument makes no sense, or this model cannot do what was asked."""
+    """An option or argument makes no sense, or this model cannot do what was asked.
+
+    Raised for temperature=-1, for a chat with a model that has no chat template, or for a session
+    that two threads use at the same time.
+
+    Example: change the call. The text names the argument, its value and what was expected.
+    """
 
 
 class PromptError(GptxError, ValueError):
-    """A prompt cannot be run: it is empty, too long for the context, not text, or holds an unknown token id."""
+    """A prompt cannot be run: it is empty, too long, not text, or holds an unknown token id.
+
+    Example: an app asks its user for a shorter text.
+    """
 
 
 class ArtifactError(GptxError):
-    """A folder is not an artifact, or a file in it is damaged, missing or not what gptx.json says."""
+    """A folder is not an artifact, or a file in it is missing, damaged or not what gptx.json says.
+
+    Also raised if ONNX Runtime fails while it opens or runs the artifact's graph.
+
+    Example: copy the artifact again; if the text asks for it, export it again or update gptx.
+    """
 
 
 class CheckpointError(GptxError):
-    """A checkpoint or training text cannot be read, or gptx does not cover its model."""
+    """A checkpoint or training text cannot be read, or gptx does not cover its model.
+
+    Raised by import, train, finetune, merge, export and inspect.
+
+    Example: download the checkpoint again, or export an uncovered model with --via optimum.
+    """
 
 
 class ProviderError(GptxError, RuntimeError):
-    """The device that was asked for cannot be used here. The message says which library or GPU is missing."""
+    """The device that was asked for cannot be used here, or ONNX Runtime is missing or too old.
+
+    The text names the missing library or GPU, and the pip command that installs what is missing.
+
+    Example: load with device="auto", which takes the CPU if CUDA cannot be used.
+    """
 
 
 class ParityError(GptxError):
-    """An exported or quantized model differs from its reference by more than the limits allow."""
+    """A model differs from its reference by more than the limits of its certificate allow.
+
+    Raised by export, quantize and compile before anything is written.
+
+    Example: quantize to a larger recipe (int8 in place of int4), or accept it with --accept.
+    """
 
 
 class OutputError(GptxError, OSError):
-    """An output exists already, cannot be written, or does not fit on the disk."""
+    """An output exists already, cannot be written, or does not fit on the disk.
+
+    Example: choose another path, or replace the output with --force (force=True).
+    """
 
 
 class GptxWarning(UserWarning):
-    """A warning by Python's `warnings`: gptx goes on, but probably not as the caller meant."""
+    """A warning by Python's `warnings`: gptx goes on, but probably not as the caller meant.
+
+    For instance, top_k without a temperature: the likeliest token is always taken, so top_k changes
+    nothing. The command line prints the warning as one line.
+
+    Example: `warnings.simplefilter("error", gptx.GptxWarning)` turns it into an error in tests.
+    """
 
 
 def warn(text: str) -> None:
-    """Warn of something that the app's own line did which called gptx: that line is shown with the text."""
+    """Give a GptxWarning that points to the line of the app's code that called gptx."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "gptx":
         frame, level = frame.f_back, level + 1
@@ -65,12 +112,17 @@ def warn(text: str) -> None:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as an error message shows it: cut, on one line, and whatever it is (Python does not print integers of
-    5,000 digits)."""
+    """The repr of a value for a message: on one line, at most `most` characters. Never fails."""
     try:
         text = repr(value)
-    except Exception:  # whatever the value's own __repr__ does
+    except Exception:  # from the value's own __repr__, or an integer of more than 4,300 digits
         text = f"a {type(value).__name__} that cannot be printed"
     if "\n" in text:  # an array's rows
         text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def first_of(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first `most` texts, joined, and how many there are besides: "a, b and 3 more"."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more

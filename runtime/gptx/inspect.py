@@ -18,7 +18,8 @@ from typing import Any
 from gptx.artifact.class_head import N_LABELS
 from gptx.artifact.folders import everything_in, is_plain, kind_of
 from gptx.artifact.json_files import parse_json, read_json
-from gptx.artifact.manifest import CUDA, DECODE, Tokens, read_manifest
+from gptx.artifact.layout import CUDA, DECODE
+from gptx.artifact.manifest import Tokens, read_manifest
 from gptx.artifact.uses import task_in_words, use_command
 from gptx.errors import ArtifactError, CheckpointError
 from gptx.generation.generation_config import FIELDS, unsupported

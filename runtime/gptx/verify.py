@@ -14,7 +14,8 @@ import numpy as np
 
 import gptx
 from gptx.artifact.folders import MANIFEST
-from gptx.artifact.manifest import Manifest, check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.errors import ArtifactError
 from gptx.model import Model
 from gptx.parity.certificate import checked_certificate, claims

@@ -16,7 +16,7 @@ from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_beside
 from gpt_export.graph.layers import ChannelProduct, block_product
 from gpt_export.quantization.gptq import fitting_block
-from gptx.artifact.manifest import DECODE
+from gptx.artifact.layout import DECODE
 from gptx_models.gpt.model import GPT
 
 BLOCK = 128  # of activations that share a scale, and of weights with their channel's

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gpt_export.graph.stored_weights import read_graph
-from gptx.artifact.manifest import GRAPH
+from gptx.artifact.layout import GRAPH
 from gptx.errors import ArtifactError
 from gptx_models.checkpoints.weights import check_finite
 from gptx_models.gpt.config import GPTConfig

@@ -51,7 +51,8 @@ from gpt_export.quantization.recipes import (
 )
 from gpt_export.quantization.rotate import rotate
 from gptx.artifact.folders import check_new_file, write_file
-from gptx.artifact.manifest import GRAPH, Manifest
+from gptx.artifact.layout import GRAPH
+from gptx.artifact.manifest import Manifest
 from gptx.errors import ParityError, UsageError
 from gptx.parity.limits import limits_for
 from gptx.progress import note, stage

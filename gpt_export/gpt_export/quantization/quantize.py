@@ -35,7 +35,9 @@ from gpt_export.side_files import (
 )
 from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
-from gptx.artifact.manifest import CUDA, DECODE, GRAPH, Manifest, check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.layout import CUDA, DECODE, GRAPH
+from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.errors import ArtifactError, UsageError
 from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference

@@ -5,7 +5,6 @@ Reads and writes tensor by tensor, so the weights are never held twice. Knows no
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -276,8 +275,3 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

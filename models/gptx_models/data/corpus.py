@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from gptx.artifact.hashes import sha256
 from gptx.errors import UsageError
 from gptx.progress import Advance, stage
 from gptx_models.checkpoints.checkpoint import write_json
-from gptx_models.checkpoints.tensor_files import read_json, sha256
+from gptx_models.checkpoints.tensor_files import read_json
 from gptx_models.checkpoints.text_setup import Words, new_words
 from gptx_models.checkpoints.token_ids import IDS, token_ids
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer

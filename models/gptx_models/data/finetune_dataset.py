@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gptx.artifact.class_head import read_part
+from gptx.artifact.class_head import strip_padding
+from gptx.artifact.hashes import sha256
 from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Kind, Task, prompt
 from gptx.errors import UsageError
 from gptx.progress import note, stage
-from gptx_models.checkpoints.tensor_files import sha256
 from gptx_models.checkpoints.text_setup import Words
 from gptx_models.data.batches import Row
 from gptx_models.data.examples import INSTRUCTION_TEMPLATE, Example, labels_of, read_examples
@@ -185,7 +185,7 @@ def _classified(
             if fitted is None:
                 continue
             if task.head:
-                at = class_of(gpt, read_part(fitted[0], words.pad))
+                at = class_of(gpt, strip_padding(fitted[0], words.pad))
             else:
                 at = int(label_scores(gpt, fitted[0], labels).argmax())
             said.append(task.labels[at])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptx.artifact.class_head import read_part
+from gptx.artifact.class_head import strip_padding
 from gptx.artifact.task import Task, prompt
 from gptx.errors import UsageError
 from gptx.text.chat_template import ChatTemplate, Message
@@ -134,7 +134,7 @@ def _classified(
     asked, whole = _fitting(example.text, task, tokenizer, n_ctx)
     if asked is None:
         return None, False
-    ids = read_part(tokenizer.encode(asked), pad)
+    ids = strip_padding(tokenizer.encode(asked), pad)
     targets = [IGNORED] * (len(ids) - 1) + [task.labels.index(example.answers[0])]
     return Row(np.array(ids, np.int32), np.array(targets, np.int32)), whole
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gptx.artifact.bounds import shown, size_problem
+from gptx.artifact.bounds import digits, size_problem
 
 Position = Literal["learned", "sinusoidal", "rope", "none"]
 AttentionKind = Literal["dot", "cosine", "additive"]
@@ -168,7 +168,7 @@ def number_problem(
     fits = math.isfinite(number) and (number > 0 if low is None else number >= low)
     if fits and (high is None or number <= high):
         return None
-    return f"{name} is {shown(value) if isinstance(value, int) else repr(value)[:80]}, expected {expected}"
+    return f"{name} is {digits(value) if isinstance(value, int) else repr(value)[:80]}, expected {expected}"
 
 
 ROPE_FIELDS = {

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gptx.artifact.bounds import size_problem
+from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.hf_config import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, Layout, to_halves, written_names
-from gptx_models.checkpoints.tensor_files import sha256
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
 from gptx_models.checkpoints.weights import TensorSource, build, shown
 from gptx_models.gpt.attention import rope_tables

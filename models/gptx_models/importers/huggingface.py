@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from gptx.artifact.hashes import sha256
 from gptx_models.checkpoints.checkpoint import SOURCE, load_config, load_head, read_layout
 from gptx_models.checkpoints.hf_config import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
 from gptx_models.checkpoints.side_files import read_side_files
-from gptx_models.checkpoints.tensor_files import open_folder, read_json, sha256, weight_files
+from gptx_models.checkpoints.tensor_files import open_folder, read_json, weight_files
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
 from gptx_models.checkpoints.weights import TensorSource, build, shown
 from gptx_models.gpt.config import GPTConfig

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.hf_config import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, to_halves
 from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
-from gptx_models.checkpoints.tensor_files import check_file, sha256
+from gptx_models.checkpoints.tensor_files import check_file
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
 from gptx_models.checkpoints.weights import TensorSource, build, shown
 from gptx_models.gpt.config import GPTConfig

@@ -13,10 +13,11 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.hf_config import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
-from gptx_models.checkpoints.tensor_files import check_file, load_torch_file, of_state_dict, sha256
+from gptx_models.checkpoints.tensor_files import check_file, load_torch_file, of_state_dict
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions
 from gptx_models.checkpoints.weights import build, shown, unwrapped
 from gptx_models.gpt.config import GPTConfig

@@ -17,6 +17,7 @@ import torch
 
 from gptx.artifact.class_head import Head
 from gptx.artifact.folders import new_folder
+from gptx.artifact.hashes import sha256
 from gptx.artifact.task import FILE as TASK_FILE
 from gptx.artifact.task import Task, task_json
 from gptx.errors import UsageError
@@ -31,7 +32,7 @@ from gptx_models.checkpoints.checkpoint import (
     save_checkpoint,
     write_json,
 )
-from gptx_models.checkpoints.tensor_files import open_folder, sha256
+from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.data.batches import all_rows, row_batches, steps_per_epoch
 from gptx_models.data.finetune_dataset import Study
 from gptx_models.evaluation.metrics import perplexity

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from gptx.artifact.folders import check_apart, new_folder
+from gptx.artifact.hashes import sha256
 from gptx.errors import UsageError
 from gptx.progress import note
 from gptx.system.cpu import cpu_name
 from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
-from gptx_models.checkpoints.tensor_files import open_folder, sha256, weight_files
+from gptx_models.checkpoints.tensor_files import open_folder, weight_files
 from gptx_models.checkpoints.text_setup import Words, words_of, words_of_tokenizer
 from gptx_models.checkpoints.tokenizer_files import quiet
 from gptx_models.data import corpus

@@ -1,7 +1,7 @@
-"""A classification head: the names of its outputs, what their values mean, and which token's logits count.
+"""A classification head: its labels, what its outputs mean, and which token's logits count.
 
-Read from config.json by the rules of transformers: PretrainedConfig, the ForSequenceClassification models and the
-text-classification pipeline. Knows no models.
+Read from config.json by the rules of transformers: PretrainedConfig, the models called
+...ForSequenceClassification, and the text-classification pipeline.
 """
 
 from __future__ import annotations
@@ -20,28 +20,36 @@ from gptx.errors import ArtifactError
 from gptx.softmax import log_softmax
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-N_LABELS = 2  # of a config.json that names neither labels nor their number: transformers' default
+N_LABELS = 2  # if config.json has neither id2label nor num_labels: transformers' default
 MOST_LABELS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Head:
-    """`problem_type` and `pad` (pad_token_id) as config.json has them; None: not there."""
+    """A classification head. None: config.json lacks the field."""
 
     labels: tuple[str, ...]
     problem_type: ProblemType | None = None
-    pad: int | None = None
+    pad: int | None = None  # pad_token_id
 
     @property
     def kind(self) -> ProblemType:
-        """What the outputs are, where config.json may not say it: one output alone is judged by itself."""
+        """The problem type, also if config.json lacks it.
+
+        Then one output means that a text has the label or not, and several outputs exclude each
+        other.
+        """
         if self.problem_type == "regression":
             return "regression"
         several = self.problem_type == "multi_label_classification" or len(self.labels) == 1
         return "multi_label_classification" if several else "single_label_classification"
 
     def values(self, logits: np.ndarray) -> np.ndarray:
-        """What the pipeline makes of logits (n_labels,): softmax, the sigmoid of each, or in regression the logits."""
+        """The scores that transformers' pipeline computes from logits (n_labels,).
+
+        Softmax if one label is right, the sigmoid of each logit if several may be, the logits
+        themselves in regression.
+        """
         if self.kind == "regression":
             return logits
         if self.kind == "multi_label_classification":
@@ -49,14 +57,17 @@ class Head:
         return np.exp(log_softmax(logits))
 
 
-def read_part(ids: Sequence[int], pad: int | None) -> list[int]:
-    """The tokens of a text that a head reads: to the last one that is not padding, whose logits count."""
+def strip_padding(ids: Sequence[int], pad: int | None) -> list[int]:
+    """The tokens up to the last one that is not padding: the head's logits at that token count."""
     return list(ids[: 1 + max((at for at, token in enumerate(ids) if token != pad), default=0)])
 
 
 def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
-    """The head of an artifact whose graph has `n_class` outputs. The labels that it was fine-tuned for go before those
-    of config.json. Raises ArtifactError."""
+    """The head of the artifact in `folder`, whose graph has `n_class` outputs.
+
+    The labels of the artifact's task, if it has some, are taken in place of those in config.json.
+    Raises ArtifactError.
+    """
     path = folder / "config.json"
     try:
         head = read_head(read_side_file(path))
@@ -72,7 +83,7 @@ def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
 
 
 def read_head(config: Mapping[str, Any]) -> Head:
-    """The head that a config.json describes. Raises ValueError, which names the field."""
+    """The head that a config.json describes. Raises ValueError that names the field."""
     names, count, pad = config.get("id2label"), config.get("num_labels"), config.get("pad_token_id")
     kind = config.get("problem_type")
     if kind is not None and kind not in get_args(ProblemType):
@@ -92,20 +103,22 @@ def read_head(config: Mapping[str, Any]) -> Head:
 
 
 def default_labels(count: int) -> tuple[str, ...]:
-    """transformers' names of classes that nobody has named."""
+    """transformers' names for classes without names: LABEL_0, LABEL_1, ..."""
     return tuple(f"LABEL_{at}" for at in range(count))
 
 
 def _labels(names: Any) -> tuple[str, ...]:
-    """id2label's names in the order of their ids: its keys are texts, and stand in any order."""
+    """The names in id2label in the order of their ids. Its keys are texts, in any order."""
     if not isinstance(names, dict):
         raise ValueError(
-            f"id2label is {names!r:.80}, expected an object such as {{'0': 'negative', '1': 'positive'}}"
+            f"id2label is {names!r:.80}, expected an object such as "
+            "{'0': 'negative', '1': 'positive'}"
         )
     by_id = {int(key): name for key, name in names.items() if str(key).isdecimal()}
     if len(names) != len(by_id) or sorted(by_id) != list(range(len(by_id))):
         raise ValueError(
-            f"id2label names the ids {', '.join(map(str, names)):.80}, expected 0 to {len(names) - 1}"
+            f"id2label names the ids {', '.join(map(str, names)):.80}, "
+            f"expected 0 to {len(names) - 1}"
         )
     odd = [name for name in by_id.values() if not isinstance(name, str | int | float)]
     if odd:

@@ -1,4 +1,4 @@
-"""Writing a folder or a file whole or not at all, and telling what kind of folder one is."""
+"""Folders and files on the disk: which kind they are, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,25 +16,39 @@ from typing import Literal
 from gptx.errors import OutputError, UsageError
 
 MANIFEST = "gptx.json"
-LFS_POINTER = (
-    b"version https://git-lfs"  # how the file begins that Git leaves where it has not fetched one
-)
+# The start of the small file that Git LFS leaves in place of a file that was not fetched.
+LFS_POINTER = b"version https://git-lfs"
+# Errors that are the disk's or the path's fault, not a bug.
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 def not_plain(folder: Path, name: str) -> str | None:
-    """Why `name` in `folder` must not be read: a link leads out of the folder (but for the hub's cache), or it is no plain
-    file. None where it is good. Raises OSError for a file that is missing or cannot be looked at."""
+    """Why the file `name` in `folder` must not be read; None if it may be.
+
+    It must be a plain file, and no link may lead out of the folder, except to a blob of the hub's
+    cache. Raises OSError if it is missing or cannot be looked at.
+    """
     path = folder / name
     mode = path.stat().st_mode
     if not lies_inside(path, folder):
         return f"{name} is a link that leads out of the folder"
     if stat.S_ISREG(mode):
         return None
-    return f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe, a device or a socket'}, not a file"
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+    return f"{name} is {what}, not a file"
 
 
 def is_plain(folder: Path, name: str) -> bool:
-    """As not_plain says; False also for what is missing or cannot be looked at."""
+    """True if the file may be read (see not_plain). False if it is missing, too."""
     try:
         return not_plain(folder, name) is None
     except OSError:
@@ -42,8 +56,11 @@ def is_plain(folder: Path, name: str) -> bool:
 
 
 def everything_in(folder: Path) -> Iterator[str]:
-    """The paths of all files and links in a folder and in its folders, however deep. Links are not followed, also not where
-    `folder` is one; a folder that cannot be read stands for itself. Nothing where there is no such folder."""
+    """The paths of all files and links in a folder, at any depth.
+
+    Links are not followed: if `folder` itself is a link or a file, its own path is given. A folder
+    that cannot be read is given in place of its files. If nothing is there, nothing is given.
+    """
     if os.path.islink(folder) or not os.path.isdir(folder):
         yield from [str(folder)] if os.path.lexists(folder) else []
         return
@@ -52,7 +69,7 @@ def everything_in(folder: Path) -> Iterator[str]:
         here = waiting.pop()
         try:
             entries = list(os.scandir(here))
-        except OSError:  # no permission, or a path that is too long
+        except OSError:  # no permission, or the path is too long
             yield here
             continue
         waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -62,12 +79,14 @@ def everything_in(folder: Path) -> Iterator[str]:
 def kind_of(
     path: Path,
 ) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
-    """What stands at a path: an artifact has our manifest, an adapter an adapter_config.json, a checkpoint a config.json.
+    """The kind of what is at a path.
 
-    A folder with both configurations is an adapter, whether or not there are weights of a model too: transformers loads
-    the base that the adapter names and applies the adapter, and programs that train adapters leave a config.json there.
+    An artifact has a gptx.json, an adapter an adapter_config.json, a checkpoint a config.json. A
+    folder with both configs is an adapter, even if it has a model's weights: transformers also
+    loads it as an adapter (on the base that it names), and programs that train adapters leave a
+    config.json in their folder.
     """
-    if not os.path.exists(path):  # not Path.exists(), which raises for a name that is too long
+    if not os.path.exists(path):  # Path.exists() would raise for a name that is too long
         return "missing"
     if not path.is_dir():
         return "file"
@@ -79,15 +98,16 @@ def kind_of(
 
 
 def lies_inside(file: Path, folder: Path) -> bool:
-    """Whether a file that `folder` names really lies in it, links followed, or is a blob of the hub's cache."""
+    """True if the file, links followed, lies in the folder or is a blob of the hub's cache."""
     root = os.path.realpath(folder)
     return os.path.realpath(file).startswith(os.path.join(root, "")) or is_hub_blob(file)
 
 
 def is_hub_blob(link: Path) -> bool:
-    """Whether this is a link as huggingface_hub's cache makes them, from REPO/snapshots/REVISION/... to REPO/blobs/HASH.
+    """True for a link such as huggingface_hub's cache makes.
 
-    Links of links count by where they end, so a blob that is itself a link to somewhere else is none.
+    It leads from REPO/snapshots/REVISION/... to a file in REPO/blobs/. Links are followed to their
+    end, so a "blob" that is itself a link to somewhere else does not count.
     """
     place = Path(os.path.realpath(link.parent))
     snapshots = next((above for above in place.parents if above.name == "snapshots"), None)
@@ -99,14 +119,15 @@ def is_hub_blob(link: Path) -> bool:
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """Yield an empty folder, which is moved to `path` if the block ends without an error.
 
-    `needed` bytes must be free there. An existing `path` is refused without `force`; with it, only an empty folder or
-    one that gptx, Hugging Face or PEFT wrote (it has a manifest or a config) is replaced. Raises OutputError.
+    If the block fails, the folder is removed, and `path` stays as it was. needed: bytes that must
+    be free on the disk. force: replace what is at `path`, if it is an empty folder, or one that
+    gptx, Hugging Face or PEFT wrote (it has a manifest or a config). Raises OutputError.
     """
-    path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
+    path = Path(os.path.realpath(path))  # of a link, the target is replaced
     check_output(path, force=force, needed=needed)
-    # named before it is made: Ctrl-C between the two must not leave it behind
+    # The name exists before the folder: Ctrl-C between the two must not leave the folder behind.
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,24 +142,13 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
         shutil.rmtree(staging, ignore_errors=True)
 
 
-_DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
-_DISK_ERRORS |= {errno.ENAMETOOLONG}
-
-
 def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
-    """Raise OutputError now for what would stop new_folder later, so that long work does not end in it."""
+    """Raise the OutputError that new_folder would raise, before long work begins."""
     kind = kind_of(path)
     if kind != "missing" and Path(os.path.realpath(path)) in (Path.cwd(), *Path.cwd().parents):
         raise OutputError(
-            f"{path} is or holds the current folder, and the output would replace it: choose another path"
+            f"{path} is or holds the current folder, and the output would replace it: "
+            "choose another path"
         )
     if kind == "file":
         raise OutputError(
@@ -160,12 +170,13 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OutputError(
-            f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free"
+            f"cannot write {path}: it takes {needed / 1e6:,.0f} MB, "
+            f"and {free / 1e6:,.0f} MB are free"
         )
 
 
 def check_new_file(path: Path, *, force: bool = False) -> None:
-    """Raise OutputError now for what would stop write_file later."""
+    """Raise OutputError if write_file would fail, or `path` exists and is not to be replaced."""
     if path.is_dir():
         raise OutputError(
             f"{path} is a folder, and a file is to be written there: choose another path"
@@ -181,7 +192,7 @@ def check_new_file(path: Path, *, force: bool = False) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all, in place of one that is there. Raises OutputError."""
+    """Write a file whole or not at all, replacing one that is there. Raises OutputError."""
     staging = path.absolute().parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
         staging.write_bytes(data)
@@ -193,12 +204,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Set right what a process that was killed while new_folder(path) swapped folders has left beside `path`."""
+    """Clean up after a process that was killed in new_folder(path).
+
+    Its unfinished folder is removed. If it was killed while it replaced `path`, the old folder is
+    moved back.
+    """
     path = Path(os.path.abspath(path))
-    begins = f".{path.name}."
-    for left in (
-        sorted(path.parent.glob(f"{glob.escape(begins)}????????.*")) if path.parent.is_dir() else ()
-    ):
+    if not path.parent.is_dir():
+        return
+    pattern = f"{glob.escape(f'.{path.name}.')}????????.*"
+    for left in sorted(path.parent.glob(pattern)):
         if left.suffix == ".old" and not path.exists():
             os.rename(left, path)
         elif left.suffix in (".old", ".part"):
@@ -206,8 +221,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raise UsageError where writing the folder `out` would remove what it is made from."""
-    if not os.path.exists(source):  # a name on the hub
+    """Raise UsageError if writing the folder `out` would remove its own source."""
+    if not os.path.exists(source):  # the name of a model on the hub
         return
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents:
@@ -220,12 +235,14 @@ def check_apart(source: Path, out: Path) -> None:
 
 
 def _swap(staging: Path, path: Path) -> None:
+    """Move `staging` to `path`, and remove what was there."""
     old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
     try:
         if path.exists():
             os.rename(path, old)
         os.rename(staging, path)
-    finally:  # whatever stops it, Ctrl-C too: the old folder or the new one stands at `path`
+    finally:
+        # Whatever stops it, Ctrl-C too: the old folder or the new one is at `path`.
         if old.exists() and not path.exists():
             os.rename(old, path)
         shutil.rmtree(old, ignore_errors=True)

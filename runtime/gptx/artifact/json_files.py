@@ -1,7 +1,6 @@
-"""JSON out of files and lines: the value, or one sentence that names the place and the fault.
+"""Read JSON from files and lines: a value, or an error of one sentence that names place and fault.
 
-Everything that gptx reads as JSON is read here, so that no file can end a command with a traceback. Does not know what the
-values mean.
+gptx reads all JSON of others here, so that no file can end a command with a traceback.
 """
 
 from __future__ import annotations
@@ -14,30 +13,34 @@ from typing import Any
 from gptx.artifact.folders import LFS_POINTER
 from gptx.errors import ArtifactError, GptxError
 
-MOST_DEEP = 100  # levels of brackets; json.dumps fails at about a thousand, far from the file that is at fault
+# Brackets within brackets. json.dumps would fail at about a thousand, where nobody knows any longer
+# which file was at fault.
+MOST_DEEP = 100
+_KINDS = {
+    dict: "object",
+    list: "list",
+    str: "text",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(
     path: Path, error: type[GptxError], *, optional: bool = False, advice: str = ""
 ) -> dict[str, Any]:
-    """The JSON object in a file. `optional`: {} where there is no such file. `advice` ends the messages.
+    """The JSON object in a file. Raises `error`.
 
-    Raises `error`.
+    optional: return {} if there is no such file. advice: what the user should do; it ends the
+    messages.
     """
     advice = f": {advice}" if advice else ""
-    try:
-        if not path.is_file() and path.exists():  # a pipe or a device might never end
-            raise error(f"{path} is not a file{advice}")
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    raw = _read_bytes(path, error, advice)
+    if raw is None:
         if optional:
             return {}
-        raise error(f"{path} does not exist{advice}") from None
-    except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
-        raise error(
-            f"cannot read {path}: {getattr(fault, 'strerror', None) or fault}{advice}"
-        ) from fault
+        raise error(f"{path} does not exist{advice}")
     if raw.startswith(LFS_POINTER):
         raise error(f"{path} is a Git LFS pointer: run git lfs pull in that clone")
     if not raw:
@@ -48,11 +51,26 @@ def read_json(
     return value
 
 
-def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice: str = "") -> Any:
-    """The value that `text` writes; `where` names it in messages, `advice` ends them. Raises `error`.
+def _read_bytes(path: Path, error: type[GptxError], advice: str) -> bytes | None:
+    """The bytes of a file; None if there is no such file. Raises `error` if it cannot be read."""
+    try:
+        if not path.is_file() and path.exists():  # reading a pipe or a device might never end
+            raise error(f"{path} is not a file{advice}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as fault:  # ValueError: a NUL in the name
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"cannot read {path}: {reason}{advice}") from fault
 
-    Refuses what Python's reader takes and no writer can give back: half surrogate pairs, and brackets in brackets without
-    end.
+
+def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice: str = "") -> Any:
+    """The value of a JSON text. Raises `error`.
+
+    where: what the messages call the text. advice: ends the messages, and begins with ": ".
+
+    Refuses two things that Python's reader accepts, but its writer does not: half a surrogate pair,
+    and more than MOST_DEEP brackets within each other.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -76,7 +94,7 @@ def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice:
         raise error(f"{where} is not JSON: {fault.msg} ({at}){advice}") from fault
     except RecursionError:
         raise error(_too_deep(where, advice)) from None
-    except ValueError as fault:  # a number of thousands of digits
+    except ValueError as fault:  # a number with more than 4,300 digits
         raise error(f"{where} is not JSON that can be read: {fault}{advice}") from fault
     if text.count("[") + text.count("{") > MOST_DEEP and _deeper(value, MOST_DEEP):
         raise error(_too_deep(where, advice))
@@ -84,29 +102,25 @@ def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice:
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls a value."""
-    names = {
-        dict: "object",
-        list: "list",
-        str: "text",
-        bool: "boolean",
-        int: "number",
-        float: "number",
-    }
-    return names.get(type(value), "null")
+    """What messages call a JSON value: "object", "list", "text", "boolean", "number" or "null"."""
+    return _KINDS.get(type(value), "null")
 
 
 def a_json_kind(value: Any) -> str:
-    """The same with its article: "an object", "a list"."""
+    """json_kind with its article: "an object", "a list"."""
     kind = json_kind(value)
     return f"an {kind}" if kind == "object" else f"a {kind}"
 
 
 def _too_deep(where: str, advice: str) -> str:
-    return f"{where} is not JSON that can be read: more than {MOST_DEEP} brackets stand in each other{advice}"
+    return (
+        f"{where} is not JSON that can be read: "
+        f"more than {MOST_DEEP} brackets stand in each other{advice}"
+    )
 
 
 def _deeper(value: Any, most: int) -> bool:
+    """True if lists and objects lie in each other more than `most` deep."""
     level = [value]
     for _ in range(most):
         inner = (
@@ -121,5 +135,8 @@ def _deeper(value: Any, most: int) -> bool:
 
 
 def read_side_file(path: Path) -> dict[str, Any]:
-    """A JSON object that stands beside an artifact's graph, {} where there is no such file. Raises ArtifactError."""
+    """The JSON object in an artifact's side file; {} if there is no such file.
+
+    Raises ArtifactError.
+    """
     return read_json(path, ArtifactError, optional=True, advice="copy the artifact again")

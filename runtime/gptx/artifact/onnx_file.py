@@ -1,7 +1,8 @@
-"""An ONNX file read as the protocol buffer that it is, as the runtime has no onnx: its nodes and its stored tensors.
+"""Read the nodes and the stored tensors of an ONNX file.
 
-The file may come from a stranger: whatever does not fit its own lengths is an ArtifactError, and nesting has an end.
-Weights are not read here, only where they lie. Field numbers are those of onnx.proto.
+The runtime has no onnx package, so the file is read here as a protocol buffer. It may come from a
+stranger: a file that is damaged, or nests too deep, is an ArtifactError. Weights are not read, only
+where they lie. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from gptx.errors import ArtifactError
 
-MOST_DEEP = 16  # graphs in nodes in graphs
-VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # kinds of fields (wire types)
+MOST_DEEP = 16  # graphs within nodes within graphs
+VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # protobuf's wire types
 MODEL_GRAPH, MODEL_FUNCTION = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 FUNCTION_NODE = 7
@@ -25,7 +26,10 @@ ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 2
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """`values`: the fields that hold the numbers in the file itself, each with its number (see TensorProto)."""
+    """A tensor that the file stores, with its numbers inside the file or in another one.
+
+    values: the fields of TensorProto that hold the numbers inside the file: (field number, value).
+    """
 
     name: str
     kind: int  # TensorProto.DataType
@@ -36,6 +40,8 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Node:
+    """A node of the graph: its operator, and the names of its inputs and outputs."""
+
     operator: str
     inputs: list[str]
     outputs: list[str]
@@ -43,7 +49,7 @@ class Node:
 
 @dataclass
 class OnnxFile:
-    """All of the file, the bodies of functions and of loops too."""
+    """All nodes and stored tensors of a file, including those in functions, loops and branches."""
 
     path: Path
     nodes: list[Node] = field(default_factory=list)
@@ -51,10 +57,10 @@ class OnnxFile:
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Raises ArtifactError for a file that is no ONNX file."""
+    """Read an ONNX file. Raises ArtifactError if it is none, or damaged."""
     found = OnnxFile(path)
     try:
-        with path.open("rb") as opened:  # mapped: small graphs have their weights inside
+        with path.open("rb") as opened:  # mapped, because weights may lie inside the file
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         for number, _, value in fields_of(memoryview(mapped)):
             if number == MODEL_GRAPH:
@@ -130,7 +136,10 @@ def _tensor(tensor: memoryview) -> StoredTensor:
 
 
 def fields_of(message: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """(field number, wire type, value) of a protocol buffer: integers, and bytes for everything else. Raises ValueError."""
+    """The fields of a protocol buffer: (field number, wire type, value).
+
+    The value is an integer for VARINT, and bytes for all other types. Raises ValueError.
+    """
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -152,6 +161,7 @@ def fields_of(message: memoryview) -> Iterator[tuple[int, int, Any]]:
 
 
 def packed_varints(values: memoryview) -> Iterator[int]:
+    """The integers of a packed field. Raises ValueError."""
     at = 0
     while at < len(values):
         value, at = _varint(values, at)
@@ -159,6 +169,7 @@ def packed_varints(values: memoryview) -> Iterator[int]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """The integer that begins at `at`, and where it ends. Raises ValueError."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

@@ -1,7 +1,7 @@
-"""gptx_task.json: what a model was fine-tuned for, and the prompts of such a task, few-shot ones too.
+"""gptx_task.json: the task that a model was fine-tuned for, and the prompts of that task.
 
-Training writes it, export copies it into the artifact, and both sides make their prompts with `prompt`: a model is asked
-exactly as it was trained. Knows neither tokens nor models.
+Training writes the file, and export copies it into the artifact. Training and the runtime both make
+their prompts with `prompt`, so a model is asked exactly as it was trained.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gptx.artifact.json_files import read_json
 from gptx.errors import ArtifactError, UsageError, shown
 
 Kind = Literal["text", "completion", "chat", "classify", "summarize"]
-Example = tuple[str, str]  # a text, and the label or the summary that is its answer
+Example = tuple[str, str]  # a text, and its answer: a label or a summary
 FILE = "gptx_task.json"
 TEXT = "{text}"
 CLASSIFY_TEMPLATE = "Text: {text}\nLabel:"
@@ -24,14 +24,18 @@ SUMMARIZE_TEMPLATE = "{text}\n\nSummary:"
 
 @dataclass(frozen=True)
 class Task:
-    """Raises UsageError for values that make no task."""
+    """A task. Raises UsageError for values that do not fit together.
+
+    kind: "text" (go on with a text), "completion" (prompts and completions), "chat", "classify" or
+    "summarize". template: the prompt with {text} in it, such as "{text}\\nLabel:"; the answer
+    follows after one space. labels: of classify. head: the model classifies by a classification
+    head, and not by the tokens of the labels.
+    """
 
     kind: Kind
-    template: str | None = None  # "{text}\nLabel:"; the answer follows it, with one space before it
-    labels: tuple[str, ...] = ()  # of classify
-    head: bool = (
-        False  # classify: a classification head (logits are of the labels) instead of label tokens
-    )
+    template: str | None = None
+    labels: tuple[str, ...] = ()
+    head: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
@@ -51,7 +55,10 @@ class Task:
 
 
 def read_task(folder: str | Path) -> Task | None:
-    """The task of a checkpoint, adapter or artifact folder; None where it has none. Raises ArtifactError."""
+    """The task of a checkpoint, adapter or artifact folder; None if it has no gptx_task.json.
+
+    Raises ArtifactError.
+    """
     path = Path(folder) / FILE
     if not path.exists():
         return None
@@ -72,14 +79,15 @@ def read_task(folder: str | Path) -> Task | None:
 
 
 def task_json(task: Task) -> dict[str, Any]:
-    """What gptx_task.json holds; `read_task` reads it back."""
+    """The object for gptx_task.json; `read_task` reads it back."""
     return {**asdict(task), "labels": list(task.labels)}
 
 
 def prompt(template: str, text: str, examples: Sequence[Example] = ()) -> str:
-    """`template` with `text` in it, after as many examples (text, answer) as are given: zero-, one- or few-shot.
+    """The prompt for a text: the template with `text` in it, behind the examples (few-shot).
 
-    An example is the template with its text, a space, its answer and an empty line. Raises UsageError.
+    Each example (text, answer) is written as the template with its text, a space, its answer and an
+    empty line. Raises UsageError for a template without {text}.
     """
     check_template(template)
     before, after = template.split(TEXT)
@@ -88,7 +96,7 @@ def prompt(template: str, text: str, examples: Sequence[Example] = ()) -> str:
 
 
 def check_template(template: str) -> None:
-    """Raises UsageError."""
+    """Raise UsageError unless the template holds {text} once and does not end in a space."""
     if not isinstance(template, str):
         raise UsageError(f"the template is {shown(template)}, expected a text with {TEXT} in it")
     count = template.count(TEXT)
@@ -96,12 +104,13 @@ def check_template(template: str) -> None:
         raise UsageError(f"the template {template!r} holds {TEXT} {_times(count)}, expected once")
     if template.endswith(" "):
         raise UsageError(
-            f"the template {template!r} ends in a space, and the answer brings its own: leave it out"
+            f"the template {template!r} ends in a space, and the answer brings its own: "
+            "leave it out"
         )
 
 
 def check_texts(name: str, texts: Sequence[str]) -> None:
-    """Raises UsageError for what is no list of texts."""
+    """Raise UsageError unless `texts` is a list of texts. name: what the message calls them."""
     if (
         isinstance(texts, str)
         or not isinstance(texts, Sequence)
@@ -111,7 +120,10 @@ def check_texts(name: str, texts: Sequence[str]) -> None:
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Raises UsageError: at least two labels, all different, none empty or with white space around it."""
+    """Raise UsageError unless there are at least two labels, all different.
+
+    None may be empty, or have white space around it.
+    """
     check_texts("labels", labels)
     bare = next((label for label in labels if not label.strip() or label != label.strip()), None)
     if bare is not None:
@@ -125,7 +137,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def check_examples(examples: Sequence[Example]) -> None:
-    """Raises UsageError for what is no list of (text, answer)."""
+    """Raise UsageError unless `examples` is a list of (text, answer)."""
     if isinstance(examples, str) or not isinstance(examples, Sequence):
         raise UsageError(
             f"examples are {shown(examples)}, expected a list of pairs: a text and its answer"

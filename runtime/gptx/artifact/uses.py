@@ -1,4 +1,4 @@
-"""What the model in a folder is for, in words, and the command that uses it. Reads small JSON files only."""
+"""For people: the task of the model in a folder, in words, and the command that uses the model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from gptx.artifact.class_head import head_of
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import read_task
+from gptx.errors import first_of
 
-SHOWN = 8  # labels
+MOST_LABELS = 8  # in a message
 _HEADS = {
     "single_label_classification": "classifies by a head, as one of",
     "multi_label_classification": "classifies by a head, each label by itself:",
@@ -19,8 +20,11 @@ _HEADS = {
 
 
 def task_in_words(folder: Path, n_class: int) -> str:
-    """`n_class`: outputs of the classification head, 0 of a language model. "" where the model has no task. Raises
-    ArtifactError."""
+    """The task of the model in `folder`, such as "classifies by a head, as one of good, bad".
+
+    n_class: outputs of the classification head; 0 for a language model. Returns "" if the model has
+    no task. Raises ArtifactError.
+    """
     task = read_task(folder)
     if n_class:
         head = head_of(folder, n_class, task)
@@ -35,7 +39,10 @@ def task_in_words(folder: Path, n_class: int) -> str:
 
 
 def use_command(manifest: Manifest, text: str | None = None) -> str:
-    """The command for an artifact's task, else for generating. `text` as it is typed in a shell; None: a placeholder."""
+    """The command that uses an artifact: that of its task, or else `gptx run`.
+
+    text: the input, as it is typed in a shell; None: a placeholder such as PROMPT.
+    """
     path, task = manifest.path, read_task(manifest.path)
     kind = "classify" if manifest.model.n_class else task.kind if task else None
     artifact = f"-m {shlex.quote(str(path))}"
@@ -48,5 +55,5 @@ def use_command(manifest: Manifest, text: str | None = None) -> str:
 
 
 def listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(labels[:SHOWN]) + more
+    """Labels for a message, at most MOST_LABELS of them."""
+    return first_of(labels, MOST_LABELS)

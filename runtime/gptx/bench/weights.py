@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptx.artifact.manifest import REFERENCE
+from gptx.artifact.layout import REFERENCE
 from gptx.artifact.onnx_file import Node, read_onnx
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from gptx.artifact.manifest import Manifest, Shape
-from gptx.errors import ArtifactError
+from gptx.errors import ArtifactError, first_of
 
 # ONNX Runtime's names of types
 LOGITS_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+MOST_NAMES = 4  # in a message: another tool's graph may lack dozens
 INTEGER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -45,7 +46,7 @@ def _name_problems(shape: Shape, inputs: set[str], outputs: set[str]) -> Iterato
         ("outputs are missing", results - outputs),
     ):
         if names:
-            yield f"{text}: {_first_names(names)}"
+            yield f"{text}: {first_of(sorted(names), MOST_NAMES)}"
 
 
 def _cache_problems(manifest: Manifest, inputs: dict[str, Any]) -> Iterator[str]:
@@ -76,9 +77,3 @@ def _logits_problems(shape: Shape, logits: Any | None) -> Iterator[str]:
     if isinstance(size, int) and size != shape.n_logits:
         name = "n_class" if shape.n_class else "vocab_size"
         yield f"logits has {size} values, expected {name} {shape.n_logits}"
-
-
-def _first_names(names: set[str]) -> str:
-    """At most four of the names: another tool's graph may lack dozens."""
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")

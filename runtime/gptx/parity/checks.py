@@ -11,7 +11,8 @@ from typing import Any
 
 from gptx.artifact.folders import MANIFEST
 from gptx.artifact.json_files import read_side_file
-from gptx.artifact.manifest import Manifest, some
+from gptx.artifact.manifest import MOST_PROBLEMS, Manifest
+from gptx.errors import first_of
 from gptx.generation.loaded_model import LoadedModel
 from gptx.parity.reference import Reference
 from gptx.parity.report import Check
@@ -25,7 +26,7 @@ SHOWN = 5  # problems of one check that are printed
 def check_seal(seal: Seal, manifest: Manifest) -> Check:
     """Are the files and gptx.json as they were when the artifact was made?"""
     found = changes(seal, manifest.raw)
-    bad = f"not as when the artifact was made: {some(found)}"
+    bad = f"not as when the artifact was made: {first_of(found, MOST_PROBLEMS, '; ')}"
     good = "files and gptx.json are as when the artifact was made"
     return Check("unchanged", bad if found else good, not found)
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from gptx.artifact.json_files import parse_json
-from gptx.artifact.manifest import REFERENCE as FILE
+from gptx.artifact.layout import REFERENCE as FILE
 from gptx.artifact.manifest import Shape
 from gptx.errors import ArtifactError
 from gptx.parity.reference_problems import problems

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptx.artifact.folders import MANIFEST
-from gptx.artifact.manifest import REFERENCE
+from gptx.artifact.layout import REFERENCE
 
 if TYPE_CHECKING:
     from gptx.parity.reference import Reference

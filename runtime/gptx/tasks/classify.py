@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from gptx.artifact.class_head import Head, ProblemType, read_part
+from gptx.artifact.class_head import Head, ProblemType, strip_padding
 from gptx.artifact.task import (
     CLASSIFY_TEMPLATE,
     Example,
@@ -247,7 +247,7 @@ def _by_head(
         for text in texts:
             fitted = fit_or_say(text, ask, tokenizer, session.limit, 0)
             session.rewind([0])
-            logits = session.feed([read_part(fitted.ids, head.pad)])[0].astype(np.float64)
+            logits = session.feed([strip_padding(fitted.ids, head.pad)])[0].astype(np.float64)
             yield _result(head, logits, len(fitted.ids), fitted.left_out)
 
 

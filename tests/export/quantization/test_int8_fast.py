@@ -19,7 +19,8 @@ from builders.gptx_command import gptx as command
 from builders.tiny_artifact import refresh
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
-from gptx.artifact.manifest import check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.manifest import read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.session import Session

@@ -13,7 +13,7 @@ from builders.hub_cache import as_in_the_cache, with_hard_links
 from gpt_export.graph.stored_weights import read_graph, read_proto
 from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact.folders import is_hub_blob, lies_inside
-from gptx.artifact.manifest import GRAPH
+from gptx.artifact.layout import GRAPH
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError
 from gptx.verify import verify

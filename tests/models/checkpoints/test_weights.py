@@ -20,7 +20,7 @@ from gpt_export.export import export_checkpoint
 from gpt_export.graph.stored_weights import read_graph
 from gpt_export.quantization.quantize import quantize_artifact
 from gpt_export.via_optimum.quantize import quantize_graph
-from gptx.artifact.manifest import GRAPH
+from gptx.artifact.layout import GRAPH
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.inspect import describe
 from gptx_models.checkpoints.checkpoint import load_model

@@ -1,4 +1,4 @@
-"""Opening artifacts: every kind of bad folder, graph, device and ONNX Runtime gives one clear sentence."""
+"""Opening artifacts: each bad folder, graph, device or ONNX Runtime gives one clear sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from onnx import helper
 import gptx
 from builders.hub_cache import as_in_the_cache
 from builders.tiny_artifact import refresh, write_artifact
-from gptx.artifact.manifest import GRAPH_FOLDERS, SIDE_FILES, check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.layout import GRAPH_FOLDERS, SIDE_FILES
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.inspect import describe
 from gptx.ort import library
@@ -64,10 +66,10 @@ def test_a_changed_file_has_another_hash(folder: Path) -> None:
 def test_a_file_that_grows_is_not_read_to_its_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the check of sizes and that of hashes."""
+    """It grows between the check of its size and that of its hash."""
     manifest = read_manifest(folder)
     with (folder / "tokenizer.json").open("ab") as file:
-        file.truncate(1 << 40)  # takes no place on the disk, and hours to read
+        file.truncate(1 << 40)  # a sparse file: no place on the disk, but hours to read
     with pytest.raises(ArtifactError, match="tokenizer.json has sha256 of other bytes"):
         check_hashes(manifest)
 
@@ -77,8 +79,8 @@ def test_a_file_that_grows_is_not_read_to_its_end(
 
 @pytest.mark.parametrize(
     "name",
-    ["onnx/other.onnx_data", "onnx/deeper/weights.bin", "compiled/graph.pb", "chat_template.jinja", "gptx_task.json",
-     "added_tokens.json", "gptx_reference.safetensors", "genai_config.json"],
+    ["onnx/other.onnx_data", "onnx/deeper/weights.bin", "compiled/graph.pb", "chat_template.jinja",
+     "gptx_task.json", "added_tokens.json", "gptx_reference.safetensors", "genai_config.json"],
 )  # fmt: skip
 def test_a_file_that_would_be_read_must_be_listed(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,7 @@ def test_files_that_nothing_reads_may_lie_there(folder: Path) -> None:
 
 
 def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
-    """gptx.load, a chat, verify and inspect, watched: a file that they come to read must stand in artifact.SIDE_FILES."""
+    """gptx.load, chat, verify and inspect open only files that SIDE_FILES or GRAPH_FOLDERS cover."""
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     refresh(folder)
     known = {"gptx.json", *SIDE_FILES}
@@ -115,7 +117,9 @@ def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
     code = (
         "import sys, gptx; from gptx.inspect import describe\n"
         "opened = set()\n"
-        "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
+        "def hook(event, args):\n"
+        "    if event == 'open': opened.add(str(args[0]))\n"
+        "sys.addaudithook(hook)\n"
         "model = gptx.load(sys.argv[1], threads=1); model.chat(); describe(model.path)\n"
         "from gptx.verify import verify\n"
         "try: verify(model.path, threads=1)\n"
@@ -318,7 +322,8 @@ def test_a_newer_format(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [("{", "is not JSON"), ("[]", "holds a JSON list, expected an object"),
-     ('{"format": "other"}', "is not a gptx manifest"), ('{"format": "gptx"}', "format_version None, expected 1")],
+     ('{"format": "other"}', "is not a gptx manifest"),
+     ('{"format": "gptx"}', "format_version None, expected 1")],
 )  # fmt: skip
 def test_a_broken_manifest(folder: Path, text: str, says: str) -> None:
     (folder / "gptx.json").write_text(text)
@@ -337,8 +342,15 @@ def test_all_that_is_wrong_with_the_manifest_at_once(folder: Path) -> None:
     )
     with pytest.raises(ArtifactError) as error:
         gptx.load(folder)
-    for says in ("precision is 'fp8', expected one of fp32, fp16, int8, int4", "cache is 'paged'", "prefill_chunk is 0",
-                 "model.n_layer is '2'", "model.n_ctx is None", "tokens.eos is 5", "tokens.bos is 'x'"):  # fmt: skip
+    for says in (
+        "precision is 'fp8', expected one of fp32, fp16, int8, int4",
+        "cache is 'paged'",
+        "prefill_chunk is 0",
+        "model.n_layer is '2'",
+        "model.n_ctx is None",
+        "tokens.eos is 5",
+        "tokens.bos is 'x'",
+    ):
         assert says in str(error.value)
 
 
@@ -463,7 +475,7 @@ def test_no_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_emptied_onnxruntime(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two installed packages was uninstalled: an empty folder is left in the other's place."""
+    """One of the two packages was uninstalled, and left an empty module folder behind."""
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     found = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
     monkeypatch.setattr(library, "installed_packages", lambda: found)
@@ -492,7 +504,7 @@ def test_the_default_model_is_what_loads_without_a_path(
 
 
 def test_more_threads_than_any_machine_has(folder: Path) -> None:
-    """ONNX Runtime takes 99999: it fills the memory with their queues and does not come back."""
+    """ONNX Runtime would accept 99999, fill the memory with their queues and never return."""
     with pytest.raises(UsageError, match="threads is 99999, expected 1 to "):
         gptx.load(folder, threads=99999)
 

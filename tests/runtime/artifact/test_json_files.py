@@ -1,4 +1,4 @@
-"""JSON that cannot be read, wherever it stands: one sentence that names the place and the fault."""
+"""JSON that cannot be read is refused in one sentence that names the place and the fault."""
 
 from __future__ import annotations
 
@@ -52,21 +52,32 @@ def test_files_that_are_no_objects(tmp_path: Path) -> None:
     assert read_json(file, UsageError, optional=True) == {}
     with pytest.raises(UsageError, match="a.json does not exist"):
         read_json(file, UsageError)
-    for raw, says in ((b"", "is empty"), (b"[]", "holds a JSON list, expected an object"), (b"null", "a JSON null"),
-                      (b"version https://git-lfs", "Git LFS pointer")):  # fmt: skip
+    for raw, says in (
+        (b"", "is empty"),
+        (b"[]", "holds a JSON list, expected an object"),
+        (b"null", "a JSON null"),
+        (b"version https://git-lfs", "Git LFS pointer"),
+    ):
         file.write_bytes(raw)
         with pytest.raises(
             UsageError, match=f"a.json {says}|a.json is a {says}|a.json holds {says}"
         ):
             read_json(file, UsageError)
     file.unlink()
-    os.mkfifo(file)  # reading it would wait for ever
+    os.mkfifo(file)  # reading it would never end
     with pytest.raises(UsageError, match="a.json is not a file"):
         read_json(file, UsageError, optional=True)
 
 
-ARTIFACT_FILES = ("gptx.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-                  "special_tokens_map.json", "gptx_task.json")  # fmt: skip
+ARTIFACT_FILES = (
+    "gptx.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "gptx_task.json",
+)
 
 
 @pytest.mark.parametrize("name", ARTIFACT_FILES)
@@ -82,7 +93,7 @@ def test_brackets_without_end_in_an_artifact(
         with gptx.load(folder, threads=1) as model:
             model.classify("a", ["b", "c"])
 
-    if name == "config.json":  # which load does not read
+    if name == "config.json":  # gptx.load does not read it
         assert command("inspect", folder).err.startswith("gptx: ")
         return
     with pytest.raises(ArtifactError, match=name):
@@ -106,8 +117,14 @@ def test_a_template_that_nests_too_deep(
         model.chat().send("hello")
 
 
-CHECKPOINT_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-                    "gptx_source.json", "model.safetensors")  # fmt: skip
+CHECKPOINT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "gptx_source.json",
+    "model.safetensors",
+)
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_FILES)

@@ -1,4 +1,4 @@
-"""gptx_task.json there and back, the prompts of tasks, and what is refused."""
+"""gptx_task.json is read as it was written; prompts of tasks; values that are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gptx.errors import ArtifactError, UsageError
         Task("classify", labels=("a", "ü"), head=True),
     ],
 )
-def test_there_and_back(task: Task, tmp_path: Path) -> None:
+def test_a_task_is_read_as_it_was_written(task: Task, tmp_path: Path) -> None:
     (tmp_path / "gptx_task.json").write_text(json.dumps(task_json(task)))
     assert read_task(tmp_path) == task
 

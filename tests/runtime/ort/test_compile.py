@@ -17,7 +17,9 @@ import pytest
 import gptx
 from builders.gptx_command import gptx as command
 from builders.tiny_artifact import refresh
-from gptx.artifact.manifest import REFERENCE, check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.layout import REFERENCE
+from gptx.artifact.manifest import read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, OutputError, ParityError, ProviderError, UsageError
 from gptx.ort import compiled

@@ -24,7 +24,8 @@ from builders.pretend_cuda import pretend_cuda
 from builders.tiny_artifact import write_artifact
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
-from gptx.artifact.manifest import check_hashes, read_manifest
+from gptx.artifact.hashes import check_hashes
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, GptxError, ProviderError
 from gptx.inspect import describe
 from gptx.kv_cache import cuda as cuda_cache

@@ -25,7 +25,8 @@ from builders.gptx_command import gptx as command
 from builders.tiny_artifact import certify_artifact, refresh, write_artifact
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.quantization.quantize import gpt_config
-from gptx.artifact.manifest import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES, read_manifest
+from gptx.artifact.layout import GRAPH_FOLDERS, MANIFEST_MOST, SIDE_FILES
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, CheckpointError, GptxError
 from gptx.inspect import describe
 from gptx.text.chat_template import ChatTemplate
