@@ -108,7 +108,7 @@ def test_files_that_nothing_reads_may_lie_there(folder: Path) -> None:
 
 
 def test_whatever_is_opened_in_the_folder_is_listed(folder: Path) -> None:
-    """gptx.load, chat, verify and inspect open only files that SIDE_FILES or GRAPH_FOLDERS cover."""
+    """gptx.load, chat, verify and inspect open only files in SIDE_FILES or GRAPH_FOLDERS."""
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     refresh(folder)
     known = {"gptx.json", *SIDE_FILES}
