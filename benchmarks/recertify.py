@@ -18,9 +18,9 @@ import numpy as np
 
 import gptx
 from gpt_export.certificate.certify import complete, record_artifact
-from gpt_export.certificate.eval_text import proof
-from gpt_export.export import reference_budget
-from gpt_export.quantization.quantize import own_card
+from gpt_export.certificate.eval_text import load_eval_text
+from gpt_export.certificate.prove import reference_budget
+from gpt_export.quantization.quantize import source_card
 from gpt_export.side_files import write_card, write_manifest
 from gptx.artifact.folders import MANIFEST
 from gptx.artifact.hashes import check_hashes
@@ -52,13 +52,13 @@ def main() -> None:
     )
     proved = {**raw, "certificate": certificate}
     write_json(folder / MANIFEST, write_seal(folder, proved, reference, seal_of(proved)))
-    write_card(folder, folder.name, own_card(folder))
+    write_card(folder, folder.name, source_card(folder))
 
 
 def completed(reference: Reference, model: Model) -> Reference:
     """With the context and the words, and with so many of the highest logits that the file keeps its size."""
     facts = model.manifest
-    text = proof(facts.path, vocab_size=facts.model.vocab_size, n_ctx=model.n_ctx)
+    text = load_eval_text(facts.path, vocab_size=facts.model.vocab_size, n_ctx=model.n_ctx)
     with tempfile.NamedTemporaryFile() as scratch:
         recording = record_artifact(model, text, Path(scratch.name))
     found = complete(reference, recording, facts.path, facts.raw["tokens"])

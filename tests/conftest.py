@@ -1,4 +1,7 @@
-"""Fixtures of several test files: tiny artifacts of every cache form, and a tiny model at each stage of the pipeline."""
+"""Fixtures of several test files.
+
+Tiny artifacts of every cache form, and a tiny model at each stage of the pipeline.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +17,17 @@ from filelock import FileLock
 
 from builders.exported import write_checkpoint
 from builders.tiny_artifact import write_artifact
+from builders.traced_graphs import traced_once
 from gpt_export.export import export_checkpoint
+from gpt_export.graph import build
 from gpt_export.quantization.quantize import quantize_artifact
 
 hypothesis.settings.register_profile("gptx", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("gptx")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def operators_are_read_once() -> Iterator[None]:
-    """The exporter reads the sources of 500 ONNX functions for each graph, a quarter of a tiny model's
-    export; here it reads them once."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-        )
-        yield
-
-
 def once(path: Path, make: Callable[[Path], object]) -> Path:
-    """`path`, made by the first of pytest's processes that needs it (pytest -n has several)."""
+    """`path`, made by the first of pytest's processes that needs it (`pytest -n` starts several)."""
     with FileLock(f"{path}.lock"):
         if not path.exists():
             make(path)
@@ -44,11 +36,28 @@ def once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what is made once and only read: all processes of a run have the same."""
+    """A folder for artifacts that are made once and only read, shared by all pytest processes."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "pipeline"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_are_traced_once(pipeline: Path) -> Iterator[None]:
+    """Trace each graph structure once per test run, and read the exporter's 500 functions once.
+
+    Tracing takes seconds even for a tiny model; a quarter of that is the reading of the functions.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    folder = pipeline / "traces"
+    folder.mkdir(exist_ok=True)
+    registry = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
+        patch.setattr(build, "trace", traced_once(build.trace, folder))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +80,13 @@ def checkpoint(pipeline: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def fp32(pipeline: Path, checkpoint: Path) -> Path:
-    """The artifact that export makes of `checkpoint`."""
+    """The fp32 artifact of `checkpoint`."""
     return once(pipeline / "fp32", lambda path: export_checkpoint(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
 def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
-    """What quantize makes of `fp32`: recipe -> artifact. Random weights have no room for error, so it is accepted."""
+    """Quantized artifacts of `fp32` by recipe. Random weights exceed the limits, so `accept` is set."""
     return {
         to: once(
             pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True)
@@ -88,7 +97,7 @@ def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For training: the same sums in the same order each time, and no two tests that wait for each other's threads."""
+    """One PyTorch thread for training: sums in a fixed order, and no tests waiting for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -314,7 +314,8 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def _plan_export(checkpoint: Path, cache: Any) -> None:
-    from gpt_export.export import choose_form, plan_export
+    from gpt_export.graph.attention_forms import choose_form
+    from gpt_export.plan import plan_export
 
     config = load_config(checkpoint)
     choose_form(config, cache)

@@ -1,4 +1,4 @@
-"""The files that stand beside the graph: what other loaders read, our manifest, and the model card."""
+"""Write the files beside the graph: configuration for other loaders, gptx.json, model card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from gptx.artifact.folders import MANIFEST
 from gptx.artifact.hashes import sha256
 from gptx.artifact.task import FILE as TASK
 from gptx.artifact.uses import task_in_words
-from gptx.progress import stage
 from gptx_models.checkpoints import tensor_files
 from gptx_models.checkpoints.checkpoint import write_json
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer
@@ -30,22 +29,25 @@ CARD = "README.md"
 
 
 def copy_side_files(source: Path, out: Path) -> None:
-    """Copy the side files of an artifact, which agree with each other already."""
+    """Copy configuration and tokenizer files from one artifact to another, unchanged."""
     for name in COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file. Raises CheckpointError."""
+    """Read a JSON object; {} if the file does not exist. Raises CheckpointError."""
     return tensor_files.read_json(path) if path.exists() else {}
 
 
 def write_genai_config(
     out: Path, shape: dict[str, Any], tokens: dict[str, Any], *, shared: bool
 ) -> None:
-    """genai_config.json for onnxruntime-genai, which refuses keys that it does not know (its config.h). It only generates:
-    a model with a classification head gets none."""
+    """Write genai_config.json for onnxruntime-genai, which refuses keys outside its src/config.h.
+
+    shape: `model` of gptx.json; tokens: `tokens` of gptx.json. shared: True if the cache has the
+    form `shared`. A model with a classification head gets no such file: genai only generates text.
+    """
     if shape.get("n_class"):
         return
     eos = tokens["eos"] or [0]
@@ -86,16 +88,19 @@ def write_genai_config(
 
 
 def token_facts(folder: Path) -> dict[str, Any]:
-    """bos, eos and pad ids as generation_config.json names them (see token_ids.py), and how many ids the tokenizer
-    knows. Raises CheckpointError for a tokenizer that is damaged."""
+    """`tokens` of gptx.json: bos, eos and pad ids, and the size of the tokenizer.
+
+    vocab_size is the tokenizer's highest id + 1, or None without a tokenizer; it may be smaller
+    than the model's. Raises CheckpointError for a damaged tokenizer.
+    """
     generation = read_json(folder / "generation_config.json")
     eos = generation.get("eos_token_id")
-    known = None
+    tokenizer_vocab_size = None
     if (folder / "tokenizer.json").exists():
         vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab(with_added_tokens=True)
-        known = max(vocabulary.values(), default=-1) + 1
+        tokenizer_vocab_size = max(vocabulary.values(), default=-1) + 1
     return {
-        "vocab_size": known,
+        "vocab_size": tokenizer_vocab_size,
         "bos": generation.get("bos_token_id"),
         "eos": [] if eos is None else eos if isinstance(eos, list) else [eos],
         "pad": generation.get("pad_token_id"),
@@ -103,8 +108,11 @@ def token_facts(folder: Path) -> dict[str, Any]:
 
 
 def write_manifest(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """gptx.json: `facts` with the format's version, ours, and the hash and size of every file but itself and the card.
-    Its certificate is empty as yet. Returns what was written."""
+    """Write gptx.json with an empty certificate; returns its content.
+
+    It holds `facts`, the versions of the format and of gptx, and the SHA-256 and size of every file
+    except gptx.json itself and the model card.
+    """
     files = sorted(
         p
         for p in out.rglob("*")
@@ -125,38 +133,33 @@ def write_manifest(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def hash_folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
-    with stage("Hashing the checkpoint"):
-        return {p.name: sha256(p) for pattern in patterns for p in sorted(folder.glob(pattern))}
-
-
 def write_card(out: Path, name: str, card: str | None = None) -> None:
-    """README.md, a model card written from the manifest. `card` is text of the checkpoint's own, kept below."""
+    """Write README.md, a model card with the facts of gptx.json.
+
+    name: its title. card: the checkpoint's own card, which is appended.
+    """
     manifest = read_json(out / MANIFEST)
-    certificate, shape = manifest["certificate"], manifest["model"]
-    figures, greedy = certificate["figures"], certificate["greedy"]
+    lines = [*_card_head(out, name, manifest), *_card_certificate(manifest["certificate"])]
+    (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
+
+
+def _card_head(out: Path, name: str, manifest: dict[str, Any]) -> list[str]:
+    shape, source = manifest["model"], manifest["source"]
+    task = task_in_words(out, shape.get("n_class", 0))
+    tag = "text-classification" if shape.get("n_class") else "text-generation"
+    parameters = shape["n_parameters"]
     size = sum(
         entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/")
     )
-    source, task = manifest["source"], task_in_words(out, shape.get("n_class", 0))
-    language = (
-        [
-            f"| perplexity | {_number(figures['perplexity'])} ± {_number(figures['perplexity_error'])} |",
-            f"| the reference's | {_number(figures['perplexity_reference'])} |",
-            f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |",
-        ]
-        if greedy["compared"]
-        else []
-    )
-    lines = [
+    return [
         "---",
         "library_name: gptx",
-        f"tags: [onnx, gptx, {'text-classification' if shape.get('n_class') else 'text-generation'}]",
+        f"tags: [onnx, gptx, {tag}]",
         *([f"license: {source['licence']}"] if source.get("licence") else []),
         "---",
         f"# {name}",
         "",
-        f"A GPT of {shape['n_parameters'] / 1e6:,.1f}M parameters as ONNX in {manifest['precision']},"
+        f"A GPT of {parameters / 1e6:,.1f}M parameters as ONNX in {manifest['precision']},"
         f" written by gptx {manifest['gptx_version']}. {_loaders(manifest)}",
         "",
         "| | |",
@@ -165,23 +168,39 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         f"| layers, width | {shape['n_layer']}, {shape['n_embd']} |",
         f"| heads, of keys and values | {shape['n_head']}, {shape['n_kv_head']} |",
         f"| context, vocabulary | {shape['n_ctx']}, {shape['vocab_size']} |",
-        f"| graph and weights | {size / 1e6:,.1f} MB, {size / shape['n_parameters']:.2f} bytes a parameter |",
+        f"| graph and weights | {size / 1e6:,.1f} MB, {size / parameters:.2f} bytes a parameter |",
         *_mix(manifest["quantization"] or {}),
         f"| made from | {source.get('name', 'a checkpoint')} ({source.get('format', 'unknown')}) |",
         "",
+    ]
+
+
+def _card_certificate(certificate: dict[str, Any]) -> list[str]:
+    figures, greedy = certificate["figures"], certificate["greedy"]
+    text, environment = certificate["text"], certificate["environment"]
+    perplexity, identical = [], []
+    if greedy["compared"]:  # a language model
+        error = _number(figures["perplexity_error"])
+        perplexity = [
+            f"| perplexity | {_number(figures['perplexity'])} ± {error} |",
+            f"| the reference's | {_number(figures['perplexity_reference'])} |",
+        ]
+        identical = [f"| identical greedy tokens | {greedy['identical']} of {greedy['compared']} |"]
+    largest, mean = figures["max_abs"], figures["mean_abs"]
+    return [
         "## Parity certificate",
         "",
-        f"Against {certificate['against']} on {certificate['text']['source']} ({certificate['text']['tokens']} tokens,"
-        f" windows of {certificate['text']['window']}, none overlapping), {certificate['environment']['cpu']},"
-        f" {certificate['environment']['provider']}:",
+        f"Against {certificate['against']} on {text['source']} ({text['tokens']} tokens,"
+        f" windows of {text['window']}, none overlapping), {environment['cpu']},"
+        f" {environment['provider']}:",
         "",
         "| figure | |",
         "|---|---|",
-        *language[:2],
+        *perplexity,
         f"| mean KL, 99.9th percentile | {figures['kl_mean']:.2e}, {figures['kl_p999']:.2e} |",
         f"| same top-1 | {figures['same_top1']:.2%} |",
-        f"| largest, mean difference of a logit | {figures['max_abs']:.2e}, {figures['mean_abs']:.2e} |",
-        *language[2:],
+        f"| largest, mean difference of a logit | {largest:.2e}, {mean:.2e} |",
+        *identical,
         "",
         "Outside its limits, and accepted as it is."
         if certificate["accepted"]
@@ -189,20 +208,22 @@ def write_card(out: Path, name: str, card: str | None = None) -> None:
         *_context(certificate),
         "Prove it again on your machine: `gptx verify` with this folder.",
     ]
-    (out / CARD).write_text("\n".join(lines) + "\n" + (f"\n{card}\n" if card else ""), "utf-8")
 
 
 def _loaders(manifest: dict[str, Any]) -> str:
     if manifest["model"].get("n_class"):
-        return "It has a classification head, and `gptx classify` or `gptx.load(...).classify` reads a text with it."
+        return (
+            "It has a classification head, and `gptx classify` or `gptx.load(...).classify`"
+            " reads a text with it."
+        )
     return (
-        "It loads in gptx, onnxruntime-genai, optimum and transformers.js where its configuration allows it"
-        f" (cache form: {manifest['cache']}, config.json: {manifest['model_type']})."
+        "It loads in gptx, onnxruntime-genai, optimum and transformers.js where its configuration"
+        f" allows it (cache form: {manifest['cache']}, config.json: {manifest['model_type']})."
     )
 
 
 def _context(certificate: dict[str, Any]) -> list[str]:
-    """The card's line where positions beyond the proof text were not recorded from the reference."""
+    """A line of the card if long positions were compared with another model than the reference."""
     against = certificate.get("context_against")
     return [f"Positions beyond the proof text are compared with {against}."] if against else []
 
@@ -212,7 +233,7 @@ def _number(value: float | None) -> str:
 
 
 def _mix(quantization: dict[str, Any]) -> list[str]:
-    """The card's line on a mix of bits; none on anything else."""
+    """A row of the card's table for a mix of bits (quantize --budget)."""
     if "mix" not in quantization:
         return []
     return [

@@ -248,12 +248,12 @@ def write_artifact(
 def certify_artifact(folder: Path) -> dict[str, Any]:
     """Give an artifact of write_artifact a certificate against itself, as export gives it one against PyTorch."""
     from gpt_export.certificate.certify import record_artifact
-    from gpt_export.certificate.eval_text import proof
-    from gpt_export.export import prove
+    from gpt_export.certificate.eval_text import load_eval_text
+    from gpt_export.certificate.prove import prove
 
     facts = json.loads((folder / "gptx.json").read_text())
     shape = facts["model"]
-    text = proof(folder, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], most=200)
+    text = load_eval_text(folder, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], most=200)
     with gptx.load(folder, threads=1) as model, tempfile.NamedTemporaryFile() as scratch:
         recording = record_artifact(model, text, Path(scratch.name))
     recording.reference(48_000, folder, facts["tokens"]).save(folder)

@@ -1,1 +1,1 @@
-"""What an artifact's certificate is made of: the evaluation text and the figures on it."""
+"""The parity certificate: evaluation text, comparison, and proof of an artifact."""

@@ -1,6 +1,7 @@
-"""The parity certificate: a model in its new form against what it was made from, on the proof text.
+"""The parity certificate: how far an artifact is from its reference on the evaluation text.
 
-The reference is recorded first and then let go, so that a model need not fit twice: its logits wait in a file.
+The reference (PyTorch, or an fp32 artifact) runs first. Its logits go to a scratch file and the
+model is freed, so that the two models are never in memory together.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 
 import gptx
-from gpt_export.certificate.eval_text import Proof
+from gpt_export.certificate.eval_text import EvalText
 from gptx.artifact.manifest import Tokens
 from gptx.model import Model
 from gptx.parity import text_record
 from gptx.parity.limits import judge
-from gptx.parity.metrics import Tally
+from gptx.parity.metrics import Figures, Tally
 from gptx.parity.reference import Reference, dump
 from gptx.parity.summarize import summarize
 from gptx.parity.whole_context import (
@@ -40,75 +41,93 @@ from gptx.verify import forced_logits, greedy_tokens, measure
 from gptx_models.gpt.model import GPT, Cached
 
 GREEDY = 64  # tokens of greedy text that are compared
-SEAL = 2500  # bytes of hashes, see gptx.parity.seal
-PER_TOKEN = (
-    12  # bytes of the proof text and its token ids, as the artifact carries them for its tokenizer
-)
+SEAL_BYTES = 2500  # reserved in the reference file for the hashes of gptx.parity.seal
+# Bytes per token of the evaluation text in the reference file: the token id, and the text itself,
+# which checks the tokenizer on the target.
+PER_TOKEN = 12
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What the reference said on the proof text."""
+    """What the reference computed on the evaluation text."""
 
-    name: str  # what it is: "pytorch fp32", "artifact fp32"
-    proof: Proof
-    logits: list[np.ndarray]  # a window each, (length, vocab_size) float32, mapped from a file
-    greedy: list[int]
-    context: Context  # what it said up to the context's last position
+    name: str  # of the reference: "pytorch fp32", "artifact fp32"
+    text: EvalText
+    logits: list[np.ndarray]  # per window: (length, vocab_size) float32, mapped from a file
+    greedy: list[int]  # the tokens that follow text.greedy_prompt
+    context: Context  # logits at positions up to the end of the context
 
     def reference(self, budget: int, folder: Path, tokens: dict[str, Any]) -> Reference:
-        """What the artifact in `folder`, whose other files are written, is to carry of it: at most `budget` bytes. `tokens`
-        are those of its manifest."""
-        prompt = self.proof.greedy_prompt
-        beside = _words(folder, tokens, self.proof, self.proof.windows[0][:16])
-        taken = (
-            sum(array.nbytes for array in vars(self.context).values()) + len(dump(beside)) + SEAL
-        )
-        made = summarize(
-            self.proof.windows,
+        """Summarize the recording for gptx_reference.safetensors, in at most `budget` bytes.
+
+        folder: the artifact, complete but for its reference. tokens: `tokens` of its gptx.json.
+        """
+        start = self.text.windows[0][:16]
+        words = _record_words(folder, tokens, self.text, start)
+        context_bytes = sum(array.nbytes for array in vars(self.context).values())
+        summary = summarize(
+            self.text.windows,
             lambda i: self.logits[i],
-            (prompt, self.greedy),
-            budget=budget - taken,
+            (self.text.greedy_prompt, self.greedy),
+            budget=budget - context_bytes - len(dump(words)) - SEAL_BYTES,
             per_token=PER_TOKEN,
         )
-        found = _words(folder, tokens, self.proof, made.tokens.tolist())
-        return replace(made, context=self.context, words=found)
+        words = _record_words(folder, tokens, self.text, summary.tokens.tolist())
+        return replace(summary, context=self.context, words=words)
 
 
 def complete(
     carried: Reference, recording: Recording, folder: Path, tokens: dict[str, Any]
 ) -> Reference:
-    """`carried`, with what an older gptx did not write into it: the context by `recording`, the words of `folder`."""
-    return replace(
-        carried,
-        context=carried.context or recording.context,
-        words=carried.words or _words(folder, tokens, recording.proof, carried.tokens.tolist()),
-    )
+    """Complete the reference of an artifact from an older gptx, `carried`, with parts it lacks.
+
+    The whole-context logits come from `recording`, the tokenizer's words from `folder`.
+    """
+    text = recording.text
+    words = carried.words or _record_words(folder, tokens, text, carried.tokens.tolist())
+    return replace(carried, context=carried.context or recording.context, words=words)
 
 
-def _words(folder: Path, tokens: dict[str, Any], text: Proof, proof: list[int]) -> dict[str, Any]:
+def _record_words(
+    folder: Path, tokens: dict[str, Any], text: EvalText, start: list[int]
+) -> dict[str, Any]:
+    """Record what the tokenizer and chat template in `folder` do (see gptx.parity.text_record)."""
     facts = Tokens(tokens["vocab_size"], tokens["bos"], tuple(tokens["eos"]), tokens["pad"])
     tokenizer = load_tokenizer(
         folder, tokenizer_vocab_size=facts.vocab_size, vocab_size=text.vocab_size
     )
     template = load_template(folder, tokenizer.special) if tokenizer else None
-    return text_record.record_text(tokenizer, template, facts, text=text.text, proof=proof)
+    return text_record.record_text(tokenizer, template, facts, text=text.text, proof=start)
 
 
 def record(
     name: str,
-    text: Proof,
+    text: EvalText,
     scratch: Path,
     logits: Callable[[list[int], int], np.ndarray | None],
     greedy: Callable[[list[int]], list[int]],
     *,
     context: list[tuple[int, int]],
 ) -> Recording:
-    """Run a reference, teacher-forced and greedily. logits(window, position of its first token) -> (length, vocab_size),
-    kept in the file `scratch`; greedy(prompt) -> the tokens that follow. context: windows as of context_windows."""
+    """Run a reference on the evaluation text, teacher-forced and greedily.
+
+    logits(window, position of its first token) -> (length, vocab_size) float32; stored in the file
+    `scratch`. greedy(prompt) -> the token ids that follow. context: windows from context_windows.
+    """
+    windows = _store_logits(text, scratch, logits)
+    with stage("Reference logits of the whole context"):
+        all_tokens = [token for window in text.windows for token in window]
+        reached = record_context(all_tokens, context, logits)
+    return Recording(name, text, windows, greedy(text.greedy_prompt), reached)
+
+
+def _store_logits(
+    text: EvalText, scratch: Path, logits: Callable[[list[int], int], np.ndarray | None]
+) -> list[np.ndarray]:
+    """Compute each window's logits into the file `scratch`; returns views of the mapped file."""
     total = sum(map(len, text.windows))
     stored: np.memmap | None = None
-    windows, at = [], 0
+    windows, row = [], 0
     with stage("Reference logits", total=total) as advance:
         for window in text.windows:
             values = logits(window, 0)
@@ -116,19 +135,18 @@ def record(
             if stored is None:
                 _reserve(scratch, 4 * total * values.shape[1])
                 stored = np.memmap(scratch, np.float32, "r+", shape=(total, values.shape[1]))
-            stored[at : at + len(window)] = values
-            windows.append(stored[at : at + len(window)])
-            at += len(window)
+            stored[row : row + len(window)] = values
+            windows.append(stored[row : row + len(window)])
+            row += len(window)
             advance(len(window))
-    with stage("Reference logits of the whole context"):
-        reached = record_context(
-            [token for window in text.windows for token in window], context, logits
-        )
-    return Recording(name, text, windows, greedy(text.greedy_prompt), reached)
+    return windows
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Make `file` so large, with its place on the disk: writing to a mapped file that finds none kills the process."""
+    """Make `file` `size` bytes long and allocate its blocks on the disk.
+
+    Writing to a mapped file whose blocks do not fit on the disk would kill the process.
+    """
     with file.open("wb") as opened:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(opened.fileno(), 0, size)
@@ -136,8 +154,8 @@ def _reserve(file: Path, size: int) -> None:
             opened.truncate(size)
 
 
-def record_pytorch(gpt: GPT, text: Proof, scratch: Path, form: str) -> Recording:
-    """The reference is the module, in fp32. form: the artifact's cache form."""
+def record_pytorch(gpt: GPT, text: EvalText, scratch: Path, form: str) -> Recording:
+    """Record the PyTorch module in fp32 as the reference. form: the artifact's cache form."""
 
     def logits(window: list[int], position: int) -> np.ndarray:
         positions = torch.arange(position, position + len(window))[None]
@@ -154,8 +172,8 @@ def record_pytorch(gpt: GPT, text: Proof, scratch: Path, form: str) -> Recording
     )
 
 
-def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
-    """The reference is an artifact, loaded in the runtime."""
+def record_artifact(model: Model, text: EvalText, scratch: Path) -> Recording:
+    """Record an artifact, loaded in the runtime, as the reference."""
     n = 0 if model.manifest.model.n_class else min(GREEDY, model.n_ctx - len(text.greedy_prompt))
     return record(
         f"artifact {model.manifest.precision}",
@@ -168,7 +186,10 @@ def record_artifact(model: Model, text: Proof, scratch: Path) -> Recording:
 
 
 def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
-    """n tokens of argmax by the module, cached; fewer where the context ends, none of a classification head."""
+    """Generate `n` tokens by argmax with a KV cache.
+
+    Fewer if the context ends before; none for a model with a classification head.
+    """
     n = 0 if gpt.config.n_class else min(n, gpt.config.n_ctx - len(prompt))
     tokens, past, new = [], None, torch.tensor([prompt])
     with torch.no_grad():
@@ -186,48 +207,51 @@ def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
 def certify(
     recording: Recording, model: Model, limits: dict[str, float], reference: Reference
 ) -> dict[str, Any]:
-    """The certificate, as gptx.json holds it; `passed` says whether it is inside the limits. `reference`: what the artifact
-    carries, by which gptx verify will measure it again."""
-    proof, tally = recording.proof, Tally()
-    with stage("Comparing", total=sum(map(len, proof.windows))) as advance:
-        for window, expected in zip(proof.windows, recording.logits):
-            following = [-1] * len(window) if model.manifest.model.n_class else [*window[1:], -1]
-            tally.add(expected, forced_logits(model, window), np.array(following))
-            advance(len(window))
-    figures = tally.figures()
+    """Compare `model` with the recording; returns the certificate as gptx.json stores it.
+
+    `passed` tells if all figures are inside `limits`. reference: what the artifact carries; its
+    figures (`verified`) are those that `gptx verify` will measure again.
+    """
+    figures = _compare_logits(recording, model)
     with stage("Measuring as gptx verify will"):
         verified = measure(model, reference)
-    consistency = verified.consistency
-    got = greedy_tokens(model, proof.greedy_prompt, len(recording.greedy))
-    identical = common_length(recording.greedy, got)
-    rows = judge(figures, consistency, limits, verified.context)
+    greedy = greedy_tokens(model, recording.text.greedy_prompt, len(recording.greedy))
+    rows = judge(figures, verified.consistency, limits, verified.context)
+    outside = [row for row in rows if not row.ok]
     return {
         "against": recording.name,
-        "text": proof.description,
+        "text": recording.text.description,
         "figures": figures.to_dict(),
-        "consistency": consistency,
+        "consistency": verified.consistency,
         "greedy": {
-            "prompt_tokens": len(proof.greedy_prompt),
+            "prompt_tokens": len(recording.text.greedy_prompt),
             "compared": len(recording.greedy),
-            "identical": identical,
+            "identical": common_length(recording.greedy, greedy),
         },
-        "verified": verified.to_dict(),  # the figures of gptx verify, whose positions are those that the artifact carries
+        "verified": verified.to_dict(),
         "limits": limits,
-        "passed": all(row.ok for row in rows),
-        "outside": [
-            f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}"
-            for row in rows
-            if not row.ok
-        ],
+        "passed": not outside,
+        "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in outside],
         "accepted": False,
-        # which figures a graph of its own for single rows has a part in: those of the others stand for the main one
+        # figures in which the decode graph (int8-fast) takes part; all others are the main graph's
         **({"decode": ["cached", "batch", "greedy"]} if model.decode else {}),
         "environment": environment(model.provider),
     }
 
 
+def _compare_logits(recording: Recording, model: Model) -> Figures:
+    """Figures of the model's logits beside the recorded ones, over all windows."""
+    text, tally = recording.text, Tally()
+    with stage("Comparing", total=sum(map(len, text.windows))) as advance:
+        for window, expected in zip(text.windows, recording.logits):
+            following = [-1] * len(window) if model.manifest.model.n_class else [*window[1:], -1]
+            tally.add(expected, forced_logits(model, window), np.array(following))
+            advance(len(window))
+    return tally.figures()
+
+
 def environment(provider: str) -> dict[str, Any]:
-    """Where figures were measured."""
+    """Versions and CPU that figures were measured with."""
     import onnxruntime
 
     return {

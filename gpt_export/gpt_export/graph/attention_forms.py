@@ -1,10 +1,11 @@
-"""The three cache forms: what happens between the q|k|v projection and the output projection in the graph.
+"""The forms of the KV cache, and the attention that a graph has in each of them.
 
-shared   com.microsoft GroupQueryAttention on a full-length buffer that is past and present at once
-scatter  TensorScatter into such a buffer, then Attention (opset 24) or additive scores: our runtime only
-growing  past and new keys concatenated: gptx_models.gpt.model.Cached as it is, standard operators only
+shared   com.microsoft GroupQueryAttention; past and present are one full-length buffer
+scatter  TensorScatter into such a buffer, then Attention (opset 24) or additive scores; gptx only
+growing  past and new keys are concatenated (gptx_models.gpt.model.Cached); standard operators only
 
-Each is an `Attend` (see gptx_models.gpt.model) that leaves its present keys and values in `.present`.
+Each form is an `Attend` (see gptx_models.gpt.model): it maps the q|k|v projection (B, S, (H + 2G) *
+D) to the input of the output projection (B, S, H * D), and collects the new cache in `.present`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptx.errors import UsageError
+from gptx.progress import note
 from gptx_models.gpt.attention import additive_rows, normalized, rotate
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Attention, Past
 
 CacheForm = Literal["shared", "growing", "scatter"]
-GraphForm = CacheForm | Literal["cuda"]  # cuda: a second graph on the cache of `shared`
+# cuda: the graph that fp16 artifacts run on CUDA; its cache has the form `shared`
+GraphForm = CacheForm | Literal["cuda"]
 OPSET: dict[GraphForm, int] = {"shared": 23, "growing": 23, "scatter": 24, "cuda": 23}
+# Tokens per run in prefill. GroupQueryAttention computes the scores of all keys and masks them
+# afterwards, so short chunks waste less: 256 is 4% faster than 512.
+PREFILL_CHUNK = 256
 
 
 def why_not(config: GPTConfig, form: CacheForm) -> str | None:
-    """Why a configuration cannot have the form `shared`, the only one that does not take everything."""
+    """Why a configuration cannot have a cache form, or None. Only `shared` has limits."""
     if form != "shared":
         return None
     if any(config.attention_of(i) == "additive" for i in range(config.n_layer)):
@@ -33,15 +40,19 @@ def why_not(config: GPTConfig, form: CacheForm) -> str | None:
             "GroupQueryAttention has no additive attention; scatter (for gptx alone) and growing do"
         )
     if config.head_dim % 8:
-        return f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim}; growing and scatter do not"
+        return (
+            f"GroupQueryAttention needs a head_dim that 8 divides, not {config.head_dim};"
+            " growing and scatter do not"
+        )
     return None
 
 
 def default_form(config: GPTConfig) -> tuple[CacheForm, str | None]:
-    """The form that suits a configuration, and why it is not `shared` where it is not.
+    """The default form of a configuration, and the reason if it is not `shared`.
 
-    Additive layers make the model one for gptx alone (config.json says so), and scatter is its fast form; an odd head_dim
-    does not, so other loaders keep theirs.
+    A model with additive attention runs only in gptx (other loaders do not know its config.json),
+    so it gets `scatter`, the faster form. A head_dim that `shared` cannot take gets `growing`,
+    which other loaders can run.
     """
     refusal = why_not(config, "shared")
     if refusal is None:
@@ -50,8 +61,21 @@ def default_form(config: GPTConfig) -> tuple[CacheForm, str | None]:
     return form, f"cache form: {form}, since {refusal}"
 
 
+def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
+    """The form `asked` for, or the default. Raises UsageError if the model cannot have `asked`."""
+    form, reason = default_form(config)
+    if asked is None:
+        if reason:
+            note(reason)
+        return form
+    refusal = why_not(config, asked)
+    if refusal:
+        raise UsageError(f"--cache {asked}: {refusal}")
+    return asked
+
+
 class Shared:
-    """GroupQueryAttention; the rotary embedding inside it where its kernel allows (a head_dim that 16 divides)."""
+    """GroupQueryAttention; it also rotates q and k if head_dim % 16 == 0, as its kernel requires."""
 
     def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
         self.gpt, self.past, self.width = gpt, past, attention_mask.shape[1]
@@ -65,8 +89,10 @@ class Shared:
             self.rope = rope_at(gpt, position_ids)
 
     def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int32 (B,): where each row's last token is: the last 1, not the sum of the mask, which is wrong for rows padded
-        on the left."""
+        """Index of each row's last token, int32 (B,): where the mask has its last 1.
+
+        The mask's sum would be wrong for rows that are padded on the left.
+        """
         rows = (attention_mask.shape[0],)
         return _op("ArgMax", [attention_mask], rows, axis=1, keepdims=0, select_last_index=1).to(
             torch.int32
@@ -75,8 +101,8 @@ class Shared:
     def bias_of(
         self, position_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype
     ) -> Tensor | None:
-        """(B, 1, S, width) that hides what is padding."""
-        # far below any score and finite: a row that is all padding stays a number
+        """Attention bias (B, 1, S, total length): 0 for tokens, very negative for padding."""
+        # finite, so that the softmax of a row of padding is not NaN
         hidden = -3e4 if dtype == torch.float16 else -1e30
         bias = torch.where(
             attention_mask.bool(), torch.tensor(0, dtype=dtype), torch.tensor(hidden, dtype=dtype)
@@ -93,7 +119,7 @@ class Shared:
         attributes: dict[str, Any] = {"num_heads": config.n_head, "kv_num_heads": config.n_kv_head}
         if self.rope or layer.kind == "cosine":
             query, key, value = (
-                heads.transpose(1, 2).flatten(2) for heads in placed(layer, qkv, self.rope)
+                heads.transpose(1, 2).flatten(2) for heads in split_heads(layer, qkv, self.rope)
             )
         if layer.kind == "cosine":
             attributes["scale"] = 1.0
@@ -117,7 +143,7 @@ class Shared:
 
 
 def _length(rows: Tensor) -> Tensor:
-    """int64 (1,): how long the rows (B, n) are."""
+    """The length n of `rows` (B, n), as an int64 tensor (1,)."""
     return _op("Shape", [rows], (1,), start=1, end=2)
 
 
@@ -128,14 +154,21 @@ def _op(
     dtype: torch.dtype = torch.int64,
     **attributes: Any,
 ) -> Tensor:
-    """An ONNX operator where the exporter writes several for torch's. A small model's step is as fast as its nodes are few:
-    what comes before the first layer was a fifth of the default model's."""
+    """A single ONNX operator where the exporter would write several for PyTorch's operation.
+
+    Each node costs time in a small model: the nodes before the first layer took a fifth of the
+    default model's decode step.
+    """
     return torch.onnx.ops.symbolic(kind, inputs, attributes, dtype=dtype, shape=shape, version=23)
 
 
 class SharedOnCuda(Shared):
-    """As Shared, for rows that are padded on the right alone: with a bias, CUDA's kernel leaves its flash attention for one
-    that writes all scores out. Of attention_mask only the length is read, so that it need not change with each step."""
+    """Shared without an attention bias, for rows that are padded on the right only.
+
+    With a bias, CUDA's kernel does not use flash attention and writes all scores to memory. Of
+    attention_mask only the length is read, so that its content can stay the same in each decode
+    step.
+    """
 
     def last_token(self, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
         last = torch.tensor(-1)
@@ -146,7 +179,10 @@ class SharedOnCuda(Shared):
 
 
 class Scatter:
-    """New keys go into the buffer from position_ids[:, 0] on; a query sees the keys up to its own position."""
+    """Write new keys and values to the buffer from position_ids[:, 0] on, then attend.
+
+    A query attends to keys up to its own position, which also hides unused buffer slots.
+    """
 
     def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
         self.gpt, self.past, self.position_ids, self.attention_mask = (
@@ -157,18 +193,17 @@ class Scatter:
         )
         self.present: Past = []
         self.rope = rope_at(gpt, position_ids) if gpt.config.position == "rope" else None
-        # an index, not [:, 0]: as a slice the exporter would make it depend on the number of rows
+        # index_select, because the exporter makes [:, 0] depend on the number of rows
         self.start = position_ids.index_select(1, torch.zeros(1, dtype=torch.int64)).squeeze(1)
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
-        q, k, v = placed(layer, qkv, self.rope)
+        q, k, v = split_heads(layer, qkv, self.rope)
         k, v = (self.write(old, new) for old, new in zip(self.past[layer.layer], (k, v)))
         self.present.append((k, v))
         if layer.kind == "additive":
             assert layer.score is not None
-            total = self.attention_mask.shape[
-                1
-            ]  # not the whole buffer: each score costs head_dim tanh's
+            # only the filled part of the buffer: each score costs head_dim tanh's
+            total = self.attention_mask.shape[1]
             k, v = k[:, :, :total], v[:, :, :total]
             heads_per_key = q.shape[1] // k.shape[1]
             if heads_per_key > 1:
@@ -197,7 +232,7 @@ class Scatter:
         )
 
     def seen(self, length: int, window: int | None) -> Tensor:
-        """bool (B, 1, S, length)"""
+        """Mask bool (B, 1, S, length): True where a query may attend to a key."""
         key = torch.arange(length)
         query = self.position_ids[:, :, None]
         seen = key[None, None, :] <= query
@@ -206,11 +241,14 @@ class Scatter:
         return seen.unsqueeze(1)
 
 
-def placed(
+def split_heads(
     layer: Attention, qkv: Tensor, rope: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed q|k|v -> q (B, H, S, D), k and v (B, G, S, D) as they are scored: rotated, and of cosine layers normalized,
-    with the layer's temperature in q."""
+    """Split packed q|k|v into q (B, H, S, D), k and v (B, G, S, D), ready for the scores.
+
+    q and k get the rotary embedding. In a cosine layer they are also normalized, and q is
+    multiplied by the learned temperature.
+    """
     q, k, v = layer.split(qkv)
     if rope:
         q, k = rotate(q, *rope), rotate(k, *rope)
@@ -221,7 +259,7 @@ def placed(
 
 
 def rope_at(gpt: GPT, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of these positions, each (B, 1, S, head_dim / 2)."""
+    """Rows of the rotary tables at these positions: cos and sin, each (B, 1, S, head_dim / 2)."""
     cos, sin = (
         F.embedding(position_ids, table).unsqueeze(1) for table in (gpt.rope_cos, gpt.rope_sin)
     )

@@ -62,7 +62,7 @@ def build_graph(gpt: GPT, form: GraphForm) -> ir.Model:
     """Trace a GPT whose layers were rewritten by `graph_layers`. The cache has the dtype of the embedding's output."""
     config = gpt.config
     step = Step(gpt, form).eval()
-    model = _export(step, config, form, gpt.dtype)
+    model = trace(step, config, form, gpt.dtype)
     _name(model, config, step)
     _optimize(model, {name for name, _ in gpt.named_parameters()})
     if form != "growing":
@@ -103,7 +103,7 @@ def save_beside(model: ir.Model, file: Path) -> None:
     ir.save(model, file)
 
 
-def _export(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
+def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
     rows, new, old = (
         2,
         3,

@@ -255,7 +255,7 @@ def measure(
             _, block, activation_bits = forms_of(weight)[0]
             if isinstance(layer, nn.Linear) and activation_bits == 8:
                 changes.enter_context(in_8_bits(block)(layer))
-        for window, expected in zip(recording.proof.windows, recording.logits):
+        for window, expected in zip(recording.text.windows, recording.logits):
             if seen >= tokens:
                 break
             following = [-1] * len(window) if gpt.config.n_class else [*window[1:], -1]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_export.export import Plan
 from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import Quantized, graph_layers
@@ -33,14 +32,15 @@ from gpt_export.mixed_precision.pareto import (
     to_json,
 )
 from gpt_export.mixed_precision.timing import Timings
+from gpt_export.plan import Plan
 from gpt_export.quantization.quantize import (
-    Work,
-    calibration_of,
+    Workspace,
     expect_fp32,
     gpt_config,
+    load_calibration,
+    open_workspace,
     plan_quantize,
     prove_quantized,
-    quantizing,
 )
 from gpt_export.quantization.recipes import (
     SCHEMES,
@@ -90,7 +90,7 @@ def quantize_within(
     manifest, config = check_budget(source, budget, limits)
     picture_file = new_picture(out, picture_file, force=force)
     needed = plan_quantize(manifest, "int8").disk_bytes
-    with quantizing(
+    with open_workspace(
         manifest,
         out,
         checkpoint=checkpoint,
@@ -98,8 +98,8 @@ def quantize_within(
         calibration=calibration,
         needed=needed,
         force=force,
-    ) as work:
-        search = Search(work, config, budget)
+    ) as workspace:
+        search = Search(workspace, config, budget)
         search.run()
         chosen, certificate = search.write_best(limits, accept=accept)
         title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
@@ -147,7 +147,7 @@ def plan_within(
     plan = plan_quantize(manifest, "int8")
     if budget.size is None:
         return plan
-    gpt, windows = load_gpt(manifest.path, config), calibration_of(manifest, calibration).windows
+    gpt, windows = load_gpt(manifest.path, config), load_calibration(manifest, calibration).windows
     expect_room(budget, least_bytes(gpt, windows, manifest.graph.stat().st_size))
     return replace(plan, artifact_bytes=min(plan.artifact_bytes, budget.size))
 
@@ -164,16 +164,18 @@ def expect_room(budget: Budget, least: int) -> None:
 class Search:
     """The mixes of one model that were measured, and the best of them written."""
 
-    def __init__(self, work: Work, config: GPTConfig, budget: Budget) -> None:
-        self.work, self.config, self.budget = work, config, budget
+    def __init__(self, workspace: Workspace, config: GPTConfig, budget: Budget) -> None:
+        self.workspace, self.config, self.budget = workspace, config, budget
         self.timings = Timings()
         self.points: list[Point] = []
 
     def run(self) -> None:
         """Round, measure single layers, then whole mixes. PyTorch's copy of the model goes when this ends."""
-        windows = self.work.calibration.windows
-        gpt = load_gpt(self.work.manifest.path, self.config)
-        expect_room(self.budget, least_bytes(gpt, windows, self.work.manifest.graph.stat().st_size))
+        windows = self.workspace.calibration.windows
+        gpt = load_gpt(self.workspace.manifest.path, self.config)
+        expect_room(
+            self.budget, least_bytes(gpt, windows, self.workspace.manifest.graph.stat().st_size)
+        )
         if kept_offsets(gpt):
             made = quantize_weights(gpt, SCHEMES["int4"], windows)
             self.timings.time(made.weights.values())
@@ -205,14 +207,16 @@ class Search:
             point.predicted_kl = best + mixes.predicted_kl(count)
 
     def measure(self, gpt: GPT, name: str, made: Quantization) -> Point:
-        figures = measure(gpt, made.weights, self.work.recording, MEASURED, f"Measuring {name}")
+        figures = measure(
+            gpt, made.weights, self.workspace.recording, MEASURED, f"Measuring {name}"
+        )
         ms = self.timings.of(made.weights)
         point = Point(name, made, self.size(gpt, made.weights), ms, figures)
         self.points.append(point)
         return point
 
     def size(self, gpt: GPT, weights: Mapping[str, Quantized]) -> int:
-        return artifact_bytes(gpt, weights, self.work.manifest.graph.stat().st_size)
+        return artifact_bytes(gpt, weights, self.workspace.manifest.graph.stat().st_size)
 
     def inside(self, point: Point) -> bool:
         """By what was measured in PyTorch, and the estimated size."""
@@ -261,10 +265,10 @@ class Search:
 
     def write(self, point: Point) -> None:
         """The graph, in place of one that was tried before; the point takes its size."""
-        form: CacheForm = self.work.manifest.cache  # type: ignore[assignment]
-        folder = self.work.staging / Path(GRAPH).parent
+        form: CacheForm = self.workspace.manifest.cache  # type: ignore[assignment]
+        folder = self.workspace.staging / Path(GRAPH).parent
         shutil.rmtree(folder, ignore_errors=True)
-        gpt = load_gpt(self.work.manifest.path, self.config)
+        gpt = load_gpt(self.workspace.manifest.path, self.config)
         if point.made.rotated:
             rotate(gpt)
         with stage("Tracing the graph"):
@@ -290,7 +294,7 @@ class Search:
             "mix": point.name,
             "budget": str(self.budget),
             "pareto": to_json(self.points, point),
-            "calibration": self.work.calibration.description,
+            "calibration": self.workspace.calibration.description,
         }
-        what = f"the mix of {self.work.manifest.path} with {point.name}"
-        return prove_quantized(self.work, precision, facts, allowed, accept=accept, what=what)
+        what = f"the mix of {self.workspace.manifest.path} with {point.name}"
+        return prove_quantized(self.workspace, precision, facts, allowed, accept=accept, what=what)

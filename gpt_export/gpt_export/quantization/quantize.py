@@ -1,5 +1,8 @@
-"""An fp32 artifact in, a smaller one out: weights read back into the module, rounded, traced again, and proved against
-the artifact they came from (or, with a checkpoint, against PyTorch). What optimum exported is rewritten as a graph."""
+"""Quantize an fp32 artifact: round its weights, trace the graph again, and prove the result.
+
+The reference of the proof is the fp32 artifact or, with a checkpoint, PyTorch. An artifact that optimum
+exported has no PyTorch module here; its graph is rewritten (see via_optimum.quantize).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from typing import Any
 
 import gptx
 from gpt_export.certificate.certify import Recording, complete, record_artifact, record_pytorch
-from gpt_export.certificate.eval_text import MOST, Proof, proof
-from gpt_export.export import Plan, prove, tool_versions
+from gpt_export.certificate.eval_text import EvalText, load_eval_text
+from gpt_export.certificate.prove import prove, tool_versions
 from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_beside, save_graph
 from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.graph.stored_weights import check_half
+from gpt_export.plan import GRAPH_AND_SIDE_FILES, LIBRARIES, Plan, logits_bytes
 from gpt_export.quantization.recipes import (
     SCHEMES,
     describe,
@@ -27,12 +31,7 @@ from gpt_export.quantization.recipes import (
     quantize_weights,
     scheme_name,
 )
-from gpt_export.side_files import (
-    CARD,
-    copy_side_files,
-    write_card,
-    write_genai_config,
-)
+from gpt_export.side_files import CARD, copy_side_files, write_card, write_genai_config
 from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.artifact.hashes import check_hashes
@@ -45,16 +44,23 @@ from gptx.progress import stage
 from gptx.system.cpu import cpu_features, cpu_name
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 
-CALIBRATION = 8192  # tokens of the calibration text that are used: more gain little
+CALIBRATION_TOKENS = 8192  # of the calibration text; more improve little
 
 
 def plan_quantize(manifest: Manifest, to: str) -> Plan:
+    """Estimate a quantization by recipe."""
     parameters = manifest.model.n_parameters
     scheme = SCHEMES.get(scheme_name(to, cpu_features()))
     weights = int((scheme.bytes_per_weight if scheme else 2.0) * parameters)
-    logits = 4 * MOST * manifest.model.vocab_size
-    return Plan(parameters, weights, weights + logits + 4_000_000, 9 * parameters + 800_000_000)
+    logits = logits_bytes(manifest.model.vocab_size)
+    return Plan(
+        parameters,
+        artifact_bytes=weights,
+        disk_bytes=weights + logits + GRAPH_AND_SIDE_FILES,
+        memory_bytes=9 * parameters + LIBRARIES,
+    )
 
 
 def quantize_artifact(
@@ -69,15 +75,17 @@ def quantize_artifact(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Quantize the fp32 artifact `source` to `out` by recipe (a name in SCHEMES, int8, fp16); returns its certificate.
+    """Quantize the fp32 artifact `source` to the folder `out`; returns the certificate.
 
-    checkpoint: compare with PyTorch on this checkpoint folder instead of with the fp32 artifact. calibration: the text that
-    rounding is fitted to, by default pages of our own. The other options as in export_checkpoint. Raises UsageError,
-    ArtifactError, OutputError, and ParityError when the certificate fails.
+    to: a recipe, that is a name in SCHEMES, int8 or fp16. checkpoint: compare with PyTorch on this
+    checkpoint folder instead of with `source`. calibration: the UTF-8 text that weights are rounded on,
+    by default our own. The other options are those of export_checkpoint.
+
+    Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest, bounds = check_recipe(source, to, limits)
     needed = plan_quantize(manifest, to).disk_bytes
-    with quantizing(
+    with open_workspace(
         manifest,
         out,
         checkpoint=checkpoint,
@@ -85,21 +93,24 @@ def quantize_artifact(
         calibration=calibration,
         needed=needed,
         force=force,
-    ) as work:
-        quantization = _write_graph(manifest, work.staging, to, work.calibration)
-        return prove_quantized(
-            work, precision_of(to), quantization, bounds, accept=accept, what=f"{to} of {source}"
-        )
+    ) as workspace:
+        quantization = _write_graph(manifest, workspace.staging, to, workspace.calibration)
+        precision, what = precision_of(to), f"{to} of {source}"
+        return prove_quantized(workspace, precision, quantization, bounds, accept=accept, what=what)
 
 
 def check_recipe(
     source: Path, to: str, limits: Mapping[str, float] | None
 ) -> tuple[Manifest, dict[str, float]]:
-    """What can be refused before anything is read but the manifest; also the limits of the certificate."""
+    """Check a recipe against the manifest alone; returns the manifest and the certificate's limits.
+
+    Raises UsageError if `source` cannot be quantized by this recipe, or a limit has an unknown name.
+    """
     manifest = expect_fp32(source)
     if has_decode(to) and manifest.cache != "shared":
         raise UsageError(
-            f"{to} has two graphs on one cache, which takes the form shared, and {source} has {manifest.cache}"
+            f"{to} has two graphs on one cache, which takes the form shared,"
+            f" and {source} has {manifest.cache}"
         )
     if gpt_config(manifest) is None and to not in RECIPES:
         raise UsageError(
@@ -109,18 +120,18 @@ def check_recipe(
 
 
 @dataclass(frozen=True)
-class Work:
-    """What stands ready once the graph is to be written."""
+class Workspace:
+    """The staging folder of a quantization that still lacks its graph, and what the graph needs."""
 
     manifest: Manifest  # of the source
     staging: Path
-    calibration: Proof
+    calibration: EvalText
     recording: Recording
-    earlier: list[dict[str, Any]]  # comparisons that led to the reference
+    earlier: list[dict[str, Any]]  # certificate chain of the source, if it is the reference
 
 
 @contextmanager
-def quantizing(
+def open_workspace(
     manifest: Manifest,
     out: Path,
     *,
@@ -129,8 +140,12 @@ def quantizing(
     calibration: Path | None,
     needed: int,
     force: bool,
-) -> Iterator[Work]:
-    """All of a quantization but the graph and its proof, which the block adds: checks, the reference, the other files."""
+) -> Iterator[Workspace]:
+    """Check source and output, record the reference, and copy the side files to a staging folder.
+
+    The caller adds graph and certificate inside the block; afterwards the staging folder becomes `out`.
+    needed: free bytes that the disk must have. Raises what quantize_artifact raises.
+    """
     source = manifest.path
     for read in (source, checkpoint or source):
         check_apart(read, out)
@@ -138,33 +153,33 @@ def quantizing(
     check_hashes(manifest)  # a damaged source must not get a new, good certificate
     with new_folder(out, force=force, needed=needed) as staging:
         shape = manifest.model
-        text_proof = proof(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
-        own = calibration_of(manifest, calibration)
+        proof = load_eval_text(source, vocab_size=shape.vocab_size, n_ctx=shape.n_ctx, text=text)
+        calibration_text = load_calibration(manifest, calibration)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
-            recording = _record(manifest, checkpoint, text_proof, Path(scratch.name))
+            recording = _record(manifest, checkpoint, proof, Path(scratch.name))
             copy_side_files(source, staging)
             carried = Reference.load(source, shape)
             complete(carried, recording, staging, manifest.raw["tokens"]).save(staging)
             earlier = manifest.raw["certificate"].get("chain", []) if checkpoint is None else []
-            yield Work(manifest, staging, own, recording, earlier)
-        write_card(staging, out.name, own_card(source))
+            yield Workspace(manifest, staging, calibration_text, recording, earlier)
+        write_card(staging, out.name, source_card(source))
 
 
-def calibration_of(manifest: Manifest, text: Path | None) -> Proof:
-    """The text that rounding is fitted to, as tokens; without one our own."""
+def load_calibration(manifest: Manifest, text: Path | None) -> EvalText:
+    """The text that weights are rounded on: the user's file, or the one that comes with gptx."""
     shape = manifest.model
-    return proof(
+    return load_eval_text(
         manifest.path,
         vocab_size=shape.vocab_size,
         n_ctx=shape.n_ctx,
         text=text,
         own="calibration",
-        most=CALIBRATION,
+        most=CALIBRATION_TOKENS,
     )
 
 
 def prove_quantized(
-    work: Work,
+    workspace: Workspace,
     precision: str,
     quantization: dict[str, Any],
     bounds: dict[str, float],
@@ -172,26 +187,37 @@ def prove_quantized(
     accept: bool,
     what: str,
 ) -> dict[str, Any]:
-    """The certificate of the graph that was written in work.staging; see prove."""
-    facts = _facts(work.manifest, precision, quantization)
-    write_genai_config(
-        work.staging, facts["model"], facts["tokens"], shared=work.manifest.cache == "shared"
-    )
+    """Prove the graph in workspace.staging; returns its certificate (see certificate.prove).
+
+    quantization: that part of gptx.json. bounds: the certificate's limits.
+    """
+    manifest, staging = workspace.manifest, workspace.staging
+    facts = _facts(manifest, precision, quantization)
+    shared = manifest.cache == "shared"
+    write_genai_config(staging, facts["model"], facts["tokens"], shared=shared)
     return prove(
-        work.staging, facts, work.recording, bounds, accept=accept, what=what, earlier=work.earlier
+        staging,
+        facts,
+        workspace.recording,
+        bounds,
+        accept=accept,
+        what=what,
+        earlier=workspace.earlier,
     )
 
 
 def has_decode(to: str) -> bool:
+    """True for a recipe with a second graph for single rows."""
     return to in SCHEMES and SCHEMES[to].decode
 
 
 def has_cuda(to: str, form: str) -> bool:
+    """True for a recipe and cache form with a second graph for CUDA."""
     return to == "fp16" and form == "shared"
 
 
 def expect_fp32(source: Path) -> Manifest:
-    """The manifest of an artifact that can be quantized; UsageError says what is wanted instead of anything else."""
+    """The manifest of an fp32 artifact. Raises UsageError, with the remedy, for any other folder."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
         what = {"checkpoint": "a checkpoint folder", "adapter": "a LoRA adapter"}[kind]
         raise UsageError(
@@ -200,32 +226,41 @@ def expect_fp32(source: Path) -> Manifest:
     manifest = read_manifest(source)
     if manifest.precision != "fp32":
         raise UsageError(
-            f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was made from"
+            f"{source} is {manifest.precision} already: quantize the fp32 artifact that it was"
+            " made from"
         )
     return manifest
 
 
 def _record(
-    manifest: Manifest, checkpoint: Path | None, text_proof: Proof, scratch: Path
+    manifest: Manifest, checkpoint: Path | None, proof: EvalText, scratch: Path
 ) -> Recording:
+    """Record the reference: the fp32 artifact or, with a checkpoint, PyTorch."""
     if checkpoint is None:
         with gptx.load(manifest.path) as model:
-            return record_artifact(model, text_proof, scratch)
+            return record_artifact(model, proof, scratch)
     check_checkpoint(manifest, checkpoint)
-    return record_pytorch(load_model(checkpoint), text_proof, scratch, manifest.cache)
+    return record_pytorch(load_model(checkpoint), proof, scratch, manifest.cache)
 
 
 def check_checkpoint(manifest: Manifest, checkpoint: Path) -> None:
-    """Raises UsageError for a checkpoint of another shape, and CheckpointError for what is none."""
+    """Raise UsageError if the checkpoint has another configuration than the artifact.
+
+    Raises CheckpointError if `checkpoint` is no checkpoint folder.
+    """
     config = gpt_config(manifest)
     if config is None or load_config(checkpoint).to_dict() != config.to_dict():
         raise UsageError(
-            f"--checkpoint {checkpoint} is another model than {manifest.path}: their configurations differ"
+            f"--checkpoint {checkpoint} is another model than {manifest.path}:"
+            " their configurations differ"
         )
 
 
 def gpt_config(manifest: Manifest) -> GPTConfig | None:
-    """The configuration of the module behind an artifact; None for one that optimum exported. Raises ArtifactError."""
+    """The configuration of the GPT module behind an artifact; None if optimum exported it.
+
+    Raises ArtifactError if gpt_config of gptx.json is damaged or contradicts `model` there.
+    """
     values = manifest.raw.get("gpt_config")
     if not values:
         return None
@@ -234,36 +269,27 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
         config = GPTConfig.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{where} is of no model that gptx knows ({error})") from error
-    shape = {
-        name: getattr(manifest.model, name)
-        for name in vars(manifest.model)
-        if hasattr(config, name)
-    }
     wrong = [
         f"{name} is {getattr(config, name)}, and the model's is {value}"
-        for name, value in shape.items()
-        if getattr(config, name) != value
+        for name, value in vars(manifest.model).items()
+        if getattr(config, name, value) != value
     ]
     if wrong:
         raise ArtifactError(f"{where}: {'; '.join(wrong)}: export the artifact again")
     return config
 
 
-def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof) -> dict[str, Any]:
-    """Write the quantized graph; returns what gptx.json says of it."""
+def _write_graph(
+    manifest: Manifest, staging: Path, to: str, calibration: EvalText
+) -> dict[str, Any]:
+    """Write the quantized graph to `staging`; returns `quantization` of gptx.json."""
     config = gpt_config(manifest)
     if config is None:
         return quantize_graph(manifest.graph, staging / GRAPH, to)
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":
-        for weight_name, weight in gpt.named_parameters():
-            check_half(weight, weight_name, str(manifest.path))
-        half = graph_layers(gpt.half(), form)
-        save_graph(build_graph(half, form), staging / "onnx")
-        if has_cuda(to, form):
-            save_beside(build_graph(half, "cuda"), staging / CUDA)
-        return {"scheme": "fp16", "cache_dtype": "float16"}
+        return _write_half(gpt, form, staging, where=str(manifest.path))
     name = scheme_name(to, cpu_features())
     made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
     with stage("Tracing the graph"):
@@ -274,8 +300,19 @@ def _write_graph(manifest: Manifest, staging: Path, to: str, calibration: Proof)
     return {**describe(name, made), **chosen, "calibration": calibration.description}
 
 
+def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:
+    """Write `gpt` in fp16, with the graph for CUDA where the form has one."""
+    for name, weight in gpt.named_parameters():
+        check_half(weight, name, where)
+    half = graph_layers(gpt.half(), form)
+    save_graph(build_graph(half, form), staging / "onnx")
+    if has_cuda("fp16", form):
+        save_beside(build_graph(half, "cuda"), staging / CUDA)
+    return {"scheme": "fp16", "cache_dtype": "float16"}
+
+
 def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> dict[str, Any]:
-    """The source's manifest, with what has changed."""
+    """gptx.json of the source, with the values that a quantization changes."""
     dropped = ("files", "certificate", "gptx_version", "compiled")
     kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
@@ -289,8 +326,8 @@ def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> 
     }
 
 
-def own_card(source: Path) -> str | None:
-    """What the source artifact's card says below the part that is written anew."""
+def source_card(source: Path) -> str | None:
+    """The checkpoint's own model card, which stands at the end of an artifact's README.md."""
     card = source / CARD
     marker = "`gptx verify` with this folder.\n"
     return card.read_text("utf-8").partition(marker)[2].strip() or None if card.exists() else None

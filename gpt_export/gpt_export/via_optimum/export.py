@@ -1,5 +1,8 @@
-"""For architectures that our GPT does not cover (Qwen, Gemma, Phi ...): optimum-onnx exports the graph, and it still gets
-our manifest, certificate and runtime. The reference is transformers in fp32; the cache grows."""
+"""Export an architecture that our GPT does not cover (Qwen, Gemma, Phi ...) through optimum-onnx.
+
+optimum writes the graph, with a growing cache. Manifest, certificate and runtime are the same as
+those of our own exports; the reference of the certificate is transformers in fp32.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,10 @@ import onnx_ir as ir
 import torch
 
 from gpt_export.certificate.certify import GREEDY, Recording, record
-from gpt_export.certificate.eval_text import Proof, proof
-from gpt_export.export import (
-    PREFILL_CHUNK,
-    expect_checkpoint,
-    prove,
-    reference_budget,
-    tool_versions,
-    weights_hash,
-)
-from gpt_export.genai_search import tell
+from gpt_export.certificate.eval_text import EvalText, load_eval_text
+from gpt_export.certificate.prove import prove, reference_budget, tool_versions
+from gpt_export.genai_search import note_unsupported
+from gpt_export.graph.attention_forms import PREFILL_CHUNK
 from gpt_export.graph.stored_weights import check_weights, read_graph
 from gpt_export.side_files import (
     copy_side_files,
@@ -38,6 +35,7 @@ from gpt_export.side_files import (
     write_card,
     write_genai_config,
 )
+from gpt_export.source_checkpoint import expect_checkpoint, hash_weights
 from gptx.artifact.folders import check_apart, check_output, new_folder
 from gptx.errors import CheckpointError, GptxError
 from gptx.install import pip_command
@@ -58,10 +56,10 @@ def export_via_optimum(
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Export the Hugging Face folder `source` with optimum-onnx's exporter; returns the certificate.
+    """Export the Hugging Face folder `source` with optimum-onnx; returns the certificate.
 
-    Options and errors as in gpt_export.export.export_checkpoint; CheckpointError also where optimum or transformers cannot
-    take the model, and GptxError where they are not installed.
+    Options and errors as in gpt_export.export.export_checkpoint. Also raises CheckpointError if
+    optimum or transformers cannot load the model, and GptxError if optimum-onnx is not installed.
     """
     expect_checkpoint(source)
     bounds = limits_for("fp32", limits)
@@ -78,14 +76,16 @@ def export_via_optimum(
         graph = read_graph(staging / "onnx" / "model.onnx")
         check_weights(graph, str(source))
         copy_side_files(source, staging)
-        config = _agree(staging, graph)
-        tell(read_json(staging / "generation_config.json"), genai=True)
+        config = _reconcile(staging, graph)
+        note_unsupported(read_json(staging / "generation_config.json"), genai=True)
         facts = _facts(graph, config, staging)
         shape = facts["model"]
-        text_proof = proof(staging, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text)
+        proof = load_eval_text(
+            staging, vocab_size=shape["vocab_size"], n_ctx=shape["n_ctx"], text=text
+        )
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             recording, shape["n_parameters"] = _record(
-                source, text_proof, shape["n_ctx"], Path(scratch.name)
+                source, proof, shape["n_ctx"], Path(scratch.name)
             )
             gc.collect()
             recording.reference(
@@ -93,7 +93,7 @@ def export_via_optimum(
             ).save(staging)
             write_genai_config(staging, shape, facts["tokens"], shared=False)
             about = read_json(source / SOURCE) or {"format": "huggingface", "name": source.name}
-            facts["source"] = {**about, **weights_hash(source), "via": "optimum"}
+            facts["source"] = {**about, **hash_weights(source), "via": "optimum"}
             certificate = prove(
                 staging, facts, recording, bounds, accept=accept, what=f"the export of {source}"
             )
@@ -113,9 +113,7 @@ def _export(source: Path, staging: Path) -> None:
             main_export(
                 str(source), output=scratch, task="text-generation-with-past", do_validation=False
             )
-        except (
-            Exception
-        ) as error:  # optimum raises what it likes: ValueError, KeyError, RuntimeError ...
+        except Exception as error:  # optimum raises ValueError, KeyError, RuntimeError ...
             raise CheckpointError(
                 f"optimum cannot export {source}: {_first_line(error)}"
             ) from error
@@ -125,8 +123,8 @@ def _export(source: Path, staging: Path) -> None:
         copy_side_files(Path(scratch), staging)
 
 
-def _record(source: Path, text: Proof, n_ctx: int, scratch: Path) -> tuple[Recording, int]:
-    """What transformers says on the proof text, and how many parameters it has."""
+def _record(source: Path, text: EvalText, n_ctx: int, scratch: Path) -> tuple[Recording, int]:
+    """Record the transformers model as the reference; also returns its number of parameters."""
     reference = _load_reference(source)
     recording = record(
         "transformers fp32",
@@ -172,7 +170,7 @@ def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:
     return tokens
 
 
-# what architectures call their heads, width and context
+# Names that architectures give to n_head, n_embd and n_ctx in config.json
 _NAMES = (
     ("num_attention_heads", "n_head", "num_heads"),
     ("hidden_size", "n_embd", "d_model"),
@@ -184,8 +182,11 @@ def _named(config: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
-def _agree(folder: Path, graph: ir.Model) -> dict[str, Any]:
-    """Write the copied side files of an artifact again, so that they agree with each other; returns config.json."""
+def _reconcile(folder: Path, graph: ir.Model) -> dict[str, Any]:
+    """Make the side files in `folder` agree with each other and the graph; returns config.json.
+
+    generation_config.json and config.json get the same token ids, as they do in our own exports.
+    """
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
     side = read_side_files(folder, _static(logits.shape[2] if logits.shape else None), tell=note)
     side.write(folder)
@@ -199,7 +200,7 @@ def _agree(folder: Path, graph: ir.Model) -> dict[str, Any]:
 
 
 def _facts(graph: ir.Model, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The manifest's facts, read from the graph's inputs and config.json."""
+    """The values of gptx.json that describe the model, from the graph's inputs and config.json."""
     keys = [value for value in graph.graph.inputs if value.name and value.name.endswith(".key")]
     logits = next(value for value in graph.graph.outputs if value.name == "logits")
     n_head, n_embd, n_ctx = (_named(config, names) for names in _NAMES)
@@ -210,8 +211,9 @@ def _facts(graph: ir.Model, config: dict[str, Any], folder: Path) -> dict[str, A
         or not (n_head and n_embd and n_ctx)
     ):
         raise CheckpointError(
-            f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past keys, or its"
-            f" config.json none of {', or none of '.join(', '.join(names) for names in _NAMES)}"
+            f"{folder} is no decoder with a KV cache as optimum writes them: its graph has no past"
+            " keys, or its config.json none of"
+            f" {', or none of '.join(', '.join(names) for names in _NAMES)}"
         )
     return {
         "precision": "fp32",
@@ -248,7 +250,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _silent():
-    """transformers and the tracer speak of their own matters while they export."""
+    """Silence output, warnings and logs of optimum, transformers and the tracer."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     with (

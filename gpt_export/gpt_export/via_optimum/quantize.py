@@ -1,4 +1,4 @@
-"""Quantize a graph that has no module behind it (exported by optimum), with onnxruntime's own tools."""
+"""Quantize a graph that optimum exported, with ONNX Runtime's own tools."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ RECIPES = (*BLOCK, "fp16")
 
 
 def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
-    """Rewrite `source` to `out` (a .onnx file beside which its weights lie) by a recipe; returns what gptx.json says of it.
+    """Quantize the graph `source` to the file `out`; returns `quantization` of gptx.json.
 
-    8 and 4 bits: every MatMul with a constant becomes MatMulNBits, embeddings stay as they are. fp16: weights and
-    arithmetic; inputs and outputs, the cache among them, stay float32.
+    Both are .onnx files with their weights beside them. 8 and 4 bits: each MatMul with a constant
+    weight becomes MatMulNBits; embeddings stay fp32. fp16: weights and arithmetic are half
+    precision; inputs and outputs, including the cache, stay float32.
     """
     check_weights(read_graph(source), str(source), half=to == "fp16")
     model = read_proto(source)
@@ -40,7 +41,8 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
                 model, bits=bits, block_size=block, is_symmetric=True, accuracy_level=4
             )
             quantizer.process()
-        model = quantizer.model.model  # type: ignore[attr-defined]  # its own ONNXModel by now
+        # process() has turned `model` into an ONNXModel
+        model = quantizer.model.model  # type: ignore[attr-defined]
         facts = {
             "scheme": to,
             "bits": bits,
@@ -56,7 +58,7 @@ def quantize_graph(source: Path, out: Path, to: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silent():
-    """The quantizer logs every node on standard output."""
+    """Silence the quantizer, which prints each node."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from builders.exported import CONFIG, write_checkpoint
 from builders.gptx_command import finished, gptx, process
-from gpt_export.certificate.eval_text import proof
+from gpt_export.certificate.eval_text import load_eval_text
 from gpt_export.export import export_checkpoint
 from gptx.artifact.folders import new_folder
 from gptx.errors import CheckpointError, OutputError, ParityError, UsageError
@@ -245,18 +245,18 @@ def test_the_users_text_is_never_replaced(
 ) -> None:
     (tmp_path / "text.txt").write_text(text, "utf-8")
     if says is None:
-        assert proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt").description[
-            "tokens"
-        ]
+        assert load_eval_text(
+            checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt"
+        ).description["tokens"]
         return
     with pytest.raises(UsageError, match=says):
-        proof(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
+        load_eval_text(checkpoint, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
 
 
 def test_a_text_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some words", "utf-8")
     with pytest.raises(UsageError, match="no tokenizer"):
-        proof(tmp_path, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
+        load_eval_text(tmp_path, vocab_size=304, n_ctx=128, text=tmp_path / "text.txt")
 
 
 @pytest.mark.parametrize("out", [".", "../checkpoint", ".."])

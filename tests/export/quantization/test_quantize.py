@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import gptx
 from builders.four_bit_weights import q4_1
 from builders.gptx_command import gptx as command
-from gpt_export.certificate.eval_text import proof
+from gpt_export.certificate.eval_text import load_eval_text
 from gpt_export.export import export_checkpoint
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import graph_layers
@@ -146,7 +146,7 @@ def save(config: GPTConfig, folder: Path) -> Path:
 
 def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
     """The calibration text as quantize_artifact takes it."""
-    own = proof(
+    own = load_eval_text(
         exported,
         vocab_size=config.vocab_size,
         n_ctx=config.n_ctx,

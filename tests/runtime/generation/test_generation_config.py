@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import gptx
 from builders.tiny_artifact import write_artifact
 from gpt_export.export import export_checkpoint
-from gpt_export.genai_search import search, tell, unsaid
+from gpt_export.genai_search import not_in_genai_config, note_unsupported, search
 from gpt_export.side_files import write_genai_config
 from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, UsageError
 from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
@@ -359,7 +359,7 @@ def test_fields_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
         resolve({}, fields, max_new_tokens=5)
     assert says in str(error.value)
     with pytest.raises(CheckpointError) as refused:  # at export, too
-        tell(fields, genai=True)
+        note_unsupported(fields, genai=True)
     assert says in str(refused.value) and "artifact's" not in str(refused.value)
 
 
@@ -480,8 +480,8 @@ def test_what_genai_is_told(fields: dict[str, Any], said: dict[str, Any]) -> Non
 def test_what_genai_cannot_be_told_is_named(
     fields: dict[str, Any], names: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(unsaid(fields)) == names
-    tell(fields, genai=True)
+    assert set(not_in_genai_config(fields)) == names
+    note_unsupported(fields, genai=True)
     said = capsys.readouterr().err
     assert all(name in said for name in names)
     assert ("genai_config.json" in said) is bool(names)
