@@ -64,9 +64,7 @@ def export_checkpoint(
         side_files.write(staging)
         write_configs(staging, config, side_files.generation, load_head(source))
         facts = _manifest_facts(staging, config, form, plan.parameters)
-        proof = load_eval_text(
-            staging, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text
-        )
+        proof = load_eval_text(staging, vocab_size=config.vocab_size, n_ctx=config.n_ctx, text=text)
         with tempfile.NamedTemporaryFile(dir=staging.parent, prefix=".gptx-reference-") as scratch:
             with stage("Loading the checkpoint"):
                 gpt = load_model(source)
