@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,18 @@ Trace = Callable[[Step, GPTConfig, GraphForm, torch.dtype], ir.Model]
 
 
 def traced_once(trace: Trace, folder: Path) -> Trace:
-    """`trace`, which writes graphs to `folder` and reads there those of an equal structure."""
+    """`trace`, with a cache of graphs in `folder`.
+
+    Nodes and values that gptx adds afterwards get other names (numbers) than after a trace without
+    the cache. Everything else of the graph is the same.
+    """
 
     @functools.wraps(trace)
     def shared(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
         file = folder / f"{structure(step, config, form, dtype)}.onnx"
-        if file.exists():
-            return with_weights(file, step)
-        model = trace(step, config, form, dtype)
-        write_without_weights(model, file, step)
-        return model
+        if not file.exists():
+            write_without_weights(trace(step, config, form, dtype), file, step)
+        return with_weights(file, step)
 
     return shared
 
@@ -66,15 +69,10 @@ def weights(step: Step) -> dict[str, torch.Tensor]:
 
 def write_without_weights(model: ir.Model, file: Path, step: Step) -> None:
     """Write `model` with an empty tensor in place of each of the module's weights."""
-    names = weights(step).keys() & model.graph.initializers.keys()
-    kept = {name: model.graph.initializers[name].const_value for name in names}
-    for name in names:
+    for name in weights(step).keys() & model.graph.initializers.keys():
         model.graph.initializers[name].const_value = ir.tensor([0.0], name=name)
-    proto = ir.to_proto(model)
-    for name, tensor in kept.items():
-        model.graph.initializers[name].const_value = tensor
-    unfinished = file.with_suffix(f".{id(model)}")
-    onnx.save(proto, unfinished)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    onnx.save(ir.to_proto(model), unfinished)
     unfinished.rename(file)  # another process finds a whole file or none
 
 
