@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gptx.artifact.folders import kind_of
+from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError, UsageError
 from gptx.progress import stage
-from gptx_models.checkpoints.tensor_files import sha256
 
 
 def expect_checkpoint(source: Path) -> None:
