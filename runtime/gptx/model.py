@@ -35,17 +35,19 @@ def load(
     threads: int | None = None,
     adjust_memory: bool = True,
 ) -> Model:
-    """Open the artifact at `path`, or the model that ships with gptx.
+    """Open the artifact in the folder `path`, or the model that ships with gptx.
 
-    device: "cpu", "cuda" (runs there or raises ProviderError) or "auto" (CUDA where it works). threads: None is one for
-    each core.
+    device: "cpu"; "cuda", which raises ProviderError if the model cannot run there; or "auto",
+    which takes CUDA if it works and else the CPU. threads: CPU threads; None takes one per core.
 
-    adjust_memory: on Linux, gptx adjusts the memory of its process on a CPU. After loading it gives pages back that were
-    needed only for loading. After 128 steps it moves the weights into large pages (2 MB), which makes decoding 4 to 10%
-    faster. Neither changes a result. Pass False in an app that manages its memory itself.
+    adjust_memory: on Linux, gptx adjusts the memory of its own process when it runs on a CPU. After
+    loading it gives back the pages that only loading needed. After 128 steps it moves the weights
+    into large pages (2 MB), which makes decoding 4 to 10% faster. Neither changes a result. Pass
+    False in an app that manages its memory itself.
 
-    Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises ArtifactError,
-    ProviderError, UsageError.
+    Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises
+    ArtifactError if the artifact is damaged or of a newer gptx, ProviderError if the device cannot
+    be used, UsageError for a wrong argument.
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
@@ -78,25 +80,33 @@ def load(
 
 
 class Model(LoadedModel):
-    """An opened artifact. `tokenizer` and `template` are None where the artifact has none.
+    """An opened artifact: `gptx.load` returns one. Each task is a method.
 
-    Any number of threads may call a model at the same time. Sessions, streams and chats hold what changes: each of them
-    serves one thread at a time, and says so where two meet.
+    `tokenizer` and `template` (the chat template) are None if the artifact has none.
+
+    Threads: any number of threads may call a model at the same time. A session, stream or chat
+    serves one thread at a time; a second thread that calls it meanwhile gets UsageError.
     """
 
     def chat(self, *, system: str | None = None) -> Chat:
-        """Begin a conversation. system: the system message. Raises UsageError if the artifact has no chat template."""
+        """Begin a conversation. system: the text of the system message; None: no such message.
+
+        Raises UsageError if the artifact has no tokenizer or no chat template.
+        """
         return Chat(self, system=system)
 
     def score(self, text: Prompt, *, overlap: int | None = None) -> Score:
-        """How likely the model finds a text: the log-probability of each token, their sum, and the perplexity.
+        """How likely the model finds a text: each token's log-probability, their sum, the
+        perplexity.
 
-        A text that is longer than the context is read in windows that overlap. overlap: how many tokens of the window
-        before are read again at the beginning of each window. They are not scored twice; they are there so that each
-        scored token has at least so many tokens before it. Default: half of the context. A larger overlap judges tokens
-        by more of the text, and takes longer.
+        text: a text, or its token ids. The first token is not scored, as nothing stands before it.
 
-        Raises PromptError for a text of a single token, as nothing stands before it; UsageError for a wrong overlap.
+        A text that is longer than the context is read in windows that overlap. overlap: how many
+        tokens of the window before are read again at the beginning of each window, so that every
+        scored token has at least so many tokens before it. They are not scored twice. Default: half
+        of the context. A larger overlap judges tokens by more of the text and takes longer.
+
+        Raises PromptError for a text of a single token, UsageError for a wrong overlap.
         """
         self._need_language("scored")
         return score(self, text, overlap=overlap)
@@ -133,21 +143,29 @@ class Model(LoadedModel):
         calibrate: bool = False,
         normalization: Normalization = "sum",
     ) -> Classification | list[Classification]:
-        """Which label fits a text; a list of texts gives a list, and what their prompts have in common is read once.
+        """Find the label that fits a text best. A list of texts gives a list of Classifications.
 
-        A language model is asked with `template` (by default the one it was fine-tuned with, else "Text: {text}\nLabel:")
-        and answers by log P(" " + label | prompt). Zero-shot as it is; `examples` [(text, label), ...] make it one- or
-        few-shot. `labels` default to those it was fine-tuned for. A model with a classification head knows its labels
-        and reads the text alone; its Classification.problem_type says what the probabilities are.
+        A language model gets a prompt with the text, and each label is scored by its probability as
+        the answer: log P(" " + label | prompt). The beginning that the prompts share is computed
+        once. A model with a classification head gets the text alone; it has its own labels, and
+        `Classification.problem_type` says what its probabilities mean.
 
-        normalization: "sum" of a label's token log-probabilities is log P(label | prompt), what training on prompt and
-        label maximises, and the only one whose values are probabilities of the labels; "mean", per token, is for labels
-        of very different lengths, of which a sum prefers the short ones (acc and acc_norm in EleutherAI's evaluation
-        harness are this choice). calibrate: divide by the probabilities that the labels have after texts that say nothing
-        ("N/A", "[MASK]" and none), which takes away what the prompt alone prefers (Zhao et al. 2021,
-        https://arxiv.org/abs/2102.09690); it helps few-shot prompts of models that were not fine-tuned.
+        labels: the labels to choose from. Default: those that the model was fine-tuned for.
+        template: the prompt, with {text} in it. Default: the template of the fine-tuning, else
+        "Text: {text}\nLabel:".
+        examples: (text, label) pairs to put before the text (few-shot). None: zero-shot.
+        normalization: "sum" adds a label's token log-probabilities. This is the label's
+        probability, which training maximises, but it prefers short labels. "mean" divides by the
+        label's length in tokens; take it for labels of very different lengths. (They are acc and
+        acc_norm of EleutherAI's evaluation harness.)
+        calibrate: divide by the probabilities that the labels have after texts without content
+        ("N/A", "[MASK]" and ""). This takes away what the prompt alone prefers, and helps few-shot
+        prompts of models that were not fine-tuned (Zhao et al. 2021,
+        https://arxiv.org/abs/2102.09690).
 
-        A text too long for the context loses its end: `left_out` tells how many tokens. Raises PromptError, UsageError.
+        A text that is too long for the context is cut at its end; `Classification.left_out` is the
+        number of tokens that were cut. Raises PromptError for a text that is empty or of a wrong
+        type, UsageError for labels, examples or a template that make no sense.
         """
         if not isinstance(text, str) and not is_list(text):
             raise PromptError(f"the text is {shown(text)}, expected a text or a list of texts")
@@ -172,12 +190,19 @@ class Model(LoadedModel):
         template: str | None = None,
         **options: Unpack[Given],
     ) -> Summary:
-        """A summary of a text: a Completion with `left_out`, the tokens of the text's end that the context had no room for.
+        """Summarize a text. Returns a Summary: a Completion with `left_out`.
 
-        The prompt is `template` (by default the one it was fine-tuned with, else "{text}\n\nSummary:") with the text, after
-        as many `examples` [(text, summary), ...] as are given; then it ends at an empty line, as they do. Options as in
-        generate, but greedy where temperature is not given, and 96 new tokens where neither the call nor the artifact's
-        generation_config.json says how many. Raises PromptError, UsageError.
+        A text that is too long for the context is cut at its end; `left_out` is the number of
+        tokens that were cut.
+
+        template: the prompt, with {text} in it. Default: the template of the fine-tuning, else
+        "{text}\n\nSummary:".
+        examples: (text, summary) pairs to put before the text (few-shot). With examples, the
+        summary ends at an empty line, as theirs do.
+
+        The options are those of `generate`, with two other defaults: decoding is greedy unless the
+        call gives a temperature, and the summary ends after 96 new tokens if neither the call nor
+        generation_config.json says how many. Raises PromptError and UsageError as `generate` does.
         """
         self._need_language("summarized")
         return summarize(self, text, examples=examples, template=template, options=options)

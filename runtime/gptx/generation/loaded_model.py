@@ -1,6 +1,6 @@
-"""An opened artifact that turns token ids and text into more of them: what every task is built on.
+"""An opened artifact that generates text: prompts in, completions out. Every task is built on it.
 
-Ties together the graph, the tokenizer, the options and the decode loop. Does not know what a model is asked to do.
+It ties together the graph, the tokenizer, the options and the decode loop. It knows no task.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ Prompt = str | Sequence[int]
 
 
 class LoadedModel:
-    """An opened artifact. `tokenizer` and `template` (the chat template) are None if the artifact has none.
+    """What all tasks need of an opened artifact: encode, generate, stream, sessions.
 
-    Threads: any number of threads may call a model at the same time. A session, stream or chat serves one thread at a
-    time. If a second thread calls it meanwhile, the call raises UsageError.
+    `tokenizer` and `template` (the chat template) are None if the artifact has none.
     """
 
     def __init__(
@@ -50,11 +49,12 @@ class LoadedModel:
     ) -> None:
         self._graph: OnnxGraph | None = graph
         self.manifest: Manifest = graph.manifest
-        self.provider: str = graph.provider  # what really runs the graph, as ONNX Runtime calls it
-        self.graph: Path = (
-            graph.file
-        )  # the file that was opened: onnx/model.onnx, or one that gptx compile made
-        self.decode: Path | None = graph.decode_file  # where single rows have one of their own
+        # the execution provider that runs the graph, by ONNX Runtime's name
+        self.provider: str = graph.provider
+        # the file that was opened: onnx/model.onnx, or one that gptx compile made
+        self.graph: Path = graph.file
+        # the graph of single rows, if the artifact has one (int8-fast)
+        self.decode: Path | None = graph.decode_file
         self.tokenizer: Tokenizer | None = tokenizer
         self.template: ChatTemplate | None = template
         self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
@@ -71,7 +71,7 @@ class LoadedModel:
 
     @property
     def takes_positions(self) -> bool:
-        """Whether the graph is told each token's position, and does not count them itself."""
+        """True if the graph has an input of positions; otherwise it counts them itself."""
         return self._opened().takes_positions
 
     @overload
@@ -86,19 +86,27 @@ class LoadedModel:
         prompt: Prompt | Sequence[Prompt],
         **options: Unpack[Given],
     ) -> Completion | list[Completion]:
-        """Generate text that continues a prompt (a text, or a list of token ids), and return all of it.
+        """Generate text that continues a prompt, and return all of it as a Completion.
 
-        A list of prompts is decoded together as one batch and gives a list of completions. Each text is the one that
-        its prompt gives alone.
+        prompt: a text or its token ids. A list of prompts is decoded as one batch and gives a list
+        of completions, each with the text that its prompt gives alone.
 
-        Options have the names of transformers' `generate`. An option that is not given is taken from the artifact's
-        generation_config.json. If that has none either, decoding is greedy (temperature 0) and ends after 256 new
-        tokens. The default model's file asks for sampling: pass temperature=0, or a seed, to get the same text each time.
+        The options have the names of transformers' `generate`. An option that the call does not
+        give is taken from the artifact's generation_config.json. If that does not give it either,
+        decoding is greedy (temperature 0) and ends after 256 new tokens. (The default model's
+        generation_config.json asks for sampling: pass temperature=0 or a seed to get the same text
+        each time.)
 
-        stop: the text ends before the first of these strings. stop_tokens: token ids that end the text, beside the
-        artifact's own. seed: of the random draws; prompt i of a list draws with seed + i.
+        max_new_tokens, min_new_tokens: the most and the least tokens to generate.
+        temperature: 0 always takes the likeliest token; 1 draws with the model's own probabilities.
+        top_k, top_p, min_p: which of the likeliest tokens may be drawn.
+        repetition_penalty: above 1, tokens that stand in the text already become less likely.
+        seed: of the random draws. Prompt i of a list draws with seed + i.
+        stop: a string or several; the text ends before the first of them.
+        stop_tokens: token ids that end the text, beside the artifact's own.
 
-        Raises PromptError for a prompt that is empty, too long or not text; UsageError for options that make no sense.
+        Raises PromptError for a prompt that is empty, too long or no text; UsageError for options
+        that make no sense.
         """
         began = time.perf_counter()
         self._need_language("generated")
@@ -124,25 +132,34 @@ class LoadedModel:
         prompt: Prompt,
         **options: Unpack[Given],
     ) -> Stream:
-        """Generate as `generate` does, and return a Stream that gives the text piece by piece while it is computed.
+        """Generate as `generate` does, and return a Stream: the text, piece by piece, while it is
+        computed.
 
-        One default differs. If neither the call nor generation_config.json gives max_new_tokens, a stream goes on until
-        the model ends the text or the context is full; `generate` stops after 256 tokens.
+        The prompt, the options and the errors are those of `generate`. One default differs, as a
+        reader can end a stream: if neither the call nor generation_config.json gives
+        max_new_tokens, a stream goes on until the model ends the text or the context is full.
         """
         checked = self.stream_options(options)
         ids = self.encode(prompt)
         return self.stream_ids(ids, checked, context=ids)
 
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
-        """A Session of `batch_size` rows: the step-level API, with token ids in and logits out.
+        """Open a Session of `batch_size` rows: the step-level API, with token ids in and logits
+        out.
 
-        size: the most tokens that a row may hold. Memory for all of them is taken at once. Without it, the KV cache
-        grows with use, up to the model's context. Raises UsageError.
+        size: the most tokens that a row may hold. Memory for all of them is taken at once. Without
+        it, the KV cache grows with use, up to the model's context.
+
+        Raises UsageError for a wrong number, or if the memory for `size` cannot be had.
         """
         return Session(self._opened(), batch_size, size=size)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids, with the special tokens that the tokenizer adds itself. Raises PromptError."""
+        """A prompt's token ids, with the special tokens that the tokenizer adds itself.
+
+        Token ids are checked and returned. Raises PromptError for an empty text or ids outside the
+        vocabulary, UsageError for a text if the artifact has no tokenizer.
+        """
         if not isinstance(prompt, str):
             return self._token_ids(prompt)
         if self.tokenizer is None:
@@ -165,7 +182,10 @@ class LoadedModel:
         return ids
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
-        """What a chat is made of. Raises UsageError where the artifact lacks it."""
+        """The tokenizer and the chat template.
+
+        Raises UsageError if the artifact lacks one of them.
+        """
         self._need_language("generated")
         if self.tokenizer is None:
             raise UsageError(
@@ -183,7 +203,7 @@ class LoadedModel:
         return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
     def stream_options(self, given: Mapping[str, Any]) -> Options:
-        """A stream's options, checked: what the call gives, else the artifact's own. Raises UsageError."""
+        """Check a stream's options and fill in the artifact's own. Raises UsageError."""
         self._need_language("generated")
         options = resolve(given, self.generation, max_new_tokens=None)
         model, tokens = self.manifest.model, self.manifest.tokens
@@ -207,22 +227,26 @@ class LoadedModel:
     ) -> Stream:
         """A Stream from checked token ids.
 
-        context: the tokens before the new text. A detokenizer needs them to write the first piece as it would stand
-        behind that text, for instance with or without a space. session: a session whose KV cache may hold the beginning
-        of `ids` already; only the rest is computed, and whatever else the session holds is dropped.
+        context: the tokens before the new text. The detokenizer needs them to write the first piece
+        as it stands behind that text, for instance with or without a space.
+        session: a session whose KV cache may already hold the beginning of `ids`. Only the rest of
+        `ids` is computed, and other tokens that the session holds are dropped.
         """
         began = time.perf_counter()
         owned = None if session else self.session()
         session = session or owned
         assert session is not None
-        # at least one token is fed, for its logits
+        # at least the last token is fed, as its logits are needed
         session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
         generation = self._generation(session, [ids[session.lengths[0] :]], options, [options.seed])
         transcript = self._transcript(ids, context, StopSet(options.stop), options.seed)
         return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
 
     def close(self) -> None:
-        """Give the weights' memory back (sessions that are still open keep it). The model cannot be used afterwards."""
+        """Give the weights' memory back, once the sessions that are still open are closed too.
+
+        The model cannot be used afterwards.
+        """
         if self._graph is not None:
             self._graph.close()
         self._graph = None
@@ -271,7 +295,7 @@ class LoadedModel:
 
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is a list of prompts, and not one prompt of text or token ids."""
+    """True for a list of prompts, False for one prompt (a text, or token ids)."""
     return is_list(prompt) and len(prompt) > 0 and not _is_token_id(prompt[0])
 
 

@@ -1,7 +1,7 @@
-"""The step-level API: a Session holds the cache and the tokens of one or more rows; token ids in, logits out.
+"""The step-level API: a Session of one or more rows; token ids in, logits out.
 
-Each verb checks its arguments first. If it raises, the session is as it was before. Knows nothing of text, sampling or
-when to stop.
+Each verb checks its arguments first. If it raises, the session is as it was before. A session knows
+no text, does not sample and does not know when a text ends.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be
 
 
 class Session:
-    """One or more rows of tokens with their KV cache: `feed` appends tokens and returns logits, `rewind` drops tokens.
+    """One or more rows of tokens with their KV cache, from `Model.session`.
 
-    size: the most tokens that a row may hold. Memory for all of them is taken at once. Without it, the KV cache grows
-    with use, up to the model's context.
+    `feed` appends tokens to the rows and returns logits. `rewind` drops tokens from their ends.
 
-    Threads: any thread may call a session, but only one at a time. A second call meanwhile raises UsageError.
+    Threads: any thread may call a session, but only one at a time. A second call meanwhile raises
+    UsageError.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int = 1, *, size: int | None = None) -> None:
@@ -42,9 +42,10 @@ class Session:
         self.n_logits: int = graph.manifest.model.n_logits  # vocab_size, or the classes of a head
         self._cache: Cache | _Closed = open_cache(graph, n_rows, limit=self.limit, size=size)
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
-        self._lengths = [0] * n_rows  # what counts: an unfinished call may have left more tokens
-        self._unfinished: object | None = None  # a call that runs, or that failed half-way
-        self._logits = self._cache.logits[:, 0]  # (B, V), a view of what steps write
+        # The rows' true lengths: a call that failed half-way may have left more in _tokens.
+        self._lengths = [0] * n_rows
+        self._unfinished: object | None = None  # the call that runs, or that failed half-way
+        self._logits = self._cache.logits[:, 0]  # (B, V), a view of the buffer that steps write
         self._huge_pages = graph.huge_pages
         self._call = OneThread(
             "another thread is using this session: give each thread a session of its own"
@@ -56,17 +57,17 @@ class Session:
 
     @property
     def lengths(self) -> list[int]:
-        """How many tokens each row holds."""
+        """The number of tokens in each row."""
         return list(self._lengths)
 
     @property
     def tokens(self) -> list[list[int]]:
-        """The tokens that each row holds (copies)."""
+        """Copies of each row's token ids."""
         return [row[:length] for row, length in zip(self._tokens, self._lengths)]
 
     @property
     def capacity(self) -> int:
-        """How many tokens each row of the KV cache has room for at the moment."""
+        """The number of tokens that each row of the KV cache has memory for at the moment."""
         return self._cache.capacity
 
     @overload
@@ -78,13 +79,16 @@ class Session:
     def feed(
         self, rows: Sequence[Sequence[int]], *, all_logits: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Append new tokens to each row. Returns the logits after each row's last token, float32 (B, n_logits).
+        """Append new tokens to each row and return the logits after each row's last new token.
 
-        A row that gets no tokens ([]) stays as it is, and its logits are NaN. all_logits: return the logits after every
-        new token, as a list with an array (n, n_logits) for each row. The caller may keep and change the arrays.
+        rows: a list of token ids for each row. A row that gets [] stays as it is.
 
-        Raises PromptError if a row's tokens do not fit into the context or are no token ids, UsageError for wrong types.
-        After an error the session is as it was before.
+        Returns float32 (batch_size, n_logits); a row that got no tokens has NaN. With all_logits,
+        returns the logits after every new token: a list with one float32 array (n, n_logits) for
+        each row, n being the number of its new tokens. The arrays belong to the caller.
+
+        Raises PromptError if a row's tokens are no token ids or do not fit into the context,
+        UsageError for wrong types or a closed session. The session is then as it was before.
         """
         if not isinstance(all_logits, bool | np.bool_):
             raise UsageError(f"all_logits is {shown(all_logits)}, expected True or False")
@@ -98,23 +102,26 @@ class Session:
         return logits
 
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Like `feed`, but without a copy of the logits. The returned array belongs to the session.
+        """Like `feed`, but without copying the logits: the returned array belongs to the session.
 
-        The next call overwrites it; until then the caller may write into it. In a row that got no tokens, the values
-        are meaningless (`feed` gives NaN there).
+        The caller may write into the array, and the next call overwrites it. The values of a row
+        that got no tokens mean nothing (`feed` gives NaN there).
         """
         with self._call:
             return self._advance(rows)
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         self._huge_pages.count_run()
-        logits = self._logits  # a signal's handler may close the session meanwhile
+        logits = self._logits  # kept, as a signal handler may close the session meanwhile
         if len(self._tokens) > 1 or not self._advance_one(rows):
             self._run(self._check(rows))
         return logits
 
     def _advance_one(self, rows: Sequence[Sequence[int]]) -> bool:
-        """The common step, one good token of the only row, with nothing that it does not need; else False."""
+        """The short way for the commonest call: one valid token for the only row.
+
+        False: not that call.
+        """
         if (
             type(rows) is not list
             or len(rows) != 1
@@ -133,8 +140,11 @@ class Session:
         return True
 
     def begin_at(self, position: int) -> None:
-        """Give the next token of an empty session of one row this position. The places before it hold nothing and are
-        not seen: only for windows that are fed whole, with all_logits, on the CPU."""
+        """Let the first token of an empty session of one row stand at `position`.
+
+        The places before it hold nothing and are not attended to. Only for windows that are fed in
+        one piece, with all_logits, on the CPU.
+        """
         assert (
             len(self._tokens) == 1
             and not self._lengths[0]
@@ -144,7 +154,10 @@ class Session:
         self._tokens, self._lengths = [[0] * position], [position]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Keep only the first tokens of each row: lengths[i] of row i. This costs no time. Raises UsageError."""
+        """Keep only the first lengths[i] tokens of each row i. This costs no time.
+
+        Raises UsageError if a length is no whole number from 0 to the row's length.
+        """
         with self._call:
             if isinstance(self._cache, _Closed):
                 raise _closed()
@@ -165,7 +178,7 @@ class Session:
             self._finish(call, kept)
 
     def close(self) -> None:
-        """Give the cache's memory back; the session cannot be used afterwards."""
+        """Give the cache's memory back. The session cannot be used afterwards."""
         with self._call:
             self._cache, self._logits = _Closed(), np.empty((0, 0))
 
@@ -176,13 +189,13 @@ class Session:
         self.close()
 
     def _run(self, new: list[list[int]]) -> None:
-        """Run checked tokens, single ones of several rows together."""
+        """Run checked tokens. Rows with a single new token run together in one step."""
         call, lengths = self._begin(), self._lengths
         ones = [ids[0] if len(ids) == 1 else None for ids in new]
         if any(token is not None for token in ones):
             self._cache.decode(ones, lengths)
             lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
-        # after the step, which leaves nothing of use in the logits of idle rows
+        # after the step, as it overwrites the logits of rows that it does not feed
         several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
         if several:
             self._cache.prefill(several, lengths)
@@ -197,15 +210,18 @@ class Session:
         return outs
 
     def _begin(self) -> object:
-        """Mark a call as unfinished until `_finish`. If one before it failed or was interrupted, by
-        Ctrl-C for instance, first drop what that one has left in the cache."""
+        """Mark a call as unfinished until `_finish`.
+
+        If an earlier call failed or was interrupted, for instance by Ctrl-C, first drop what it
+        left in the cache.
+        """
         if self._unfinished is not None:
             self._drop_the_rest()
         self._unfinished = object()
         return self._unfinished
 
     def _drop_the_rest(self) -> None:
-        """Drop what lies behind the rows' lengths, in the cache and in the tokens."""
+        """Drop what the cache and the tokens hold beyond the rows' lengths."""
         self._cache.rewind(self._lengths)
         for tokens, length in zip(self._tokens, self._lengths):
             del tokens[length:]
@@ -216,7 +232,7 @@ class Session:
         self._finish(call, [held + len(ids) for held, ids in zip(self._lengths, new)])
 
     def _finish(self, call: object, lengths: list[int]) -> None:
-        """Let the call count, by one assignment that nothing can interrupt half-way."""
+        """Make the call's result count, by one assignment, which nothing can interrupt half-way."""
         if self._unfinished is not call:
             self._cache = _Closed()
             raise UsageError(
@@ -226,7 +242,7 @@ class Session:
         self._lengths, self._unfinished = lengths, None
 
     def _check(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The new tokens of each row, all of them checked."""
+        """The new tokens of each row, checked. Raises PromptError or UsageError."""
         if isinstance(self._cache, _Closed):
             raise _closed()
         new = []
@@ -234,7 +250,8 @@ class Session:
             name, held = f"row {row}", self._lengths[row]
             if is_list(given) and held + len(given) > self.limit:
                 raise PromptError(
-                    f"{name}: {held} tokens held and {len(given)} new ones do not fit into a context of {self.limit}"
+                    f"{name}: {held} tokens held and {len(given)} new ones do not fit into a context"
+                    f" of {self.limit}"
                 )
             new.append(token_ids(name, given, self.vocab_size))
         if not any(new):
@@ -243,7 +260,7 @@ class Session:
 
 
 class _Closed:
-    """What stands in a closed session's place of a cache."""
+    """A closed session's cache: any use of it raises UsageError."""
 
     capacity = 0
 

@@ -1,4 +1,4 @@
-"""Generated tokens as text with timings: steps of the token loop in, pieces of text and a Completion out."""
+"""Generated tokens as text with timings: the decode loop's steps in, text and a Completion out."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ from gptx.text.stop_strings import StopStrings
 class Completion:
     """What was generated for one prompt.
 
-    text: the generated text, without the token or the stop string that ended it. None if the artifact has no tokenizer.
-    token_ids: all generated tokens, with the one that ended the text and those of a stop string.
+    text: the generated text, without the token or the stop string that ended it. None if the
+    artifact has no tokenizer.
+    token_ids: all generated tokens, with the token that ended the text and those of a stop string.
+    prompt_tokens: the number of tokens in the prompt.
+    seed: the seed of the random draws; None if decoding was greedy.
+    time_to_first_token: seconds from the call to the first token.
+    tokens_per_second: speed after the first token; 0 if there is only one.
 
     finish_reason says why generation ended:
     - "stop": the model gave a token that ends a text, or the text reached one of the stop strings.
@@ -34,14 +39,14 @@ class Completion:
     token_ids: list[int]
     finish_reason: FinishReason | None
     prompt_tokens: int
-    seed: int | None  # None where nothing was drawn
-    time_to_first_token: float  # seconds, from the call
-    tokens_per_second: float  # after the first token; 0 where there is no second one
+    seed: int | None
+    time_to_first_token: float
+    tokens_per_second: float
 
 
 @dataclass
 class Transcript:
-    """One row's text so far, and what a Completion says of it."""
+    """One row's generated tokens, text and timings so far."""
 
     detokenizer: Detokenizer | None
     stop_strings: StopStrings | None  # None without a tokenizer
@@ -55,12 +60,15 @@ class Transcript:
     _held: str = ""  # text that may belong to a stop string
 
     def push(self, step: Step) -> str:
-        """The text that may be shown after this step; `finish` tells whether the row has ended with it."""
+        """Add a token and return the text that may be shown now.
+
+        `finish` is set if the row ends.
+        """
         self.token_ids.append(step.token)
         self.finish = step.finish
         if self.detokenizer is None or self.stop_strings is None:
             return ""
-        shown = step.finish != "stop"  # the token that ends a text is no part of it
+        shown = step.finish != "stop"  # the token that ends a text is not shown
         text = self._held + (self.detokenizer.push(step.token) if shown else "")
         if self.stop_strings.push(step.token, visible=shown):
             self.finish = "stop"
@@ -95,7 +103,7 @@ class Transcript:
 def run_to_end(
     generation: Generation, transcripts: Sequence[Transcript], *, began: float
 ) -> list[Completion]:
-    """All rows of a batch, each to its own end."""
+    """Run a batch until every row has ended. `began`: time.perf_counter() at the call."""
     before = began
     for steps in generation:
         now = time.perf_counter()
@@ -110,14 +118,16 @@ def run_to_end(
 
 
 class Stream:
-    """Generated text, piece by piece: iterate over it. Pieces are never empty and never end within a character.
+    """Generated text, piece by piece: iterate over it.
 
-    `completion` has all text so far, the token ids, the reason why the stream ended, and timings. `close`, or leaving a
-    `with` block, ends the stream early. If the artifact has no tokenizer there is no text: iterating gives no pieces,
-    and `completion` has the token ids.
+    A piece is never empty and never ends within a character. `completion` holds the text so far,
+    the token ids, the reason why the stream ended and timings. `close`, or leaving a `with` block,
+    ends the stream early. If the artifact has no tokenizer, iterating gives no pieces, and
+    `completion` has only the token ids.
 
-    Threads: one thread at a time may iterate; a second one gets UsageError. `close` may be called from any thread. If
-    another thread is computing a token at that moment, the stream ends after it.
+    Threads: one thread at a time may iterate; a second one gets UsageError. `close` may be called
+    from any thread. If another thread is computing a token at that moment, the stream ends after
+    it.
     """
 
     def __init__(
@@ -132,34 +142,38 @@ class Stream:
         self._generation, self._transcript = generation, transcript
         self._began, self._owned, self._on_end = began, owned, on_end
         self._ended = False
-        self._asked_to_end = False  # by close, while a step runs
+        self._asked_to_end = False  # set by close while a step runs
         self._stepping = False
-        self._turn = threading.RLock()  # of the thread that reads the next piece or ends the stream
+        self._lock = (
+            threading.RLock()
+        )  # held while a thread reads the next piece or ends the stream
         self._reader = threading.get_ident()  # the thread that read last
 
     @property
     def completion(self) -> Completion:
-        """The Completion of what was generated so far, or of all of it once the stream has ended."""
+        """What was generated so far."""
         return self._transcript.completion()
 
     def __iter__(self) -> Self:
         return self
 
     def is_read_elsewhere(self) -> bool:
-        """Whether another thread that still lives has read last, and the stream goes on."""
+        """Whether the stream goes on, and the last thread to read it is another one that still
+        runs.
+        """
         if self._ended or self._asked_to_end or self._reader == threading.get_ident():
             return False
         return any(thread.ident == self._reader for thread in threading.enumerate())
 
     def __next__(self) -> str:
-        if not self._turn.acquire(False):
+        if not self._lock.acquire(False):
             raise UsageError("another thread is reading this stream: let one thread read it")
         try:
             self._stepping, self._reader = True, threading.get_ident()
             return self._next_piece()
         finally:
             self._stepping = False
-            self._turn.release()
+            self._lock.release()
             if self._asked_to_end:
                 self.close()
 
@@ -177,18 +191,17 @@ class Stream:
         raise StopIteration
 
     def close(self, *, wait: bool = False) -> None:
-        """End the stream. `wait`: return only when a step that runs in another thread has ended."""
+        """End the stream. wait: return only after a step that runs in another thread has ended."""
         self._asked_to_end = True
-        # of two threads that meet here at least one finds the lock free: __next__ comes here when it has let it go
-        if not self._turn.acquire(wait):
+        # If a step runs in another thread, its __next__ calls close after it has released the lock.
+        if not self._lock.acquire(wait):
             return
         try:
-            if (
-                not self._stepping
-            ):  # else this is a signal's handler, in the middle of this thread's own step
+            # While stepping, this is a signal handler in the middle of this thread's own step.
+            if not self._stepping:
                 self._end()
         finally:
-            self._turn.release()
+            self._lock.release()
 
     def _end(self) -> None:
         if self._ended:
