@@ -22,7 +22,7 @@ from gpt_export.export import export_checkpoint
 from gpt_export.graph import build
 from gpt_export.quantization.quantize import quantize_artifact
 
-hypothesis.settings.register_profile("gptx", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("gptx", deadline=None)  # tests must pass on a busy machine
 hypothesis.settings.load_profile("gptx")
 
 
@@ -62,7 +62,7 @@ def graphs_are_traced_once(pipeline: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def artifacts(pipeline: Path) -> dict[str, Path]:
-    """One model, three times: cache form -> artifact. Its vocabulary is padded by 3 empty ids."""
+    """One model in three artifacts, by cache form. Its vocabulary is padded by 3 unused ids."""
     return {
         cache: once(
             pipeline / cache,

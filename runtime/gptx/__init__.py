@@ -1,6 +1,12 @@
-"""gptx: run GPT artifacts on this machine. `model = gptx.load(path); model.generate("Once upon a time").text`
+"""gptx runs GPT artifacts on this machine.
 
-What is exported here is imported when it is first used: importing gptx loads neither numpy nor ONNX Runtime.
+    import gptx
+
+    model = gptx.load("smollm2-int8")  # without a path: the default model
+    model.generate("Once upon a time").text
+
+Each public name is imported when it is first used: `import gptx` loads neither numpy nor ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -55,6 +61,7 @@ __all__ = [
     "load",
 ]
 
+# The module that defines each public name, but for the errors.
 _HOMES = {
     "Chat": "gptx.tasks.chat",
     "Classification": "gptx.tasks.classify",
@@ -78,7 +85,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'gptx' has no attribute {name!r}")
-    globals()[name] = value  # found directly from now on
+    globals()[name] = value  # the next access finds it without this function
     return value
 
 

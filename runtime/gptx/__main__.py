@@ -1,4 +1,4 @@
-"""python -m gptx, which is how torchrun starts it."""
+"""The command gptx as `python -m gptx`; torchrun starts it so."""
 
 from gptx.cli import main
 

@@ -1,5 +1,7 @@
-"""Arguments that are counts or lists of integers: a caller's value in, plain integers out, or a sentence that says what
-was expected. Knows nothing of models."""
+"""Check a caller's arguments: counts, lists of token ids, texts.
+
+A value of any type in; a plain Python value out, or an error that says what was expected.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from gptx.errors import PromptError, UsageError, shown
 
 
 def integer(value: Any) -> int | None:
-    """The value as an int where it is an integer (numpy's too), else None. True and False are none."""
+    """The value as an int if it is an integer (numpy's too); None for others, True and False too."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -19,17 +21,20 @@ def integer(value: Any) -> int | None:
 
 
 def is_list(value: Any) -> bool:
-    """Whether this is a sequence of things: a list, a tuple, a range, an array; not a text, and not bytes."""
+    """True for a list, tuple, range, array or another sequence; False for a text or bytes."""
     if isinstance(value, str | bytes | bytearray | memoryview | Mapping):
         return False
     try:
         return len(value) >= 0 and hasattr(value, "__getitem__")
-    except TypeError:  # an array of no dimensions has __len__, and no length
+    except TypeError:  # an array of no dimensions has __len__, but len() fails
         return False
 
 
 def count(name: str, value: Any, expected: str, most: int | None = None) -> int:
-    """An integer from 1 to `most`. Raises UsageError."""
+    """The value as an int from 1 to `most`. Raises UsageError.
+
+    name and expected: what the message calls the argument, and what it should be.
+    """
     number = integer(value)
     if number is None or number < 1 or (most is not None and number > most):
         raise UsageError(f"{name} is {shown(value)}, expected {expected}")
@@ -37,7 +42,10 @@ def count(name: str, value: Any, expected: str, most: int | None = None) -> int:
 
 
 def token_ids(name: str, value: Any, vocab_size: int) -> list[int]:
-    """Token ids of a vocabulary. `name`: what to call the list. Raises PromptError."""
+    """The value as a list of token ids below `vocab_size`. Raises PromptError.
+
+    name: what the message calls the list.
+    """
     if not is_list(value):
         raise PromptError(f"{name} is {shown(value)}, expected a list of token ids")
     ids = []
@@ -49,21 +57,22 @@ def token_ids(name: str, value: Any, vocab_size: int) -> list[int]:
             )
         if not 0 <= number < vocab_size:
             raise PromptError(
-                f"{name}: token id {shown(number)} is outside the model's vocabulary: 0 to {vocab_size - 1}"
+                f"{name}: token id {shown(number)} is outside the model's vocabulary: "
+                f"0 to {vocab_size - 1}"
             )
         ids.append(number)
     return ids
 
 
 def text(name: str, value: Any) -> str:
-    """Raises PromptError."""
+    """The value, which must be a text. Raises PromptError."""
     if not isinstance(value, str):
         raise PromptError(f"{name} is {shown(value)}, expected a text")
     return value
 
 
 def rows_of(name: str, value: Any, rows: int) -> Sequence[Any]:
-    """A list with an entry for each row of a session. Raises UsageError."""
+    """The value, which must be a list with an entry for each of `rows` rows. Raises UsageError."""
     if not is_list(value):
         raise UsageError(
             f"{name} got {shown(value)}, expected a list with an entry for each of the {rows} rows"

@@ -1,5 +1,8 @@
-"""Progress of long work on standard error: a moving bar on a terminal; when piped a plain line at the end of each stage,
-and one a minute on the way."""
+"""Show the progress of long work on standard error.
+
+On a terminal a bar moves. Otherwise (in a pipe or a file) there is a plain line each minute, and
+one at the end of each stage.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
-LINE_EVERY = 60.0  # seconds between the lines of a stage when piped
+LINE_EVERY = 60.0  # seconds between the plain lines of a stage
 
 
 def has_bars() -> bool:
-    """Whether progress moves: on a terminal that obeys escape sequences."""
+    """True if standard error is a terminal that can show a moving bar."""
     return sys.stderr.isatty() and not _is_dumb()
 
 
 def color_system() -> Literal["auto"] | None:
-    """What rich's Console takes. None: no colour, nothing bold or dim (https://no-color.org)."""
+    """The argument color_system for rich's Console.
+
+    None, for plain text, if NO_COLOR is set (https://no-color.org) or the terminal is dumb.
+    """
     return None if _is_dumb() or os.environ.get("NO_COLOR") else "auto"
 
 
 def _is_dumb() -> bool:
-    """A terminal that shows escape sequences as they are."""
+    """True for a terminal that would show escape sequences as characters."""
     return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 class Advance(Protocol):
+    """The function that `stage` yields."""
+
     def __call__(self, amount: float, text: str | None = None, /) -> None:
-        """Add to what is done; `text`, where given, says where it is: beside the bar, or in the minute's line."""
+        """Add `amount` to the work done.
+
+        text: where the work is, such as "step 20". It is shown beside the bar, or in the next line.
+        """
 
 
 @contextmanager
 def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iterator[Advance]:
-    """Show that `text` is going on; yields a function that adds to what is done of `total`. quiet: show nothing."""
+    """Show the progress of a stage of work; `text` names it.
+
+    total: the amount of work; None if it is not known. Yields a function that adds to the work done
+    (see Advance). quiet: show nothing.
+    """
     began = time.perf_counter()
     if quiet:
         yield lambda amount, text=None: None
@@ -71,13 +86,14 @@ def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iter
 
 
 def _lines(stage_text: str, total: float | None, began: float) -> Advance:
-    done, said, latest = 0.0, began, ""
+    """An Advance that prints a line every LINE_EVERY seconds."""
+    done, printed, latest = 0.0, began, ""
 
     def advance(amount: float, text: str | None = None, /) -> None:
-        nonlocal done, said, latest
+        nonlocal done, printed, latest
         done, latest, now = done + amount, text or latest, time.perf_counter()
-        if now - said >= LINE_EVERY:
-            said = now
+        if now - printed >= LINE_EVERY:
+            printed = now
             share = f"{done / total:.0%} after " if total else ""
             note(f"{stage_text}: {share}{now - began:.0f} s{f', {latest}' if latest else ''}")
 
@@ -85,13 +101,16 @@ def _lines(stage_text: str, total: float | None, began: float) -> Advance:
 
 
 def note(text: str) -> None:
-    """A line that stays."""
-    print(without_orders(text) if sys.stderr.isatty() else text, file=sys.stderr)
+    """Print a line on standard error."""
+    print(without_control_characters(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-# On a terminal a control character is an order: a model could move the cursor or set the title. Tab and newline stay.
-_ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and newline
 
 
-def without_orders(text: str) -> str:
-    return _ORDERS.sub("\N{REPLACEMENT CHARACTER}", text)
+def without_control_characters(text: str) -> str:
+    """The text with U+FFFD in place of control characters, for a terminal.
+
+    A model could otherwise move the cursor or change the terminal's title. Tabs and newlines stay.
+    """
+    return _CONTROL_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,1 +1,1 @@
-"""What several test files build their inputs with: tiny checkpoints, artifacts, tokenizers, GGUF files."""
+"""Builders of the tests' inputs: tiny checkpoints, artifacts, tokenizers, GGUF files."""

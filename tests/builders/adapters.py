@@ -1,4 +1,4 @@
-"""Tiny bases of transformers' classes, and adapters on them: ours, and PEFT's."""
+"""Tiny base models of transformers, and LoRA adapters on them, made by gptx or by PEFT."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def base(folder: Path, family: str) -> Path:
 
 
 def adapted(model: PreTrainedModel, folder: Path, **options) -> torch.nn.Module:
-    """PEFT's model with an adapter that does something, which is saved in a folder."""
+    """A PEFT model whose adapter changes the outputs. The adapter is saved in `folder`."""
     settings = {"task_type": "CAUSAL_LM", "init_lora_weights": False, **options}
     theirs = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
     theirs.save_pretrained(folder)
@@ -65,7 +65,7 @@ def adapted(model: PreTrainedModel, folder: Path, **options) -> torch.nn.Module:
 
 
 def randomized(gpt: GPT) -> GPT:
-    """With a B that is not zero: an adapter that does something."""
+    """The model with random LoRA matrices B; they begin as zeros, which change nothing."""
     for _, module in adapted_modules(gpt):
         for b in module.b:
             torch.nn.init.normal_(b, std=0.3)
@@ -73,7 +73,7 @@ def randomized(gpt: GPT) -> GPT:
 
 
 def saved(tmp_path: Path, family: str, lora: Lora) -> tuple[GPT, Path]:
-    """A GPT with its adapter, and the folder that it was saved in."""
+    """A GPT with an adapter, and the folder that the adapter was saved in."""
     folder = base(tmp_path / "base", family)
     gpt = randomized(add_lora(load_model(folder), lora))
     (tmp_path / "adapter").mkdir()

@@ -1,4 +1,7 @@
-"""What the parity tests export: the presets made small, a pairwise cover of the axes, and the full product."""
+"""Configurations that the parity tests export.
+
+Small presets, a pairwise cover of all choices, and the product of all choices.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from gptx_models.gpt.config import PRESETS, GPTConfig
 
 SMALL: dict[str, Any] = dict(vocab_size=97, n_ctx=64, n_layer=2, n_head=4, n_embd=48, n_inner=64)
 
-# Part 2 of the model's definition: what a configuration can choose, and the cache form its graph takes.
+# What a configuration can choose. AXES adds the cache form of its graph.
 MODEL_AXES: dict[str, list[Any]] = {
     "position": ["learned", "sinusoidal", "rope", "none"],
     "attention": ["dot", "cosine", "additive"],
@@ -34,7 +37,7 @@ Choice = dict[str, Any]
 
 
 def small_presets() -> dict[str, GPTConfig]:
-    """Each preset with its own switches and two small layers."""
+    """Each preset with its own choices, and two small layers."""
     small = {}
     for name, preset in PRESETS.items():
         n_kv_head = 2 if preset.n_kv_head < preset.n_head else 4
@@ -51,7 +54,7 @@ def small_presets() -> dict[str, GPTConfig]:
 
 
 def config_of(choice: Choice) -> GPTConfig:
-    """One layer, or two where a window makes them different."""
+    """A configuration of one layer; of two, if a window makes layers differ."""
     values = {key: value for key, value in choice.items() if key not in ("cache", "bias")}
     bias, n_layer = choice.get("bias", True), 2 if choice["window"] else 1
     return GPTConfig(
@@ -68,15 +71,18 @@ def config_of(choice: Choice) -> GPTConfig:
 
 
 def valid(choice: Choice) -> bool:
-    """GroupQueryAttention takes no additive attention and wants a head_dim that 8 divides."""
+    """False for what GroupQueryAttention cannot do.
+
+    It has no additive attention, and needs a head_dim that is a multiple of 8.
+    """
     refused = choice["attention"] == "additive" or choice["head_dim"] % 8
     return not (choice["cache"] == "shared" and refused)
 
 
 def pairwise(seed: int = 708) -> list[Choice]:
-    """A small list of valid choices in which every valid pair of two axes' values stands at least once.
+    """Few valid choices that together contain every valid pair of values of two axes.
 
-    The seed is the one of 2,000 whose list takes the least time to export.
+    Of 2,000 seeds, this seed gives the list that is exported in the least time.
     """
     rng = random.Random(seed)
     names = list(AXES)
@@ -104,7 +110,7 @@ def pairwise(seed: int = 708) -> list[Choice]:
 
 
 def full_product() -> list[Choice]:
-    """Every combination of MODEL_AXES, each with one of the cache forms that it can have, in turn."""
+    """Every combination of MODEL_AXES. Each has one of its valid cache forms, in turn."""
     choices = []
     for index, values in enumerate(itertools.product(*MODEL_AXES.values())):
         choice = {**dict(zip(MODEL_AXES, values)), "head_bias": False, "head_dim": 16}

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a tokenizer, and what export and quantize make of it: written once for all tests that ask."""
+"""A tiny checkpoint with a tokenizer, for export and quantize."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptx_models.data.pretraining import train_tokenizer
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
-# GPT-2 in shape, with head_dim 16; its vocabulary is padded beyond the tokenizer's 300 ids
+# A GPT-2 with head_dim 16. Its vocabulary is padded: the tokenizer has only 300 ids.
 CONFIG = GPTConfig(vocab_size=304, n_ctx=128, n_layer=2, n_head=4, n_embd=64)
 GENERATION: dict[str, Any] = {
     "bos_token_id": 0,

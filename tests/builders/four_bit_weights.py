@@ -1,4 +1,4 @@
-"""Weights that were 4-bit before, as GGUF's Q4_1 stores them."""
+"""Weights that were 4-bit before (GGUF Q4_1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def q4_1(shape: tuple[int, int], seed: int) -> torch.Tensor:
-    """Weights as GGUF's Q4_1 stores them: blocks of 32 of 4 bits, a half-precision scale and offset each."""
+    """Weights that Q4_1 stores exactly: 4 bits, in blocks of 32 with an fp16 scale and offset."""
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=random).reshape(shape[0], -1, 32)
     lowest = weight.amin(-1, keepdim=True)

@@ -1,4 +1,7 @@
-"""The command gptx, called from a test: in this process (quick), or as one of its own (signals, pipes, imports)."""
+"""Run the command gptx from a test.
+
+In this process, which is quick, or in a process of its own, for tests of signals, pipes and imports.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Outcome:
 
 
 class Stream(io.TextIOWrapper):
-    """Standard input or output in memory; `terminal` says what isatty() says."""
+    """Standard input or output in memory. terminal: the result of isatty()."""
 
     terminal = False
 
@@ -44,8 +47,11 @@ def gptx(
     err_terminal: bool = False,
     encoding: str = "utf-8",
 ) -> Outcome:
-    """main() in this process. `stdin` None: closed. `terminal`: standard input and output are one; `err_terminal`:
-    standard error is. `encoding`: what the locale says of standard output."""
+    """Run main() in this process.
+
+    stdin: its bytes; None: closed. terminal: standard input and output are a terminal.
+    err_terminal: standard error is a terminal. encoding: that of standard output.
+    """
     out = Stream(io.BytesIO(), encoding=encoding)
     err = Stream(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     err.terminal = err_terminal
@@ -80,8 +86,10 @@ def process(
     stderr: int | IO[bytes] = subprocess.PIPE,
     **variables: str,
 ) -> subprocess.Popen[bytes]:
-    """The command as a process of its own, which Ctrl-C reaches even when the tests run in the background. `variables`:
-    of its environment."""
+    """Start the command as a process of its own. variables: of its environment.
+
+    SIGINT reaches it even if the tests run in the background.
+    """
     return subprocess.Popen(
         [*COMMAND, *map(str, args)],
         stdin=stdin,

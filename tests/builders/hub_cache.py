@@ -1,4 +1,7 @@
-"""A folder as huggingface_hub's cache keeps it: each file a link from a snapshot to a blob that is named by its hash."""
+"""Folders as huggingface_hub's cache keeps them.
+
+Each file is a link from a snapshot to a blob, whose name is its hash.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 
 def as_in_the_cache(folder: Path, cache: Path) -> Path:
-    """The snapshot; its path has a space and accents, as names of models may."""
+    """Copy `folder` into a new cache. Returns the snapshot, whose path has a space and accents."""
     repository = cache / "models--Élise--Mon modèle"
     snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
     blobs.mkdir(parents=True)
@@ -25,6 +28,6 @@ def as_in_the_cache(folder: Path, cache: Path) -> Path:
 
 
 def with_hard_links(folder: Path, copy: Path) -> Path:
-    """A copy whose every file has a second name, as file systems without symbolic links and some mirrors keep them."""
+    """A copy of hard links, as on file systems without symbolic links, and in some mirrors."""
     shutil.copytree(folder, copy, copy_function=os.link)
     return copy

@@ -1,4 +1,4 @@
-"""A GGUF file written byte by byte, so that it can be wrong in any way, and a tiny llama in it."""
+"""A GGUF file that is written byte by byte, so that anything in it can be wrong."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ import numpy as np
 UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT, BOOL, STRING, ARRAY, UINT64, INT64, DOUBLE = (
     range(13)
 )
-CODES = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT: "f", BOOL: "?", UINT64: "Q",
-         INT64: "q", DOUBLE: "d"}  # fmt: skip
+CODES = {UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT: "f",
+         BOOL: "?", UINT64: "Q", INT64: "q", DOUBLE: "d"}  # fmt: skip
 F32, F16 = 0, 1
 
-Key = tuple[int, Any]  # (type, value); of an array the value is (type of the items, items)
-Tensor = tuple[tuple[int, ...], int, bytes]  # (shape, rows first; type; data)
+Key = tuple[int, Any]  # (type, value); the value of an array is (type of the items, items)
+Tensor = tuple[tuple[int, ...], int, bytes]  # (shape with the rows first, type, data)
 
 
 @dataclass(frozen=True)
 class Gguf:
+    """The contents of a GGUF file, and what is to be wrong in it."""
+
     keys: dict[str, Key] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     version: int = 3
     alignment: int = 32
     order: str = "<"
-    n_tensors: int | None = None  # what the header says, where it is not the truth
-    n_keys: int | None = None
-    twice: str = ""  # the name of a key or a tensor that is written twice
-    shift: int = 0  # added to each tensor's place
+    n_tensors: int | None = None  # a wrong number in the header
+    n_keys: int | None = None  # likewise
+    twice: str = ""  # the name of a key or tensor that is written twice
+    shift: int = 0  # bytes added to the offset of each tensor
 
     def with_keys(self, **changes: Key | None) -> Gguf:
-        """Keys named with two underscores for a dot; None takes one away."""
+        """A copy with changed keys. Names have two underscores for a dot; None removes a key."""
         given = {name.replace("__", "."): value for name, value in changes.items()}
         keys = {**self.keys, **given}
         return replace(
@@ -77,13 +79,13 @@ class Gguf:
             inner, items = value
             head = struct.pack(f"{self.order}IQ", inner, len(items))
             return head + b"".join(self._bare(inner, item) for item in items)
-        if kind not in CODES:  # a type that no version has
+        if kind not in CODES:  # a type that no version of GGUF has
             return bytes(4)
         return struct.pack(f"{self.order}{CODES[kind]}", value)
 
 
 def llama(model: Any) -> Gguf:
-    """What llama.cpp's converter makes of transformers' LlamaForCausalLM, in fp32."""
+    """transformers' LlamaForCausalLM in fp32, as llama.cpp's converter writes it."""
     config = model.config
     keys: dict[str, Key] = {
         "general.architecture": (STRING, "llama"),
@@ -97,9 +99,17 @@ def llama(model: Any) -> Gguf:
         "llama.rope.freq_base": (FLOAT, config.rope_theta),
         "llama.rope.dimension_count": (UINT32, config.head_dim),
     }
-    modules = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-               "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-               "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}  # fmt: skip
+    modules = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
     fixed = {
         "model.embed_tokens.weight": "token_embd",
         "model.norm.weight": "output_norm",

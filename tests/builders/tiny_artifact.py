@@ -1,4 +1,7 @@
-"""A tiny artifact for the tests of the runtime: a GPT of random weights, by onnx.helper, in any of the cache forms."""
+"""A tiny artifact for the tests of the runtime.
+
+A GPT with random weights, built with onnx.helper in any of the cache forms.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ WIDTH = N_HEAD * HEAD_DIM
 
 
 class Graph:
+    """The nodes and initializers of a graph that is being built."""
+
     def __init__(self, vocab_size: int, n_ctx: int, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
@@ -56,9 +61,13 @@ def attention(graph: Graph, cache: str, layer: int, qkv: list[str], shared: dict
     present = [f"present.{layer}.{part}" for part in ("key", "value")]
     if cache == "shared":
         return graph.op(
-            "GroupQueryAttention", q, k, v, *past, shared["last"], shared["total"], "", "", "", shared["bias"],
-            outputs=[f"attention_{layer}", *present], domain="com.microsoft", num_heads=N_HEAD, kv_num_heads=N_HEAD,
-        )  # fmt: skip
+            "GroupQueryAttention",
+            *(q, k, v, *past, shared["last"], shared["total"], "", "", "", shared["bias"]),
+            outputs=[f"attention_{layer}", *present],
+            domain="com.microsoft",
+            num_heads=N_HEAD,
+            kv_num_heads=N_HEAD,
+        )
     heads = graph.constant(np.array([0, 0, N_HEAD, HEAD_DIM]))
 
     def split(x: str) -> str:
@@ -83,7 +92,7 @@ def attention(graph: Graph, cache: str, layer: int, qkv: list[str], shared: dict
 
 
 def masks(graph: Graph, cache: str) -> dict[str, str]:
-    """What every layer's attention needs, from the three inputs."""
+    """The values that the attention of every layer needs, computed from the three inputs."""
     zero, low = graph.constant(np.float32(0)), graph.constant(np.float32(-1e30))
     one_i64, zero_i64 = graph.constant(np.int64(1)), graph.constant(np.int64(0))
     axes = graph.constant(np.array([1, 2]))
@@ -186,7 +195,7 @@ def graph_model(
 
 
 def byte_tokenizer(*, vocab_size: int = 300) -> Tokenizer:
-    """A byte-level BPE; <|end|> is its id 0."""
+    """A byte-level BPE whose id 0 is <|end|>."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -216,7 +225,7 @@ def write_artifact(
     eos: list[int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """An artifact of a random model; `padding` empty ids lie beyond the tokenizer's."""
+    """An artifact of a random model. padding: ids of the model that the tokenizer lacks."""
     (folder / "onnx").mkdir(parents=True)
     known = byte_tokenizer().get_vocab_size()
     vocab_size = known + padding
@@ -234,11 +243,12 @@ def write_artifact(
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     manifest = {
-        "format": "gptx", "format_version": 1, "gptx_version": "0.1.0", "precision": "fp32", "cache": cache,
-        "prefill_chunk": prefill_chunk, "cache_dtype": "float32",
-        "model": {"n_layer": N_LAYER, "n_head": N_HEAD, "n_kv_head": N_HEAD, "head_dim": HEAD_DIM, "n_ctx": n_ctx,
-                  "vocab_size": vocab_size, "n_parameters": 1000},
-        "tokens": {"vocab_size": known if tokenizer else None, "bos": None, "eos": eos, "pad": None},
+        "format": "gptx", "format_version": 1, "gptx_version": "0.1.0", "precision": "fp32",
+        "cache": cache, "prefill_chunk": prefill_chunk, "cache_dtype": "float32",
+        "model": {"n_layer": N_LAYER, "n_head": N_HEAD, "n_kv_head": N_HEAD, "head_dim": HEAD_DIM,
+                  "n_ctx": n_ctx, "vocab_size": vocab_size, "n_parameters": 1000},
+        "tokens": {"vocab_size": known if tokenizer else None,
+                   "bos": None, "eos": eos, "pad": None},
         "quantization": None, "source": {}, "versions": {}, "certificate": {},
     }  # fmt: skip
     save_manifest(folder, manifest)
@@ -246,7 +256,10 @@ def write_artifact(
 
 
 def certify_artifact(folder: Path) -> dict[str, Any]:
-    """Give an artifact of write_artifact a certificate against itself, as export gives it one against PyTorch."""
+    """Give an artifact of write_artifact a certificate, with the artifact itself as reference.
+
+    Export does the same with the PyTorch model as reference.
+    """
     from gpt_export.certificate.certify import record_artifact
     from gpt_export.certificate.eval_text import load_eval_text
     from gpt_export.certificate.prove import prove
@@ -261,7 +274,7 @@ def certify_artifact(folder: Path) -> dict[str, Any]:
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write gptx.json with the sizes and hashes of what stands in the folder."""
+    """Write gptx.json with the sizes and hashes of the files in the folder."""
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -278,5 +291,5 @@ def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def refresh(folder: Path) -> None:
-    """Make gptx.json fit what stands in the folder now: for tests of what a hash would catch first."""
+    """Update the sizes and hashes in gptx.json, so that a test gets past their checks."""
     save_manifest(folder, json.loads((folder / "gptx.json").read_text()))

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that checkpoints have, for tests."""
+"""Small tokenizers of the kinds that checkpoints have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINES = [
 def byte_level(
     special: Sequence[str] = ("<|endoftext|>",), *, add_prefix_space: bool = False
 ) -> Tokenizer:
-    """As GPT-2's."""
+    """A byte-level BPE, like GPT-2's."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     inner.decoder = decoders.ByteLevel()
@@ -42,7 +42,7 @@ def llama_pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def llama() -> Tokenizer:
-    """As LLaMA's: SentencePiece's BPE with bytes, and the beginning of text before each text."""
+    """SentencePiece's BPE with byte tokens, like LLaMA's. <s> is put in front of each text."""
     ids, merges = llama_pieces()
     inner = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     inner.normalizer = normalizers.Sequence(
@@ -62,7 +62,7 @@ def llama() -> Tokenizer:
 
 
 def word_piece() -> Tokenizer:
-    """As BERT's."""
+    """WordPiece, like BERT's."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *".,?!'-"]
     words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["the", "cat", "##at"]
     inner = Tokenizer(

@@ -1,4 +1,4 @@
-"""Progress of long work when standard error is no terminal: plain lines."""
+"""Progress of long work is printed as plain lines if standard error is no terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from gptx import progress
 
 
-def test_a_long_stage_says_where_it_is(
+def test_a_long_stage_prints_a_line_each_minute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 30.0, 61.0, 90.0, 150.0, 151.0])

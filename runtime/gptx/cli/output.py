@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from gptx.errors import OutputError
-from gptx.progress import color_system, without_orders
+from gptx.progress import color_system, without_control_characters
 
 if TYPE_CHECKING:
     from gptx.generation.stream import Completion
@@ -81,7 +81,7 @@ class Printer:
 
 def printable(text: str) -> str:
     """`text` for standard output: on a terminal without the control characters it would obey."""
-    return without_orders(text.replace("\r", "")) if sys.stdout.isatty() else text
+    return without_control_characters(text.replace("\r", "")) if sys.stdout.isatty() else text
 
 
 def write_out(text: str) -> None:
@@ -127,13 +127,13 @@ def finite(value: Any) -> Any:
 def note(text: str) -> None:
     """Write a remark to standard error, dim on a coloured terminal to set it off from the text."""
     if sys.stderr.isatty():
-        text = _fitted(without_orders(text), sys.stderr)
+        text = _fitted(without_control_characters(text), sys.stderr)
     click.echo(click.style(text, dim=True) if color_system() else text, err=True)
 
 
 def fail(text: str) -> None:
     """Write an error or a warning to standard error as one line, whatever characters it holds."""
-    click.echo(f"gptx: {without_orders(' '.join(text.splitlines()))}", err=True)
+    click.echo(f"gptx: {without_control_characters(' '.join(text.splitlines()))}", err=True)
 
 
 def terminal_width(stream: IO[str]) -> int:

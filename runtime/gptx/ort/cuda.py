@@ -85,7 +85,8 @@ def need_cuda() -> None:
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
             "device 'cuda' needs onnxruntime-gpu, and the ONNX Runtime "
-            f"{ort.__version__} installed here has only {', '.join(ort.get_available_providers())}: "
+            f"{ort.__version__} installed here has only "
+            f"{', '.join(ort.get_available_providers())}: "
             f"pip uninstall onnxruntime, then {pip_command('cuda')}"
         )
     _preload(ort)

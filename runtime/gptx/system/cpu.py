@@ -1,7 +1,8 @@
-"""This machine's processor: its name, and the features that decide how fast and how exact ONNX Runtime computes on it.
+"""This machine's processor and memory.
 
-In: /proc/cpuinfo (Linux), sysctl (macOS) or the registry (Windows). Out: a name, a list of short lower-case words, two
-counts. It knows nothing of models, and never raises: what cannot be found out is left out.
+The processor's name, its features (they decide how fast and how exactly ONNX Runtime computes), its
+cores, and the bytes of memory. Read from /proc (Linux), sysctl (macOS) or the registry (Windows).
+Nothing here raises: what cannot be found out is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 _BOARD = Path("/proc/device-tree/model")
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-# our word: what /proc/cpuinfo calls it, or sysctl on an Intel Mac (no case, no underscores, no dots)
+# gptx's name of a feature: its name in /proc/cpuinfo, and in sysctl on an Intel Mac. Names are
+# compared in lower case, without underscores and dots.
 _X86 = {
     "avx": "avx",
     "avx2": "avx2",
@@ -42,14 +44,11 @@ _ARM = {
 }
 _ARM |= {"sve2": "sve2", "sme": "sme"}
 _MAC_ARM = {"fp16": "FP16", "dotprod": "DotProd", "i8mm": "I8MM", "bf16": "BF16", "sme": "SME"}
-_WINDOWS = {
-    "avx": 39,
-    "avx2": 40,
-    "avx512": 41,
-    "dotprod": 43,
-}  # IsProcessorFeaturePresent's numbers
+# The numbers that Windows' IsProcessorFeaturePresent takes.
+_WINDOWS = {"avx": 39, "avx2": 40, "avx512": 41, "dotprod": 43}
 
-_ARM_PARTS = {  # (implementer, part) of the cores that edge boards and clouds have
+# Cores of edge boards and clouds, by (CPU implementer, CPU part) in /proc/cpuinfo.
+_ARM_PARTS = {
     (0x41, 0xD03): "Cortex-A53",
     (0x41, 0xD04): "Cortex-A35",
     (0x41, 0xD05): "Cortex-A55",
@@ -72,7 +71,7 @@ _ARM_PARTS = {  # (implementer, part) of the cores that edge boards and clouds h
 
 @cache
 def cpu_name() -> str:
-    """Such as "AMD EPYC 9B14 96-Core Processor" or "Raspberry Pi 5 Model B Rev 1.0 (Cortex-A76)"."""
+    """The processor's name, as in "Raspberry Pi 5 Model B Rev 1.0 (Cortex-A76)"."""
     if sys.platform == "linux":
         return name_in_cpuinfo(_read(_CPUINFO), board=_read(_BOARD).rstrip("\0\n")) or _fallback()
     if sys.platform == "darwin":
@@ -95,33 +94,36 @@ def _features() -> tuple[str, ...]:
                 ),
             )
         flags = _sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")
-        return tuple(_known(_X86, flags.replace("AVX1.0", "AVX")))
+        return tuple(_named(_X86, flags.replace("AVX1.0", "AVX")))
     return tuple(word for word, number in _WINDOWS.items() if _windows_has(number))
 
 
 def cpu_features() -> list[str]:
-    """Words of _X86 or _ARM that every core has, in that order."""
+    """The features that every core has: names from _X86 or _ARM, in their order."""
     return list(_features())
 
 
 def int8_saturates(features: list[str]) -> bool:
-    """Whether uint8 times int8 is added up in 16 bits, which clips: x86 from AVX2 on without VNNI (docs/cpu-kernels.md)."""
+    """True if the CPU adds products of uint8 and int8 in 16 bits, which clips large sums.
+
+    That is so on x86 with AVX2 and without VNNI (docs/cpu-kernels.md).
+    """
     return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(features)
 
 
 def cpu_cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def memory() -> tuple[int | None, int | None]:
-    """Bytes of memory in all, and those that can be had now; None where the system does not say."""
+    """Bytes of memory in all, and bytes that are free now; None if the system does not say."""
     if sys.platform == "linux":
         sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
         total, free = (
             int(sizes[key]) * 1024 if key in sizes else None for key in ("MemTotal", "MemAvailable")
         )
-        limit = _read(_CONTAINER_LIMIT).strip()  # "max" where there is none
+        limit = _read(_CONTAINER_LIMIT).strip()  # "max" if the container has no limit
         if limit.isdigit() and total is not None:
             total = min(total, int(limit))
             free = min(free or total, total)
@@ -133,12 +135,14 @@ def memory() -> tuple[int | None, int | None]:
 
 
 def name_in_cpuinfo(text: str, *, board: str = "") -> str:
-    """The processor's name in the text of /proc/cpuinfo; ARM has none there, so its board and cores are named."""
+    """The processor's name from the text of /proc/cpuinfo.
+
+    On ARM there is no name in it, so the board and the kinds of cores are named.
+    """
     fields = dict(re.findall(r"^([^\n:]+?)[ \t]*:[ \t]*(.*)$", text, re.MULTILINE))
     name = _tidy(fields.get("model name", "") or fields.get("uarch", ""))
-    if (
-        name and not re.search(r"\d", name) and "cpu family" in fields
-    ):  # a virtual machine that hides which one it is
+    # Virtual machines may hide the exact model: "AMD EPYC".
+    if name and not re.search(r"\d", name) and "cpu family" in fields:
         name += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
     if name and not board:
         return name
@@ -147,17 +151,21 @@ def name_in_cpuinfo(text: str, *, board: str = "") -> str:
 
 
 def features_in_cpuinfo(text: str) -> list[str]:
-    """The features that every processor in the text of /proc/cpuinfo has (big and little cores may differ)."""
+    """The features that every core in the text of /proc/cpuinfo has.
+
+    Big and little cores of one processor may differ.
+    """
     lines = [
         line.split() for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     ]
     if not lines:
         return []
     common = " ".join(set(lines[0]).intersection(*lines[1:]))
-    return _known(_ARM if re.search(r"^Features\s*:", text, re.MULTILINE) else _X86, common)
+    return _named(_ARM if re.search(r"^Features\s*:", text, re.MULTILINE) else _X86, common)
 
 
-def _known(table: dict[str, str], flags: str) -> list[str]:
+def _named(table: dict[str, str], flags: str) -> list[str]:
+    """gptx's names of the features in a text of flags."""
     have = set(re.sub(r"[_.]", "", flags.lower()).split())
     return [word for word, flag in table.items() if flag in have]
 
