@@ -13,7 +13,7 @@ from gptx.errors import PromptError, UsageError, shown
 
 
 def integer(value: Any) -> int | None:
-    """The value as an int if it is an integer (numpy's too); None for others, True and False too."""
+    """The value as an int if it is an integer (numpy's too), else None. A bool gives None."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Tiny GGUF files written with the gguf package: llamas, GPT-2s, and tokenizers of several kinds."""
+"""Tiny GGUF files, written with the gguf package: llamas, GPT-2s, tokenizers of several kinds."""
 
 from __future__ import annotations
 
@@ -20,19 +20,25 @@ transformers = pytest.importorskip("transformers")
 
 SAMPLES = [
     "",
-    "The quick brown fox jumps over the lazy dog. It's what they'll do, isn't it? I'D SAY WE'VE 'RE 'tis",
+    "The quick brown fox jumps over the lazy dog. "
+    "It's what they'll do, isn't it? I'D SAY WE'VE 'RE 'tis",
     "0 1 12 123 1234 12345 123456 3.14159 1,000,000 -7 1e-5 0x1F ½ Ⅷ ٣٤ ²",
     "😀 👩‍👩‍👧‍👦 🇫🇷 🏳️‍🌈 ❤️ naïve café Ünïcödé e\u0301",
     "你好，世界。日本語のテキストです。한국어 문장입니다。ไทย हिन्दी العربية עברית Ελληνικά Привет",
-    "def f(x: int) -> str:\n\treturn f'{x!r}'  # comment\n\n\n\r\n\r\n<html>&amp;</html> a_b __c__ $x += `y`|z^~",
+    "def f(x: int) -> str:\n\treturn f'{x!r}'  # comment\n\n\n\r\n\r\n"
+    "<html>&amp;</html> a_b __c__ $x += `y`|z^~",
     "  two  spaces   three\t\ttabs \n newline\n\n\nthree \u00a0nbsp\u2003em \u3000wide  ",
     " leading and trailing ",
-    'Mixed: HelloWorld helloWorld HTTPServer x86_64 C++ e.g. (nested [brackets] {braces}) "quotes" --dash—em…',
+    "Mixed: HelloWorld helloWorld HTTPServer x86_64 C++ e.g. "
+    '(nested [brackets] {braces}) "quotes" --dash—em…',
 ]
 
 
 def byte_level_vocabulary(size: int = 600) -> tuple[list[str], list[str]]:
-    """(tokens, merges) learned from SAMPLES uncut, so that merges cross whatever a pre-tokenizer would cut."""
+    """Tokens and merges, learned from SAMPLES.
+
+    The texts are not split first, so merges cross the places where a pre-tokenizer would split.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(
@@ -96,7 +102,10 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 
 def quantized(value: np.ndarray, kind: Q, rng: np.random.Generator) -> np.ndarray:
-    """`value` in a GGML type; K types, which the package cannot write, get random blocks with small scales."""
+    """`value` in a GGML type.
+
+    The package cannot write K types: they get random blocks with small scales.
+    """
     if kind not in (Q.Q4_K, Q.Q6_K):
         return gguf.quants.quantize(value, kind)
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -118,7 +127,7 @@ def add(
 
 
 def interleave(weight: np.ndarray, n_head: int) -> np.ndarray:
-    """What llama.cpp's converter does to the rows of Q and K."""
+    """The rows of Q or K in the order that llama.cpp's converter gives them."""
     return (
         weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
         .swapaxes(1, 2)
@@ -237,7 +246,7 @@ def write_gpt2(path: Path, model: transformers.GPT2LMHeadModel, *, repeat_head: 
 def tokenizer_only(
     path: Path, write: Callable[[gguf.GGUFWriter], None], *, weights: bool = True
 ) -> Path:
-    """A file for its tokenizer's sake: weights of width 8, as few as there can be."""
+    """A file to test its tokenizer. Its weights are as few as possible, of width 8."""
     writer = gguf.GGUFWriter(path, "llama")
     write(writer)
     if weights:

@@ -1,6 +1,6 @@
 """Run the command gptx from a test.
 
-In this process, which is quick, or in a process of its own, for tests of signals, pipes and imports.
+In this process, which is quick, or in one of its own, for tests of signals, pipes and imports.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pretend that this machine has CUDA: what gptx would open there is opened on the CPU.
 
-All of gptx's own code for CUDA runs: the graph for CUDA, CudaCache, decode steps at fixed addresses.
-ONNX Runtime's part is tested by `pytest -m gpu` on a machine with a GPU.
+All of gptx's own code for CUDA runs: the graph for CUDA, CudaCache, decode steps at fixed
+addresses. ONNX Runtime's part is tested by `pytest -m gpu` on a machine with a GPU.
 """
 
 from __future__ import annotations

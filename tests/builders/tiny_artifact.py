@@ -141,8 +141,11 @@ def graph_model(
 ) -> onnx.ModelProto:
     graph = Graph(vocab_size, n_ctx, seed)
     embedding = graph.weight(vocab_size, WIDTH, scale=0.3)
-    x = graph.op("Add", graph.op("Gather", embedding, "input_ids"),
-                 graph.op("Gather", graph.weight(n_ctx, WIDTH, scale=0.5), "position_ids"))  # fmt: skip
+    x = graph.op(
+        "Add",
+        graph.op("Gather", embedding, "input_ids"),
+        graph.op("Gather", graph.weight(n_ctx, WIDTH, scale=0.5), "position_ids"),
+    )
     shared = masks(graph, cache)
     for layer in range(N_LAYER):
         normed = graph.op("LayerNormalization", x, graph.constant(np.ones(WIDTH, np.float32)))

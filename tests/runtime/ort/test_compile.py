@@ -194,7 +194,8 @@ def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_p
     (source / "gptx.json").write_text(json.dumps(manifest))
     with pytest.raises(
         ParityError,
-        match="outside the certificate's limits: kl_mean is .*, limit 0; .*: write it with --accept",
+        match="outside the certificate's limits: kl_mean is .*, limit 0; .*: "
+        "write it with --accept",
     ):
         compile_artifact(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [source]

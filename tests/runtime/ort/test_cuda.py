@@ -74,7 +74,7 @@ cuda = pytest.mark.parametrize(
 
 
 def test_the_graph_for_cuda(fp16: Path) -> None:
-    """The graph has no attention bias and no operators that prevent capturing, and shares the weights.
+    """It has no attention bias, no operators that prevent capturing, and no weights of its own.
 
     A bias would keep ONNX Runtime from its fast attention on CUDA.
     """
@@ -200,7 +200,7 @@ def test_texts_on_a_gpu_do_not_depend_on_what_else_runs(fp16: Path) -> None:
 
 
 def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that cannot grow raises an error, whichever buffer fails; its session stays usable."""
+    """A cache that cannot grow raises an error, whichever buffer fails. The session goes on."""
     path = write_artifact(tmp_path / "a", "shared", n_ctx=600)
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 250, 200)]
     placed, left = cuda_cache._placed, [0]

@@ -38,12 +38,13 @@ with model.session() as session:
         thread.join()
     session.rewind([huge_pages.MOVE_AFTER - 1])
     assert (session.feed([[1]]) == before).all()
-print(len(names), re.search(r"AnonHugePages: +(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
+memory = Path("/proc/self/smaps_rollup").read_text()
+print(len(names), re.search(r"AnonHugePages: +(\\d+)", memory)[1])
 """
 
 
 def run(*args: str | Path) -> tuple[int, int]:
-    """Use the default model for MOVE_AFTER runs. Returns the threads started, and kB in huge pages."""
+    """Run the default model MOVE_AFTER times. Returns threads started, and kB in huge pages."""
     command = [sys.executable, "-c", RUN, *map(str, args)]
     threads, kilobytes = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=True

@@ -17,18 +17,18 @@ SMAPS = """\
 55d0c0000000-55d0c0021000 rw-p 00000000 00:00 0                          [heap]
 Rss:                 132 kB
 Anonymous:           132 kB
-7f0000000000-7f0000100000 r--p 00000000 fe:00 11                         /models/a b/onnx/model.onnx_data
+7f0000000000-7f0000100000 r--p 00000000 fe:00 11  /models/a b/onnx/model.onnx_data
 Rss:                1024 kB
 Anonymous:             0 kB
 Swap:                  0 kB
 VmFlags: rd mr mw me
-7f0000100000-7f0000200000 rw-p 00100000 fe:00 11                         /models/a b/onnx/model.onnx_data
+7f0000100000-7f0000200000 rw-p 00100000 fe:00 11  /models/a b/onnx/model.onnx_data
 Anonymous:             4 kB
 Swap:                  0 kB
-7f0000200000-7f0000300000 rw-p 00200000 fe:00 11                         /models/a b/onnx/model.onnx_data
+7f0000200000-7f0000300000 rw-p 00200000 fe:00 11  /models/a b/onnx/model.onnx_data
 Anonymous:             0 kB
 Swap:                  8 kB
-7f0000300000-7f0000400000 r--p 00000000 fe:00 12                         /models/a b2/onnx/model.onnx_data
+7f0000300000-7f0000400000 r--p 00000000 fe:00 12  /models/a b2/onnx/model.onnx_data
 Anonymous:             0 kB
 Swap:                  0 kB
 """

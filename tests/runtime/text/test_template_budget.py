@@ -93,7 +93,8 @@ def test_memory_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
         "{% for i in range(100000) %}{% for j in range(100000) if i < 0 %}{% endfor %}{% endfor %}",
         "{% for i in range(100000) %}{% set x = range(100000) | sort %}{% endfor %}",
-        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+        "{{ m(60) }}",
         "{% set b, c = [[1] * 1000] * 100, [[1] * 1000] * 100 %}"
         + "{{ b == c }}{{ [2] in b }}" * 300,
     ],
