@@ -16,7 +16,7 @@ from gptx.generation.generation_config import (
     Rules,
     unsupported,
     unsupported_in_words,
-    whole,
+    without_fraction,
 )
 from gptx.generation.options import Options
 from gptx.generation.resolve_options import FROM_FILE, resolve
@@ -39,7 +39,7 @@ def search(
     options = _options(generation)
     rules = options.rules
     beams = generation["num_beams"] if "num_beams" in unsupported(generation) else 1
-    top_k = whole(generation.get("top_k", 50))
+    top_k = without_fraction(generation.get("top_k", 50))
     values = {
         # top_p 0 leaves only the likeliest token in gptx; genai reads 0 as "no top_p"
         "do_sample": options.temperature > 0 and options.top_p > 0,

@@ -1,7 +1,8 @@
-"""The options that several verbs share, each written once: which artifact on which device, and how to sample.
+"""Decorators that add the options which several commands share: the model, and text generation.
 
-A decorator here hands the command one value (`sampling`, the keywords of Model.stream that were given). Defaults are
-not known here: an option that was not given is left to the artifact's generation_config.json.
+A command gets the options of text generation as one dict, `sampling`, with the keywords of
+Model.stream. It holds only options that were given: the others come from the artifact's
+generation_config.json or from the defaults, neither of which this file knows.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from click.core import ParameterSource
 
 from gptx.cli.prompt import checked
 from gptx.generation.option_kinds import TEXTS
-from gptx.generation.options import SPECS, OptionSpec
+from gptx.generation.options import SPECS, flags
 
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda", "auto"]),
     default="cpu",
     show_default=True,
-    help="Where to compute; cuda fails where it cannot, auto takes the CPU then.",
+    help="Where to compute. cuda fails if CUDA cannot be used; auto falls back to the CPU.",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all)."
@@ -45,7 +46,10 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each field of `Options`; the command gets those given as a dict, `sampling`."""
+    """Add an option for each field of `Options` that is on the command line.
+
+    The command gets those that were given as a dict, `sampling`.
+    """
     names = [name for name, spec in SPECS.items() if spec.on_command_line]
 
     @functools.wraps(command)
@@ -56,15 +60,14 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, sampling=sampling, **kwargs)
 
     for name in reversed(names):
-        collected = _click_option(name, SPECS[name])(collected)
+        collected = _click_option(name)(collected)
     return collected
 
 
-def _click_option(name: str, spec: OptionSpec) -> Callable[..., Any]:
-    flags = [spec.letter] if spec.letter else []
+def _click_option(name: str) -> Callable[..., Any]:
+    spec = SPECS[name]
     return click.option(
-        *flags,
-        f"--{name.replace('_', '-')}",
+        *flags(name),
         type=spec.kind.shell,
         multiple=spec.kind is TEXTS,
         metavar=spec.metavar,
@@ -73,12 +76,12 @@ def _click_option(name: str, spec: OptionSpec) -> Callable[..., Any]:
 
 
 def was_given(name: str) -> bool:
-    """Whether an option of the command that runs stands on the command line; its default does not count."""
+    """Whether the user wrote this option on the command line (its default does not count)."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def refuse_without(other: str, *names: str) -> None:
-    """Raise UsageError for the first of these options that was given: it does nothing without `other`."""
+    """Raise click.UsageError if one of these options was given, as it needs the option `other`."""
     given = next((f"--{name.replace('_', '-')}" for name in names if was_given(name)), None)
     if given is not None:
         raise click.UsageError(f"{given} does nothing without {other}: give both, or neither")
@@ -88,5 +91,8 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str) -> str:
-    r"""Read \n, \t, \r and \\, which are awkward to type in a shell; any other backslash stays as it is."""
+    r"""Replace the escapes \n, \t, \r and \\, which let a shell user write those characters.
+
+    Any other backslash stays.
+    """
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)

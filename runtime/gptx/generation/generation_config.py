@@ -170,10 +170,10 @@ def read_rules(generation: Mapping[str, Any], *, sampled: bool) -> tuple[Rules, 
 def _integer(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
-    return operator.index(whole(value))
+    return operator.index(without_fraction(value))
 
 
-def whole(value: Any) -> Any:
+def without_fraction(value: Any) -> Any:
     """3.0 as 3, which some writers of JSON make of it and which transformers takes as a length; else the value."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -1,6 +1,6 @@
-"""The kinds of values that options take: which values are allowed, and how they are stored.
+"""The kinds of option values: which values are allowed, and which Python type stores them.
 
-A kind knows one value. It knows no option's name and no other option.
+A kind checks a single value. It knows neither the option's name nor other options.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ MOST_STOP_TOKENS = 1 << 20  # more than any vocabulary has
 
 @dataclass(frozen=True)
 class Kind:
-    """`expected` ends the message about a value that `accepts` refuses: "0 or more".
+    """One kind of option value.
 
-    `shell` is the type that the command line reads: int, float or str.
+    expected: the allowed values in words, for error messages: "0 or more".
+    accepts: whether a value is allowed.
+    convert: the stored form of an allowed value, for instance int(5) for numpy.int64(5).
+    shell: the type that the command line reads: int, float or str.
     """
 
     expected: str
@@ -30,7 +33,7 @@ class Kind:
 
 
 def whole_number(expected: str, *, lowest: int, highest: float = math.inf) -> Kind:
-    """Whole numbers, numpy's too, from `lowest` to `highest`."""
+    """Whole numbers from `lowest` to `highest`: int and numpy's integers, but not bool."""
 
     def accepts(value: Any) -> bool:
         return is_index(value) and lowest <= operator.index(value) <= highest
@@ -52,9 +55,9 @@ def _are_texts(value: Any) -> bool:
 
 
 def _are_token_ids(value: Any) -> bool:
-    # The slice first: range(10**30) has no length that Python could give.
-    few = isinstance(value, Sequence) and not value[MOST_STOP_TOKENS:]
-    return few and all(map(is_index, value))
+    # A slice, and not len(): len(range(10**30)) raises OverflowError.
+    is_short = isinstance(value, Sequence) and not value[MOST_STOP_TOKENS:]
+    return is_short and all(map(is_index, value))
 
 
 TEXTS = Kind("texts that are not empty", _are_texts, tuple, str)

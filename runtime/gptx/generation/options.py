@@ -1,8 +1,8 @@
-"""The options of a generation, each written once: its default, its check, its help text.
+"""The options of text generation, each written once: its default, its check and its help text.
 
-The keywords of Model.generate, the options of `gptx run`, the checks and the documentation's table
-all come from the fields of `Options`. A new option is one field there, and its name in `Given`,
-which is for type checkers.
+The keywords of Model.generate, the options of `gptx run`, the checks of `resolve` and the table in
+the documentation are all made from the fields of `Options`. A new option needs one field there, and
+its name in `Given`, the TypedDict for type checkers.
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ from typing import Any, TypedDict, TypeVar
 from gptx.generation.generation_config import NO_RULES, Rules
 from gptx.generation.option_kinds import TEXTS, TOKEN_IDS, Kind, number, whole_number
 
-MAX_NEW_TOKENS = 256  # of generate and gptx run, if neither the call nor the artifact says
+# The limit of Model.generate, Model.stream and gptx run, unless the call or generation_config.json
+# sets one. mlx-lm has the same default for both of its functions.
+MAX_NEW_TOKENS = 256
 LARGEST_FLOAT = 1.7e308
 SMALLEST_FLOAT = 5e-324
 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """What is known of an option beside its name and default.
+    """How an option is checked, explained and spelled on the command line.
 
-    `help` is one line for the command line and the documentation. `metavar` stands for the value
-    there, and `letter` is its short flag. `draws_only` options change only how a token is drawn, so
-    they do nothing in greedy decoding. Options that are not `on_command_line` are Python's only.
+    kind: the type of its values, and the allowed range.
+    help: one sentence for `gptx run --help` and the documentation.
+    metavar: the placeholder for its value in `gptx run --help`.
+    letter: its short flag, for instance "-n".
+    sampling_only: the option has no effect in greedy decoding.
+    on_command_line: False for options that only Python has.
     """
 
     kind: Kind
     help: str
     metavar: str
     letter: str | None = None
-    draws_only: bool = False
+    sampling_only: bool = False
     on_command_line: bool = True
 
 
@@ -43,75 +48,80 @@ def _option(default: Any, kind: Kind, help: str, metavar: str, **more: Any) -> A
 
 @dataclass(frozen=True)
 class Options:
-    """Options that were checked. The defaults are greedy decoding to the end of text or context."""
+    """The checked options of one call of generate or stream.
+
+    The defaults decode greedily until the model ends the text or its context is full.
+    """
 
     max_new_tokens: int | None = _option(
         None,
         whole_number("1 or more", lowest=1),
-        "Stop after so many tokens.",
+        "Stop after N new tokens.",
         "N",
         letter="-n",
     )
     min_new_tokens: int = _option(
         0,
         whole_number("0 or more", lowest=0),
-        "Do not end the text before so many tokens.",
+        "Generate at least N tokens before the model may end the text.",
         "N",
     )
     temperature: float = _option(
         0.0,
         number("0 (greedy) or more", lowest=0, highest=LARGEST_FLOAT),
-        "0: always the likeliest token; 1: as the model says.",
+        "0: always take the likeliest token. Above 0: draw at random; higher is more varied.",
         "T",
     )
     top_k: int = _option(
         0,
         whole_number("0 (off) or more", lowest=0),
-        "Draw from the K likeliest tokens (0: from all).",
+        "Draw only from the K likeliest tokens (0: from all).",
         "K",
-        draws_only=True,
+        sampling_only=True,
     )
     top_p: float = _option(
         1.0,
         number("0 to 1", lowest=0, highest=1),
-        "Draw from the likeliest tokens that make up P (1: all).",
+        "Draw only from the likeliest tokens whose probabilities add up to P (1: from all).",
         "P",
-        draws_only=True,
+        sampling_only=True,
     )
     min_p: float = _option(
         0.0,
         number("0 to 1", lowest=0, highest=1),
-        "Leave out tokens less likely than P times the likeliest.",
+        "Leave out tokens less likely than P times the likeliest (0: none).",
         "P",
-        draws_only=True,
+        sampling_only=True,
     )
     repetition_penalty: float = _option(
         1.0,
         number("over 0 (1 is none)", lowest=SMALLEST_FLOAT, highest=LARGEST_FLOAT),
-        "Over 1: repeat less.",
+        "Above 1: make tokens that occurred before less likely (1: off).",
         "R",
     )
     seed: int | None = _option(
         None,
-        whole_number("0 to 2**128 - 1", lowest=0, highest=2**128 - 1),  # the generator's state
-        "Draw the same text again; without it one is drawn and reported.",
+        # 128 bits are the state of numpy's PCG64 generator
+        whole_number("0 to 2**128 - 1", lowest=0, highest=2**128 - 1),
+        "Seed of the random draws: the same seed gives the same text (default: a random one).",
         "N",
-        draws_only=True,
+        sampling_only=True,
     )
     stop: tuple[str, ...] = _option(
         (),
         TEXTS,
-        r"End before this text; \n, \t, \r and \\ are read. Repeatable.",
+        r"End the text before TEXT. \n, \t, \r and \\ are escapes. Repeatable.",
         "TEXT",
     )
     stop_tokens: tuple[int, ...] = _option(
         (),
         TOKEN_IDS,
-        "End after one of these token ids, beside the artifact's own.",
+        "End the text at one of these token ids, in addition to the model's own end tokens.",
         "IDS",
         on_command_line=False,
     )
-    rules: Rules = NO_RULES  # only generation_config.json can ask for these
+    # No option of a call: only generation_config.json can set these.
+    rules: Rules = NO_RULES
 
 
 SPECS: dict[str, OptionSpec] = {
@@ -120,8 +130,14 @@ SPECS: dict[str, OptionSpec] = {
 DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Options) if one.name in SPECS}
 
 
+def flags(name: str) -> list[str]:
+    """The command-line flags of an option: ["-n", "--max-new-tokens"]."""
+    letter = SPECS[name].letter
+    return [*([letter] if letter else []), f"--{name.replace('_', '-')}"]
+
+
 class Given(TypedDict, total=False):
-    """The options as keywords of a call, for type checkers. None: not given."""
+    """The options as keywords of a call, for type checkers. None means not given."""
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -141,7 +157,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def takes_options(function: Function) -> Function:
     """Show each option as a keyword in the signature of a function that takes `**options`.
 
-    Without it, help() and interactive completion would show `**options` alone.
+    Without this decorator, help() and interactive completion would show `**options` alone.
     """
     signature = inspect.signature(function)
     own = list(signature.parameters.values())[:-1]

@@ -1,7 +1,7 @@
 """A call's options and the artifact's generation_config.json in, checked Options out.
 
-An option's value is the call's, else the one of generation_config.json, else the default. This file
-knows neither models nor the text of tokens.
+The value of an option is the call's, else the one in generation_config.json, else the default. This
+file knows neither models nor text.
 """
 
 from __future__ import annotations
@@ -12,67 +12,72 @@ from dataclasses import replace
 from typing import Any
 
 from gptx.errors import UsageError, shown, warn
-from gptx.generation.generation_config import read_rules, whole
+from gptx.generation.generation_config import read_rules, without_fraction
 from gptx.generation.option_kinds import is_number
 from gptx.generation.options import DEFAULTS, SPECS, Options
 
-TOP_K = 50  # transformers' default if do_sample is true and the file has no top_k
-DEFAULT_MAX_LENGTH = 20  # transformers' default, which it reads as 20 new tokens
+# Defaults of transformers for fields that generation_config.json does not have
+TOP_K = 50  # if do_sample is true
+DEFAULT_MAX_LENGTH = 20  # transformers reads a max_length of 20 as 20 new tokens
 FROM_FILE = " (from the artifact's generation_config.json)"
 
 
 def resolve(
     given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_tokens: int | None
 ) -> Options:
-    """Check options and fill in those that were not given.
+    """Check a call's options and fill in those that were not given.
 
-    `given` holds the keywords of a call (None: not given), `generation` the artifact's
-    generation_config.json. `max_new_tokens` is the default of that option. Raises UsageError, which
-    names every option that makes no sense.
+    given: the keywords of the call. None means not given.
+    generation: the artifact's generation_config.json.
+    max_new_tokens: the default of that option. None sets no limit but the model's context.
+
+    Raises UsageError, which names every option that is unknown or has a wrong value.
     """
     if unknown := sorted(given.keys() - SPECS.keys()):
         raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(SPECS)}")
     given = {name: value for name, value in given.items() if value is not None}
-    file = from_generation_config(generation)
-    values = {**file, **given}
+    values, max_length = _merge(given, generation, max_new_tokens)
+    temperature = values.get("temperature")
+    samples = is_number(temperature) and float(temperature) > 0  # type: ignore[arg-type]
+    if not samples:  # transformers, too, ignores these fields of the file in greedy decoding
+        values = {
+            name: value
+            for name, value in values.items()
+            if name in given or not SPECS[name].sampling_only
+        }
+    rules, problems = read_rules({**generation, "max_length": max_length}, sampled=samples)
+    problems = [problem + FROM_FILE for problem in [*problems, *_do_sample(generation)]]
+    problems += _check_values(values, given)
+    if not problems:
+        problems += _shorten_minimum(values, given)
+    if problems:
+        raise UsageError("; ".join(problems))
+    if not samples and "temperature" not in given:
+        warn_of_unused(given)
+    if "min_new_tokens" in values:
+        rules = replace(rules, min_length=0)  # min_new_tokens replaces it, as in transformers
+    if samples:
+        values.setdefault("seed", int.from_bytes(os.urandom(4)))
+    else:
+        values.pop("seed", None)
+    return Options(**_convert(values), rules=rules)
+
+
+def _merge(
+    given: Mapping[str, Any], generation: Mapping[str, Any], max_new_tokens: int | None
+) -> tuple[dict[str, Any], int | None]:
+    """The options of the call and the file together, and the file's max_length if it still holds.
+
+    max_length holds unless there is a max_new_tokens, which takes precedence.
+    """
+    values = {**from_generation_config(generation), **given}
     max_length = values.pop("max_length", None)
     if values.get("max_new_tokens") is not None:
         max_length = None
     values.setdefault("max_new_tokens", max_new_tokens if max_length is None else None)
     if isinstance(values.get("stop"), str):
         values["stop"] = (values["stop"],)
-    temperature = values.get("temperature")
-    draws = is_number(temperature) and float(temperature) > 0  # type: ignore[arg-type]
-    rules, problems = read_rules({**generation, "max_length": max_length}, sampled=draws)
-    problems = [problem + FROM_FILE for problem in [*problems, *_do_sample(generation)]]
-    if not draws:  # transformers, too, ignores these fields of the file in greedy decoding
-        values = {
-            name: value
-            for name, value in values.items()
-            if name in given or not SPECS[name].draws_only
-        }
-    problems += [
-        problem
-        for name, spec in SPECS.items()
-        if name in values and (problem := _problem(name, values[name], from_file=name not in given))
-    ]
-    if not problems:
-        problems += _shorten_minimum(values, given)
-    if problems:
-        raise UsageError("; ".join(problems))
-    if not draws and "temperature" not in given:
-        warn_of_unused(given)
-    if "min_new_tokens" in file or "min_new_tokens" in given:
-        rules = replace(rules, min_length=0)  # min_new_tokens takes its place
-    if draws:
-        values.setdefault("seed", int.from_bytes(os.urandom(4)))
-    else:
-        values.pop("seed", None)
-    checked: dict[str, Any] = {
-        name: None if value is None else SPECS[name].kind.convert(value)
-        for name, value in values.items()
-    }
-    return Options(**checked, rules=rules)
+    return values, max_length
 
 
 def _do_sample(generation: Mapping[str, Any]) -> list[str]:
@@ -82,8 +87,17 @@ def _do_sample(generation: Mapping[str, Any]) -> list[str]:
     return [f"do_sample is {value!r:.80}, expected true or false"]
 
 
+def _check_values(values: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """A sentence for each option whose value is not allowed."""
+    return [
+        problem
+        for name in SPECS
+        if name in values and (problem := _problem(name, values[name], from_file=name not in given))
+    ]
+
+
 def _problem(name: str, value: Any, *, from_file: bool) -> str | None:
-    """The fault of one option's value, or None."""
+    """What is wrong with the value of one option, or None."""
     kind = SPECS[name].kind
     if kind.accepts(value) or (value is None and DEFAULTS[name] is None):
         return None
@@ -92,8 +106,11 @@ def _problem(name: str, value: Any, *, from_file: bool) -> str | None:
 
 
 def _shorten_minimum(values: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Bring min_new_tokens down to max_new_tokens. It is a fault only if the call gave the minimum;
-    transformers, too, shortens the file's."""
+    """Lower min_new_tokens to max_new_tokens if it is larger.
+
+    That is a problem only if the call gave the minimum. transformers, too, lowers the minimum of
+    generation_config.json without an error.
+    """
     most, least = values["max_new_tokens"], values.get("min_new_tokens", 0)
     if most is None or least <= most:
         return []
@@ -103,34 +120,43 @@ def _shorten_minimum(values: dict[str, Any], given: Mapping[str, Any]) -> list[s
     return [f"min_new_tokens is {shown(least)}, more than max_new_tokens {shown(most)}"]
 
 
+def _convert(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if value is None else SPECS[name].kind.convert(value)
+        for name, value in values.items()
+    }
+
+
 def warn_of_unused(given: Mapping[str, Any]) -> None:
-    """Warn of options that change only how tokens are drawn, in a call that draws none."""
+    """Warn of options that only affect sampling. The caller has found that decoding is greedy."""
     unused = [
         name
         for name, spec in SPECS.items()
-        if spec.draws_only and given.get(name) not in (None, DEFAULTS[name])
+        if spec.sampling_only and given.get(name) not in (None, DEFAULTS[name])
     ]
     if not unused:
         return
     names = unused[0] if len(unused) == 1 else f"{', '.join(unused[:-1])} and {unused[-1]}"
     warn(
-        f"{names} {'changes' if len(unused) == 1 else 'change'} nothing: the likeliest token is"
-        " always taken here, unless temperature is given"
+        f"{names} {'has' if len(unused) == 1 else 'have'} no effect: decoding is greedy (always the"
+        " likeliest token) unless temperature is given"
     )
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of generation_config.json that are options of a call, under our names.
+    """The fields of generation_config.json that are options of a call, by the option's name.
 
-    `max_length`, the length of prompt and text together, is among them if the file gives it and no
-    max_new_tokens. Absent fields have transformers' defaults: do_sample false, which is temperature
-    0; if it is true, temperature 1 and top_k 50. A field that is null is off.
+    The result also has `max_length` (the length of prompt and text together) if the file gives it
+    and gives no max_new_tokens. If do_sample is absent or false, temperature is 0. If it is true,
+    temperature defaults to 1 and top_k to 50, as in transformers. A field that is null is off.
     """
     values = {name: generation[name] for name in SPECS if generation.get(name) is not None}
-    for name in ("seed", "stop", "stop_tokens"):  # not of this file: it has stop_strings
+    for name in ("seed", "stop", "stop_tokens"):  # the file has stop_strings in place of stop
         values.pop(name, None)
     values |= {
-        name: whole(value) for name, value in values.items() if SPECS[name].kind.shell is int
+        name: without_fraction(value)
+        for name, value in values.items()
+        if SPECS[name].kind.shell is int
     }
     if generation.get("stop_strings") is not None:
         values["stop"] = generation["stop_strings"]
@@ -149,5 +175,5 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def limits_length(generation: Mapping[str, Any]) -> bool:
-    """Whether a generation_config.json says how long a text may become."""
+    """Whether a generation_config.json limits the length of the text."""
     return any(generation.get(name) is not None for name in ("max_new_tokens", "max_length"))

@@ -170,7 +170,7 @@ def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) 
     calls = [model.generate, model.stream, model.summarize, model.chat().stream]
     for call in calls:
         with pytest.warns(
-            api.GptxWarning, match=f"^{name} changes nothing: .* unless temperature is given"
+            api.GptxWarning, match=f"^{name} has no effect: .* unless temperature is given"
         ):
             call("the cat", **given)
         with warnings.catch_warnings():
@@ -189,7 +189,7 @@ def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) 
         str(DRAWING[name]),
         "--quiet",
     )
-    assert outcome.status == 0 and outcome.err.startswith(f"gptx: {name} changes nothing")
+    assert outcome.status == 0 and outcome.err.startswith(f"gptx: {name} has no effect")
     assert outcome.err.count("\n") == 1
 
 

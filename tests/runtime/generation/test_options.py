@@ -1,4 +1,4 @@
-"""The options' fields: the names that type checkers, signatures and the command line have are theirs."""
+"""Type checkers, signatures and the command line know exactly the fields of `Options`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from click.testing import CliRunner
 
 import gptx
 from gptx.cli.run import run
-from gptx.generation.options import DEFAULTS, SPECS, Given, Options
+from gptx.generation.options import DEFAULTS, SPECS, Given, Options, flags
 from gptx.generation.resolve_options import resolve
 
 
 def test_type_checkers_know_the_same_options() -> None:
-    assert list(Given.__annotations__) == list(SPECS)
+    """`Given` has the names of `Options` in the same order, and each type with None added."""
+    wider = {"tuple[str, ...]": "str | Sequence[str]", "tuple[int, ...]": "Sequence[int]"}
+    expected = {}
+    for name in SPECS:
+        stored = str(Options.__annotations__[name]).removesuffix(" | None")
+        expected[name] = f"{wider.get(stored, stored)} | None"
+    hints = {name: hint.__forward_arg__ for name, hint in Given.__annotations__.items()}
+    assert list(hints.items()) == list(expected.items())
 
 
 @pytest.mark.parametrize(
@@ -37,8 +44,13 @@ def test_signatures_show_every_option(method: object) -> None:
 def test_the_command_line_has_the_options_and_their_help() -> None:
     help = " ".join(CliRunner().invoke(run, ["--help"]).output.split())
     for name, spec in SPECS.items():
-        flag = f"--{name.replace('_', '-')} {spec.metavar} {spec.help}"
+        flag = f"{', '.join(flags(name))} {spec.metavar} {spec.help}"
         assert (flag in help) == spec.on_command_line, flag
+
+
+def test_signatures_and_types_have_no_default_of_their_own() -> None:
+    parameters = inspect.signature(gptx.Model.generate).parameters
+    assert {parameters[name].default for name in SPECS} == {None}
 
 
 def test_the_defaults_are_allowed_and_change_nothing() -> None:
