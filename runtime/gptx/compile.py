@@ -1,19 +1,21 @@
-"""An artifact in, the same artifact with a graph compiled for this kind of machine out: optimized by ONNX Runtime, its
-weights packed as this processor's kernels read them, in a file that several processes map and share.
+"""Add a compiled graph to a copy of an artifact: for machines like this one, it opens faster.
 
-The portable graph stays as it is, for every other machine and loader; compiled.py says which of the two is opened.
+ONNX Runtime optimizes the graph, and packs the weights as this processor's kernels read them, into
+a file that several processes share. The portable graph stays as it is, for other machines and
+loaders. ort/compiled.py decides which of the two is opened.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.artifact.hashes import check_hashes, sha256
-from gptx.artifact.manifest import Manifest, read_manifest
+from gptx.artifact.manifest import FileFacts, Manifest, read_manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
 from gptx.ort.library import first_line
@@ -23,43 +25,37 @@ from gptx.parity.seal import Seal, seal_of, write_seal
 from gptx.progress import stage
 from gptx.verify import Report, checked_certificate, verify
 
-CARD = (
-    "README.md"  # the one file of an artifact, beside its manifest, that the manifest does not list
-)
+CARD = "README.md"  # beside gptx.json the only file of an artifact that gptx.json does not list
 
 
 def compile_artifact(
     source: Path, out: Path, *, accept: bool = False, force: bool = False
 ) -> Report:
-    """Compile the artifact `source` to `out`, and prove the compiled graph there; an earlier compiled part is replaced.
+    """Copy the artifact `source` to `out`, compile its graphs, and verify the result.
 
-    accept: write it even where it is outside the certificate's limits; gptx.json then says so. Raises UsageError,
-    ArtifactError, ProviderError, OutputError, and ParityError when the proof fails.
+    A compiled graph that `source` has already is not copied. accept: write `out` even if it is
+    outside the certificate's limits; gptx.json then says so. force: replace `out` if it exists.
+
+    Raises ArtifactError for a damaged artifact or a graph that cannot be compiled, ParityError if
+    the compiled graph is outside the limits, OutputError if `out` cannot be written, UsageError if
+    `out` exists or lies in `source`, ProviderError if ONNX Runtime does not load.
     """
     manifest = read_manifest(source)
     checked_certificate(manifest)
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}
-    # for each graph the weights once as they are, and up to 1.2 times packed: the block sums of MatMulNBits come on top
-    # (fp16 is computed in floats here)
-    copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
-    needed = sum(
-        f.size + (copies * f.size if name.startswith("onnx/") else 0)
-        for name, f in portable.items()
-    )
-    check_output(out, force=force, needed=int(needed))
+    needed = _bytes_needed(manifest, portable)
+    check_output(out, force=force, needed=needed)
     check_hashes(manifest)
     reference = Reference.load(source, manifest.model)
-    with new_folder(out, force=force, needed=int(needed)) as staging:
-        for name in [*portable, *([CARD] if (source / CARD).exists() else [])]:
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, staging / name)
+    with new_folder(out, force=force, needed=needed) as staging:
+        _copy(source, staging, portable)
         with stage("Compiling"):
             _compile(manifest, staging)
         raw = {
             **manifest.raw,
             "compiled": compiled.facts(),
-            "files": _files(manifest, staging, list(portable)),
+            "files": _files(manifest, staging, portable),
         }
         _write_manifest(staging, raw, reference)
         with stage("Proving"):
@@ -70,6 +66,24 @@ def compile_artifact(
             raw["compiled"]["accepted"] = True
             _write_manifest(staging, raw, reference)
     return report
+
+
+def _bytes_needed(manifest: Manifest, portable: Mapping[str, FileFacts]) -> int:
+    """Bytes on the disk for the copied files and, at most, the compiled ones."""
+    # Each graph takes its weights once as they are, and up to 1.2 times packed, because MatMulNBits
+    # adds sums of blocks. A CPU holds fp16 weights as fp32, which is twice as much.
+    copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
+    sizes = [
+        facts.size * (1 + copies if name.startswith("onnx/") else 1)
+        for name, facts in portable.items()
+    ]
+    return int(sum(sizes))
+
+
+def _copy(source: Path, staging: Path, portable: Iterable[str]) -> None:
+    for name in [*portable, *([CARD] if (source / CARD).exists() else [])]:
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, staging / name)
 
 
 def _compile(manifest: Manifest, staging: Path) -> None:
@@ -84,19 +98,18 @@ def _compile_graph(graph: Path, out: Path, weights: str) -> None:
         save_optimized(graph, out, Path(weights).name)
     except ProviderError:
         raise
-    except Exception as error:  # ORT has one exception class per status code and no base of its own
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
         raise ArtifactError(
             f"{graph}: ONNX Runtime cannot compile it: {first_line(error)}"
         ) from error
 
 
-def _files(manifest: Manifest, staging: Path, portable: list[str]) -> dict[str, Any]:
-    """What gptx.json says of the files: the portable ones' hashes were checked before they were copied."""
+def _files(manifest: Manifest, staging: Path, portable: Iterable[str]) -> dict[str, Any]:
+    """The `files` of gptx.json. Hashes of the portable files were checked before the copy."""
     files = {name: manifest.raw["files"][name] for name in portable}
     for name in compiled.FILES:
-        if (
-            file := staging / name
-        ).exists():  # a graph whose weights are all small keeps them inside
+        # A graph that has only small weights keeps them inside, and there is no file of weights.
+        if (file := staging / name).exists():
             files[name] = {"sha256": sha256(file), "size": file.stat().st_size}
     return files
 
@@ -108,7 +121,7 @@ def _write_manifest(staging: Path, raw: dict[str, Any], reference: Reference) ->
 
 
 def _with_compiled(seal: Seal, now: Seal) -> Seal:
-    """`seal`, of the artifact when it was made, with what compiling adds to it."""
+    """The seal of the artifact when it was made, with the compiled files and facts added."""
     files = {name: digest for name, digest in seal["files"].items() if name not in compiled.FILES}
     files |= {name: digest for name, digest in now["files"].items() if name in compiled.FILES}
     return {
@@ -118,17 +131,19 @@ def _with_compiled(seal: Seal, now: Seal) -> Seal:
 
 
 def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str) -> None:
-    if (report.graph, report.decode) != expected:  # a note has said why
+    if (report.graph, report.decode) != expected:  # a warning has told why
         raise ArtifactError(
             f"{what} cannot be loaded on the machine that made it: nothing was written"
         )
     failed = [
-        f"{row.name} is {row.here:.4g}, limit {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
+        f"{row.name} is {row.here:.4g}, limit"
+        f" {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
         for row in report.rows
         if not row.ok
     ]
     failed += [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
     if failed and not accept:
         raise ParityError(
-            f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with --accept"
+            f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with"
+            " --accept"
         )

@@ -1,7 +1,7 @@
-"""What this machine has for gptx: versions, processor, memory, the providers that really load, and what is in conflict.
+"""Examine this machine for gptx: versions, processor, memory, working providers, conflicts.
 
-In: nothing but the machine. Out: a Health that a program or cli/doctor.py prints. Packages are looked up by their
-metadata; of the optional ones nothing is imported, so a broken torch does not break the doctor.
+Out: a Health, for programs and for cli/doctor.py. Optional packages are looked up by their metadata
+and not imported, so a broken torch does not break the doctor.
 """
 
 from __future__ import annotations
@@ -22,68 +22,59 @@ from gptx.ort.library import first_line, onnxruntime
 from gptx.ort.sessions import open_on_cpu, open_session
 from gptx.system.cpu import cpu_cores, cpu_features, cpu_name, memory
 
-# Every distribution that installs the package `onnxruntime`; two of them overwrite each other's files.
-_ORT_NAMES = (
-    "",
-    "-gpu",
-    "-directml",
-    "-openvino",
-    "-qnn",
-    "-rocm",
-    "-migraphx",
-    "-vitisai",
-    "-cann",
+# Every distribution that installs the package `onnxruntime`. Two of them overwrite each other's
+# files.
+_ORT_VARIANTS = (
+    *("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-migraphx", "-vitisai", "-cann"),
     "-training",
 )
 ORT_DISTRIBUTIONS = (
-    *(f"onnxruntime{name}" for name in _ORT_NAMES),
-    "ort-nightly",
-    "ort-nightly-gpu",
+    *(f"onnxruntime{variant}" for variant in _ORT_VARIANTS),
+    *("ort-nightly", "ort-nightly-gpu"),
 )
 NEEDED = ("numpy", "tokenizers", "click", "rich", "jinja2", "safetensors")
+# Packages of the pipeline, and engines that gptx bench can compare with
 OPTIONAL = (
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnx-ir",
-    "gguf",
-    "huggingface-hub",
-    "transformers",
-    "optimum-onnx",
+    *("torch", "onnx", "onnxscript", "onnx-ir", "gguf", "huggingface-hub", "transformers"),
+    *("optimum-onnx", "onnxruntime-genai", "ctranslate2", "llama-cpp-python", "openvino"),
 )
-OPTIONAL += ("onnxruntime-genai", "ctranslate2", "llama-cpp-python", "openvino")
 
-# The smallest model there is, one Identity of one float, as onnx writes it
-# (tests/runtime/cli/test_cli_doctor.py makes it again).
+# An ONNX model of one operator, Identity of one float, to try a provider with
+# (tests/runtime/cli/test_cli_doctor.py makes it with onnx).
 IDENTITY_MODEL = (
-    b'\x08\x08::\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b'\x08\x08::\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x04gptxZ\x0f\n\x01x\x12\n\n\x08'
+    b"\x08\x01\x12\x04\n\x02\x08\x01"
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 
 
 @dataclass(frozen=True)
 class Provider:
+    """An execution provider of ONNX Runtime, tried on this machine."""
+
     name: str
     loads: bool
-    reason: str  # why it does not; "" where it does
+    reason: str  # why it does not load, else ""
 
 
 @dataclass(frozen=True)
 class Health:
-    versions: dict[str, str | None]  # None: needed and missing
-    optional: dict[str, str | None]
-    system: dict[str, str]
+    """Everything that the doctor found."""
+
+    versions: dict[str, str | None]  # of required packages; None: missing
+    optional: dict[str, str | None]  # of optional packages; None: not installed
+    system: dict[str, str]  # operating system, and where Python and gptx are
     cpu: str
     cpu_features: list[str]
     cores: int
     memory: int | None  # bytes
     memory_free: int | None
     providers: list[Provider]
-    problems: list[str]  # what keeps gptx from working, or makes it work by luck, with what to do
+    problems: list[str]  # conflicts and missing packages, each with the command that helps
 
 
 def examine() -> Health:
-    """Look at everything; takes a second or two, as each provider is tried."""
+    """Examine everything. This takes a second or two, because each provider runs a tiny model."""
     onnxruntime = ort_installed()
     versions = {"gptx": version(), "Python": platform.python_version()}
     needed: dict[str, str | None] = {name: installed(name) for name in NEEDED}
@@ -109,16 +100,14 @@ def examine() -> Health:
 
 
 def version_line() -> str:
-    """What `gptx --version` prints; imports nothing heavy."""
-    ort = (
-        ", ".join(f"{name} {number}" for name, number in ort_installed().items())
-        or "no onnxruntime"
-    )
+    """The line of `gptx --version`; imports nothing heavy."""
+    ort = ", ".join(f"{name} {number}" for name, number in ort_installed().items())
+    ort = ort or "no onnxruntime"
     return f"gptx {version()}, {ort}, {cpu_name()}"
 
 
 def installed(distribution: str) -> str | None:
-    """The version of an installed distribution, by its metadata."""
+    """The version of a distribution, from its metadata; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -126,12 +115,12 @@ def installed(distribution: str) -> str | None:
 
 
 def ort_installed() -> dict[str, str]:
-    """The distributions that hold ONNX Runtime, with their versions: one in a sound environment."""
+    """Installed distributions of ONNX Runtime with their versions; more than one is a conflict."""
     return {name: number for name in ORT_DISTRIBUTIONS if (number := installed(name)) is not None}
 
 
 def _try_all() -> tuple[list[Provider], str | None]:
-    """Every provider that ONNX Runtime advertises, tried; or what keeps ONNX Runtime itself from loading."""
+    """Try every provider that ONNX Runtime lists; or the reason why ONNX Runtime does not load."""
     try:
         ort = onnxruntime()
     except ProviderError as error:
@@ -143,7 +132,10 @@ def _try_all() -> tuple[list[Provider], str | None]:
 
 
 def try_provider(ort: Any, name: str, model: Path) -> Provider:
-    """Run one value through the provider; gptx's own two the way gptx.load opens them. Raises nothing."""
+    """Run the model in `model` on one provider; CPU and CUDA are opened as gptx.load opens them.
+
+    Never raises: every failure becomes the reason of the result.
+    """
     import numpy as np
 
     try:
@@ -158,9 +150,7 @@ def try_provider(ort: Any, name: str, model: Path) -> Provider:
         if session.get_providers()[0] != name:
             return Provider(name, False, f"ONNX Runtime fell back to {session.get_providers()[0]}")
         session.run(None, {"x": np.ones(1, np.float32)})
-    except (
-        Exception
-    ) as error:  # ORT has a class per status code, and providers raise what they like
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
         return Provider(name, False, first_line(error))
     return Provider(name, True, "")
 
@@ -175,14 +165,15 @@ def _problems(
     ]
     if not onnxruntime:
         found.append(
-            f"ONNX Runtime is missing: {pip_command('cpu')}, or {pip_command('cuda')} for an NVIDIA GPU"
+            f"ONNX Runtime is missing: {pip_command('cpu')}, or {pip_command('cuda')} for an"
+            " NVIDIA GPU"
         )
     if len(onnxruntime) > 1:
         names = " and ".join(onnxruntime)
         keep = "cuda" if any("gpu" in name for name in onnxruntime) else "cpu"
         found.append(
-            f"{names} are both installed and overwrite each other's files: pip uninstall -y {' '.join(onnxruntime)}, "
-            f"then {pip_command(keep)}"
+            f"{names} are both installed and overwrite each other's files:"
+            f" pip uninstall -y {' '.join(onnxruntime)}, then {pip_command(keep)}"
         )
     elif failure is not None:
         found.append(failure)
@@ -191,6 +182,7 @@ def _problems(
     ]
     if others:
         found.append(
-            f"{others[0]} is another project with a package of the same name: pip uninstall {others[0]}"
+            f"{others[0]} is another project with a package of the same name:"
+            f" pip uninstall {others[0]}"
         )
     return found

@@ -1,8 +1,9 @@
-"""How fast this machine's memory can be read, as `python -m gptx.bench.bandwidth THREADS`.
+"""Measure how fast this machine's memory can be read: `python -m gptx.bench.bandwidth THREADS`.
 
-A token reads every weight once, so what memory gives a second, over the weights' bytes, is the most tokens a second
-that any engine can decode at batch 1. Several ways of reading are tried, as none is the fastest on every processor.
-It runs in a process of its own: BLAS takes its number of threads from the environment, before numpy is imported.
+To decode one token at batch 1, an engine reads every weight once. So bytes a second, divided by
+the bytes of the weights, limit the tokens a second of every engine. Several ways of reading are
+tried, because none is the fastest on every processor. This runs in a process of its own, because
+BLAS takes its number of threads from the environment when numpy is imported.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-PASSES = 6
-# each reads an array once and lets other threads run meanwhile
+PASSES = 6  # the fastest one counts
+# name -> (dtype, function that reads an array once without holding Python's lock)
 KERNELS: dict[str, tuple[str, Callable[[np.ndarray], object]]] = {
     "dot of float64": ("f8", lambda array: np.dot(array, array)),
     "dot of float32": ("f4", lambda array: np.dot(array, array)),
@@ -28,7 +29,7 @@ KERNELS: dict[str, tuple[str, Callable[[np.ndarray], object]]] = {
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache; 0 where the system does not say."""
+    """Bytes of the processor's largest cache; 0 if the system does not tell."""
     found = (
         file.read_text().strip()
         for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -39,7 +40,7 @@ def last_level_cache() -> int:
 
 
 def size_to_read() -> int:
-    """Well beyond the last cache, and no more than an eighth of the memory that is free."""
+    """Bytes to read: 256 MiB or four times the last cache, at most an eighth of free memory."""
     from gptx.system.cpu import memory
 
     wanted, (total, free) = max(256 << 20, 4 * last_level_cache()), memory()
@@ -47,7 +48,7 @@ def size_to_read() -> int:
 
 
 def fastest(threads: int, size: int) -> dict[str, float]:
-    """Bytes a second by kernel, each thread reading its own part of `size` bytes."""
+    """Bytes a second for each way of reading; the threads share `size` bytes evenly."""
     return {
         name: _best_pass(dtype, kernel, threads, size) for name, (dtype, kernel) in KERNELS.items()
     }

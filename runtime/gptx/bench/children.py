@@ -1,4 +1,4 @@
-"""Processes of engines: what is asked as a dict, the answer as a dict; an error of the engine becomes a sentence."""
+"""Run an engine in a process of its own: a dict in, a dict out, its errors as one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def ask(
     ends: Sequence[int] = (),
     **asked: Any,
 ) -> Answer:
-    """`asked`: one of prepare=, speed= and quality=, as gptx.bench.measure takes them. Raises GptxError."""
+    """Have an engine do one of prepare=, speed= and quality=, see gptx.bench.measure.
+
+    Raises UsageError if a package is missing, GptxError if the engine fails or its process ends.
+    """
     job: dict[str, Any] = {
         "path": str(one.path.absolute()),
         "variant": one.variant,
@@ -46,16 +49,19 @@ def ask(
 
 
 def bandwidth(threads: int, device: str = "cpu") -> dict[str, float]:
-    """Bytes that the memory beside the processor, or on the device, gives a second, by the way of reading."""
+    """Bytes a second of the CPU's memory (or the GPU's), for each way of reading."""
     module = ["gptx.bench.bandwidth", str(threads)] if device == "cpu" else ["gptx.bench.device"]
-    done = run(module, "", threads=1)  # BLAS: one thread in each of ours
+    done = run(module, "", threads=1)  # the module starts its own threads, BLAS none
     if done.returncode:
         raise GptxError(f"the memory's speed could not be measured{_last_words(done.stderr)}")
     return json.loads(done.stdout)
 
 
 def run(module: list[str], text: str, *, threads: int) -> subprocess.CompletedProcess[str]:
-    """A module that finds what this process finds; -P: nothing more, in the folder that we are called from."""
+    """Run a Python module with `text` on standard input and this process's import path.
+
+    -P keeps the current folder, where the user may have files of any name, off the import path.
+    """
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
@@ -72,7 +78,8 @@ def run(module: list[str], text: str, *, threads: int) -> subprocess.CompletedPr
 def _how(status: int) -> str:
     if status > 0:
         return f"with exit status {status}"
-    return f"by {signal.Signals(-status).name}"  # SIGILL: built for another processor; SIGKILL: out of memory
+    # SIGILL: built for another processor; SIGKILL: out of memory
+    return f"by {signal.Signals(-status).name}"
 
 
 def _last_words(text: str) -> str:

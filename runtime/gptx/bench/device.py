@@ -1,6 +1,7 @@
-"""A CUDA device's memory: how much of it is taken, and, as `python -m gptx.bench.device`, how fast it is.
+"""A CUDA device: its name, its memory in use, and its memory's speed.
 
-By CUDA's own runtime library, which every engine that computes there brings along: none of them is needed beside it.
+`python -m gptx.bench.device` prints the speed. Everything is asked from CUDA's runtime library,
+which every engine for CUDA brings along.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from functools import cache
 from typing import Any
 
 LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
-SIZE = 1 << 30  # bytes that are copied at once: many times what the device's caches hold
+SIZE = 1 << 30  # bytes that are copied at once, many times the device's caches
 COPIES, PASSES = 20, 5
 DEVICE_TO_DEVICE = 3  # cudaMemcpyKind
 
 
 @cache
 def cudart() -> Any:
-    """The library; one that is loaded already is found by its name. Raises OSError."""
+    """CUDA's runtime library, by its name or out of the nvidia wheels. Raises OSError."""
     for name in LIBRARIES:
         try:
             return ctypes.CDLL(name)
@@ -26,36 +27,39 @@ def cudart() -> Any:
             continue
     from gptx.ort.library import onnxruntime
 
-    onnxruntime().preload_dlls()  # out of the nvidia wheels
+    onnxruntime().preload_dlls()  # loads them from the nvidia wheels
     return ctypes.CDLL(LIBRARIES[0])
 
 
 def call(name: str, *arguments: Any) -> None:
+    """Call a function of the library. Raises OSError if it returns an error."""
     status = getattr(cudart(), name)(*arguments)
     if status:
         raise OSError(f"{name} of CUDA's runtime library failed with status {status}")
 
 
 def gpu_name() -> str:
-    """The device's, and the version of CUDA that its driver has."""
-    properties, version = (
-        ctypes.create_string_buffer(8192),
-        ctypes.c_int(),
-    )  # the structure is about a kilobyte
+    """The device's name, and the CUDA version of its driver."""
+    # cudaDeviceProp begins with the name; the whole structure takes about a kilobyte.
+    properties, version = ctypes.create_string_buffer(8192), ctypes.c_int()
     call("cudaGetDeviceProperties", properties, 0)
     call("cudaDriverGetVersion", ctypes.byref(version))
-    return f"{properties.value.decode()}, driver for CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    major, minor = version.value // 1000, version.value % 1000 // 10
+    return f"{properties.value.decode()}, driver for CUDA {major}.{minor}"
 
 
 def taken() -> int:
-    """Bytes of the device's memory that are not free, whoever has them. The first call makes CUDA's context."""
+    """Bytes of the device's memory in use by all processes.
+
+    The first call creates this process's CUDA context, which takes memory itself.
+    """
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
     return total.value - free.value
 
 
 def copy_speed() -> float:
-    """Bytes a second that a copy within the device reads and writes, the fastest of some passes."""
+    """Bytes a second, read and written together, of the fastest copy within the device."""
     source, target, begin, end = (ctypes.c_void_p() for _ in range(4))
     for pointer in (source, target):
         call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(SIZE))

@@ -1,6 +1,6 @@
-"""What an engine is to the benchmark: how it is imported, loaded, asked for tokens and for logits.
+"""The interface of an engine: how the benchmark imports it, loads a model, gets tokens and logits.
 
-Imports nothing heavy: memory is counted from what the engine's own library takes when it is imported.
+Nothing heavy is imported here, because memory is measured from the engine's own import on.
 """
 
 from __future__ import annotations
@@ -16,62 +16,64 @@ if TYPE_CHECKING:
 
 
 class Job(NamedTuple):
-    """What is to be loaded, and how."""
+    """The model to load, and how."""
 
     path: Path
-    variant: (
-        str | None
-    )  # what stands behind the path on the command line: int8 for ctranslate2, say
+    variant: str | None  # of PEER:PATH:VARIANT, for example a type of weights
     threads: int
-    context: int  # tokens that the longest prompt and what follows it take
-    ends: list[int]  # token ids that are never picked, so that no text ends early
+    context: int  # tokens of the longest prompt and all that follows it
+    ends: list[int]  # ids of end-of-text tokens: never picked, so that no text ends early
     device: str  # "cpu" | "cuda"
 
 
 class Run(NamedTuple):
-    """`first`: seconds from the prompt's ids to the first new id; `decode`: seconds for all the ids after it."""
+    """One generated text."""
 
-    first: float
-    decode: float
+    first: float  # seconds from the prompt's ids to the first new id
+    decode: float  # seconds for all ids after the first
     tokens: list[int]
 
 
 class BatchRun(NamedTuple):
-    """`decode`: seconds for all the ids of all rows after each row's first."""
+    """Texts that were generated together, one a row."""
 
-    decode: float
+    decode: float  # seconds for all ids of all rows after each row's first
     rows: list[list[int]]
 
 
-# (prompt, n) -> the first new token and n more, picked greedily among all that do not end the text
+# (prompt, n) -> the first new token and n more, greedy among all tokens but end-of-text ones
 Generate = Callable[[list[int], int], Run]
 GenerateBatch = Callable[[list[list[int]], int], BatchRun]
-Logits = Callable[[list[int]], "np.ndarray"]  # n ids -> (n, vocab_size) float32, after each of them
+# n ids -> logits (n, vocab_size) float32 after each of them
+Logits = Callable[[list[int]], "np.ndarray"]
 
 
 class Loaded(NamedTuple):
+    """A loaded model; `batch` is None if the engine does not measure batches."""
+
     generate: Generate
     batch: GenerateBatch | None = None
 
 
 @dataclass(frozen=True)
 class Engine:
-    packages: tuple[str, ...]  # distributions whose versions are reported; the first must be there
-    install: str  # what to type where it is not
+    """One engine; each file in gptx.bench.engines defines one as ENGINE."""
+
+    packages: tuple[str, ...]  # distributions to report versions of; the first one is required
+    install: str  # command that installs them
     start: Callable[[], object]  # imports the library
-    load: Callable[[Job], Loaded] | None  # None: quality only
-    logits: Callable[[Job], Logits] | None  # None: speed only
-    takes_artifact: bool = False  # an artifact; without a path the one that is measured
-    takes_variant: bool = False  # what may stand behind the path
-    devices: tuple[str, ...] = ("cpu",)  # where it can be measured
-    prepare: Callable[[Path, str | None, Path], Path] | None = (
-        None  # (path, variant, empty folder) -> path to load
-    )
-    notes: Callable[[], str] = lambda: ""
+    load: Callable[[Job], Loaded] | None  # None: for quality only
+    logits: Callable[[Job], Logits] | None  # None: for speed only
+    takes_artifact: bool = False  # if no path is given, it loads the measured artifact
+    takes_variant: bool = False  # PEER:PATH:VARIANT is allowed
+    devices: tuple[str, ...] = ("cpu",)
+    # (path, variant, empty folder) -> path to load: converts a model that it cannot read itself
+    prepare: Callable[[Path, str | None, Path], Path] | None = None
+    notes: Callable[[], str] = lambda: ""  # a sentence to print with the versions
 
 
 def timed(tokens: Iterator[int]) -> Run:
-    """A Run of an engine that gives its tokens one by one. The prompt is fed when the first is asked for."""
+    """Time an engine that yields its tokens one by one and feeds the prompt before the first."""
     began = time.perf_counter()
     first = next(tokens)
     at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Repeated measurements of one thing: their median, lowest and highest, and how many times the first engine's it is."""
+"""Repeated measurements of one quantity: median, lowest, highest, and ratios between engines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ Which = Literal["median", "lowest", "highest"]
 
 @dataclass(frozen=True)
 class Spread:
+    """Measurements of one quantity, rounded to six significant digits."""
+
     median: float
     lowest: float
     highest: float
@@ -19,6 +21,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
+        """Raises statistics.StatisticsError if there are no values."""
         found = list(values)
         median, lowest, highest = (
             float(f"{value:.6g}") for value in (statistics.median(found), min(found), max(found))
@@ -31,6 +34,7 @@ class Spread:
         )
 
     def ratio(self, first: Spread, of: Which = "median") -> float | None:
+        """This median (or lowest, highest) divided by that of `first`; None if that is 0."""
         ours, theirs = getattr(self, of), getattr(first, of)
         return round(ours / theirs, 4) if theirs else None
 
@@ -39,7 +43,7 @@ Spreads = Mapping[str, Spread]
 
 
 def with_ratios(values: Spreads, first: Spreads) -> dict[str, dict[str, Any]]:
-    """For JSON; `ratio` is to the first engine's."""
+    """For JSON: each Spread, with `ratio` to that of the first engine."""
     return {
         name: asdict(value) | ({"ratio": value.ratio(first[name])} if name in first else {})
         for name, value in values.items()

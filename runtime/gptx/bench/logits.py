@@ -1,7 +1,8 @@
-"""Every logit of a text from one engine, in its own process: written to a file as the reference, or compared with one.
+"""Compute all logits of a text with one engine, in its own process, and compare them.
 
-A reference is either such a file, (positions, vocabulary) float32, or what an artifact carries of its own
-(gptx_reference.safetensors: the 64 highest logits of each position).
+The reference is either a file of logits, (positions, vocab_size) float32, which the first engine
+writes, or the 64 highest logits of each position that an artifact carries
+(gptx_reference.safetensors).
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from gptx.parity.reference import Reference
 
 
 class Text(NamedTuple):
+    """Token ids to score, and exactly one of three things to do with their logits."""
+
     windows: list[list[int]]
-    write: str | None = None  # make this file of the logits
-    file: str | None = None  # compare with this file
-    carried: str | None = None  # compare with what the artifact in this folder carries
+    write: str | None = None  # write them into this file
+    file: str | None = None  # compare them with this file
+    carried: str | None = None  # compare them with the reference of the artifact in this folder
 
 
-def judged(engine: Engine, job: Job, text: Text) -> dict[str, Any]:
+def score(engine: Engine, job: Job, text: Text) -> dict[str, Any]:
+    """The figures of parity.metrics, the change of perplexity, and the seconds that it took.
+
+    Raises GptxError if the engine gives logits of another shape than the reference has.
+    """
     assert engine.logits is not None
     logits = engine.logits(job)
     seconds = 0.0
@@ -41,15 +48,15 @@ def judged(engine: Engine, job: Job, text: Text) -> dict[str, Any]:
             raise GptxError(f"it gave logits after {len(values)} of {len(window)} tokens")
         return values
 
-    found = _compared(text, timed)
+    found = _compare(text, timed)
     return {**found.figures().to_dict(), **change(found), "seconds": seconds}
 
 
-def _compared(text: Text, logits: Logits) -> Tally:
-    """Against what the artifact carries, against the file, or (where it is written first) against itself."""
+def _compare(text: Text, logits: Logits) -> Tally:
+    """Compare with the reference; logits that become the reference are compared with themselves."""
     if text.carried is not None:
-        carried = read_manifest(text.carried)
-        return tally(Reference.load(carried.path, carried.model), logits)
+        manifest = read_manifest(text.carried)
+        return tally(Reference.load(manifest.path, manifest.model), logits)
     found, at, rows = Tally(), 0, sum(map(len, text.windows))
     mapped: np.ndarray | None = None
     for window in text.windows:
@@ -72,9 +79,12 @@ def _compared(text: Text, logits: Logits) -> Tally:
 
 
 def change(found: Tally) -> dict[str, float]:
-    """How much larger the perplexity is than the reference's, with the standard error of paired tokens."""
+    """How much larger the perplexity is than the reference's, as a share of it.
+
+    The standard error is that of paired tokens: each token's loss minus its loss in the reference.
+    """
     worse = np.concatenate(found.nll) - np.concatenate(found.nll_reference)
-    share = math.exp(min(worse.mean(), 700.0)) - 1  # more is no float
+    share = math.exp(min(worse.mean(), 700.0)) - 1  # exp(710) overflows
     error = (
         (1 + share) * float(worse.std(ddof=1)) / math.sqrt(len(worse))
         if len(worse) > 1

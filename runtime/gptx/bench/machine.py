@@ -1,4 +1,4 @@
-"""Where a benchmark ran: what must stand beside its figures. Out: a dict for the JSON, and the lines that say it."""
+"""The conditions of a benchmark: command, date, machine, versions. As JSON, and in lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from gptx.system.cpu import cpu_cores, cpu_features, cpu_name
 
 
 def machine(*packages: str, program: str | None = None, device: str = "cpu") -> dict[str, Any]:
-    """`packages`: distributions whose versions count beside gptx's; `program`: the command's name, of a script none."""
+    """Describe this machine for the JSON of a benchmark.
+
+    packages: distributions to report versions of, beside gptx's. program: name of the command that
+    runs; None for a script. device: "cuda" adds the GPU.
+    """
     return {
         "command": shlex.join([program, *sys.argv[1:]] if program else ["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,16 +36,15 @@ def machine(*packages: str, program: str | None = None, device: str = "cpu") -> 
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    busy = facts["load_average"]
-    return [
+    """What `machine` found, for people; a machine that was busy is called so."""
+    cores, load = facts["cores"], facts["load_average"]
+    versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
+    found = [
         facts["command"],
-        f"{facts['date']}, {facts['cpu']}, {facts['cores']} cores, {' '.join(facts['cpu_features'])}",
-        *([facts["gpu"]] if facts["gpu"] else []),
-        f"Python {facts['python']}, "
-        + ", ".join(f"{name} {found}" for name, found in facts["versions"].items()),
-        *(
-            [f"the machine was busy before: load average {busy} on {facts['cores']} cores"]
-            if busy and busy > 0.5
-            else []
-        ),
+        f"{facts['date']}, {facts['cpu']}, {cores} cores, {' '.join(facts['cpu_features'])}",
+        facts["gpu"],
+        f"Python {facts['python']}, {versions}",
     ]
+    if load and load > 0.5:
+        found.append(f"the machine was busy before: load average {load} on {cores} cores")
+    return [line for line in found if line]

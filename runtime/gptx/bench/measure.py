@@ -1,8 +1,7 @@
-"""One engine in this process, as `python -m gptx.bench.measure NAME`: JSON on standard input, JSON as the last line of
-standard output.
+"""Measure one engine in this process: `python -m gptx.bench.measure NAME`.
 
-Asked is one of `prepare`, `speed` and `quality`. What other engines there are, and what the figures are worth beside
-each other, it does not know. Memory is read from /proc, so it is null off Linux.
+In: JSON on standard input, with a job and one of `prepare`, `speed` and `quality`. Out: JSON as the
+last line of standard output. Memory is read from /proc, so it is null on systems other than Linux.
 """
 
 from __future__ import annotations
@@ -16,89 +15,91 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptx.bench.device import taken
-from gptx.bench.engine import Engine, Job, Loaded, Run
+from gptx.bench.engine import Engine, Job, Loaded
 from gptx.bench.engines import named
 from gptx.doctor import installed
 
 
 class Speed(NamedTuple):
-    new_tokens: int  # after each prompt's first
+    """The prompts of one round, as token ids."""
+
+    new_tokens: int  # to decode after the first new token of each prompt
     cold: list[int]  # the first prompt after loading
-    prompts: dict[str, list[list[int]]]  # by length; the first of each only warms up
-    batch: list[list[int]]  # rows that are decoded together, and alone
+    prompts: dict[str, list[list[int]]]  # by length; the first of each is a warm-up
+    batch: list[list[int]]  # rows to decode together and then alone; []: no batch
 
 
 def main() -> None:
+    """Answer the request on standard input; every failure is an answer, too."""
     try:
-        answer = answered(named(sys.argv[1]), json.load(sys.stdin))
+        result = answer(named(sys.argv[1]), json.load(sys.stdin))
     except ModuleNotFoundError as error:
-        answer = {"missing": error.name}
-    except Exception as error:  # the other side makes a sentence of it
+        result = {"missing": error.name}
+    except Exception as error:  # gptx.bench.children turns it into a sentence
         traceback.print_exc()
-        answer = {"error": next(iter(str(error).strip().splitlines()), "") or type(error).__name__}
-    print("\n" + json.dumps(answer))
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        result = {"error": first_line or type(error).__name__}
+    print("\n" + json.dumps(result))
 
 
-def answered(engine: Engine, asked: dict[str, Any]) -> dict[str, Any]:
-    job = Job(**asked["job"] | {"path": Path(asked["job"]["path"])})
-    if "prepare" in asked:
-        ready = (
-            engine.prepare(job.path, job.variant, Path(asked["prepare"]))
-            if engine.prepare
-            else job.path
-        )
-        return {"path": str(ready)}
-    if "quality" in asked:
-        from gptx.bench.logits import Text, judged
+def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """Prepare a model, score a text, or measure speed, whichever is requested."""
+    job = Job(**request["job"] | {"path": Path(request["job"]["path"])})
+    if "prepare" in request:
+        assert engine.prepare is not None
+        return {"path": str(engine.prepare(job.path, job.variant, Path(request["prepare"])))}
+    if "quality" in request:
+        from gptx.bench.logits import Text, score
 
         engine.start()
-        return judged(engine, job, Text(**asked["quality"]))
-    return measured(engine, job, Speed(**asked["speed"]))
+        return score(engine, job, Text(**request["quality"]))
+    return measure(engine, job, Speed(**request["speed"]))
 
 
-def measured(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
+def measure(engine: Engine, job: Job, speed: Speed) -> dict[str, Any]:
+    """Import the engine, load the model, run all prompts; seconds and bytes of each phase."""
+    device_memory = taken if job.device == "cuda" else lambda: None
     began = time.perf_counter()
     engine.start()
-    import_s = time.perf_counter() - began
-    imported, rss_imported = pss(), rss()
-    on_device = taken if job.device == "cuda" else lambda: None
-    device_imported = on_device()
+    found: dict[str, Any] = {
+        "import": time.perf_counter() - began,
+        "pss_imported": pss(),
+        "rss_imported": rss(),
+        "device_imported": device_memory(),
+    }
     reset_peak()
     began = time.perf_counter()
     assert engine.load is not None
     model = engine.load(job)
-    load_s = time.perf_counter() - began
-    loaded, load_peak, device_loaded = pss(), peak_rss(), on_device()
-
+    found |= {
+        "load": time.perf_counter() - began,
+        "pss_loaded": pss(),
+        "rss_load_peak": peak_rss(),
+        "device_loaded": device_memory(),
+    }
     reset_peak()
     cold = model.generate(speed.cold, 1).first
-    runs: dict[str, list[Run]] = {}
-    for length, (warm_up, *prompts) in speed.prompts.items():
-        model.generate(warm_up, speed.new_tokens)
-        runs[length] = [model.generate(prompt, speed.new_tokens) for prompt in prompts]
-    used, run_peak, device_used = pss(), peak_rss(), on_device()
-    return {
+    runs = {length: _runs(model, prompts, speed) for length, prompts in speed.prompts.items()}
+    return found | {
+        "first_from_load": found["load"] + cold,
+        "runs": runs,
+        "pss_used": pss(),
+        "rss_run_peak": peak_rss(),
+        "device_used": device_memory(),
         "versions": {name: version for name in engine.packages if (version := installed(name))},
         "notes": engine.notes(),
-        "import": import_s,
-        "load": load_s,
-        "first_from_load": load_s + cold,
-        "pss_imported": imported,
-        "pss_loaded": loaded,
-        "pss_used": used,
-        "rss_imported": rss_imported,
-        "rss_load_peak": load_peak,
-        "rss_run_peak": run_peak,
-        "device_imported": device_imported,
-        "device_loaded": device_loaded,
-        "device_used": device_used,
-        "runs": {length: [run._asdict() for run in every] for length, every in runs.items()},
-        "batch": _batch(model, speed),  # last, so that memory is that of batch 1
+        "batch": _batch(model, speed),  # comes last, so that memory is that of batch 1
     }
 
 
+def _runs(model: Loaded, prompts: list[list[int]], speed: Speed) -> list[dict[str, Any]]:
+    """Run each prompt of one length; the first run is a warm-up that does not count."""
+    runs = [model.generate(prompt, speed.new_tokens) for prompt in prompts]
+    return [run._asdict() for run in runs[1:]]
+
+
 def _batch(model: Loaded, speed: Speed) -> dict[str, Any] | None:
-    """Rows together and alone: tokens a second of both, and how many rows have the same tokens."""
+    """Decode rows together and alone: tokens a second, and rows that got the same tokens."""
     if model.batch is None or not speed.batch:
         return None
     n = speed.new_tokens
@@ -113,26 +114,28 @@ def _batch(model: Loaded, speed: Speed) -> dict[str, Any] | None:
 
 
 def pss() -> int | None:
-    """Bytes of memory that are this process's, a page shared by n processes counted as 1/n."""
+    """Proportional set size in bytes: a page that n processes share counts as 1/n of a page."""
     return proc_bytes("/proc/self/smaps_rollup", "Pss")
 
 
 def rss() -> int | None:
+    """Resident set size in bytes."""
     return proc_bytes("/proc/self/status", "VmRSS")
 
 
 def peak_rss() -> int | None:
-    """The most memory resident at once since the last reset_peak."""
+    """Largest resident set size in bytes since the last reset_peak."""
     return proc_bytes("/proc/self/status", "VmHWM")
 
 
 def reset_peak() -> None:
+    """Let peak_rss begin anew (Linux)."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def proc_bytes(file: str, field: str) -> int | None:
-    """A field of one of /proc's files that are in kB; None off Linux, and where there is no such field."""
+    """A field of a file in /proc that is given in kB, in bytes; None if there is none."""
     if sys.platform != "linux":
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB", Path(file).read_text(), re.MULTILINE)

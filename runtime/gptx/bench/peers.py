@@ -1,4 +1,4 @@
-"""NAME[:PATH[:VARIANT]] of the command line to a Contender that is known to be there, or a sentence on what is not."""
+"""The engines to compare: NAME[:PATH[:VARIANT]] of the command line in, Contenders out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ from gptx.errors import UsageError
 
 @dataclass(frozen=True)
 class Contender:
-    label: str  # NAME:PATH[:VARIANT], the path's last part only where that is clear
-    engine: str
+    """An engine with the model that it loads."""
+
+    label: str  # NAME:PATH[:VARIANT]; only the last part of the path, if that is unambiguous
+    engine: str  # NAME
     path: Path
     variant: str | None = None
 
     @property
     def does(self) -> Engine:
+        """The engine itself."""
         return engines.named(self.engine)
 
 
 def contenders(measured: Path, against: Sequence[str]) -> list[Contender]:
-    """gptx with `measured` first. Raises UsageError, ArtifactError."""
+    """All engines: gptx with the artifact `measured` comes first, then the peers `against`.
+
+    Raises UsageError for a peer that cannot be measured or is named twice, ArtifactError for a
+    folder that is no artifact.
+    """
     found = [Contender("", "gptx", measured), *(contender(text, measured) for text in against)]
     places = [(one.engine, one.path.resolve(), one.variant) for one in found]
     twice = next((one for one, place in zip(found, places) if places.count(place) > 1), None)
@@ -42,14 +49,18 @@ def contenders(measured: Path, against: Sequence[str]) -> list[Contender]:
 
 
 def contender(text: str, measured: Path) -> Contender:
-    """`measured`: the artifact of those that take one and name none."""
+    """Read one peer of the command line.
+
+    measured: the artifact that engines with `takes_artifact` load if the peer names no path.
+    """
     name, _, rest = text.partition(":")
     path, _, variant = (
         (rest, "", "") if Path(rest).exists() or ":" not in rest else rest.rpartition(":")
     )
     if name not in engines.names():
         raise UsageError(
-            f"{text!r} is no peer: expected NAME[:PATH[:VARIANT]] with one of {', '.join(engines.names())}"
+            f"{text!r} is no peer: expected NAME[:PATH[:VARIANT]] with one of"
+            f" {', '.join(engines.names())}"
         )
     engine = engines.named(name)
     if not path and not engine.takes_artifact:
@@ -60,9 +71,10 @@ def contender(text: str, measured: Path) -> Contender:
 
 
 def check(text: str, one: Contender) -> None:
+    """Raise UsageError or ArtifactError if something that the peer needs is missing."""
     if not one.path.exists():
         raise UsageError(f"{text}: {one.path} does not exist")
-    if one.engine == "gptx":  # what it lacks to run, it says itself
+    if one.engine == "gptx":
         read_manifest(one.path)
     elif installed(one.does.packages[0]) is None:
         raise UsageError(f"{text}: {one.does.packages[0]} is not installed: {one.does.install}")

@@ -1,4 +1,4 @@
-"""The token ids that all engines get: cut from a text, or from the tokens that the artifact's certificate is about."""
+"""The token ids that all engines get: cut from a text, or from an artifact's proof text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from gptx.text.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Source:
+    """Token ids to cut prompts from."""
+
     ids: list[int]
-    name: str
-    sha256: str
-    windows: list[list[int]] | None = None  # those of the certificate
-    drawn: bool = False  # no text at all
+    name: str  # for people: where the ids come from
+    sha256: str  # of the text, or of the ids as little-endian int32
+    windows: list[list[int]] | None = None  # the windows of a proof text
+    drawn: bool = False  # the ids are random and mean no text
 
 
 def source(manifest: Manifest, text: Path | None) -> Source:
-    """Raises PromptError for a text that cannot be read or is too short."""
+    """The file `text`, else the proof text that the artifact carries, else random token ids.
+
+    Raises PromptError for a text that cannot be read or is too short, and UsageError if the
+    artifact has no tokenizer to read it with.
+    """
     if text is not None:
         return _of_text(manifest, text)
     if (manifest.path / FILE).exists():
@@ -32,9 +38,8 @@ def source(manifest: Manifest, text: Path | None) -> Source:
         digest = hashlib.sha256(reference.tokens.astype("<i4").tobytes()).hexdigest()
         windows = [window for _, window in reference.token_windows()]
         return Source(reference.tokens.tolist(), f"the tokens in {FILE}", digest, windows)
-    ids = np.random.default_rng(0).integers(
-        manifest.model.vocab_size, size=4096
-    )  # speed is that of any text
+    # Speed does not depend on what the tokens are.
+    ids = np.random.default_rng(0).integers(manifest.model.vocab_size, size=4096)
     digest = hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
     return Source(ids.tolist(), "4,096 token ids drawn by chance", digest, drawn=True)
 
@@ -61,7 +66,10 @@ def _of_text(manifest: Manifest, text: Path) -> Source:
 
 
 class Cutter:
-    """Gives out pieces of the ids that all begin at another place: some engines remember the beginnings of prompts."""
+    """Cuts prompts out of `ids`, at most `pieces` of which begin at different places.
+
+    Prompts must not begin alike, because some engines keep the cache of a prompt's beginning.
+    """
 
     def __init__(self, ids: list[int], pieces: int) -> None:
         self._ids, self._at, self._step = ids, 0, max(1, len(ids) // pieces)

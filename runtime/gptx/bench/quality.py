@@ -1,8 +1,9 @@
-"""Perplexity of engines on a text, and how far each is from an fp32 reference: KL, same top-1, differences of logits.
+"""Perplexity of engines on a text, and their distance from an fp32 reference.
 
-Protocol: token ids in windows of 1,024 (or the context, or those of the certificate); stride = window; the first token
-of a window is not scored. One engine is in memory at a time: the reference writes its logits into a temporary file,
-which the others map. Without an fp32 model the reference is what the artifact carries of its own.
+Protocol: the text is cut into windows of 1,024 tokens (or of the context, or of the proof text)
+that do not overlap; the first token of a window is not scored. One engine is in memory at a time:
+the reference writes its logits into a temporary file, which the others map. If no fp32 model is
+given, the reference is the one that the artifact carries.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ from gptx.errors import OutputError, UsageError
 
 @dataclass(frozen=True)
 class Protocol:
-    text: str
+    """The text that is scored."""
+
+    text: str  # its name
     sha256: str
-    window: int
+    window: int  # tokens of the longest window
     windows: list[list[int]]
 
     @property
     def tokens(self) -> int:
+        """Tokens in all windows."""
         return sum(map(len, self.windows))
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the protocol without the token ids."""
         return {
             "text": self.text,
             "sha256": self.sha256,
@@ -44,21 +49,24 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What is to be compared with what, checked before anything is measured."""
+class QualityPlan:
+    """The text, and the reference to compare with."""
 
     protocol: Protocol
-    reference: Contender | None  # None: what `artifact` carries
+    reference: Contender | None  # None: the reference that `artifact` carries
     artifact: Manifest
 
 
 @dataclass(frozen=True)
 class Quality:
+    """The figures of all engines."""
+
     protocol: Protocol
-    reference: str
-    models: list[dict[str, Any]]  # "engine" and the figures of gptx.bench.logits
+    reference: str  # for people: what was compared with
+    models: list[dict[str, Any]]  # "engine", and the figures of gptx.bench.logits.score
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "protocol": self.protocol.to_dict(),
             "reference": self.reference,
@@ -66,7 +74,7 @@ class Quality:
         }
 
 
-def compared(
+def plan_quality(
     manifest: Manifest,
     engines: Sequence[Contender],
     source: Source,
@@ -74,21 +82,28 @@ def compared(
     *,
     window: int,
     tokens: int | None,
-) -> Compared:
-    """Raises UsageError where there is no text or nothing that is fp32."""
+) -> QualityPlan:
+    """Choose the text and the reference.
+
+    reference: an fp32 artifact that the user named. window: tokens that are scored at once.
+    tokens: at most so many of the text are scored; None: all. Raises UsageError if there is no
+    text, or no fp32 model for it.
+    """
     if source.drawn:
         raise UsageError(f"{manifest.path} carries no text of its own: give one with --text")
     found = reference_of(engines, reference)
     if found is None and (source.windows is None or tokens is not None):
         given = "--text" if source.windows is None else "--tokens"
         raise UsageError(
-            f"{given} needs a model in fp32 to compare with: --reference ARTIFACT or a transformers: peer"
+            f"{given} needs a model in fp32 to compare with: --reference ARTIFACT or a"
+            " transformers: peer"
         )
-    return Compared(protocol(source, min(window, manifest.model.n_ctx), tokens), found, manifest)
+    text = protocol(source, min(window, manifest.model.n_ctx), tokens)
+    return QualityPlan(text, found, manifest)
 
 
 def protocol(source: Source, window: int, tokens: int | None) -> Protocol:
-    """The windows that `source` has, else windows of `window` tokens; of them the first `tokens` tokens."""
+    """Cut the first `tokens` tokens of `source` into its own windows, or windows of `window`."""
     pieces = source.windows or [
         source.ids[at : at + window] for at in range(0, len(source.ids), window)
     ]
@@ -104,7 +119,10 @@ def protocol(source: Source, window: int, tokens: int | None) -> Protocol:
 
 
 def reference_of(engines: Sequence[Contender], given: Path | None) -> Contender | None:
-    """The artifact given, else the first that is fp32, PyTorch's before an artifact; None where there is none."""
+    """The fp32 reference: the artifact `given`, else a PyTorch peer, else an fp32 artifact.
+
+    Returns None if there is none of them. Raises UsageError if `given` is not fp32.
+    """
     if given is not None:
         found = Contender(f"gptx:{given.absolute().name}", "gptx", given)
         if not _is_fp32(found):
@@ -127,35 +145,43 @@ def _is_fp32(one: Contender) -> bool:
 
 def measure(
     engines: Sequence[Contender],
-    compared: Compared,
+    plan: QualityPlan,
     threads: int,
-    told: Callable[[str], None],
+    announce: Callable[[str], None],
     *,
     device: str = "cpu",
 ) -> Quality:
-    """Every engine that gives logits; `told` is called with what is about to be measured. A reference that is not one of
-    the engines computes on the CPU. Raises GptxError."""
-    text, reference = compared.protocol, compared.reference
+    """Score every engine that gives logits.
+
+    `announce` is called with what is measured next. A reference that is not one of the engines
+    computes on the CPU. Raises GptxError if an engine fails, OutputError if the disk is too small.
+    """
+    text, reference = plan.protocol, plan.reference
     able = [one for one in engines if one.does.logits is not None]
 
-    def judged(one: Contender, **against: str) -> dict[str, Any]:
-        told(f"quality: {one.label}")
-        asked = {"windows": text.windows, **against}
-        where = device if one in engines else "cpu"
+    def score(one: Contender, **against: str) -> dict[str, Any]:
+        announce(f"quality: {one.label}")
         answer = children.ask(
-            one, threads=threads, device=where, context=text.window + 1, quality=asked
+            one,
+            threads=threads,
+            device=device if one in engines else "cpu",
+            context=text.window + 1,
+            quality={"windows": text.windows, **against},
         )
         return {"engine": one.label, **answer}
 
     if reference is None:
-        folder = compared.artifact.path.absolute()
-        name = f"the 64 highest logits of each position that {folder.name} carries of its fp32 reference"
-        return Quality(text, name, [judged(one, carried=str(folder)) for one in able])
+        artifact = plan.artifact.path.absolute()
+        name = (
+            f"the 64 highest logits of each position that {artifact.name} carries of its fp32"
+            " reference"
+        )
+        return Quality(text, name, [score(one, carried=str(artifact)) for one in able])
     with tempfile.TemporaryDirectory(prefix="gptx-bench-") as folder:
-        _check_space(Path(folder), 4 * text.tokens * compared.artifact.model.vocab_size)
+        _check_space(Path(folder), 4 * text.tokens * plan.artifact.model.vocab_size)
         file = str(Path(folder) / "logits")
-        own = judged(reference, write=file)
-        others = [judged(one, file=file) for one in able if one != reference]
+        own = score(reference, write=file)
+        others = [score(one, file=file) for one in able if one != reference]
     return Quality(text, reference.label, [own, *others])
 
 
@@ -163,6 +189,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"the reference's logits take {needed / 1e9:.1f} GB in {folder.parent}, and {free / 1e9:.1f} GB are free: "
-            "give fewer --tokens, or set TMPDIR to another disk"
+            f"the reference's logits take {needed / 1e9:.1f} GB in {folder.parent}, and"
+            f" {free / 1e9:.1f} GB are free: give fewer --tokens, or set TMPDIR to another disk"
         )

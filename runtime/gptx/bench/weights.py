@@ -1,7 +1,8 @@
-"""How many bytes of weights a model has, and how many of them one token reads: a file or folder in, Weights out.
+"""Bytes of a model's weights, and how many of them one token reads: a file or folder in.
 
-All are read but the rows of tables that are only looked up: an embedding that no head shares, positions. In an ONNX
-graph and in safetensors these are known; of other files all bytes count as read.
+A token reads all weights, except that it reads one row of a table that is looked up: an embedding
+that is not also the head, position tables. ONNX graphs and safetensors files show which tensors
+these are. In other files all bytes count as read.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from gptx.artifact.layout import REFERENCE
 from gptx.artifact.onnx_file import Node, read_onnx
 
 GRAPHS = ("onnx/model.onnx", "model.onnx")
-# bits by TensorProto.DataType
+# TensorProto.DataType -> bits of one element
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16}
 BITS |= {17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2}
-# inputs of which a token takes a row
+# operator -> inputs that are tables, of which a token reads a row
 LOOKED_UP = {"Gather": {0}, "GatherBlockQuantized": {0, 2, 3}, "RotaryEmbedding": {1, 2, 3}}
 LOOKED_UP |= {"GroupQueryAttention": {7, 8}}
+# Names in checkpoints: embeddings of tokens and positions, and heads that are tensors of their own
 TABLES = (
     "embed_tokens.weight",
     "wte.weight",
@@ -33,12 +35,17 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 
 @dataclass(frozen=True)
 class Weights:
+    """Bytes of a model's weights."""
+
     stored: int
-    read: int  # by a token
+    read: int  # by one token
 
 
 def weights_of(path: Path, dtype: str | None = None) -> Weights:
-    """`dtype`: what the weights of a checkpoint are computed in, where they are not left as they are."""
+    """Measure the model in a file or folder.
+
+    dtype: the type in which an engine holds a checkpoint; float32 unless it is a 16-bit type.
+    """
     checkpoint = [file for file in path.glob("*.safetensors") if file.name != REFERENCE]
     if checkpoint:
         return _of_checkpoint(checkpoint, 16 if dtype in ("bfloat16", "float16") else 32)
@@ -51,8 +58,8 @@ def weights_of(path: Path, dtype: str | None = None) -> Weights:
     return Weights(size, size)
 
 
-def warm(path: Path) -> None:
-    """Read every file, so that none of the engines finds them on the disk."""
+def read_files(path: Path) -> None:
+    """Read every file once, so that all engines find them in the page cache."""
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file() and os.access(file, os.R_OK):
             with file.open("rb", buffering=0) as opened:
@@ -74,17 +81,15 @@ def _of_checkpoint(files: list[Path], bits: int) -> Weights:
     unread = sum(
         size
         for name, size in sizes.items()
-        if name.endswith("wpe.weight")
-        or (untied and name.endswith(TABLES))  # a tied table is the head, too
+        # Without a head of its own, a model uses the embedding as its head, which reads all of it.
+        if name.endswith("wpe.weight") or (untied and name.endswith(TABLES))
     )
     return Weights(sum(sizes.values()), sum(sizes.values()) - unread)
 
 
 def _of_graph(file: Path) -> Weights:
     graph = read_onnx(file)
-    tensors = [
-        tensor for tensor in graph.tensors if tensor.name
-    ]  # the others are constants of a node
+    tensors = [tensor for tensor in graph.tensors if tensor.name]  # others are nodes' constants
     sizes = {
         tensor.name: math.prod(tensor.dims) * BITS.get(tensor.kind, 32) // 8 for tensor in tensors
     }

@@ -1,5 +1,8 @@
-"""The command `gptx`: a table of verbs. A verb's module is imported only when it is called, so `gptx run` starts
-without torch, and a verb whose packages are missing says which to install."""
+"""The command `gptx`: a table of verbs.
+
+A verb's module is imported when the verb is called. So `gptx run` starts without torch, and a verb
+whose packages are missing says which to install.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from gptx.cli.output import fail, set_up_streams, write_out
 from gptx.errors import GptxError, GptxWarning
 
 VERBS = {
-    # verb: (module, what --help says)
+    # verb: (module:command, line of --help)
     "import": (
         "gptx_models.cli.import_checkpoint:import_",
         "Hugging Face, GGUF, nanoGPT or llama2.c weights -> checkpoint folder.",
@@ -32,25 +35,30 @@ VERBS = {
         "LoRA adapter and its base -> checkpoint folder.",
     ),
     "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
-    "quantize": ("gpt_export.cli:quantize", "Artifact -> int8, int4 or fp16 artifact, with proof."),
+    "quantize": (
+        "gpt_export.cli:quantize",
+        "Artifact -> int8, int4 or fp16 artifact, parity proved.",
+    ),
     "compile": (
         "gptx.cli.compile:compile_",
-        "Artifact -> the same, opened faster on machines like this one.",
+        "Artifact -> the same, opens faster on machines like this one.",
     ),
     "run": ("gptx.cli.run:run", "Generate text."),
-    "classify": ("gptx.cli.tasks:classify", "Which label fits a text."),
-    "summarize": ("gptx.cli.tasks:summarize", "A summary of a text."),
-    "score": ("gptx.cli.tasks:score", "Log-probability of each token of a text."),
-    "chat": ("gptx.cli.chat:chat", "A conversation in the terminal."),
+    "classify": ("gptx.cli.tasks:classify", "Choose the label that fits a text."),
+    "summarize": ("gptx.cli.tasks:summarize", "Summarize a text."),
+    "score": ("gptx.cli.tasks:score", "Print the log-probability of each token of a text."),
+    "chat": ("gptx.cli.chat:chat", "Talk with a chat model in the terminal."),
     "verify": ("gptx.cli.verify:verify", "Prove an artifact's certificate again on this machine."),
-    "bench": ("gptx.cli.bench:bench", "Speed, memory and quality beside other engines."),
-    "inspect": ("gptx.cli.inspect:inspect", "What an artifact holds."),
-    "doctor": ("gptx.cli.doctor:doctor", "What this machine has: versions, providers, conflicts."),
+    "bench": ("gptx.cli.bench:bench", "Measure speed, memory and quality, also of other engines."),
+    "inspect": ("gptx.cli.inspect:inspect", "Describe an artifact or a checkpoint."),
+    "doctor": ("gptx.cli.doctor:doctor", "Check this machine: versions, providers, conflicts."),
     "completion": ("gptx.cli.completion:completion", "Print the shell's completion script."),
 }
 
 
 class Verbs(click.Group):
+    """The group of verbs; it imports a verb when it is called, and handles what the verb raises."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
@@ -79,42 +87,43 @@ class Verbs(click.Group):
             for verb, (_, text) in VERBS.items()
             if verb.startswith(incomplete)
         ]
-        return verbs + click.Command.shell_complete(
-            self, ctx, incomplete
-        )  # the group's own would import every verb
+        # click.Group's own completion would import every verb.
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+            sys.stdout.flush()  # at exit Python would print a traceback for a closed pipe
             return result
         except Exception as error:
-            if (
-                _received
-            ):  # an extension module that was being loaded has made an ImportError of our exit
+            # An extension module that is being loaded turns the SystemExit of _end into ImportError.
+            if _received:
                 sys.exit(128 + _received[0])
-            if isinstance(error, ModuleNotFoundError):  # imported while the verb ran
+            if isinstance(error, ModuleNotFoundError):  # an import while the verb ran
                 raise GptxError(_missing(ctx.invoked_subcommand or "", error)) from error
             if isinstance(error, BrokenPipeError):
-                raise _ClosedPipe from error  # click would make an exit status of 1 of it
+                raise _ClosedPipe from error  # click would exit with status 1
             raise
 
 
-_received: list[int] = []  # the signals that asked us to end
+_received: list[int] = []  # signals that asked this process to end
 
 
 def _end(number: int, _: object) -> None:
-    """What is half written is removed on the way out."""
+    """Handle a signal by SystemExit, so that unfinished files are removed on the way out."""
     _received.append(number)
     sys.exit(128 + number)
 
 
 class _ClosedPipe(Exception):
-    """Whoever read our output has enough."""
+    """The reader of standard output has closed the pipe."""
 
 
 def _missing(verb: str, error: ModuleNotFoundError) -> str:
-    """What to install for a verb that lacks a package; `error` itself where it is our own module that is not there."""
+    """A sentence on the package that `verb` lacks, with the command that installs it.
+
+    Raises `error` again if the missing module is one of gptx's own.
+    """
     from gptx.install import pip_command
 
     package = (error.name or "").split(".")[0]
@@ -132,7 +141,7 @@ def _fail(message: str) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """One line, like an error's; other packages' warnings as Python shows them."""
+    """Show a GptxWarning as one line, like an error; leave other warnings to Python."""
     if issubclass(category, GptxWarning):
         fail(str(message))
     else:
@@ -157,36 +166,42 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Versions.",
+    help="Print versions and processor.",
 )
 def group() -> None:
-    """Train, export, quantize and run GPT models on this machine."""
+    """Train, export, quantize and run GPT models on this machine.
+
+    Begin with: gptx run "Once upon a time"
+    """
 
 
 def main() -> None:
-    """Run the verb; a GptxError becomes one line and exit status 1, a wrong option one line and 2, Ctrl-C 130, and a
-    closed pipe nothing at all."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (None: it was closed before we started)
+    """Run the verb of the command line and exit.
+
+    A GptxError becomes one line and exit status 1, a wrong option one line and status 2, Ctrl-C
+    status 130. A closed pipe ends the command silently, with status 0.
+    """
+    # Streams that were closed before the start are None.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     set_up_streams()
     warnings.showwarning = _show_warning
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+        # Under nohup SIGHUP is ignored, and stays so.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
-        # prog_name: the same however we were started; windows_expand_args: a prompt with a * in it is no list of files
+        # windows_expand_args: a prompt with a * in it is no pattern of file names.
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)
-        sys.exit(
-            status if isinstance(status, int) else 0
-        )  # click returns what ctx.exit() was given
+        # click returns the status that ctx.exit() was given.
+        sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "gptx"
-        message = " ".join(
-            error.format_message().split()
-        )  # click puts a choice's values on lines of their own
+        # click puts the values of a choice on lines of their own.
+        message = " ".join(error.format_message().split())
         fail(f"{message.rstrip('.')} (see {verb} --help)")
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -196,16 +211,13 @@ def main() -> None:
         fail("interrupted")
         sys.exit(130)
     except (_ClosedPipe, BrokenPipeError):
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python complains when it flushes at exit
+        # Python flushes at exit, and would complain about the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except GptxError as error:
         fail(str(error))
         sys.exit(1)
-    except (
-        OSError
-    ) as error:  # click prints --help itself; or a disk was filled by what has no better sentence
+    except OSError as error:  # a full disk, for example while click prints --help
         where = (
             f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
         )

@@ -1,28 +1,24 @@
-"""The results as tables on standard output, with what the columns mean and a sentence for each peer."""
+"""The results of gptx bench on standard output: tables, what their columns mean, and verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from gptx.bench.bandwidth import last_level_cache
 from gptx.bench.figures import Spread, Spreads, Which
+from gptx.bench.machine import lines
 from gptx.bench.quality import Quality
-from gptx.bench.speed import Bandwidth, Plan, Result
-from gptx.cli.output import write_out
+from gptx.bench.speed import Bandwidth, EngineSpeed, SpeedPlan
+from gptx.cli.next_step import use
+from gptx.cli.output import note, printable, write_next, write_out, write_prose
 from gptx.cli.table import print_table
 
-Cells = Callable[[Result, Result], list[str]]  # an engine's, beside the first's
+if TYPE_CHECKING:
+    from gptx.cli.bench_plan import Work
 
-LEGEND = """\
-Medians (lowest-highest, where they are more than 1% apart); x1st: times the first engine's.
-Prefill: time to the first token. Decode: the tokens after it, at batch 1. Same tokens: new ones equal to the first
-engine's before the first that differs. Limit: what the memory's speed allows if a token reads every weight once (the
-cache is read besides).
-Loading: files in the page cache, the library imported before; first token: of a prompt of {cold} tokens, from the load on.
-Memory: what is added to the process after importing the library, and times the weights: PSS after loading
-(mapped weights that were not read yet are missing there) and after all prompts; peaks: the most RSS in either phase.
-Device's memory: what is taken of it, less what was before loading.
-"""
+# (an engine, the first engine) -> the cells of the engine's row
+Cells = Callable[[EngineSpeed, EngineSpeed], list[str]]
 
 MEMORY = {
     "memory, MB": {
@@ -31,18 +27,58 @@ MEMORY = {
         "peak_loading": "peak loading",
         "peak_running": "peak running",
     },
-    "device's memory, MB": {"device_loaded": "loaded", "device_used": "after use"},
+    "GPU memory, MB": {"device_loaded": "loaded", "device_used": "after use"},
+}
+LEGEND = {
+    "": "All figures are medians, with (lowest-highest) where these are more than 1% apart.",
+    "x1st": "x1st: times the figure of the first engine. Same tokens: new tokens equal to the"
+    " first engine's, before the first that differs.",
+    "prefill": "Prefill: time to the first new token. Decode: speed of the tokens after it, at"
+    " batch 1. Limit: the decoding speed if a token did nothing but read all weights once from"
+    " memory.",
+    "cache": "These weights fit into the processor's cache, which is faster than memory: the limit"
+    " does not hold for them.",
+    "loading": "Loading: files are in the page cache, and the library is imported before. First"
+    " token: from the start of loading, after a prompt of {cold} tokens.",
+    "memory, MB": "Memory: what loading and running add to the process after the import, and"
+    " times the size of the weights. PSS, without mapped weights that were not read yet; peaks are"
+    " RSS.",
+    "GPU memory, MB": "GPU memory: what is taken of it, less what was taken before loading.",
 }
 
 
-def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> None:
-    write_out(
-        f"threads {plan.threads}, new tokens {plan.new_tokens}, rounds {plan.rounds}, runs in each {plan.repeats}\n"
-        f"memory is read at {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.kernel})\n"
+def print_conditions(work: Work) -> None:
+    """The command, the machine, and where weights and prompts come from."""
+    for words in work.notes:
+        note(words)
+    command, *others = lines(work.machine)
+    write_out(f"{printable(command)}\n")  # not wrapped, so that it can be pasted
+    for line in others:
+        write_prose(line)
+    for label, words in work.kernels.items():
+        write_prose(f"{label}: {words}")
+    if work.speed.rounds:
+        longest = max(work.speed.prompt_tokens)
+        short = len(work.source.ids) < longest
+        again = ", again and again: it is shorter than a prompt" if short else ""
+        write_prose(f"prompts are cut from {work.source.name}{again}")
+
+
+def print_speed(results: Sequence[EngineSpeed], bandwidth: Bandwidth, plan: SpeedPlan) -> None:
+    """A table for each thing that was measured, and a legend for the tables that are there."""
+    write_prose(
+        f"threads {plan.threads}, new tokens {plan.new_tokens}, rounds {plan.rounds},"
+        f" runs in each {plan.repeats}"
     )
+    write_prose(f"memory is read at {bandwidth.bytes_per_s / 1e9:.1f} GB/s ({bandwidth.kernel})")
     for result in results:
-        write_out(f"{result.contender.label}: {_about(result)}\n")
+        write_prose(f"{result.contender.label}: {_versions(result)}")
     write_out("\n")
+    several = len(results) > 1
+    legend = ["", "x1st", "prefill"] if several else ["", "prefill"]
+    if any(one.weights.read < last_level_cache() for one in results):
+        legend.append("cache")
+
     _section("limit", ["weights MB", "read a token MB", "tok/s at most"], results, _limit)
     for length in plan.prompt_tokens:
         heads = ["prefill ms", "x1st", "decode tok/s", "x1st", "% of limit", "same tokens"]
@@ -50,68 +86,72 @@ def print_speed(results: Sequence[Result], bandwidth: Bandwidth, plan: Plan) -> 
             f"prompt of {length} tokens",
             heads,
             results,
-            lambda one, first, n=length: _prompt(one, first, n),
+            lambda one, first, length=length: _prompt(one, first, length),
         )
-    for where, columns in MEMORY.items():
+    for title, columns in MEMORY.items():
         if columns.keys() <= results[0].memory.keys():
+            legend.append(title)
             _section(
-                where,
+                title,
                 list(columns.values()),
                 results,
                 lambda one, first, columns=columns: _memory(one, columns),
             )
+    legend.append("loading")
     _section("loading", ["import s", "load s", "x1st", "first token s", "x1st"], results, _loading)
-    together = [one for one in results if one.batch]
-    if together:
+    if batched := [one for one in results if one.batch]:
         heads = ["tok/s in all", "alone", "gain", "% of limit", "rows as alone"]
         _section(
-            f"batch of {plan.batch}", heads, together, lambda one, first: _batch(one, plan.batch)
+            f"batch of {plan.batch}", heads, batched, lambda one, first: _batch(one, plan.batch)
         )
-    write_out(LEGEND.format(cold=plan.cold))
-    if any(one.weights.read < last_level_cache() for one in results):
-        write_out(
-            "Weights that fit into the processor's cache can be read faster than memory: the limit is none.\n"
-        )
+    for name in legend:
+        write_prose(LEGEND[name].format(cold=plan.cold))
 
 
-def print_verdicts(results: Sequence[Result]) -> None:
-    """A sentence for each peer: gptx:a after 128, 512 tokens decodes 1.31, 1.20 times as fast as llamacpp:b ..."""
-    first = results[0]
-    after = ", ".join(map(str, first.prompts))
+def print_verdicts(results: Sequence[EngineSpeed]) -> None:
+    """For each peer: "gptx:a after 128 tokens decodes 1.31 times as fast as llamacpp:b ..."."""
     for peer in results[1:]:
+        first = results[0]
+        after = ", ".join(map(str, first.prompts))
         pairs = [(first.prompts[length], peer.prompts[length]) for length in first.prompts]
-        decode, prefill = _all_times(pairs, "median", "median")
-        best_decode, best_prefill = _all_times(pairs, "highest", "lowest")
+        decode, prefill = _times_as_fast(pairs, "median", "median")
+        best_decode, best_prefill = _times_as_fast(pairs, "highest", "lowest")
         kind = next((name for name in ("device_used", "used") if name in first.memory), None)
         memory = f", in {_times(first.memory, peer.memory, kind)} times the memory" if kind else ""
-        write_out(
-            f"{first.contender.label} after {after} tokens decodes {decode} times as fast as {peer.contender.label} and "
-            f"prefills {prefill} times as fast{memory}; each in its best run: {best_decode} and {best_prefill}\n"
+        write_prose(
+            f"{first.contender.label} after {after} tokens decodes {decode} times as fast as"
+            f" {peer.contender.label} and prefills {prefill} times as fast{memory}; each in its"
+            f" best run: {best_decode} and {best_prefill}"
         )
 
 
-def _all_times(
-    pairs: Sequence[tuple[Spreads, Spreads]], decode: Which, prefill: Which
-) -> tuple[str, str]:
-    """How many times as fast the first of each pair is, in decode and in prefill, by these of either's runs."""
-    return (
-        ", ".join(_times(ours, theirs, "decode_tokens_per_s", decode) for ours, theirs in pairs),
-        ", ".join(_times(theirs, ours, "prefill_s", prefill) for ours, theirs in pairs),
-    )
-
-
-def _times(values: Spreads, others: Spreads, name: str, of: Which = "median") -> str:
-    ratio = values[name].ratio(others[name], of)
-    return "?" if ratio is None else f"{ratio:.2f}"
+def print_next(work: Work) -> None:
+    """Compare with a peer; then keep the figures; then use the artifact."""
+    request, engines = work.request, work.engines
+    command = work.machine["command"]
+    if len(engines) == 1 and (engines[0].path / "genai_config.json").exists():
+        write_next(f"{command} --against genai")
+    elif not request.json_file:
+        write_next(f"{command} --json bench.json")
+    else:
+        write_next(use(request.artifact))
 
 
 def print_quality(quality: Quality) -> None:
+    """One row for each engine: perplexity, and how far it is from the reference."""
     facts = quality.protocol.to_dict()
-    write_out(
-        f"\nquality on {facts['text']} (sha256 {facts['sha256'][:12]}...): its first {facts['tokens']} tokens in windows "
-        f"of {facts['window']}, stride {facts['stride']}, the first token of each window not scored: {facts['scored']} "
-        f"scored\nagainst {quality.reference}; KL in nats; +- is one standard error, the change's of paired tokens\n\n"
+    write_out("\n")
+    write_prose(
+        f"quality on {facts['text']} (sha256 {facts['sha256'][:12]}...): its first"
+        f" {facts['tokens']} tokens in windows of {facts['window']}, stride {facts['stride']}, the"
+        f" first token of each window not scored: {facts['scored']} scored"
     )
+    write_prose(
+        f"against {quality.reference}; KL in nats; +- is one standard error, the change's of"
+        " paired tokens"
+    )
+    write_out("\n")
+    heads = ["", "perplexity", "change %", "mean KL", "99.9% KL", "same top-1 %"]
     rows = [
         [
             one["engine"],
@@ -124,43 +164,50 @@ def print_quality(quality: Quality) -> None:
         ]
         for one in quality.models
     ]
-    heads = [
-        "",
-        "perplexity",
-        "change %",
-        "mean KL",
-        "99.9% KL",
-        "same top-1 %",
-        "largest logit diff",
-    ]
-    _print(heads, rows)
+    print_table(rows, header=[*heads, "largest logit diff"], right=True)
 
 
-def _about(result: Result) -> str:
+def _times_as_fast(
+    pairs: Sequence[tuple[Spreads, Spreads]], decode: Which, prefill: Which
+) -> tuple[str, str]:
+    """How many times as fast the first of each pair is, in decode and in prefill.
+
+    decode, prefill: which of the runs are compared.
+    """
+    return (
+        ", ".join(_times(ours, theirs, "decode_tokens_per_s", decode) for ours, theirs in pairs),
+        ", ".join(_times(theirs, ours, "prefill_s", prefill) for ours, theirs in pairs),
+    )
+
+
+def _times(values: Spreads, others: Spreads, name: str, of: Which = "median") -> str:
+    ratio = values[name].ratio(others[name], of)
+    return "?" if ratio is None else f"{ratio:.2f}"
+
+
+def _versions(result: EngineSpeed) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return "; ".join(filter(None, (versions, result.notes)))
 
 
-def _section(title: str, heads: list[str], results: Sequence[Result], cells: Cells) -> None:
-    _print([title, *heads], [[one.contender.label, *cells(one, results[0])] for one in results])
+def _section(title: str, heads: list[str], results: Sequence[EngineSpeed], cells: Cells) -> None:
+    """A table with a row for each engine; one engine alone needs no columns of comparison."""
+    rows = [[one.contender.label, *cells(one, results[0])] for one in results]
+    kept = [
+        column
+        for column, head in enumerate([title, *heads])
+        if len(results) > 1 or head not in ("x1st", "same tokens")
+    ]
+    header, *rows = [[row[column] for column in kept] for row in ([title, *heads], *rows)]
+    print_table(rows, header=header, right=True)
     write_out("\n")
 
 
-def _print(heads: list[str], rows: list[list[str]]) -> None:
-    """A table with all but its first column to the right."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    lines = [
-        [cell if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
-        for row in (heads, *rows)
-    ]
-    print_table(lines[1:], header=lines[0])
-
-
-def _limit(one: Result, first: Result) -> list[str]:
+def _limit(one: EngineSpeed, first: EngineSpeed) -> list[str]:
     return [number(one.weights.stored / 1e6), number(one.weights.read / 1e6), number(one.limit)]
 
 
-def _prompt(one: Result, first: Result, length: int) -> list[str]:
+def _prompt(one: EngineSpeed, first: EngineSpeed, length: int) -> list[str]:
     values, theirs = one.prompts[length], first.prompts[length]
     return [
         *_with_ratio(values, theirs, "prefill_s", 1e3),
@@ -170,12 +217,12 @@ def _prompt(one: Result, first: Result, length: int) -> list[str]:
     ]
 
 
-def _memory(one: Result, columns: Iterable[str]) -> list[str]:
+def _memory(one: EngineSpeed, columns: Iterable[str]) -> list[str]:
     values = [one.memory[name] for name in columns]
     return [f"{spread(value, 1e-6)} x{value.median / one.weights.stored:.2f}" for value in values]
 
 
-def _loading(one: Result, first: Result) -> list[str]:
+def _loading(one: EngineSpeed, first: EngineSpeed) -> list[str]:
     return [
         spread(one.loading["import_s"]),
         *_with_ratio(one.loading, first.loading, "load_s"),
@@ -183,7 +230,7 @@ def _loading(one: Result, first: Result) -> list[str]:
     ]
 
 
-def _batch(one: Result, size: int) -> list[str]:
+def _batch(one: EngineSpeed, size: int) -> list[str]:
     return [
         spread(one.batch["tokens_per_s"]),
         spread(one.batch["alone_tokens_per_s"]),
@@ -198,11 +245,12 @@ def _with_ratio(values: Spreads, first: Spreads, name: str, scale: float = 1) ->
 
 
 def spread(value: Spread, scale: float = 1) -> str:
+    """The median, and (lowest-highest) if these are more than 1% of the median apart."""
     low, middle, high = (number(x * scale) for x in (value.lowest, value.median, value.highest))
     apart = value.highest - value.lowest > 0.01 * value.median and low != high
     return f"{middle} ({low}-{high})" if apart else middle
 
 
 def number(value: float) -> str:
-    """With three digits that count: 1928, 608, 98.4, 0.0312."""
+    """With three significant digits: 1928, 608, 98.4, 0.0312."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

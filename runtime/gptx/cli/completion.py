@@ -1,4 +1,4 @@
-"""gptx completion: print the script that makes a shell complete gptx's verbs, options and paths."""
+"""gptx completion: print the script that completes verbs, options and paths in a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gptx doctor: print what gptx.doctor found, with exit status 1 when something keeps gptx from working."""
+"""gptx doctor: print what gptx.doctor found on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptx.cli.output import write_out
+from gptx.cli.next_step import use
+from gptx.cli.output import printable, write_next, write_out
 from gptx.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
-    """What this machine has: versions, providers that really load, processor, conflicts.
+    """Check this machine: versions, working providers, processor, conflicts.
 
-    The exit status is 1 when something keeps gptx from working.
+    The exit status is 1 if something keeps gptx from working, else 0.
     """
     from gptx.doctor import examine
 
@@ -35,32 +36,40 @@ def doctor(as_json: bool) -> None:
 
 def _print(health: Health) -> None:
     versions = [(name, number or "missing") for name, number in health.versions.items()]
-    print_table(
-        versions, title="Versions", bad=[number is None for number in health.versions.values()]
-    )
-    tried = [
-        (provider.name, "loads" if provider.loads else f"no: {provider.reason}")
-        for provider in health.providers
+    missing = [number is None for number in health.versions.values()]
+    print_table(versions, title="Versions", bad=missing, prose=1)
+    providers = [
+        (one.name, "loads" if one.loads else f"no: {one.reason}") for one in health.providers
     ]
-    print_table(tried, title="Providers", bad=[not provider.loads for provider in health.providers])
-    machine = [
+    failed = [not one.loads for one in health.providers]
+    print_table(providers, title="Providers", bad=failed, prose=1)
+    print_table(_machine(health), title="Machine", prose=1)
+    print_table(_optional(health), title="Optional packages", prose=1)
+    if not health.problems:
+        write_out("no problems\n")
+        write_next(use(None))
+        return
+    write_out("Problems\n")
+    for problem in health.problems:
+        write_out(f"{printable(problem)}\n")  # not wrapped, because it holds a command to paste
+
+
+def _machine(health: Health) -> list[tuple[str, str]]:
+    return [
         ("processor", health.cpu),
         ("features", " ".join(health.cpu_features) or "unknown"),
         ("cores", str(health.cores)),
-        ("memory", f"{_gigabytes(health.memory)}, {_gigabytes(health.memory_free)} free"),
+        ("memory", f"{_gibibytes(health.memory)}, {_gibibytes(health.memory_free)} free"),
         *health.system.items(),
     ]
-    print_table(machine, title="Machine")
-    optional = [(name, number or "not installed") for name, number in health.optional.items()]
-    print_table(optional, title="Optional")
-    print_table(
-        [(problem,) for problem in health.problems],
-        title="Problems",
-        bad=[True] * len(health.problems),
-    )
-    if not health.problems:
-        write_out("no problems\n")
 
 
-def _gigabytes(size: int | None) -> str:
+def _optional(health: Health) -> list[tuple[str, str]]:
+    installed = [f"{name} {number}" for name, number in health.optional.items() if number]
+    missing = [name for name, number in health.optional.items() if not number]
+    rows = [("installed", ", ".join(installed)), ("not installed", ", ".join(missing))]
+    return [(name, words) for name, words in rows if words]
+
+
+def _gibibytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 2**30:.1f} GiB"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gptx.cli.output import finite, write_out
+from gptx.cli.next_step import use
+from gptx.cli.output import finite, write_next, write_out
 from gptx.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -17,16 +18,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print one JSON object: the manifest, config.json, files ...",
-)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def inspect(artifact: Path | None, as_json: bool) -> None:
-    """What ARTIFACT holds: model, precision, cache, tokenizer, files and certificate.
+    """Describe ARTIFACT: model, precision, cache, tokenizer, files and certificate.
 
-    Without ARTIFACT the model that ships with gptx; a checkpoint folder is described too, with the next command.
+    ARTIFACT is the folder of a model, or a checkpoint folder. Without it, the model that ships
+    with gptx is described.
     """
     from gptx.inspect import describe
     from gptx.model import DEFAULT_MODEL
@@ -35,15 +32,19 @@ def inspect(artifact: Path | None, as_json: bool) -> None:
     if as_json:
         write_out(json.dumps(finite(found.data), indent=1, ensure_ascii=False) + "\n")
     else:
-        _print(found, artifact or DEFAULT_MODEL)
+        _print(found, artifact)
 
 
-def _print(found: Description, path: Path) -> None:
-    print_table(found.facts, title=str(path))
-    total = sum(size for _, size in found.files)
-    print_table(
-        [*((name, f"{size:>15,}") for name, size in found.files), ("total", f"{total:>15,}")],
-        title="Files, bytes",
-    )
-    print_table(found.certificate, title="Certificate")
-    print_table([(command,) for command in found.next], title="Next")
+def _print(found: Description, artifact: Path | None) -> None:
+    from gptx.model import DEFAULT_MODEL
+
+    print_table(found.facts, title=str(artifact or DEFAULT_MODEL), prose=1)
+    total = ("total", sum(size for _, size in found.files))
+    sizes = [(name, f"{size:,}") for name, size in (*found.files, total)]
+    print_table(sizes, title="Files, bytes", right=True)
+    print_table(found.certificate, title="Certificate", prose=1)
+    if found.kind == "checkpoint":
+        write_next(found.next[-1])
+    else:
+        write_next(found.next[0] if artifact else "gptx verify")
+        write_next(use(artifact))

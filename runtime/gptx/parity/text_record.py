@@ -17,6 +17,7 @@ from gptx.artifact.manifest import Tokens
 from gptx.errors import ArtifactError, UsageError
 from gptx.parity.report import Check
 from gptx.text.chat_template import ChatTemplate
+from gptx.text.prefix import common_length
 from gptx.text.tokenizer import Tokenizer
 
 CONVERSATION = [
@@ -131,13 +132,9 @@ def _tokenizer_problem(
         return "there was none when the artifact was made" if was is None else "it is gone"
     ids = tokenizer.encode(was["text"], add_special_tokens=False)
     if ids != was["ids"]:
-        at = next(
-            (n for n, pair in enumerate(zip(ids, was["ids"])) if pair[0] != pair[1]),
-            min(len(ids), len(was["ids"])),
-        )
+        at = common_length(ids, was["ids"]) + 1
         return (
-            "encodes the proof text otherwise than when the artifact was made, from its token"
-            f" {at + 1} on"
+            f"encodes the proof text otherwise than when the artifact was made, from token {at} on"
         )
     shared = min(len(ids), len(proof))
     if was["proved"] and ids[:shared] != list(proof[:shared]):

@@ -54,7 +54,9 @@ def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) ->
         "peak loading",
     ):
         assert word in outcome.text
-    assert "gptx:shared after 8, 16 tokens decodes" in outcome.text.splitlines()[-1]
+    *_, verdict, next_step = outcome.text.splitlines()
+    assert verdict.startswith("gptx:shared after 8, 16 tokens decodes")
+    assert next_step == f'next: gptx run -m {artifacts["shared"]} "Once upon a time"'
     assert "round 2 of 2: gptx:growing" in outcome.err
 
     facts = json.loads(file.read_text())

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from builders.gptx_command import gptx
 from builders.tiny_artifact import save_manifest, write_artifact
-from gptx import inspect as describing
 from gptx.inspect import generation_in_words
+from gptx.inspect.description import count_in_words, size_in_words
 from gptx.model import DEFAULT_MODEL
 from gptx.parity.certificate_rows import certificate_rows
 from gptx.parity.metrics import Figures
@@ -222,13 +222,13 @@ def test_a_broken_artifact(tmp_path: Path) -> None:
 
 
 def test_counts_and_sizes() -> None:
-    assert [describing._count(n) for n in (999, 1500, 134_515_008, 1_500_000_000)] == [
+    assert [count_in_words(n) for n in (999, 1500, 134_515_008, 1_500_000_000)] == [
         "999",
         "1.5k",
         "134.5M",
         "1.5B",
     ]
-    assert [describing._size(n) for n in (12, 1500, 2e6, 3e9)] == [
+    assert [size_in_words(n) for n in (12, 1500, 2e6, 3e9)] == [
         "12 bytes",
         "1.5 kB",
         "2.0 MB",

@@ -1,6 +1,6 @@
-"""One file an engine, of the name that it has on the command line; each says what it is in ENGINE.
+"""The engines: one file each, named as on the command line, with an Engine called ENGINE.
 
-Importing a file here imports no library of others: `start` does, in the process that is measured.
+Importing these files imports no engine. `ENGINE.start` does, in the process that is measured.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from gptx.bench.engine import Engine
 
 
 def names() -> list[str]:
+    """Names of all engines, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def named(name: str) -> Engine:
+    """The engine of that name, one of `names()`."""
     return importlib.import_module(f"{__name__}.{name}").ENGINE

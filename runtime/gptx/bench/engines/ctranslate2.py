@@ -1,6 +1,7 @@
-"""CTranslate2: `ctranslate2:FOLDER[:int8]`, a folder of its own or a Hugging Face checkpoint, which is converted first.
+"""CTranslate2: `ctranslate2:FOLDER[:int8]`, its own format or a Hugging Face checkpoint.
 
-It answers whole calls, and tells a callback of each token as it comes. A minimum length keeps it from ending early.
+A checkpoint is converted first. A callback times each token. A minimum length keeps the text from
+ending early.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def load(job: Job) -> Loaded:
 
         def came(_: object) -> bool:
             times.append(time.perf_counter())
-            return False  # go on
+            return False  # True would stop the generation
 
         began = time.perf_counter()
         results = generator.generate_batch(

@@ -1,6 +1,6 @@
-"""onnxruntime-genai on the same artifact: `genai:ARTIFACT`, which is any folder with a genai_config.json.
+"""onnxruntime-genai: `genai:ARTIFACT`, any folder with a genai_config.json.
 
-A minimum length keeps it from ending early: the end of the text is then never picked.
+A minimum length keeps the text from ending early: end-of-text tokens are never picked before it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 
 def start() -> Any:
-    return importlib.import_module(
-        "onnxruntime_genai"
-    )  # its names are made at run time, unseen by type checkers
+    # By name, because type checkers do not see what this module defines.
+    return importlib.import_module("onnxruntime_genai")
 
 
 def _opened(job: Job) -> Any:
@@ -38,7 +37,7 @@ def _begun(model: Any, prompt: list[int], length: int) -> Any:
 
     genai = start()
     params = genai.GeneratorParams(model)
-    # plain greedy, whatever genai_config.json says
+    # Greedy, whatever genai_config.json sets.
     params.set_search_options(
         do_sample=False, repetition_penalty=1.0, max_length=length, min_length=length
     )

@@ -16,7 +16,8 @@ def start() -> None:
     from gptx.model import load  # noqa: F401
     from gptx.ort.library import onnxruntime
 
-    onnxruntime()  # gptx imports it late; the libraries of other engines come whole when they are imported
+    # gptx imports ONNX Runtime when it loads a model. Other engines import all of themselves here.
+    onnxruntime()
 
 
 def load(job: Job) -> Loaded:
@@ -25,7 +26,7 @@ def load(job: Job) -> Loaded:
     import gptx
     from gptx.system import huge_pages
 
-    # what a process decodes with that has run for a while: the weights move during the runs that do not count
+    # Move the weights into huge pages during the warm-up, as in a process that has run for a while.
     huge_pages.MOVE_AFTER = 8
     model = gptx.load(job.path, device=job.device, threads=job.threads)
 

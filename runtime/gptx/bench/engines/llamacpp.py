@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: `llamacpp:FILE.gguf`. Its build's features are reported with it."""
+"""llama.cpp by llama-cpp-python: `llamacpp:FILE.gguf`. The features of its build are reported."""
 
 from __future__ import annotations
 

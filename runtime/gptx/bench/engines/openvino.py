@@ -1,8 +1,8 @@
-"""OpenVINO on the IR folder that optimum-intel writes, by its own core and token ids: `openvino:FOLDER[:f32]`.
+"""OpenVINO: `openvino:FOLDER[:f32]`, an IR folder as optimum-intel writes it.
 
-Of itself it computes in bf16 where the processor can; f32 keeps it from that.
-The model is stateful: its cache lies in the request. As openvino-genai does, the head is computed for a prompt's last
-token only; openvino-genai itself is not used, as it answers the beginnings of prompts from those that it has seen.
+OpenVINO computes in bf16 where the processor can, unless the variant is f32. The model is stateful:
+the inference request holds its cache. The head is computed for the last token of a prompt only, as
+in openvino-genai. openvino-genai itself is not used, because it keeps the cache of earlier prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def start() -> Any:
 
 
 def _opened(job: Job, *, last_only: bool) -> Any:
-    """The compiled model's request."""
+    """The inference request of the compiled model."""
     core = start().Core()
     file = job.path / "openvino_model.xml" if job.path.is_dir() else job.path
     model = core.read_model(file)
@@ -35,7 +35,7 @@ def _opened(job: Job, *, last_only: bool) -> Any:
 
 
 def _keep_last(model: Any) -> None:
-    """Cut what goes into the last multiplication, (1, S, width), to its last position."""
+    """Cut the input of the head, (1, S, width), to its last position."""
     import numpy as np
 
     head = model.output("logits").get_node().input_value(0).get_node()
@@ -49,7 +49,7 @@ def _keep_last(model: Any) -> None:
 
 
 def _feed(request: Any, new: list[int], held: int) -> np.ndarray:
-    """Logits (S or 1, V) after new tokens, of which `held` are in the request's cache already."""
+    """Logits (S or 1, vocab_size) after the tokens `new`; the cache holds `held` tokens."""
     import numpy as np
 
     known = {name for port in request.model_inputs for name in port.get_names()}

@@ -1,6 +1,6 @@
-"""optimum-onnx's ORTModelForCausalLM on the same artifact: `optimum:ARTIFACT`.
+"""optimum-onnx's ORTModelForCausalLM: `optimum:ARTIFACT`.
 
-A loop of our own around its forward and cache, as for transformers.
+The decode loop is ours, around its forward and cache, as for transformers.
 """
 
 from __future__ import annotations

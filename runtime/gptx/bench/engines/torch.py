@@ -1,4 +1,4 @@
-"""gptx's own PyTorch module, for quality only: `torch:CHECKPOINT`. An artifact is exported from it."""
+"""gptx's PyTorch module, from which artifacts are exported: `torch:CHECKPOINT`. Quality only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start() -> None:
 def logits(job: Job) -> Logits:
     import torch
 
-    # by name: the runtime imports nothing of the pipeline, and here it is a peer in a process of its own
+    # By name, because the runtime must not import the pipeline.
     checkpoint: Any = importlib.import_module("gptx_models.checkpoints.checkpoint")
     torch.set_num_threads(job.threads)
     model = checkpoint.load_model(job.path)

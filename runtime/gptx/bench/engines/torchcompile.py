@@ -1,7 +1,7 @@
-"""transformers with a StaticCache and torch.compile: `torchcompile:CHECKPOINT[:float16]`, PyTorch's fastest loop.
+"""transformers with StaticCache and torch.compile: `torchcompile:CHECKPOINT[:float16]`.
 
-The prompt runs as it is, a step is one compiled function on buffers that stay where they are, on CUDA a CUDA graph.
-Compiling takes a minute, in the runs that do not count.
+This is PyTorch's fastest decode loop. The prompt is not compiled. A decode step is one compiled
+function on fixed buffers, and on CUDA a CUDA graph. Compiling takes a minute, during the warm-up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def load(job: Job) -> Loaded:
     from transformers import StaticCache
 
     model = opened(job)
-    caches: dict[int, Any] = {}  # by rows
+    caches: dict[int, Any] = {}  # by number of rows
 
     def forward(new: Tensor, at: Tensor, cache: Any) -> Tensor:
         return model(

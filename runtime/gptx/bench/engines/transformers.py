@@ -1,6 +1,7 @@
-"""transformers on PyTorch: `transformers:CHECKPOINT`, in fp32, or `transformers:CHECKPOINT:bfloat16`.
+"""transformers on PyTorch: `transformers:CHECKPOINT[:bfloat16]`, in fp32 if no type is given.
 
-A loop of our own around the model and its DynamicCache, which is faster than generate() with its checks at every token.
+The decode loop is ours, around the model and its DynamicCache. It is faster than generate(), which
+runs checks at every token.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def load(job: Job) -> Loaded:
     model = opened(job)
 
     def steps(prompts: list[list[int]], n: int) -> Iterator[Tensor]:
-        """(B, 1), n + 1 times; the prompts are of one length."""
+        """Yield the new token of each row, (B, 1), n + 1 times. The prompts have one length."""
         cache, new = DynamicCache(config=model.config), torch.tensor(prompts, device=job.device)
         for _ in range(n + 1):
             logits = model(
@@ -52,13 +53,13 @@ def load(job: Job) -> Loaded:
 
 
 def picked(logits: Tensor, ends: list[int]) -> Tensor:
-    """(B, 1, V) -> (B, 1): the likeliest of those that do not end the text."""
+    """Logits (B, 1, V) -> the most likely tokens (B, 1) that are not end-of-text ones."""
     logits[..., ends] = -float("inf")
     return logits.argmax(-1)
 
 
 def in_turn(steps: Callable[[list[list[int]], int], Iterator[Tensor]]) -> Loaded:
-    """`steps`: (prompts, n) -> the new token of each row, n + 1 times."""
+    """Make a Loaded from `steps`: (prompts, n) -> the new tokens (B, 1), n + 1 times."""
     import torch
 
     def generate(prompt: list[int], n: int) -> Run:
