@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptx.cli.output import printable, write_out
+from gptx.cli.output import printable, write_next, write_out, write_prose
 from gptx.errors import UsageError
 
 
@@ -173,10 +173,9 @@ def train(
             prompt, text = training.example(out, chosen)
             artifact = shlex.quote(f"{out}-onnx")
             apart = "-- " if prompt.startswith("-") else ""
-            write_out(
-                f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}\n"
-                f"{printable(text)}\n"
-                f"{of_run_folder(out)}\n"
-                f"next: {export_command(out)} && gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}\n"
-            )
+            write_prose(f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}")
+            write_prose(text)
+            write_prose(of_run_folder(out))
+            run = f"gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}"
+            write_next(f"{export_command(out)} && {run}")
     leave(processes)
