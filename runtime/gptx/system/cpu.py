@@ -106,7 +106,7 @@ def cpu_features() -> list[str]:
 def int8_saturates(features: list[str]) -> bool:
     """True if the CPU adds products of uint8 and int8 in 16 bits, which clips large sums.
 
-    That is so on x86 with AVX2 and without VNNI (docs/cpu-kernels.md).
+    That is so on x86 with AVX2 and without VNNI (docs/explanation/cpu-kernels.md).
     """
     return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"}.intersection(features)
 

@@ -13,14 +13,9 @@ from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
 from gptx.errors import UsageError
 from gptx.text.chat_template import ChatTemplate
 from gptx.text.tokenizer import Tokenizer
-from gptx_models.data.batches import TokenRow
+from gptx_models.data.batches import Row
 from gptx_models.data.examples import Example
-from gptx_models.data.tokenize_examples import (
-    answer_text,
-    end_of_turn,
-    prompt_ids,
-    tokenize_examples,
-)
+from gptx_models.data.tokenize_examples import answer_text, end_of_turn, prompt_ids, rows_of
 from gptx_models.training.loss import IGNORED
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -69,22 +64,20 @@ END = 0
 CLASSIFY = Task("classify", CLASSIFY_TEMPLATE, ("good", "bad"))
 
 
-def trained(row: TokenRow) -> list[int]:
+def trained(row: Row) -> list[int]:
     assert len(row.inputs) == len(row.targets)
     return [token for token in row.targets.tolist() if token != IGNORED]
 
 
-def ids_of(row: TokenRow) -> list[int]:
+def ids_of(row: Row) -> list[int]:
     """All of its tokens: each target is the token that comes next."""
     ids = row.inputs.tolist()
     assert all(t in (IGNORED, following) for t, following in zip(row.targets.tolist(), ids[1:]))
     return [*ids, row.targets.tolist()[-1]]
 
 
-def only(examples: list[Example], task: Task, **options) -> TokenRow:
-    [row] = tokenize_examples(
-        examples, task, TOKENIZER, **{"n_ctx": 128, "end": END, **options}
-    ).rows
+def only(examples: list[Example], task: Task, **options) -> Row:
+    [row] = rows_of(examples, task, TOKENIZER, **{"n_ctx": 128, "end": END, **options}).rows
     return row
 
 
@@ -116,7 +109,7 @@ def test_an_answer_goes_on_from_its_prompt(inner: Inner):
     """The row is the tokenization of the whole text: what a sentencepiece tokenizer makes of an answer alone is not."""
     tokenizer = Tokenizer(inner)
     example = Example("", "the cat", ("good",))
-    [row] = tokenize_examples([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows
+    [row] = rows_of([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows
     assert ids_of(row) == inner.encode("Text: the cat\nLabel: good").ids
 
 
@@ -132,7 +125,7 @@ def test_a_text_that_is_too_long_loses_its_end():
     examples = [
         Example("", "the cat sat on the mat " * length + "end", ("the dog",)) for length in (1, 40)
     ]
-    rows = tokenize_examples(examples, task, TOKENIZER, n_ctx=60, end=END)
+    rows = rows_of(examples, task, TOKENIZER, n_ctx=60, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (2, 1, 0)
     assert str(rows) == "longer than the context of 60 tokens: 1 cut"
     text = TOKENIZER.decode(ids_of(rows.rows[1]))
@@ -160,28 +153,28 @@ def test_what_cannot_be_cut_is_left_out():
         Example("", "the cat", ("sat " * 50,)),
         Example("", "a", ("b",)),
     ]
-    rows = tokenize_examples(examples, Task("completion"), TOKENIZER, n_ctx=30, end=END)
+    rows = rows_of(examples, Task("completion"), TOKENIZER, n_ctx=30, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (1, 0, 2)
     assert str(rows) == "longer than the context of 30 tokens: 2 left out"
-    rows = tokenize_examples(
+    rows = rows_of(
         examples[1:], Task("summarize", SUMMARIZE_TEMPLATE), TOKENIZER, n_ctx=30, end=END
     )
     assert (len(rows.rows), rows.left_out) == (1, 1)
     with pytest.raises(UsageError, match="no example fits into the model's context of 5 tokens"):
-        tokenize_examples(examples[:2], Task("completion"), TOKENIZER, n_ctx=5, end=END)
+        rows_of(examples[:2], Task("completion"), TOKENIZER, n_ctx=5, end=END)
 
 
 def test_a_row_may_fill_the_context_and_its_last_token_lies_beyond():
     example = Example("", "the cat", ("good",))
     length = len(ids_of(only([example], CLASSIFY)))
-    rows = tokenize_examples([example], CLASSIFY, TOKENIZER, n_ctx=length - 1, end=END)
+    rows = rows_of([example], CLASSIFY, TOKENIZER, n_ctx=length - 1, end=END)
     assert (len(rows.rows[0].inputs), rows.cut) == (length - 1, 0)
-    assert tokenize_examples([example], CLASSIFY, TOKENIZER, n_ctx=length - 2, end=END).cut == 1
+    assert rows_of([example], CLASSIFY, TOKENIZER, n_ctx=length - 2, end=END).cut == 1
 
 
 def test_a_head_learns_the_class_at_the_last_token():
     task = Task("classify", labels=("good", "bad"), head=True)
-    rows = tokenize_examples(
+    rows = rows_of(
         [Example("", "the cat", ("bad",)), Example("", "the cat " * 30, ("good",))],
         task,
         TOKENIZER,
@@ -204,7 +197,7 @@ def test_a_label_that_is_none(head: bool):
     with pytest.raises(
         UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"
     ):
-        tokenize_examples(
+        rows_of(
             [Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END
         )
 
@@ -232,7 +225,7 @@ TALK = (
 
 
 def chat(messages, template: str = CHATML, n_ctx: int = 256):
-    return tokenize_examples(
+    return rows_of(
         [Example("a.jsonl, line 1", messages=tuple(messages))],
         Task("chat"),
         TOKENIZER,
@@ -328,4 +321,4 @@ def test_templates_that_cannot_be_learnt_from():
             "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
         )
     with pytest.raises(UsageError, match="has no chat template"):
-        tokenize_examples([Example("", messages=TALK)], Task("chat"), TOKENIZER, n_ctx=128, end=END)
+        rows_of([Example("", messages=TALK)], Task("chat"), TOKENIZER, n_ctx=128, end=END)

@@ -1,4 +1,4 @@
-"""What docs/strangers.md promises of files that a stranger made."""
+"""What docs/explanation/strangers.md promises of files that a stranger made."""
 
 from __future__ import annotations
 
