@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("gptx")
 
 
 def once(path: Path, make: Callable[[Path], object]) -> Path:
-    """`path`, made by the first of pytest's processes that needs it (`pytest -n` starts several)."""
+    """`path`, made by the first pytest process that needs it (`pytest -n` starts several)."""
     with FileLock(f"{path}.lock"):
         if not path.exists():
             make(path)
@@ -86,7 +86,7 @@ def fp32(pipeline: Path, checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
-    """Quantized artifacts of `fp32` by recipe. Random weights exceed the limits, so `accept` is set."""
+    """`fp32` quantized, by recipe. Random weights exceed the limits, so `accept` is set."""
     return {
         to: once(
             pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True)
@@ -97,7 +97,7 @@ def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One PyTorch thread for training: sums in a fixed order, and no tests waiting for each other."""
+    """One PyTorch thread: training adds in a fixed order, and tests do not wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

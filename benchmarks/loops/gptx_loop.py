@@ -13,7 +13,7 @@ from gptx_models.checkpoints.hf_names import LAYOUTS
 from gptx_models.checkpoints.weights import TensorSource, build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.recipe import Recipe
 
@@ -35,10 +35,10 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
         eval_every=lesson.all_steps,  # once, after the clock has stopped
     )
     gpt = begun(lesson)
-    material = TrainingData(batch, lesson.held_out)
+    data = TrainingData(batch, lesson.held_out)
     with tempfile.TemporaryDirectory(prefix="gptx-loop-") as run:
-        world = World(torch.device(lesson.device))
-        return loop(gpt, material, recipe, Path(run), world, evaluated=lambda *_: None).val_loss
+        processes = Processes(torch.device(lesson.device))
+        return loop(gpt, data, recipe, Path(run), processes, on_eval=lambda *_: None).val_loss
 
 
 def begun(lesson: Lesson) -> GPT:

@@ -15,8 +15,10 @@ from gptx.errors import PromptError, UsageError, shown
 def integer(value: Any) -> int | None:
     """The value as an int if it is an integer (numpy's too), else None. A bool gives None."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
+        # torch lets a tensor of several dimensions be an index where it has one element
+        several = isinstance(value, bool) or getattr(value, "ndim", 0)
+        return None if several else operator.index(value)
+    except Exception:  # whatever the value's own __index__ does
         return None
 
 
@@ -26,7 +28,7 @@ def is_list(value: Any) -> bool:
         return False
     try:
         return len(value) >= 0 and hasattr(value, "__getitem__")
-    except TypeError:  # an array of no dimensions has __len__, but len() fails
+    except Exception:  # len() fails for an array of no dimensions, and for range(10**30)
         return False
 
 

@@ -67,17 +67,14 @@ def stage(text: str, *, total: float | None = None, quiet: bool = False) -> Iter
             TimeRemainingColumn,
         )
 
+        console = Console(stderr=True, color_system=color_system())
         columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
         if total is not None:
-            columns[2:] = [
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left:"),
-                TimeRemainingColumn(),
-            ]
-        with Progress(
-            *columns, console=Console(stderr=True, color_system=color_system()), transient=True
-        ) as bar:
+            left = [TextColumn("left:"), TimeRemainingColumn()]
+            # A narrow terminal has no room for all columns, and rich would cut the times.
+            narrow = console.width < 80
+            columns[2:] = [BarColumn(8), *left] if narrow else [BarColumn(), columns[2], *left]
+        with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(text, total=total)
             yield lambda amount, text=None: bar.update(task, advance=amount, description=text)
     else:

@@ -25,7 +25,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class Words:
+class TextSetup:
     """`files` are the tokenizer's, by name; `generation` is generation_config.json. ends: the tokens that end a text, the
     one that training puts after a document or an answer first."""
 
@@ -66,18 +66,18 @@ class Words:
             (folder / name).write_text(text, "utf-8")
 
 
-def words_of(base: Path, vocab_size: int, *, tell: Tell = quiet) -> Words:
+def read_text_setup(base: Path, vocab_size: int, *, tell: Tell = quiet) -> TextSetup:
     """Those of a checkpoint folder, whose model has `vocab_size` ids. Raises UsageError where it has no tokenizer."""
     side = read_side_files(base, vocab_size, tell=tell)
     if not side.tokenizer:
         raise UsageError(f"{base} has no tokenizer.json, and training on text needs it")
-    words = _words(side, base)
-    if problem := vocabulary_problem(words.inner, tokenizer_vocab_size=None, vocab_size=vocab_size):
+    setup = _text_setup(side, base)
+    if problem := vocabulary_problem(setup.inner, tokenizer_vocab_size=None, vocab_size=vocab_size):
         raise CheckpointError(f"the tokenizer of {base} {problem}")
-    return words
+    return setup
 
 
-def words_of_tokenizer(file: Path, n_ctx: int) -> Words:
+def text_setup_of_tokenizer(file: Path, n_ctx: int) -> TextSetup:
     """Those of a tokenizer.json that stands alone. n_ctx: of the model that it is for. Raises UsageError."""
     if not file.is_file():
         raise UsageError(
@@ -86,11 +86,11 @@ def words_of_tokenizer(file: Path, n_ctx: int) -> Words:
     found = read_tokenizer_json(file)
     inner = inner_tokenizer(found.files)
     if inner.token_to_id(END_OF_TEXT) is not None:
-        return new_words(inner, n_ctx)
-    return _words(SideFiles(found.files, found.generation))
+        return new_text_setup(inner, n_ctx)
+    return _text_setup(SideFiles(found.files, found.generation))
 
 
-def new_words(inner: tokenizers.Tokenizer, n_ctx: int) -> Words:
+def new_text_setup(inner: tokenizers.Tokenizer, n_ctx: int) -> TextSetup:
     """Those of a new model: <|endoftext|> begins, ends and pads its texts, where the tokenizer has it."""
     end = inner.token_to_id(END_OF_TEXT)
     roles = ("bos", "eos", "pad", "unk") if end is not None else ()
@@ -100,7 +100,9 @@ def new_words(inner: tokenizers.Tokenizer, n_ctx: int) -> Words:
         special=dict.fromkeys(roles, END_OF_TEXT),
         model_max_length=n_ctx,
     )
-    return _words(SideFiles(files, {f"{role}_token_id": end for role in roles if role != "unk"}))
+    return _text_setup(
+        SideFiles(files, {f"{role}_token_id": end for role in roles if role != "unk"})
+    )
 
 
 def inner_tokenizer(files: Mapping[str, str]) -> tokenizers.Tokenizer:
@@ -114,7 +116,7 @@ def inner_tokenizer(files: Mapping[str, str]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _words(side: SideFiles, where: Path | None = None) -> Words:
+def _text_setup(side: SideFiles, where: Path | None = None) -> TextSetup:
     inner = inner_tokenizer(side.tokenizer)
     special = special_of(
         *(
@@ -127,7 +129,7 @@ def _words(side: SideFiles, where: Path | None = None) -> Words:
     own = inner.token_to_id(special["eos_token"]) if "eos_token" in special else None
     if own in ends:  # a model may end at several tokens, and its documents end with its tokenizer's
         ends = [own, *(end for end in ends if end != own)]
-    return Words(inner, special, ends, side.tokenizer, side.generation, where)
+    return TextSetup(inner, special, ends, side.tokenizer, side.generation, where)
 
 
 def _object(files: Mapping[str, str], name: str) -> dict[str, Any]:

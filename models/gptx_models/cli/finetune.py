@@ -127,10 +127,10 @@ def finetune(
     from gptx.progress import note
     from gptx_models.adapters.lora import Lora
     from gptx_models.checkpoints.checkpoint import load_config
-    from gptx_models.checkpoints.text_setup import words_of
+    from gptx_models.checkpoints.text_setup import read_text_setup
     from gptx_models.data.examples import parse_fields
     from gptx_models.data.finetune_dataset import study
-    from gptx_models.training.distributed import leave, open_world
+    from gptx_models.training.distributed import leave, open_processes
     from gptx_models.training.finetune import finetune as run
     from gptx_models.training.recipe import changed, read_recipe
 
@@ -174,7 +174,7 @@ def finetune(
             f"--context is {context}, and {base} has a context of {config.n_ctx} tokens"
         )
     made = study(
-        words_of(base, config.vocab_size, tell=note),
+        read_text_setup(base, config.vocab_size, tell=note),
         files,
         task,
         n_ctx=context or min(512, config.n_ctx),
@@ -191,7 +191,7 @@ def finetune(
         adapter = Lora(
             rank=rank, alpha=alpha or 2 * rank, targets=names, dropout=lora_dropout or 0.0
         )
-    with open_world(device, shard=shard) as world:
+    with open_processes(device, shard=shard) as processes:
         done = run(
             base,
             made,
@@ -201,10 +201,10 @@ def finetune(
             lora=adapter,
             licence=licence,
             force=force,
-            world=world,
+            processes=processes,
             set_by_hand=set_by_hand,
         )
-        if world.is_main:
+        if processes.is_main:
             figures = [
                 f"{name}: {done.before[name]:.4f} before, {value:.4f} after\n"
                 for name, value in done.after.items()
@@ -215,4 +215,4 @@ def finetune(
                 f"{of_run_folder(out)}\n"
                 f"next: {export_command(out)}\n"
             )
-    leave(world)
+    leave(processes)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gptx.cli.output import printable, write_out
+from gptx.cli.output import printable, write_next, write_out, write_prose
 from gptx.errors import UsageError
 
 
@@ -125,10 +125,10 @@ def train(
     torchrun --nproc-per-node 8 -m gptx train FILES ...
     """
     from gptx_models.checkpoints.checkpoint import load_config
-    from gptx_models.data.compressed_text import ending
-    from gptx_models.data.text_files import files_of
+    from gptx_models.data.compressed_text import file_type
+    from gptx_models.data.text_files import list_files
     from gptx_models.training import train as training
-    from gptx_models.training.distributed import leave, open_world
+    from gptx_models.training.distributed import leave, open_processes
     from gptx_models.training.recipe import changed, read_recipe, recipe_names
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -154,9 +154,9 @@ def train(
         raise UsageError(
             f"--vocab-size is of a new tokenizer, and {other} gives one: leave one of them out"
         )
-    if field and not any(ending(file) == ".jsonl" for file in files_of([*files, *validation])):
+    if field and not any(file_type(file) == ".jsonl" for file in list_files([*files, *validation])):
         raise UsageError("--field names a field of JSONL files, and there is none: leave it out")
-    with open_world(device, shard=shard) as world:
+    with open_processes(device, shard=shard) as processes:
         done = training.train(
             list(files),
             out,
@@ -167,16 +167,15 @@ def train(
             start=start,
             licence=licence,
             force=force,
-            world=world,
+            processes=processes,
         )
-        if world.is_main:
+        if processes.is_main:
             prompt, text = training.example(out, chosen)
             artifact = shlex.quote(f"{out}-onnx")
             apart = "-- " if prompt.startswith("-") else ""
-            write_out(
-                f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}\n"
-                f"{printable(text)}\n"
-                f"{of_run_folder(out)}\n"
-                f"next: {export_command(out)} && gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}\n"
-            )
-    leave(world)
+            write_prose(f"{out}: {done.tokens:,} tokens in {done.seconds / 60:.1f} min, {done}")
+            write_prose(text)
+            write_prose(of_run_folder(out))
+            run = f"gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}"
+            write_next(f"{export_command(out)} && {run}")
+    leave(processes)

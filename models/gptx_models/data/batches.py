@@ -21,13 +21,13 @@ POOL = (
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class TokenRow:
     inputs: np.ndarray  # (length,) int32 token ids
     targets: np.ndarray  # (length,) int32: what follows each, or a class, or IGNORED
 
 
 def row_batches(
-    rows: Sequence[Row], *, batch_size: int, seed: int
+    rows: Sequence[TokenRow], *, batch_size: int, seed: int
 ) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
     """step -> (inputs, targets), each (batch_size, S) int64; every row once in steps_per_epoch steps.
 
@@ -64,7 +64,7 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
 
 
 def all_rows(
-    rows: Sequence[Row], *, batch_size: int
+    rows: Sequence[TokenRow], *, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every row once, the longest first: what does not fit into memory shows at once."""
     ordered = sorted(rows, key=lambda row: -len(row.inputs))
@@ -72,7 +72,7 @@ def all_rows(
         yield padded(ordered[first : first + batch_size], batch_size)
 
 
-def padded(rows: Sequence[Row], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[TokenRow], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(inputs, targets), each (batch_size, S) int64, S being the length of the longest."""
     length = max(len(row.inputs) for row in rows)
     inputs = np.zeros((batch_size, length), np.int64)  # (B, S)

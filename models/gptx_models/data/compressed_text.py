@@ -15,7 +15,7 @@ from typing import Any
 
 from gptx.errors import UsageError
 
-PACKINGS = (".xz", ".gz", ".zst")
+COMPRESSED = (".xz", ".gz", ".zst")
 _CHUNK = 1 << 18  # bytes as they lie on disk
 
 Read = Callable[
@@ -23,10 +23,10 @@ Read = Callable[
 ]  # is told how many bytes of the file have been read since it was last called
 
 
-def ending(file: Path) -> str:
+def file_type(file: Path) -> str:
     """.jsonl of both tales.jsonl and Tales.JSONL.xz."""
     name = Path(file.name.lower())
-    return Path(name.stem).suffix if name.suffix in PACKINGS else name.suffix
+    return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
@@ -57,12 +57,14 @@ def lines(file: Path, read: Read | None = None) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers from 1. Only \\n ends one: JSON may hold the other ends raw."""
     return (
         (number, line)
-        for number, line in enumerate(divided(pieces(file, read), "\n"), 1)
+        for number, line in enumerate(split_stream(pieces(file, read), "\n"), 1)
         if line.strip()
     )
 
 
-def divided(pieces: Iterator[str], separator: str, *, longest: int | None = None) -> Iterator[str]:
+def split_stream(
+    pieces: Iterator[str], separator: str, *, longest: int | None = None
+) -> Iterator[str]:
     """The text between separators. longest: what is longer comes in parts of about that many characters, cut after
     the end of a line."""
     begun: list[str] = []
@@ -88,7 +90,7 @@ def _chunks(file: Path, read: Read | None, *, last: bytes) -> Iterator[bytes]:
     try:
         with open(file, "rb") as source:
             packed = iter(lambda: source.read(_CHUNK), b"")
-            data = packed if file.suffix.lower() not in PACKINGS else _unpacked(packed, file)
+            data = packed if file.suffix.lower() not in COMPRESSED else _unpacked(packed, file)
             told = 0
             for chunk in data:
                 yield chunk

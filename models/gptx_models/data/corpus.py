@@ -20,11 +20,11 @@ from gptx.errors import UsageError
 from gptx.progress import Advance, stage
 from gptx_models.checkpoints.checkpoint import write_json
 from gptx_models.checkpoints.tensor_files import read_json
-from gptx_models.checkpoints.text_setup import Words, new_words
+from gptx_models.checkpoints.text_setup import TextSetup, new_text_setup
 from gptx_models.checkpoints.token_ids import IDS, token_ids
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer
 from gptx_models.data.pretraining import END_OF_TEXT, encode, prose, token_type, train_tokenizer
-from gptx_models.data.text_files import documents, files_of
+from gptx_models.data.text_files import documents, list_files
 from gptx_models.training.run_folder import GENERATION, TRAIN, VAL
 
 
@@ -60,7 +60,7 @@ class Texts:
 
     @cached_property
     def files(self) -> list[Path]:
-        return files_of(self.paths)
+        return list_files(self.paths)
 
     @property
     def size(self) -> int:
@@ -86,15 +86,15 @@ def make(
     n_ctx: int,
     vocab_size: int,
     validation: Texts | None,
-    words: Words | None,
+    setup: TextSetup | None,
 ) -> None:
     """Write the tokens and the tokenizer of a run into its folder. UsageError where there is too little text.
 
-    validation: without it the last tenth of the tokens. words: without them a byte-level BPE of vocab_size is trained on
+    validation: without it the last tenth of the tokens. setup: without them a byte-level BPE of vocab_size is trained on
     `texts`. n_ctx: what both texts must be longer than, in tokens.
     """
-    words = words or new_words(_trained(texts, vocab_size), n_ctx)
-    made, ends = words.inner, words.ends
+    setup = setup or new_text_setup(_trained(texts, vocab_size), n_ctx)
+    made, ends = setup.inner, setup.ends
     with stage("Encoding the text", total=texts.size) as advance:
         n_train = _write(run / TRAIN, encode(made, texts.read(advance), ends))
     if not n_train:
@@ -106,15 +106,15 @@ def make(
         n_train, n_val = _split(run, n_train, token_type(made))
     if min(n_train, n_val) <= n_ctx:
         shorter = (
-            ", or --set model.n_ctx=N" if words.where is None else ""
+            ", or --set model.n_ctx=N" if setup.where is None else ""
         )  # a start has its own context
         raise UsageError(
             f"{n_train} tokens to train on and {n_val} to validate with are too few:"
             f" each must be more than the context of {n_ctx}; give more text{shorter}"
         )
-    words.write(run)
+    setup.write(run)
     write_json(
-        run / GENERATION, {**words.generation, "eos_token_id": ends} if ends else words.generation
+        run / GENERATION, {**setup.generation, "eos_token_id": ends} if ends else setup.generation
     )
 
 

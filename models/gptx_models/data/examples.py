@@ -15,7 +15,7 @@ from gptx.artifact.json_files import a_json_kind
 from gptx.errors import UsageError
 from gptx_models.data.compressed_text import Read
 from gptx_models.data.record_files import RECORDS, Record, records
-from gptx_models.data.text_files import files_of
+from gptx_models.data.text_files import list_files
 
 Names = Mapping[str, Sequence[str]]  # a role -> the fields that may play it, the likeliest first
 
@@ -74,7 +74,7 @@ def read_examples(
     """
     found: list[Example] = []
     blank, roles = 0, None
-    for file in files_of(paths, kinds=RECORDS):
+    for file in list_files(paths, kinds=RECORDS):
         for place, record in records(file, read):
             roles = roles or _roles(record, kind, fields or {}, place)
             example = _example(record, roles, place)

@@ -12,7 +12,7 @@ from typing import Any
 
 from gptx.artifact.json_files import json_kind, parse_json
 from gptx.errors import UsageError
-from gptx_models.data.compressed_text import Read, divided, ending, lines, pieces
+from gptx_models.data.compressed_text import Read, file_type, lines, pieces, split_stream
 
 Record = dict[str, Any]
 RECORDS = (".jsonl", ".json", ".csv", ".tsv")
@@ -20,7 +20,7 @@ RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 
 def records(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
     """UsageError names the file, and the line or record, that cannot be read."""
-    kind = ending(file)
+    kind = file_type(file)
     if kind == ".jsonl":
         return json_lines(file, read)
     return (
@@ -54,7 +54,7 @@ def table(file: Path, delimiter: str, read: Read | None = None) -> Iterator[tupl
     """CSV whose first line names the fields; quoted fields may hold ends of lines."""
     csv.field_size_limit(2**31 - 1)  # of the process, and otherwise 128 KB
     rows = csv.reader(
-        (f"{line}\n" for line in divided(pieces(file, read), "\n")),
+        (f"{line}\n" for line in split_stream(pieces(file, read), "\n")),
         delimiter=delimiter,
         strict=True,
     )

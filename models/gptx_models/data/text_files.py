@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptx.artifact.json_files import a_json_kind
 from gptx.errors import UsageError
-from gptx_models.data.compressed_text import PACKINGS, Read, divided, ending, pieces
+from gptx_models.data.compressed_text import COMPRESSED, Read, file_type, pieces, split_stream
 from gptx_models.data.record_files import json_lines
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,10 +24,10 @@ def documents(
 ) -> Iterator[str]:
     """The documents that are not blank. UsageError names the file, and the line, that cannot be read.
 
-    field: of JSONL. read: is told the bytes read, as they lie on disk; the sizes of `files_of` are their sum.
+    field: of JSONL. read: is told the bytes read, as they lie on disk; the sizes of `list_files` are their sum.
     """
     found = False
-    for file in files_of(paths):
+    for file in list_files(paths):
         for document in _documents_of(file, field, read):
             if document.strip():
                 found = True
@@ -36,15 +36,15 @@ def documents(
         raise UsageError(f"there is no text in {', '.join(map(str, paths))}")
 
 
-def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Path]:
+def list_files(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Path]:
     """The files, and those in and under the folders, sorted by name; hidden ones and files of other kinds in folders are
     left out. A path that is named twice counts twice."""
     files: list[Path] = []
-    known = f"{', '.join(kinds)}, or one of these with {', '.join(PACKINGS)}"
+    known = f"{', '.join(kinds)}, or one of these with {', '.join(COMPRESSED)}"
     for path in paths:
         if path.is_dir():
             inside = sorted(
-                file.relative_to(path) for file in path.rglob("*") if ending(file) in kinds
+                file.relative_to(path) for file in path.rglob("*") if file_type(file) in kinds
             )
             shown = [
                 path / file
@@ -56,7 +56,7 @@ def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Pat
             files += shown
         elif not path.exists():
             raise UsageError(f"{path} is missing: a file or a folder is expected")
-        elif ending(path) not in kinds:
+        elif file_type(path) not in kinds:
             raise UsageError(f"{path} is of an unknown kind: {known} is expected")
         else:
             files.append(path)
@@ -64,7 +64,7 @@ def files_of(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Pat
 
 
 def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
-    if ending(file) == ".jsonl":
+    if file_type(file) == ".jsonl":
         for place, record in json_lines(file, read):
             if field not in record:
                 raise UsageError(
@@ -76,4 +76,4 @@ def _documents_of(file: Path, field: str, read: Read | None) -> Iterator[str]:
                 )
             yield text
     else:
-        yield from divided(pieces(file, read), END_OF_TEXT, longest=LONGEST)
+        yield from split_stream(pieces(file, read), END_OF_TEXT, longest=LONGEST)

@@ -18,14 +18,14 @@ from gptx.artifact.task import Task, prompt
 from gptx.errors import UsageError
 from gptx.text.chat_template import ChatTemplate, Message
 from gptx.text.tokenizer import Tokenizer
-from gptx_models.data.batches import Row
+from gptx_models.data.batches import TokenRow
 from gptx_models.data.examples import Example
 from gptx_models.training.loss import IGNORED
 
 
 @dataclass(frozen=True)
-class Rows:
-    rows: list[Row]
+class TokenizedExamples:
+    rows: list[TokenRow]
     n_ctx: int
     cut: int  # texts that lost their end, conversations that lost their last turns
     left_out: int  # examples whose answer has no room
@@ -40,7 +40,7 @@ class Rows:
         )
 
 
-def rows_of(
+def tokenize_examples(
     examples: Sequence[Example],
     task: Task,
     tokenizer: Tokenizer,
@@ -49,7 +49,7 @@ def rows_of(
     end: int | None,
     pad: int | None = None,
     template: ChatTemplate | None = None,
-) -> Rows:
+) -> TokenizedExamples:
     """end: the id of the end of text, which is trained after an answer. pad: that of padding, which a head does not read
     at a text's end. template: of chat.
 
@@ -57,7 +57,7 @@ def rows_of(
     something else, so its example is left out, as in axolotl. Of a conversation the turns that fit are trained.
     UsageError where no row is left, or a label is not the task's.
     """
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     cut = left_out = 0
     for example in examples:
         if task.kind == "chat":
@@ -75,7 +75,7 @@ def rows_of(
         left_out += not made
     if not rows:
         raise UsageError(f"no example fits into the model's context of {n_ctx} tokens")
-    return Rows(rows, n_ctx, cut, left_out)
+    return TokenizedExamples(rows, n_ctx, cut, left_out)
 
 
 def prompt_ids(
@@ -101,7 +101,7 @@ def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
 
 def _answered(
     example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, end: int | None
-) -> tuple[Row | None, bool]:
+) -> tuple[TokenRow | None, bool]:
     if task.kind == "classify":
         _check_label(example, task)
     answer = answer_text(example.answers[0], task)
@@ -128,7 +128,7 @@ def _joined(
 
 def _classified(
     example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, pad: int | None
-) -> tuple[Row | None, bool]:
+) -> tuple[TokenRow | None, bool]:
     """The text; its class is the target of the last token that is no padding."""
     _check_label(example, task)
     asked, whole = _fitting(example.text, task, tokenizer, n_ctx)
@@ -136,7 +136,7 @@ def _classified(
         return None, False
     ids = strip_padding(tokenizer.encode(asked), pad)
     targets = [IGNORED] * (len(ids) - 1) + [task.labels.index(example.answers[0])]
-    return Row(np.array(ids, np.int32), np.array(targets, np.int32)), whole
+    return TokenRow(np.array(ids, np.int32), np.array(targets, np.int32)), whole
 
 
 def _check_label(example: Example, task: Task) -> None:
@@ -167,11 +167,11 @@ def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[st
 
 def _conversation(
     example: Example, template: ChatTemplate, tokenizer: Tokenizer, n_ctx: int, end: int | None
-) -> tuple[list[Row], bool]:
+) -> tuple[list[TokenRow], bool]:
     """One row of a conversation, in which every answer is trained. Where a template shows earlier turns otherwise when the
     conversation goes on (reasoning is left out), the row ends and another begins: each answer is trained after what the
     runtime will feed before it."""
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     ids: list[int] = []
     trained: list[bool] = []
     whole = True
@@ -222,6 +222,6 @@ def _turn(
     ] if special else answer
 
 
-def _row(ids: list[int], trained: list[bool]) -> Row:
+def _row(ids: list[int], trained: list[bool]) -> TokenRow:
     targets = [token if wanted else IGNORED for token, wanted in zip(ids[1:], trained[1:])]
-    return Row(np.array(ids[:-1], np.int32), np.array(targets, np.int32))
+    return TokenRow(np.array(ids[:-1], np.int32), np.array(targets, np.int32))

@@ -24,7 +24,7 @@ from gptx_models.training.loss import Objective
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
@@ -46,7 +46,7 @@ class World:
         """Whether it is so in any process: what all of them must decide alike."""
         return bool(self.total(torch.tensor(float(value), device=self.device)) > 0)
 
-    def main_says(self, value: float) -> float:
+    def from_main(self, value: float) -> float:
         """The main process's `value`: clocks differ."""
         if self.size == 1:
             return value
@@ -67,7 +67,7 @@ class World:
 
 
 @contextmanager
-def open_world(device: str = "auto", *, shard: bool = False) -> Iterator[World]:
+def open_processes(device: str = "auto", *, shard: bool = False) -> Iterator[Processes]:
     """This run's processes. device: "cpu", "cuda", or "auto": CUDA where it works. Raises ProviderError, UsageError."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -76,22 +76,22 @@ def open_world(device: str = "auto", *, shard: bool = False) -> Iterator[World]:
             "--shard divides the model among processes: start it with torchrun --nproc-per-node N"
         )
     if size == 1:
-        yield World(place)
+        yield Processes(place)
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(place, rank, size, shard)
+        yield Processes(place, rank, size, shard)
     finally:
         dist.destroy_process_group()
 
 
-def leave(world: World) -> None:
+def leave(processes: Processes) -> None:
     """End this process, if it is one of several, with all done: what gloo's and autograd's threads still hold may take the
     interpreter's lock while it is torn down, which aborts the process (twice in some fifty runs of two on a busy machine;
     pytorch #179291), and torchrun then ends those that are still writing."""
-    if world.size > 1:
+    if processes.size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -111,11 +111,11 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def distributed(objective: Objective, world: World) -> nn.Module:
-    """The objective as this world runs it; its gradients are the mean over processes."""
-    if world.size == 1:
+def parallelize(objective: Objective, processes: Processes) -> nn.Module:
+    """The objective wrapped in DDP or FSDP2 where several processes run it: gradients are then averaged."""
+    if processes.size == 1:
         return objective
-    if not world.shard:
+    if not processes.shard:
         return DistributedDataParallel(objective)
     for block in objective.gpt.blocks:
         fully_shard(block)

@@ -34,11 +34,11 @@ from gptx_models.checkpoints.checkpoint import (
 )
 from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.data.batches import all_rows, row_batches, steps_per_epoch
-from gptx_models.data.finetune_dataset import Study
+from gptx_models.data.finetune_dataset import FinetuneDataset
 from gptx_models.evaluation.metrics import perplexity
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 from gptx_models.training.loop import EvalResult, TrainingData, check, evaluate, loop
 from gptx_models.training.loss import Objective
 from gptx_models.training.metrics_log import METRICS, PICTURE
@@ -55,7 +55,7 @@ class Result:
 
 def finetune(
     base: Path,
-    study: Study,
+    study: FinetuneDataset,
     out: Path,
     recipe: Recipe,
     *,
@@ -63,7 +63,7 @@ def finetune(
     lora: Lora | None,
     licence: str | None = None,
     force: bool = False,
-    world: World | None = None,
+    processes: Processes | None = None,
     set_by_hand: Collection[str] = (),
 ) -> Result:
     """Fine-tune the checkpoint `base` and write `out`: a checkpoint, or with `lora` an adapter in PEFT's format.
@@ -71,12 +71,12 @@ def finetune(
     epochs: how often each row is trained; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
     on with. set_by_hand: settings that keep the recipe's value where a short run has a better one.
     """
-    world = world or World(torch.device("cpu"))
+    processes = processes or Processes(torch.device("cpu"))
     settings = {**dataclasses.asdict(recipe), "epochs": epochs}
     recipe = _in_epochs(recipe, epochs, len(study.train), set_by_hand)
-    check(recipe, world)
+    check(recipe, processes)
     gpt = _model(base, study.task, recipe, lora)
-    if world.is_main:
+    if processes.is_main:
         run = open_run(out, force=force)
         whole_origin = {
             "base": [
@@ -87,16 +87,16 @@ def finetune(
         }
         if not is_begun(run, whole_origin, settings):
             begin(run, whole_origin, settings)
-    world.wait()
+    processes.wait()
     run = run_folder(out)
-    material = TrainingData(
+    data = TrainingData(
         batch=row_batches(study.train, batch_size=recipe.batch_size, seed=recipe.seed),
         validation=lambda: all_rows(study.val, batch_size=recipe.batch_size),
         bytes_per_token=study.bytes_per_token,
         masked=True,
     )
     about = source_of(base, load_config(base), open_folder(base))
-    before = _judged(gpt, False, study, material, recipe, world) if world.is_main else {}
+    before = _judged(gpt, False, study, data, recipe, processes) if processes.is_main else {}
     source = {
         "format": "gptx-finetune",
         "base": about,
@@ -109,16 +109,16 @@ def finetune(
         "cpu": cpu_name(),
     }
 
-    def evaluated(gpt: GPT, outcome: EvalResult) -> None:
+    def on_eval(gpt: GPT, outcome: EvalResult) -> None:
         if outcome.best:
             _save(gpt, outcome, base, out, study, source, lora, recipe)
 
-    outcome = loop(gpt, material, recipe, run, world, evaluated=evaluated)
+    outcome = loop(gpt, data, recipe, run, processes, on_eval=on_eval)
     after: dict[str, float] = {}
-    if world.is_main:
+    if processes.is_main:
         settle(out, generation=_generation(study, recipe), licence=licence)
         best = load_adapter(out, base) if lora else load_model(out)
-        after = _judged(best, True, study, material, recipe, world)
+        after = _judged(best, True, study, data, recipe, processes)
         note("; ".join(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in after))
     return Result(before, after, outcome)
 
@@ -164,16 +164,21 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
 
 
 def _judged(
-    gpt: GPT, trained: bool, study: Study, material: TrainingData, recipe: Recipe, world: World
+    gpt: GPT,
+    trained: bool,
+    study: FinetuneDataset,
+    data: TrainingData,
+    recipe: Recipe,
+    processes: Processes,
 ) -> dict[str, float]:
     """The task's own figures; of all but a head also the perplexity of what is to be answered."""
-    alone = World(world.device)
+    alone = Processes(processes.device)
     figures = (
         {}
         if study.task.head
         else {
             "perplexity": perplexity(
-                evaluate(Objective(gpt.to(world.device), masked=True), material, recipe, alone)
+                evaluate(Objective(gpt.to(processes.device), masked=True), data, recipe, alone)
             )
         }
     )
@@ -181,9 +186,9 @@ def _judged(
     return figures
 
 
-def _generation(study: Study, recipe: Recipe) -> dict[str, Any]:
+def _generation(study: FinetuneDataset, recipe: Recipe) -> dict[str, Any]:
     """generation_config.json of the output."""
-    generation = study.words.generation | recipe.generation
+    generation = study.setup.generation | recipe.generation
     if study.eos_token_id:
         generation["eos_token_id"] = (
             study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
@@ -196,7 +201,7 @@ def _save(
     outcome: EvalResult,
     base: Path,
     out: Path,
-    study: Study,
+    study: FinetuneDataset,
     source: dict[str, Any],
     lora: Lora | None,
     recipe: Recipe,
@@ -215,7 +220,7 @@ def _save(
             save_checkpoint(
                 gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head
             )
-        study.words.write(folder)
+        study.setup.write(folder)
         write_json(folder / TASK_FILE, task_json(study.task))
         write_recipe(recipe, folder / RECIPE)
         for name in (METRICS, PICTURE):

@@ -23,9 +23,9 @@ from torch.optim import Optimizer
 from gptx.errors import CheckpointError, UsageError
 from gptx.progress import note, stage
 from gptx_models.gpt.model import GPT
-from gptx_models.training.distributed import World, distributed
+from gptx_models.training.distributed import Processes, parallelize
 from gptx_models.training.loss import IGNORED, Objective
-from gptx_models.training.metrics_log import Curve, Point
+from gptx_models.training.metrics_log import MetricsLog, MetricsRow
 from gptx_models.training.optimizer import optimizers_of, set_learning_rate
 from gptx_models.training.recipe import Recipe
 from gptx_models.training.run_state import Progress, full_weights, read_state, write_state
@@ -70,31 +70,31 @@ class EvalResult:
 
 def loop(
     gpt: GPT,
-    material: TrainingData,
+    data: TrainingData,
     recipe: Recipe,
     run: Path,
-    world: World,
+    processes: Processes,
     *,
-    evaluated: Callable[[GPT, EvalResult], None],
+    on_eval: Callable[[GPT, EvalResult], None],
 ) -> EvalResult:
     """Step until the recipe's steps or minutes are over, whichever is first, or validation gets no better.
 
-    The state, metrics.csv and loss.png lie in the folder `run`. `evaluated` is called in the main process, with the
+    The state, metrics.csv and loss.png lie in the folder `run`. `on_eval` is called in the main process, with the
     whole model on the CPU, after each evaluation. Raises CheckpointError where the loss is no number or diverges, and
     KeyboardInterrupt, or of SIGTERM SystemExit, with the state written, where the run was interrupted.
     """
-    check(recipe, world)
-    gpt.to(world.device)
-    objective = Objective(gpt, masked=material.masked)
-    model = compiled(distributed(objective, world), recipe)
+    check(recipe, processes)
+    gpt.to(processes.device)
+    objective = Objective(gpt, masked=data.masked)
+    model = compiled(parallelize(objective, processes), recipe)
     optimizers = optimizers_of(gpt, recipe)
     progress = read_state(run, gpt, optimizers) or Progress()
-    if progress.step and world.is_main:
+    if progress.step and processes.is_main:
         note(f"going on from step {progress.step}")
     scaler = torch.GradScaler(
-        world.device.type, init_scale=progress.scale, enabled=recipe.precision == "fp16"
+        processes.device.type, init_scale=progress.scale, enabled=recipe.precision == "fp16"
     )
-    curve = Curve(run, done=progress.step) if world.is_main else None
+    curve = MetricsLog(run, done=progress.step) if processes.is_main else None
     watch = Watch()
     began, tokens_before = time.perf_counter() - progress.seconds, progress.tokens
     began_here = time.perf_counter()
@@ -105,29 +105,27 @@ def loop(
     def share() -> float:
         """How much of the run is over, by steps or by time."""
         by_time = (time.perf_counter() - began) / 60 / recipe.minutes
-        by_time = 0.0 if math.isinf(recipe.minutes) else world.main_says(by_time)
+        by_time = 0.0 if math.isinf(recipe.minutes) else processes.from_main(by_time)
         return min(max(progress.step / recipe.steps, by_time), 1.0)
 
-    def log(norm: Tensor, rate: float) -> Point:
-        values = world.total(torch.stack(losses)).tolist()
+    def log(norm: Tensor, rate: float) -> MetricsRow:
+        values = processes.total(torch.stack(losses)).tolist()
         watch.check(values, progress.step)
         recent.extend(values)
         losses.clear()
         seconds = time.perf_counter() - began
-        return Point(
+        return MetricsRow(
             progress.step, progress.tokens, seconds, rate, sum(values) / len(values), _number(norm)
         )
 
-    def evaluation(point: Point) -> EvalResult:
-        val_loss = evaluate(objective, material, recipe, world)
+    def evaluation(point: MetricsRow) -> EvalResult:
+        val_loss = evaluate(objective, data, recipe, processes)
         best = val_loss < progress.best
         progress.best, progress.since_best = (
             min(val_loss, progress.best),
             0 if best else progress.since_best + 1,
         )
-        bits = (
-            val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
-        )
+        bits = val_loss / math.log(2) / data.bytes_per_token if data.bytes_per_token else None
         progress.seconds, progress.scale = time.perf_counter() - began, scaler.get_scale()
         now = EvalResult(
             progress.step,
@@ -138,17 +136,17 @@ def loop(
             progress.seconds,
             best,
         )
-        whole = full_weights(gpt, world)
+        whole = full_weights(gpt, processes)
         if curve:
-            curve.add(Point(**{**vars(point), "val_loss": val_loss, "bits_per_byte": bits}))
+            curve.add(MetricsRow(**{**vars(point), "val_loss": val_loss, "bits_per_byte": bits}))
             curve.draw()
             note(
                 f"step {now.steps}: {now}, {speed():,.0f} tokens/s, {time_left(done, now.seconds)}"
             )
-            evaluated(
+            on_eval(
                 whole, now
             )  # before the state: a run that is killed in between saves once more, not never
-        write_state(run, gpt, optimizers, progress, world)
+        write_state(run, gpt, optimizers, progress, processes)
         recent.clear()
         return now
 
@@ -157,7 +155,7 @@ def loop(
 
     told = ""  # of the latest row of the metrics
     with (
-        stage("Training", total=1.0, quiet=not world.is_main) as advance,
+        stage("Training", total=1.0, quiet=not processes.is_main) as advance,
         interruptible() as interrupted,
     ):
         advance(done := share())
@@ -167,8 +165,8 @@ def loop(
         ):
             rate = learning_rate(progress.step, done, recipe)
             set_learning_rate(optimizers, rate)
-            batch = material.batch(progress.step)
-            loss, norm = update(model, optimizers, scaler, batch, recipe, world, progress.step)
+            batch = data.batch(progress.step)
+            loss, norm = update(model, optimizers, scaler, batch, recipe, processes, progress.step)
             losses.append(loss)
             progress.step += 1
             progress.tokens += batch[0].numel()
@@ -183,23 +181,21 @@ def loop(
                     outcome = evaluation(point)
                 elif curve:
                     curve.add(point)
-            if (point or world.size == 1) and world.any(bool(interrupted)):
+            if (point or processes.size == 1) and processes.any(bool(interrupted)):
                 progress.seconds = time.perf_counter() - began
-                write_state(run, gpt, optimizers, progress, world)
-                if world.is_main:
+                write_state(run, gpt, optimizers, progress, processes)
+                if processes.is_main:
                     note("stopped: the same command goes on from here")
                 if signal.SIGTERM in interrupted:
                     raise SystemExit(128 + signal.SIGTERM)
                 raise KeyboardInterrupt
     if outcome is None:
-        if world.is_main:
+        if processes.is_main:
             note(
                 f"nothing is left to do: the run ended at step {progress.step}; --force begins again"
             )
-        val_loss = evaluate(objective, material, recipe, world)
-        bits = (
-            val_loss / math.log(2) / material.bytes_per_token if material.bytes_per_token else None
-        )
+        val_loss = evaluate(objective, data, recipe, processes)
+        bits = val_loss / math.log(2) / data.bytes_per_token if data.bytes_per_token else None
         outcome = EvalResult(
             progress.step, progress.tokens, None, val_loss, bits, progress.seconds, best=False
         )
@@ -212,25 +208,28 @@ def update(
     scaler: torch.GradScaler,
     batch: Batch,
     recipe: Recipe,
-    world: World,
+    processes: Processes,
     step: int,
 ) -> tuple[Tensor, Tensor]:
     """One step: this process's part of the batch's mean loss, and the norm of the whole gradient."""
-    torch.manual_seed((recipe.seed << 32) + step * world.size + world.rank)  # dropout
+    torch.manual_seed((recipe.seed << 32) + step * processes.size + processes.rank)  # dropout
     inputs, targets = batch
     n_targets = int((targets != IGNORED).sum())
-    mine = slice(world.rank, None, world.size)
+    mine = slice(processes.rank, None, processes.size)
     pieces = list(
         zip(inputs[mine].chunk(recipe.accumulate), targets[mine].chunk(recipe.accumulate))
     )
     model.train()
-    loss = torch.zeros((), device=world.device)
+    loss = torch.zeros((), device=processes.device)
     for at, (piece, answers) in enumerate(pieces, 1):
-        world.synchronize(model, at == len(pieces))
-        with autocast(world, recipe):
-            part = model(_moved(piece, world.device), _moved(answers, world.device)) / n_targets
+        processes.synchronize(model, at == len(pieces))
+        with autocast(processes, recipe):
+            part = (
+                model(_moved(piece, processes.device), _moved(answers, processes.device))
+                / n_targets
+            )
         scaler.scale(
-            part * world.size
+            part * processes.size
         ).backward()  # gradients are averaged over processes, and these parts add up
         loss += part.detach()
     for optimizer in optimizers:
@@ -243,26 +242,28 @@ def update(
     return loss, norm
 
 
-def autocast(world: World, recipe: Recipe) -> torch.autocast:
+def autocast(processes: Processes, recipe: Recipe) -> torch.autocast:
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(
-        world.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds
+        processes.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds
     )
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, material: TrainingData, recipe: Recipe, world: World) -> float:
+def evaluate(
+    objective: Objective, data: TrainingData, recipe: Recipe, processes: Processes
+) -> float:
     """Mean loss of the validation batches; nats a token. Sets eval mode."""
     objective.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
-    mine = slice(world.rank, None, world.size)
-    for inputs, targets in material.validation():
-        with autocast(world, recipe):
+    mine = slice(processes.rank, None, processes.size)
+    for inputs, targets in data.validation():
+        with autocast(processes, recipe):
             total += objective(
-                _moved(inputs[mine], world.device), _moved(targets[mine], world.device)
+                _moved(inputs[mine], processes.device), _moved(targets[mine], processes.device)
             ).item()
         count += int((targets != IGNORED).sum())
-    return float(world.total(total.float().to(world.device))) / count
+    return float(processes.total(total.float().to(processes.device))) / count
 
 
 class Watch:
@@ -320,16 +321,16 @@ def time_left(done: float, seconds: float) -> str:
     return f"{seconds / 60:.1f} min, {seconds / 60 * (1 - done) / max(done, 1e-9):.1f} left"
 
 
-def check(recipe: Recipe, world: World) -> None:
+def check(recipe: Recipe, processes: Processes) -> None:
     """Raise UsageError for settings that do not go together."""
-    if world.shard and (recipe.optimizer == "muon" or recipe.precision == "fp16"):
+    if processes.shard and (recipe.optimizer == "muon" or recipe.precision == "fp16"):
         raise UsageError(
             "--shard goes with optimizer adamw and precision bf16 or fp32: Muon needs whole matrices"
         )
-    if recipe.batch_size % (recipe.accumulate * world.size):
+    if recipe.batch_size % (recipe.accumulate * processes.size):
         pieces = f"{recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
-        processes = f"{world.size} processes" if world.size > 1 else ""
-        among = " times ".join(filter(None, (processes, pieces)))
+        shares = f"{processes.size} processes" if processes.size > 1 else ""
+        among = " times ".join(filter(None, (shares, pieces)))
         raise UsageError(f"batch_size {recipe.batch_size} does not divide into {among}")
 
 

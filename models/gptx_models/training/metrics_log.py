@@ -13,7 +13,7 @@ METRICS, PICTURE = "metrics.csv", "loss.png"
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricsRow:
     """A row of metrics.csv. Losses are in nats a token; what was not measured at a step is empty."""
 
     step: int
@@ -26,16 +26,16 @@ class Point:
     bits_per_byte: float | None = None
 
 
-class Curve:
+class MetricsLog:
     """Appends points to the metrics of a run's folder; those of steps that a killed run lost are dropped first."""
 
     def __init__(self, folder: Path, *, done: int) -> None:
         self.folder = folder
-        self.points = [point for point in read_points(folder) if point.step <= done]
+        self.points = [point for point in read_metrics(folder) if point.step <= done]
         self._write_all()
         self._board = _tensorboard(folder, purge=done)
 
-    def add(self, point: Point) -> None:
+    def add(self, point: MetricsRow) -> None:
         self.points.append(point)
         with open(self.folder / METRICS, "a", newline="") as file:
             csv.writer(file).writerow(_cells(point))
@@ -80,7 +80,7 @@ class Curve:
         part = self.folder / f"{METRICS}.part"
         with open(part, "w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow([f.name for f in fields(Point)])
+            rows.writerow([f.name for f in fields(MetricsRow)])
             rows.writerows(_cells(point) for point in self.points)
         os.replace(part, self.folder / METRICS)
 
@@ -90,7 +90,7 @@ def _limits(low: float, high: float) -> tuple[float, float]:
     return (low - 0.05 * (high - low), high) if high > low else (low - 0.5, low + 0.5)
 
 
-def read_points(folder: Path) -> list[Point]:
+def read_metrics(folder: Path) -> list[MetricsRow]:
     """The points in a run's folder; a last line that was cut off is left out."""
     file = folder / METRICS
     if not file.exists():
@@ -100,7 +100,7 @@ def read_points(folder: Path) -> list[Point]:
             row for row in csv.DictReader(lines) if None not in row.values() and None not in row
         ]
     return [
-        Point(
+        MetricsRow(
             *(int(row[name]) for name in ("step", "tokens")),
             *(float(row[name]) for name in ("seconds", "learning_rate", "train_loss", "grad_norm")),
             *(float(row[name]) if row[name] else None for name in ("val_loss", "bits_per_byte")),
@@ -109,7 +109,7 @@ def read_points(folder: Path) -> list[Point]:
     ]
 
 
-def _cells(point: Point) -> list[Any]:
+def _cells(point: MetricsRow) -> list[Any]:
     values = asdict(point).values()
     return [
         "" if value is None else f"{value:.7g}" if isinstance(value, float) else value

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from gptx.errors import CheckpointError
 from gptx_models.adapters.lora import copy_of_shape
 from gptx_models.gpt.model import GPT
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 
 STATE = "state.pt"
 
@@ -36,7 +36,7 @@ class Progress:
 
 
 def write_state(
-    folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: Progress, world: World
+    folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: Progress, processes: Processes
 ) -> None:
     """Every process calls it; the main one writes. Weights that are not trained are left out."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -44,14 +44,14 @@ def write_state(
     # torch leaves a tied weight in under its second name, frozen or not
     trained = {name for name, p in gpt.named_parameters(remove_duplicate=False) if p.requires_grad}
     model = {name: value for name, value in model.items() if name in trained}
-    if world.is_main:
+    if processes.is_main:
         part = folder / f"{STATE}.part"
         with open(part, "wb") as file:
             torch.save({"model": model, "optimizer": optimizer, "progress": asdict(progress)}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, folder / STATE)
-    world.wait()
+    processes.wait()
 
 
 def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress | None:
@@ -79,14 +79,14 @@ def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress 
         ) from error
 
 
-def full_weights(gpt: GPT, world: World) -> GPT:
+def full_weights(gpt: GPT, processes: Processes) -> GPT:
     """The whole model, in fp32 on the CPU: `gpt` itself where no other process holds a part. All processes call it."""
-    if not world.shard and world.device.type == "cpu":
+    if not processes.shard and processes.device.type == "cpu":
         return gpt
     weights, _ = get_state_dict(
         gpt, [], options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     whole = copy_of_shape(gpt)
-    if world.is_main:
+    if processes.is_main:
         whole.load_state_dict(weights)
     return whole

@@ -17,7 +17,7 @@ from gptx.progress import note
 from gptx.system.cpu import cpu_name
 from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
 from gptx_models.checkpoints.tensor_files import open_folder, weight_files
-from gptx_models.checkpoints.text_setup import Words, words_of, words_of_tokenizer
+from gptx_models.checkpoints.text_setup import TextSetup, read_text_setup, text_setup_of_tokenizer
 from gptx_models.checkpoints.tokenizer_files import quiet
 from gptx_models.data import corpus
 from gptx_models.data.corpus import Corpus, Texts
@@ -26,7 +26,7 @@ from gptx_models.evaluation.sample import sample
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 from gptx_models.training.loop import EvalResult, TrainingData, check, loop
 from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.recipe import Recipe, write_recipe
@@ -52,7 +52,7 @@ def train(
     start: Path | None = None,
     licence: str | None = None,
     force: bool = False,
-    world: World | None = None,
+    processes: Processes | None = None,
 ) -> EvalResult:
     """Train on `files` and write the checkpoint folder `out`, anew at every evaluation that is better than those before.
 
@@ -62,10 +62,10 @@ def train(
     chat template and generation_config.json become the output's. licence: of the text, for the model card; without it
     the start's.
     """
-    world = world or World(torch.device("cpu"))
-    check(recipe, world)
+    processes = processes or Processes(torch.device("cpu"))
+    check(recipe, processes)
     n_ctx = recipe.config(1).n_ctx
-    words = None
+    setup = None
     weights = {}
     if start is not None:
         if tokenizer is not None:
@@ -73,12 +73,12 @@ def train(
         check_apart(start, out)
         config = _shape_of(start, recipe)
         weights = load_model(start).state_dict()  # damaged ones are found before a run is begun
-        words = words_of(start, config.vocab_size, tell=note if world.is_main else quiet)
+        setup = read_text_setup(start, config.vocab_size, tell=note if processes.is_main else quiet)
     elif tokenizer is not None:
-        words = words_of_tokenizer(tokenizer, n_ctx)
-    if world.is_main:
-        _prepare(files, validation, field, out, recipe, tokenizer, start, words, force=force)
-    world.wait()
+        setup = text_setup_of_tokenizer(tokenizer, n_ctx)
+    if processes.is_main:
+        _prepare(files, validation, field, out, recipe, tokenizer, start, setup, force=force)
+    processes.wait()
     run = run_folder(out)
     data = corpus.read(run)
     source = {
@@ -94,7 +94,7 @@ def train(
         source["start"] = source_of(start, load_config(start), open_folder(start))
         source["licence"] = licence or source["start"].get("licence")
 
-    def evaluated(gpt: GPT, outcome: EvalResult) -> None:
+    def on_eval(gpt: GPT, outcome: EvalResult) -> None:
         if recipe.sample:
             note(sample(gpt, data.tokenizer, recipe.sample, ends=data.ends))
         if outcome.best:
@@ -107,8 +107,8 @@ def train(
     if start is not None:
         gpt.load_state_dict(weights)
         weights.clear()
-    outcome = loop(gpt, _material(data, recipe, n_ctx), recipe, run, world, evaluated=evaluated)
-    if world.is_main:
+    outcome = loop(gpt, _material(data, recipe, n_ctx), recipe, run, processes, on_eval=on_eval)
+    if processes.is_main:
         settle(out, generation={**generation, **recipe.generation}, licence=licence)
     return outcome
 
@@ -121,7 +121,7 @@ def _prepare(
     recipe: Recipe,
     tokenizer: Path | None,
     start: Path | None,
-    words: Words | None,
+    setup: TextSetup | None,
     *,
     force: bool,
 ) -> None:
@@ -132,9 +132,9 @@ def _prepare(
     origin = {
         "texts": texts.digest(),
         "validation": held_out.digest() if held_out else None,
-        "tokenizer": sha256(tokenizer) if tokenizer else words and words.digest(),
+        "tokenizer": sha256(tokenizer) if tokenizer else setup and setup.digest(),
         "start": start and [sha256(file) for file in weight_files(start)],
-        "vocab_size": None if words else recipe.vocab_size,
+        "vocab_size": None if setup else recipe.vocab_size,
         "model": recipe.model,
     }
     settings = {
@@ -152,7 +152,7 @@ def _prepare(
                 n_ctx=n_ctx,
                 vocab_size=recipe.vocab_size,
                 validation=held_out,
-                words=words,
+                setup=setup,
             )
             begin(run, origin, settings)
 

@@ -26,7 +26,7 @@ MOST_LABELS = 1_000_000
 
 @dataclass(frozen=True)
 class Head:
-    """A classification head. None: config.json lacks the field."""
+    """A classification head. A field that config.json lacks is None."""
 
     labels: tuple[str, ...]
     problem_type: ProblemType | None = None
@@ -58,7 +58,7 @@ class Head:
 
 
 def strip_padding(ids: Sequence[int], pad: int | None) -> list[int]:
-    """The tokens up to the last one that is not padding: the head's logits at that token count."""
+    """The tokens up to the last one that is not padding. The head's logits there are the text's."""
     return list(ids[: 1 + max((at for at, token in enumerate(ids) if token != pad), default=0)])
 
 

@@ -48,7 +48,7 @@ def not_plain(folder: Path, name: str) -> str | None:
 
 
 def is_plain(folder: Path, name: str) -> bool:
-    """True if the file may be read (see not_plain). False if it is missing, too."""
+    """True if the file may be read (see not_plain); False also if it is missing."""
     try:
         return not_plain(folder, name) is None
     except OSError:
@@ -125,7 +125,7 @@ def new_folder(path: Path, *, force: bool = False, needed: int = 0) -> Iterator[
     be free on the disk. force: replace what is at `path`, if it is an empty folder, or one that
     gptx, Hugging Face or PEFT wrote (it has a manifest or a config). Raises OutputError.
     """
-    path = Path(os.path.realpath(path))  # of a link, the target is replaced
+    path = Path(os.path.realpath(path))  # if it is a link, its target is replaced
     check_output(path, force=force, needed=needed)
     # The name exists before the folder: Ctrl-C between the two must not leave the folder behind.
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"

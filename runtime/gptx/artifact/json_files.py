@@ -13,8 +13,8 @@ from typing import Any
 from gptx.artifact.folders import LFS_POINTER
 from gptx.errors import ArtifactError, GptxError
 
-# Brackets within brackets. json.dumps would fail at about a thousand, where nobody knows any longer
-# which file was at fault.
+# Brackets within brackets. At about a thousand json.dumps fails, and its error cannot name the file
+# that was at fault.
 MOST_DEEP = 100
 _KINDS = {
     dict: "object",
@@ -115,7 +115,7 @@ def a_json_kind(value: Any) -> str:
 def _too_deep(where: str, advice: str) -> str:
     return (
         f"{where} is not JSON that can be read: "
-        f"more than {MOST_DEEP} brackets stand in each other{advice}"
+        f"brackets are nested more than {MOST_DEEP} deep{advice}"
     )
 
 

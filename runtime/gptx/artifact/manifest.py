@@ -23,7 +23,7 @@ MOST_PROBLEMS = 20  # in one message; a damaged manifest can list a million file
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of the model that running it needs."""
+    """The model's sizes, as far as running it needs them."""
 
     n_layer: int
     n_head: int
@@ -200,7 +200,7 @@ def _check_no_others(manifest: Manifest) -> None:
     if unlisted:
         problems = [f"{name!s:.200} is not among {MANIFEST}'s files" for name in unlisted]
         raise ArtifactError(
-            f"{manifest.path} holds files that nobody vouches for: "
+            f"{manifest.path} holds files that gptx.json does not list: "
             f"{first_of(problems, MOST_PROBLEMS, '; ')}: copy the artifact again"
         )
 

@@ -1,8 +1,12 @@
 """Read the nodes and the stored tensors of an ONNX file.
 
-The runtime has no onnx package, so the file is read here as a protocol buffer. It may come from a
-stranger: a file that is damaged, or nests too deep, is an ArtifactError. Weights are not read, only
-where they lie. Field numbers are those of onnx.proto.
+The runtime has no onnx package, so the file is read here as a protocol buffer. gptx verify needs
+every tensor and node of the graphs that ONNX Runtime will open, also of a stranger's, and no
+library that the runtime depends on shows them: ONNX Runtime names only inputs and outputs. The
+libraries that do (onnx, protobuf) parse a whole file with its weights into memory.
+
+A file that is damaged, or nests too deep, is an ArtifactError. Weights are not read, only where
+they lie. Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations

@@ -125,6 +125,7 @@ def check_labels(labels: Sequence[str]) -> None:
     None may be empty, or have white space around it.
     """
     check_texts("labels", labels)
+    labels = list(labels)  # a deque has no slices
     bare = next((label for label in labels if not label.strip() or label != label.strip()), None)
     if bare is not None:
         raise UsageError(f"the label {bare!r} is empty or has white space around it")

@@ -96,7 +96,7 @@ class Verbs(click.Group):
             sys.stdout.flush()  # at exit Python would print a traceback for a closed pipe
             return result
         except Exception as error:
-            # An extension module that is being loaded turns the SystemExit of _end into ImportError.
+            # An extension module that is being loaded turns _end's SystemExit into ImportError.
             if _received:
                 sys.exit(128 + _received[0])
             if isinstance(error, ModuleNotFoundError):  # an import while the verb ran

@@ -137,7 +137,7 @@ def fail(text: str) -> None:
 
 
 def terminal_width(stream: IO[str]) -> int:
-    """Columns of the terminal behind `stream`; COLUMNS goes before it, and 80 stands for unknown."""
+    """Columns of the terminal behind `stream`, 80 if they are unknown; COLUMNS overrides both."""
     given = os.environ.get("COLUMNS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)

@@ -173,12 +173,13 @@ class LoadedModel:
             raise PromptError(
                 f"a prompt is a text or a list of token ids, not {type(prompt).__name__}"
             )
-        ids, last = [_token_id(token) for token in prompt], self.manifest.model.vocab_size - 1
-        beyond = next((token for token in ids if not 0 <= token <= last), None)
-        if beyond is not None:
-            raise PromptError(
-                f"token id {shown(beyond)} is outside the model's vocabulary: 0 to {last}"
-            )
+        ids, last = [], self.manifest.model.vocab_size - 1
+        for token in map(_token_id, prompt):  # one by one: a generator may be endless
+            if not 0 <= token <= last:
+                raise PromptError(
+                    f"token id {shown(token)} is outside the model's vocabulary: 0 to {last}"
+                )
+            ids.append(token)
         return ids
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
@@ -247,9 +248,9 @@ class LoadedModel:
 
         The model cannot be used afterwards.
         """
-        if self._graph is not None:
-            self._graph.close()
-        self._graph = None
+        graph, self._graph = self._graph, None  # at once: another thread may close it too
+        if graph is not None:
+            graph.close()
 
     def __enter__(self) -> Self:
         return self
@@ -296,7 +297,7 @@ class LoadedModel:
 
 def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
     """True for a list of prompts, False for one prompt (a text, or token ids)."""
-    return is_list(prompt) and len(prompt) > 0 and not _is_token_id(prompt[0])
+    return is_list(prompt) and len(prompt) > 0 and not _is_token_id(next(iter(prompt)))
 
 
 def _is_token_id(value: object) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, SupportsIndex, TypeGuard
+
+from gptx.arguments import integer, is_list
 
 MOST_STOP_TOKENS = 1 << 20  # more than any vocabulary has
 
@@ -51,13 +53,11 @@ def number(expected: str, *, lowest: float, highest: float) -> Kind:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and all(isinstance(text, str) and text for text in value)
+    return is_list(value) and all(isinstance(text, str) and text for text in value)
 
 
 def _are_token_ids(value: Any) -> bool:
-    # A slice, and not len(): len(range(10**30)) raises OverflowError.
-    is_short = isinstance(value, Sequence) and not value[MOST_STOP_TOKENS:]
-    return is_short and all(map(is_index, value))
+    return is_list(value) and len(value) <= MOST_STOP_TOKENS and all(map(is_index, value))
 
 
 TEXTS = Kind("texts that are not empty", _are_texts, tuple, str)
@@ -77,8 +77,4 @@ def is_number(value: Any) -> bool:
 
 def is_index(value: Any) -> TypeGuard[SupportsIndex]:
     """Whether a value is a whole number: an int or one of numpy's, but not a bool."""
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
+    return integer(value) is not None

@@ -6,6 +6,7 @@ file knows neither models nor text.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -112,7 +113,7 @@ def _shorten_minimum(values: dict[str, Any], given: Mapping[str, Any]) -> list[s
     generation_config.json without an error.
     """
     most, least = values["max_new_tokens"], values.get("min_new_tokens", 0)
-    if most is None or least <= most:
+    if most is None or operator.index(least) <= operator.index(most):
         return []
     values["min_new_tokens"] = most
     if "min_new_tokens" not in given:

@@ -31,6 +31,8 @@ class Session:
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int = 1, *, size: int | None = None) -> None:
+        if not isinstance(graph, OnnxGraph):
+            raise UsageError(f"graph is {shown(graph)}: Model.session opens a session")
         n_ctx = graph.manifest.model.n_ctx
         n_rows = count(
             "batch_size", batch_size, "at least 1, and no more than memory has room for", MOST_ROWS
@@ -143,15 +145,15 @@ class Session:
         """Let the first token of an empty session of one row stand at `position`.
 
         The places before it hold nothing and are not attended to. Only for windows that are fed in
-        one piece, with all_logits, on the CPU.
+        one piece, with all_logits, on the CPU. Raises UsageError.
         """
-        assert (
-            len(self._tokens) == 1
-            and not self._lengths[0]
-            and not isinstance(self._cache, CudaCache | _Closed)
-        )
-        self._cache.skip(position)
-        self._tokens, self._lengths = [[0] * position], [position]
+        if self._lengths != [0] or isinstance(self._cache, CudaCache | _Closed):
+            raise UsageError("begin_at is for an empty, open session of one row, on the CPU")
+        number = integer(position)
+        if number is None or not 0 <= number < self.limit:
+            raise UsageError(f"position is {shown(position)}, expected 0 to {self.limit - 1}")
+        self._cache.skip(number)
+        self._tokens, self._lengths = [[0] * number], [number]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only the first lengths[i] tokens of each row i. This costs no time.

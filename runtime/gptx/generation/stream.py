@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from gptx.errors import UsageError
+from gptx.errors import UsageError, shown
 from gptx.generation.loop import FinishReason, Generation, Step
 from gptx.generation.session import Session
 from gptx.text.detokenizer import Detokenizer
@@ -144,10 +144,10 @@ class Stream:
         self._ended = False
         self._asked_to_end = False  # set by close while a step runs
         self._stepping = False
-        self._lock = (
-            threading.RLock()
-        )  # held while a thread reads the next piece or ends the stream
-        self._reader = threading.get_ident()  # the thread that read last
+        self._half_done = False  # a step runs, or has failed, or was interrupted
+        # held while a thread reads the next piece or ends the stream
+        self._lock = threading.RLock()
+        self._reader = threading.current_thread()  # the thread that read last
 
     @property
     def completion(self) -> Completion:
@@ -161,15 +161,15 @@ class Stream:
         """Whether the stream goes on, and the last thread to read it is another one that still
         runs.
         """
-        if self._ended or self._asked_to_end or self._reader == threading.get_ident():
+        if self._ended or self._asked_to_end or self._reader is threading.current_thread():
             return False
-        return any(thread.ident == self._reader for thread in threading.enumerate())
+        return self._reader.is_alive()
 
     def __next__(self) -> str:
         if not self._lock.acquire(False):
             raise UsageError("another thread is reading this stream: let one thread read it")
         try:
-            self._stepping, self._reader = True, threading.get_ident()
+            self._stepping, self._reader = True, threading.current_thread()
             return self._next_piece()
         finally:
             self._stepping = False
@@ -179,6 +179,12 @@ class Stream:
 
     def _next_piece(self) -> str:
         while not self._ended and not self._asked_to_end:
+            if self._half_done:  # the model may have read a token that the text does not have
+                raise UsageError(
+                    "this stream failed or was interrupted in the middle of a step: close it and"
+                    " generate again"
+                )
+            self._half_done = True
             before = time.perf_counter()
             steps = next(self._generation)
             now = time.perf_counter()
@@ -186,12 +192,15 @@ class Stream:
             self._transcript.timed(since_call=now - self._began, step=now - before)
             if self._transcript.finish:
                 self._end()
+            self._half_done = False
             if piece:
                 return piece
         raise StopIteration
 
     def close(self, *, wait: bool = False) -> None:
         """End the stream. wait: return only after a step that runs in another thread has ended."""
+        if not isinstance(wait, bool):
+            raise UsageError(f"wait is {shown(wait)}, expected True or False")
         self._asked_to_end = True
         # If a step runs in another thread, its __next__ calls close after it has released the lock.
         if not self._lock.acquire(wait):
@@ -206,12 +215,12 @@ class Stream:
     def _end(self) -> None:
         if self._ended:
             return
-        self._ended = True
         self._transcript.finish = self._transcript.finish or "closed"
         if self._owned is not None:
             self._owned.close()
         if self._on_end is not None:
             self._on_end(self.completion)
+        self._ended = True  # last: where Ctrl-C interrupts it, the next `close` ends it again
 
     def __enter__(self) -> Self:
         return self

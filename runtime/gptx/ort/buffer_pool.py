@@ -29,7 +29,7 @@ class BufferPool:
         return self._free.pop(shape, None)
 
     def give(self, buffers: Any) -> None:
-        """Put buffers into the pool, or release them if it is closed, full or has that shape."""
+        """Put buffers into the pool. Release them if it is closed or full, or has such buffers."""
         used = sum(one.size for one in self._free.values())
         if self._closed or buffers.shape in self._free or used + buffers.size > MOST_BYTES:
             buffers.release()

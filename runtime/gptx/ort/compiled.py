@@ -59,7 +59,7 @@ def misfit(manifest: Manifest) -> str | None:
 
 
 def _features_differ(made: list[str], here: list[str]) -> str:
-    """What this processor lacks or has more, such as: lacks avx512 and also has avx_vnni."""
+    """How this processor differs, as in "lacks avx512 and also has avx_vnni"; "" if it does not."""
     parts = (
         ("lacks", [feature for feature in made if feature not in here]),
         ("also has", [feature for feature in here if feature not in made]),

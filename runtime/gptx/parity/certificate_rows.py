@@ -34,8 +34,12 @@ MEANING = {
 }
 
 
+# Figures that certificate_rows shows whether they are judged or not
+_HEADLINES = ("max_abs", "kl_mean", "same_top1", "perplexity_reference", "perplexity")
+
+
 def certificate_rows(certificate: dict[str, Any]) -> Rows:
-    """(name, value with its limit) for everything in a certificate, also one of another version."""
+    """A certificate as (name, words), also one of another version of gptx."""
     if not certificate:
         return [("certificate", "none")]
     return [
@@ -51,11 +55,14 @@ def certificate_rows(certificate: dict[str, Any]) -> Rows:
 
 
 def _figure_rows(certificate: dict[str, Any]) -> Rows:
+    """The headline figures and those with a limit; all figures where no limit is known."""
     limits = _limits(certificate)
-    figures = certificate.get("figures") or {}
-    figures = {name: value for name, value in figures.items() if value is not None}
-    figures |= certificate.get("consistency") or {}
-    rows = [(name, _figure(value, limits.get(name))) for name, value in figures.items()]
+    figures = {**(certificate.get("figures") or {}), **(certificate.get("consistency") or {})}
+    rows = [
+        (name, _figure(value, limits.get(name)))
+        for name, value in figures.items()
+        if value is not None and (not limits or name in limits or name in _HEADLINES)
+    ]
     if (greedy := certificate.get("greedy")) and greedy.get("compared") != 0:
         same = f"{greedy.get('identical')} of {greedy.get('compared')} tokens identical"
         rows.append(("greedy text", same))

@@ -45,7 +45,7 @@ class HugePages:
         self._runs = 0
 
     def end(self) -> None:
-        """Remember the huge pages' worth of memory that was mapped since the creation."""
+        """Remember the memory that was mapped since the creation, in whole huge pages."""
         if self._size:
             self._pages = list(_new_pages(_anonymous_memory(), self._before, self._size))
 

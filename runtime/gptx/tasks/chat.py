@@ -10,6 +10,7 @@ from typing import Self, Unpack
 from gptx.arguments import text
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
+from gptx.generation.loop import check_prompts
 from gptx.generation.one_thread import OneThread
 from gptx.generation.options import Given, Options, takes_options
 from gptx.generation.stream import Completion, Stream
@@ -25,6 +26,8 @@ class Chat:
     """
 
     def __init__(self, model: LoadedModel, *, system: str | None = None) -> None:
+        if not isinstance(model, LoadedModel):
+            raise UsageError(f"model is {shown(model)}, expected what gptx.load returns")
         model.need_chat()
         if system is not None and not isinstance(system, str):
             raise UsageError(f"system is {shown(system)}, expected a text")
@@ -34,6 +37,7 @@ class Chat:
         self._model = model
         self._session = model.session()
         self._open: Stream | None = None
+        self._asked: list[dict[str, str]] = []  # the messages that the open stream answers
         self.messages: list[dict[str, str]] = (
             [{"role": "system", "content": system}] if system is not None else []
         )
@@ -48,31 +52,55 @@ class Chat:
         text("the message", message)
         checked = self._model.stream_options(options)
         with self._call:
-            self._settle()
             return self._answer(message, checked)
 
     def _answer(self, message: str, options: Options) -> Stream:
-        asked = [*self.messages, {"role": "user", "content": message}]
+        question = {"role": "user", "content": message}
+        asked = [*self._conversation(), question]
+        ids = self._prompt(asked, options)  # before the open answer is closed: this may raise
+        self._settle()
+        if self.messages != asked[:-1]:  # the answer grew while it was being closed
+            asked = [*self.messages, question]
+            ids = self._prompt(asked, options)
+
+        def answered(completion: Completion) -> None:
+            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
+            self._open = None
+
+        self._asked = asked
+        self._open = self._model.stream_ids(ids, options, session=self._session, on_end=answered)
+        return self._open
+
+    def _conversation(self) -> list[dict[str, str]]:
+        """The messages, with an open answer as far as it was read. Raises UsageError where another
+        thread is reading it."""
+        if self._open is None:
+            return self.messages
+        self._check_reader(self._open)
+        answer = {"role": "assistant", "content": self._open.completion.text or ""}
+        return [*self._asked, answer]
+
+    def _prompt(self, asked: list[dict[str, str]], options: Options) -> list[int]:
+        """The conversation as token ids. Raises PromptError where it has no room."""
         ids = self._model.chat_ids(asked)
         if len(ids) > self._session.limit:
             raise PromptError(
                 f"the conversation has {len(ids)} tokens with this message, and the model's context holds "
                 f"{self._session.limit}: start a new one, or ask something shorter"
             )
-
-        def answered(completion: Completion) -> None:
-            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
-            self._open = None
-
-        self._open = self._model.stream_ids(ids, options, session=self._session, on_end=answered)
-        return self._open
+        check_prompts([ids], [0], limit=self._session.limit, longest=options.rules.max_length)
+        return ids
 
     @takes_options
     def send(self, message: str, **options: Unpack[Given]) -> Completion:
         """Send a message and return the whole answer, with the options of Model.stream."""
         stream = self.stream(message, **options)
-        for _ in stream:
-            pass
+        try:
+            for _ in stream:
+                pass
+        except BaseException:
+            self._open = None  # no part of the conversation: the caller has no answer
+            raise
         return stream.completion
 
     @property
@@ -105,8 +133,12 @@ class Chat:
         where another thread is reading it."""
         stream = self._open
         if stream is not None:
-            if stream.is_read_elsewhere():
-                raise UsageError(
-                    "this chat is answering in another thread: wait for that answer, or close its stream first"
-                )
+            self._check_reader(stream)
             stream.close(wait=True)
+
+    def _check_reader(self, stream: Stream) -> None:
+        if stream.is_read_elsewhere():
+            raise UsageError(
+                "this chat is answering in another thread: wait for that answer, or close its"
+                " stream first"
+            )

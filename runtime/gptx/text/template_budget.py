@@ -51,7 +51,7 @@ class Budget:
     """
 
     def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        self._value, self._sizes = sys.maxsize, dict[int, int]()  # _sizes: by id()
+        self._value, self._sizes = sys.maxsize, dict[int, int]()  # _sizes: known sizes by id()
         sizes = {id(message): self.size(message) for message in messages}
         total = sum(sizes.values())
         self._sizes = {**sizes, id(messages): total}

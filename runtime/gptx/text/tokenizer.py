@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gptx.arguments import integer
 from gptx.artifact.json_files import read_side_file
-from gptx.errors import ArtifactError, PromptError
+from gptx.errors import ArtifactError, PromptError, shown
 
 # Hugging Face's names of special tokens.
 SPECIAL = (
@@ -65,16 +66,23 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. skip_special_tokens: without the special tokens among them."""
-        return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        """The text of token ids. skip_special_tokens: without the special tokens among them.
+
+        Raises PromptError for what are no token ids.
+        """
+        try:
+            return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        except (TypeError, OverflowError) as error:
+            raise PromptError(f"{shown(ids)} cannot be decoded: {error}") from error
 
     def token(self, token_id: int) -> str | None:
         """The token with an id, as the vocabulary writes it; None if there is none."""
-        return self._inner.id_to_token(token_id)
+        number = integer(token_id)
+        return self._inner.id_to_token(number) if number in range(1 << 32) else None
 
     def id(self, token: str) -> int | None:
         """The id of a token; None if the vocabulary lacks it."""
-        return self._inner.token_to_id(token)
+        return self._inner.token_to_id(token) if isinstance(token, str) else None
 
     def vocabulary(self) -> dict[str, int]:
         """The id of every token, added tokens included."""

@@ -23,7 +23,7 @@ from gptx_models.adapters.peft_files import load_adapter, save_adapter
 from gptx_models.checkpoints.checkpoint import load_config, load_model, read_family, save_checkpoint
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 from gptx_models.training.run_state import full_weights
 
 TARGETS = [
@@ -212,7 +212,7 @@ def test_the_whole_model_where_others_hold_a_part():
             GPT(GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16)), Lora(rank=2)
         )
     )
-    whole = full_weights(gpt, World(torch.device("cpu"), shard=True)).eval()
+    whole = full_weights(gpt, Processes(torch.device("cpu"), shard=True)).eval()
     with torch.no_grad():
         assert whole is not gpt and torch.equal(whole(IDS), gpt(IDS))
 

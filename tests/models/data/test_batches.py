@@ -9,17 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptx_models.data.batches import Row, all_rows, row_batches, steps_per_epoch
+from gptx_models.data.batches import TokenRow, all_rows, row_batches, steps_per_epoch
 from gptx_models.training.loss import IGNORED
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=70)
 SIZES = st.integers(1, 9)
 
 
-def made(lengths: list[int]) -> list[Row]:
+def made(lengths: list[int]) -> list[TokenRow]:
     """Each row's ids name it (its number and one), and it is trained from its second half."""
     return [
-        Row(
+        TokenRow(
             np.full(length, n + 1, np.int32),
             np.array([IGNORED] * (length // 2) + [n + 1] * (length - length // 2)),
         )
@@ -43,7 +43,7 @@ def content(
     return found
 
 
-def expected(rows: list[Row]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
+def expected(rows: list[TokenRow]) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
     return Counter((tuple(row.inputs.tolist()), tuple(row.targets.tolist())) for row in rows)
 
 

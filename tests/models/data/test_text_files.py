@@ -1,4 +1,4 @@
-"""Documents of text files: streamed, packed, divided, and one clear error a fault."""
+"""Documents of text files: streamed, packed, split_stream, and one clear error a fault."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptx.errors import UsageError
-from gptx_models.data import compressed_text as packed_text
-from gptx_models.data import text_files
-from gptx_models.data.compressed_text import divided
-from gptx_models.data.text_files import documents, files_of
+from gptx_models.data import compressed_text, text_files
+from gptx_models.data.compressed_text import split_stream
+from gptx_models.data.text_files import documents, list_files
 
 TALES = ["Once upon a time\nthere was a king.\n", "Es war einmal ein König — 王様 🐸\n", "The end."]
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -33,7 +32,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 @pytest.fixture(params=[7, 1 << 18], autouse=True)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Everything is read in pieces of 7 bytes too: characters, separators and packed streams are cut through."""
-    monkeypatch.setattr(packed_text, "_CHUNK", request.param)
+    monkeypatch.setattr(compressed_text, "_CHUNK", request.param)
 
 
 def write(file: Path, text: str | bytes) -> Path:
@@ -60,7 +59,7 @@ def test_the_bytes_read_are_those_on_disk(tmp_path: Path, packing: str):
     ]
     told: list[int] = []
     assert len(list(documents(files, read=told.append))) == 2 * 9 * 3
-    assert sum(told) == sum(file.stat().st_size for file in files_of(files))
+    assert sum(told) == sum(file.stat().st_size for file in list_files(files))
 
 
 def test_a_folder_is_all_its_texts_in_order(tmp_path: Path):
@@ -74,7 +73,7 @@ def test_a_folder_is_all_its_texts_in_order(tmp_path: Path):
         "b/picture.png",
     ):
         write(tmp_path / name, json.dumps({"text": name}) if "jsonl" in name else name)
-    assert [str(file.relative_to(tmp_path)) for file in files_of([tmp_path])] == [
+    assert [str(file.relative_to(tmp_path)) for file in list_files([tmp_path])] == [
         "a.jsonl.gz",
         "b/10.txt.xz",
         "b/2.md",
@@ -112,7 +111,7 @@ def test_a_document_that_is_too_long_comes_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(text_files, "LONGEST", 1000)
-    monkeypatch.setattr(packed_text, "_CHUNK", 100)
+    monkeypatch.setattr(compressed_text, "_CHUNK", 100)
     text = "".join(f"line {n}\n" for n in range(1000))
     parts = list(documents([write(tmp_path / "a.txt", text)]))
     assert "".join(parts) == text
@@ -123,7 +122,7 @@ def test_a_document_that_is_too_long_comes_in_parts(
 def test_memory_does_not_follow_the_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
 ):
-    monkeypatch.setattr(packed_text, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(compressed_text, "_CHUNK", 1 << 12)
     text = random.Random(1).randbytes(1_000_000).hex()
     file = write(tmp_path / f"a.txt{packing}", text.replace("00", "<|endoftext|>"))
     expected = len(text.replace("00", ""))
@@ -140,7 +139,7 @@ def test_memory_does_not_follow_the_text(
 def test_a_separator_may_be_cut_anywhere(text: str, cuts: list[int]):
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in zip(places, places[1:])]
-    assert list(divided(iter(pieces), "<|>")) == text.split("<|>")
+    assert list(split_stream(iter(pieces), "<|>")) == text.split("<|>")
 
 
 TEXT = "Once upon a time there was a king who had three daughters.\n" * 30

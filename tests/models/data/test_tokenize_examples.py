@@ -13,9 +13,14 @@ from gptx.artifact.task import CLASSIFY_TEMPLATE, SUMMARIZE_TEMPLATE, Task
 from gptx.errors import UsageError
 from gptx.text.chat_template import ChatTemplate
 from gptx.text.tokenizer import Tokenizer
-from gptx_models.data.batches import Row
+from gptx_models.data.batches import TokenRow
 from gptx_models.data.examples import Example
-from gptx_models.data.tokenize_examples import answer_text, end_of_turn, prompt_ids, rows_of
+from gptx_models.data.tokenize_examples import (
+    answer_text,
+    end_of_turn,
+    prompt_ids,
+    tokenize_examples,
+)
 from gptx_models.training.loss import IGNORED
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -64,20 +69,22 @@ END = 0
 CLASSIFY = Task("classify", CLASSIFY_TEMPLATE, ("good", "bad"))
 
 
-def trained(row: Row) -> list[int]:
+def trained(row: TokenRow) -> list[int]:
     assert len(row.inputs) == len(row.targets)
     return [token for token in row.targets.tolist() if token != IGNORED]
 
 
-def ids_of(row: Row) -> list[int]:
+def ids_of(row: TokenRow) -> list[int]:
     """All of its tokens: each target is the token that comes next."""
     ids = row.inputs.tolist()
     assert all(t in (IGNORED, following) for t, following in zip(row.targets.tolist(), ids[1:]))
     return [*ids, row.targets.tolist()[-1]]
 
 
-def only(examples: list[Example], task: Task, **options) -> Row:
-    [row] = rows_of(examples, task, TOKENIZER, **{"n_ctx": 128, "end": END, **options}).rows
+def only(examples: list[Example], task: Task, **options) -> TokenRow:
+    [row] = tokenize_examples(
+        examples, task, TOKENIZER, **{"n_ctx": 128, "end": END, **options}
+    ).rows
     return row
 
 
@@ -109,7 +116,7 @@ def test_an_answer_goes_on_from_its_prompt(inner: Inner):
     """The row is the tokenization of the whole text: what a sentencepiece tokenizer makes of an answer alone is not."""
     tokenizer = Tokenizer(inner)
     example = Example("", "the cat", ("good",))
-    [row] = rows_of([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows
+    [row] = tokenize_examples([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows
     assert ids_of(row) == inner.encode("Text: the cat\nLabel: good").ids
 
 
@@ -125,7 +132,7 @@ def test_a_text_that_is_too_long_loses_its_end():
     examples = [
         Example("", "the cat sat on the mat " * length + "end", ("the dog",)) for length in (1, 40)
     ]
-    rows = rows_of(examples, task, TOKENIZER, n_ctx=60, end=END)
+    rows = tokenize_examples(examples, task, TOKENIZER, n_ctx=60, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (2, 1, 0)
     assert str(rows) == "longer than the context of 60 tokens: 1 cut"
     text = TOKENIZER.decode(ids_of(rows.rows[1]))
@@ -153,28 +160,28 @@ def test_what_cannot_be_cut_is_left_out():
         Example("", "the cat", ("sat " * 50,)),
         Example("", "a", ("b",)),
     ]
-    rows = rows_of(examples, Task("completion"), TOKENIZER, n_ctx=30, end=END)
+    rows = tokenize_examples(examples, Task("completion"), TOKENIZER, n_ctx=30, end=END)
     assert (len(rows.rows), rows.cut, rows.left_out) == (1, 0, 2)
     assert str(rows) == "longer than the context of 30 tokens: 2 left out"
-    rows = rows_of(
+    rows = tokenize_examples(
         examples[1:], Task("summarize", SUMMARIZE_TEMPLATE), TOKENIZER, n_ctx=30, end=END
     )
     assert (len(rows.rows), rows.left_out) == (1, 1)
     with pytest.raises(UsageError, match="no example fits into the model's context of 5 tokens"):
-        rows_of(examples[:2], Task("completion"), TOKENIZER, n_ctx=5, end=END)
+        tokenize_examples(examples[:2], Task("completion"), TOKENIZER, n_ctx=5, end=END)
 
 
 def test_a_row_may_fill_the_context_and_its_last_token_lies_beyond():
     example = Example("", "the cat", ("good",))
     length = len(ids_of(only([example], CLASSIFY)))
-    rows = rows_of([example], CLASSIFY, TOKENIZER, n_ctx=length - 1, end=END)
+    rows = tokenize_examples([example], CLASSIFY, TOKENIZER, n_ctx=length - 1, end=END)
     assert (len(rows.rows[0].inputs), rows.cut) == (length - 1, 0)
-    assert rows_of([example], CLASSIFY, TOKENIZER, n_ctx=length - 2, end=END).cut == 1
+    assert tokenize_examples([example], CLASSIFY, TOKENIZER, n_ctx=length - 2, end=END).cut == 1
 
 
 def test_a_head_learns_the_class_at_the_last_token():
     task = Task("classify", labels=("good", "bad"), head=True)
-    rows = rows_of(
+    rows = tokenize_examples(
         [Example("", "the cat", ("bad",)), Example("", "the cat " * 30, ("good",))],
         task,
         TOKENIZER,
@@ -197,7 +204,7 @@ def test_a_label_that_is_none(head: bool):
     with pytest.raises(
         UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"
     ):
-        rows_of(
+        tokenize_examples(
             [Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END
         )
 
@@ -225,7 +232,7 @@ TALK = (
 
 
 def chat(messages, template: str = CHATML, n_ctx: int = 256):
-    return rows_of(
+    return tokenize_examples(
         [Example("a.jsonl, line 1", messages=tuple(messages))],
         Task("chat"),
         TOKENIZER,
@@ -321,4 +328,4 @@ def test_templates_that_cannot_be_learnt_from():
             "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
         )
     with pytest.raises(UsageError, match="has no chat template"):
-        rows_of([Example("", messages=TALK)], Task("chat"), TOKENIZER, n_ctx=128, end=END)
+        tokenize_examples([Example("", messages=TALK)], Task("chat"), TOKENIZER, n_ctx=128, end=END)

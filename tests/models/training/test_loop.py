@@ -17,10 +17,10 @@ from gptx.errors import CheckpointError, UsageError
 from gptx_models.data.pretraining import all_windows, random_windows
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
-from gptx_models.training.distributed import World
+from gptx_models.training.distributed import Processes
 from gptx_models.training.loop import LOG_EVERY, Batch, EvalResult, TrainingData, loop
 from gptx_models.training.loss import IGNORED, Objective
-from gptx_models.training.metrics_log import METRICS, PICTURE, read_points
+from gptx_models.training.metrics_log import METRICS, PICTURE, read_metrics
 from gptx_models.training.optimizer import optimizers_of, set_learning_rate
 from gptx_models.training.recipe import Recipe
 from gptx_models.training.run_state import STATE
@@ -35,7 +35,7 @@ RECIPE = Recipe(
 )
 
 
-def material(**changes) -> TrainingData:
+def training_data(**changes) -> TrainingData:
     windows = {"batch_size": 4, "n_ctx": SHAPE.n_ctx}
     usual = TrainingData(
         random_windows(TOKENS, seed=1, **windows), lambda: all_windows(TOKENS[:99], **windows), 2.0
@@ -51,11 +51,11 @@ def run(
     gpt = GPT(dataclasses.replace(SHAPE, **shape))
     outcome = loop(
         gpt,
-        given or material(),
+        given or training_data(),
         recipe,
         folder,
-        World(torch.device("cpu")),
-        evaluated=lambda *_: None,
+        Processes(torch.device("cpu")),
+        on_eval=lambda *_: None,
     )
     return gpt, outcome
 
@@ -65,7 +65,7 @@ def weights(gpt: GPT) -> torch.Tensor:
 
 
 def losses(folder: Path) -> list[tuple[int, float, float | None]]:
-    return [(p.step, p.train_loss, p.val_loss) for p in read_points(folder)]
+    return [(p.step, p.train_loss, p.val_loss) for p in read_metrics(folder)]
 
 
 def test_is_what_a_plain_loop_does(tmp_path: Path):
@@ -114,10 +114,10 @@ def test_a_stopped_run_goes_on_with_the_same_losses(changes: dict, tmp_path: Pat
     def broken(step: int) -> Batch:
         if step == 17:
             raise MemoryError  # the process dies between two evaluations
-        return material().batch(step)
+        return training_data().batch(step)
 
     with pytest.raises(MemoryError):
-        run(tmp_path / "broken", recipe, material(batch=broken), dropout=0.1)
+        run(tmp_path / "broken", recipe, training_data(batch=broken), dropout=0.1)
     again, _ = run(tmp_path / "broken", recipe, dropout=0.1)
     assert torch.equal(weights(again), weights(whole))
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
@@ -135,18 +135,18 @@ def test_an_interrupted_run_goes_on_where_it_was(
     def interrupted(step: int) -> Batch:
         if step == 13:
             os.kill(os.getpid(), number)
-        return material().batch(step)
+        return training_data().batch(step)
 
     with pytest.raises(ends) as ended:
-        run(tmp_path / "broken", given=material(batch=interrupted))
+        run(tmp_path / "broken", given=training_data(batch=interrupted))
     assert ends is KeyboardInterrupt or ended.value.args == (143,)
     steps: list[int] = []
 
     def watched(step: int) -> Batch:
         steps.append(step)
-        return material().batch(step)
+        return training_data().batch(step)
 
-    again, _ = run(tmp_path / "broken", given=material(batch=watched))
+    again, _ = run(tmp_path / "broken", given=training_data(batch=watched))
     assert steps == list(range(14, 24))  # the interrupted step was finished and kept
     assert torch.equal(weights(again), weights(whole))
 
@@ -161,12 +161,12 @@ def test_pieces_with_unequal_shares_of_targets_are_the_batch(tmp_path: Path):
     """The mean is over the whole batch's targets, not a mean of means."""
 
     def masked(step: int) -> Batch:
-        inputs, targets = material().batch(step)
+        inputs, targets = training_data().batch(step)
         targets = targets.clone()
         targets[0, 1:], targets[2, :] = IGNORED, IGNORED
         return inputs, targets
 
-    given = material(batch=masked, masked=True)
+    given = training_data(batch=masked, masked=True)
     once, _ = run(tmp_path / "once", given=given)
     pieces, _ = run(tmp_path / "pieces", dataclasses.replace(RECIPE, accumulate=4), given)
     torch.testing.assert_close(weights(pieces), weights(once), atol=2e-4, rtol=1e-3)
@@ -206,14 +206,14 @@ def test_a_diverging_loss_stops_the_run(tmp_path: Path):
     """Targets that turn against what was trained: the last state is of before."""
 
     def turned(step: int) -> Batch:
-        inputs, targets = material().batch(step)
+        inputs, targets = training_data().batch(step)
         return inputs, (targets if step < 60 else (targets + 11) % 31)
 
     recipe = dataclasses.replace(RECIPE, steps=100, schedule="constant", eval_every=50)
     with pytest.raises(
         CheckpointError, match="diverges: .* at step 70.*saved before is still good"
     ):
-        run(tmp_path, recipe, material(batch=turned))
+        run(tmp_path, recipe, training_data(batch=turned))
     assert torch.load(tmp_path / STATE)["progress"]["step"] == 50
 
 
@@ -230,7 +230,7 @@ def test_minutes_end_a_run_and_its_schedule(tmp_path: Path):
         tmp_path, dataclasses.replace(RECIPE, steps=10**6, minutes=0.01, eval_every=10**6)
     )
     assert 0 < outcome.steps < 10**6
-    assert read_points(tmp_path)[-1].learning_rate < 0.2 * RECIPE.learning_rate
+    assert read_metrics(tmp_path)[-1].learning_rate < 0.2 * RECIPE.learning_rate
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
@@ -292,7 +292,7 @@ def test_a_batch_that_does_not_divide_is_named(tmp_path: Path):
 
 def test_the_curve(tmp_path: Path):
     run(tmp_path)
-    points = read_points(tmp_path)
+    points = read_metrics(tmp_path)
     assert [p.step for p in points] == [10, 20, 24]
     assert all(p.val_loss and p.bits_per_byte and p.grad_norm > 0 for p in points)
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
@@ -300,12 +300,12 @@ def test_the_curve(tmp_path: Path):
     (tmp_path / METRICS).write_bytes(
         cut
     )  # a row that was being written when the process was killed
-    assert [p.step for p in read_points(tmp_path)] == [10, 20]
+    assert [p.step for p in read_metrics(tmp_path)] == [10, 20]
 
 
 def test_rows_between_evaluations(tmp_path: Path):
     run(tmp_path, dataclasses.replace(RECIPE, eval_every=24))
-    assert [(p.step, p.val_loss is None) for p in read_points(tmp_path)] == [
+    assert [(p.step, p.val_loss is None) for p in read_metrics(tmp_path)] == [
         (LOG_EVERY, True),
         (2 * LOG_EVERY, True),
         (24, False),

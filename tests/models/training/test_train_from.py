@@ -20,13 +20,13 @@ from gptx.artifact.task import Task
 from gptx.errors import GptxError, UsageError
 from gptx_models.adapters.merge import merge
 from gptx_models.checkpoints.checkpoint import load_config, load_model
-from gptx_models.checkpoints.text_setup import words_of
+from gptx_models.checkpoints.text_setup import read_text_setup
 from gptx_models.cli.finetune import finetune
 from gptx_models.cli.train import train
 from gptx_models.data import corpus
 from gptx_models.data.examples import Example
 from gptx_models.data.pretraining import around, encode
-from gptx_models.data.tokenize_examples import rows_of
+from gptx_models.data.tokenize_examples import tokenize_examples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -327,18 +327,18 @@ def test_a_long_document_has_one_beginning_and_one_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("gptx_models.data.pretraining.PIECE", 20)
-    words = words_of(adds_bos_and_eos(tmp_path / "start"), 304)
-    (row,) = encode(words.inner, ["\n".join(TEXTS[:5])], words.ends)
-    assert around(words.inner) == ([1], [2])
+    setup = read_text_setup(adds_bos_and_eos(tmp_path / "start"), 304)
+    (row,) = encode(setup.inner, ["\n".join(TEXTS[:5])], setup.ends)
+    assert around(setup.inner) == ([1], [2])
     assert (row[0], row[-1], [*row].count(1), [*row].count(2)) == (1, 2, 1, 1)
 
 
 def test_a_head_is_taught_at_the_token_that_it_will_read(tmp_path: Path) -> None:
     """transformers takes the logits of the last token that is no padding; this tokenizer ends texts with its padding."""
-    words = words_of(adds_bos_and_eos(tmp_path / "start"), 304)
+    setup = read_text_setup(adds_bos_and_eos(tmp_path / "start"), 304)
     task = Task("classify", labels=("a", "b"), head=True)
     examples = [Example("line 1", "the cat", ("b",))]
-    (row,) = rows_of(examples, task, words.tokenizer, n_ctx=16, end=2, pad=2).rows
-    assert row.inputs.tolist() == words.tokenizer.encode("the cat")[:-1] and row.targets[-1] == 1
-    (row,) = rows_of(examples, task, words.tokenizer, n_ctx=16, end=2, pad=None).rows
-    assert row.inputs.tolist() == words.tokenizer.encode("the cat")
+    (row,) = tokenize_examples(examples, task, setup.tokenizer, n_ctx=16, end=2, pad=2).rows
+    assert row.inputs.tolist() == setup.tokenizer.encode("the cat")[:-1] and row.targets[-1] == 1
+    (row,) = tokenize_examples(examples, task, setup.tokenizer, n_ctx=16, end=2, pad=None).rows
+    assert row.inputs.tolist() == setup.tokenizer.encode("the cat")

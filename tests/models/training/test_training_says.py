@@ -21,7 +21,7 @@ from gptx.errors import UsageError
 from gptx_models.cli.finetune import finetune
 from gptx_models.cli.train import train as train_command
 from gptx_models.training import train
-from gptx_models.training.metrics_log import Curve, Point
+from gptx_models.training.metrics_log import MetricsLog, MetricsRow
 from gptx_models.training.recipe import Recipe, changed, read_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,8 +117,8 @@ def test_progress_names_the_step_that_its_share_is_of(
 
 
 def test_one_point_is_drawn_without_a_warning(tmp_path: Path) -> None:
-    curve = Curve(tmp_path, done=0)
-    curve.add(Point(1, 100, 1.0, 1e-3, 2.5, 1.0, val_loss=2.5))
+    curve = MetricsLog(tmp_path, done=0)
+    curve.add(MetricsRow(1, 100, 1.0, 1e-3, 2.5, 1.0, val_loss=2.5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         curve.draw()

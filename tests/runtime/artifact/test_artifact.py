@@ -156,7 +156,7 @@ def test_a_name_that_no_file_can_have(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, True, "1", 1.5, None])
-def test_a_size_that_is_none(folder: Path, size: object) -> None:
+def test_a_size_that_is_no_number_of_bytes(folder: Path, size: object) -> None:
     manifest = json.loads((folder / "gptx.json").read_text())
     change(folder, files={**manifest["files"], "config.json": {"sha256": "0" * 64, "size": size}})
     with pytest.raises(ArtifactError, match="expected its sha256 and size"):
@@ -284,7 +284,7 @@ def test_some_other_folder(tmp_path: Path) -> None:
         gptx.load(tmp_path)
 
 
-def test_all_that_is_wrong_with_files_at_once(folder: Path) -> None:
+def test_one_error_names_all_faults_of_the_files(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     graph = folder / "onnx/model.onnx"
     graph.write_bytes(graph.read_bytes()[:100])
@@ -331,7 +331,7 @@ def test_a_broken_manifest(folder: Path, text: str, says: str) -> None:
         gptx.load(folder)
 
 
-def test_all_that_is_wrong_with_the_manifest_at_once(folder: Path) -> None:
+def test_one_error_names_all_faults_of_the_manifest(folder: Path) -> None:
     change(
         folder,
         precision="fp8",
@@ -385,7 +385,7 @@ def test_no_tokenizer_where_the_manifest_has_one(folder: Path) -> None:
 # Graphs
 
 
-def test_a_graph_that_is_none(folder: Path) -> None:
+def test_a_file_that_is_no_graph(folder: Path) -> None:
     (folder / "onnx/model.onnx").write_bytes(b"no graph at all")
     refresh(folder)
     with pytest.raises(
@@ -510,6 +510,6 @@ def test_more_threads_than_any_machine_has(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b"])
-def test_a_path_that_cannot_be(path: str) -> None:
+def test_a_path_that_no_file_can_have(path: str) -> None:
     with pytest.raises(ArtifactError, match="does not exist"):
         gptx.load(path)

@@ -23,9 +23,9 @@ DEEP = "[" * 200_000 + "]" * 200_000
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (DEEP, "more than 100 brackets stand in each other"),
-        ('{"a":' * 101 + "1" + "}" * 101, "more than 100 brackets stand in each other"),
-        ("[" * 200_000, "more than 100 brackets stand in each other"),
+        (DEEP, "brackets are nested more than 100 deep"),
+        ('{"a":' * 101 + "1" + "}" * 101, "brackets are nested more than 100 deep"),
+        ("[" * 200_000, "brackets are nested more than 100 deep"),
         ("1" * 5000, "not JSON that can be read: Exceeds the limit"),
         (r'{"a": "\ud800"}', r"half a surrogate pair \('\\ud800'\)"),
         (b'{"a": "\xff"}', "not UTF-8 text: byte 7 is 0xff"),
@@ -81,7 +81,7 @@ ARTIFACT_FILES = (
 
 
 @pytest.mark.parametrize("name", ARTIFACT_FILES)
-def test_brackets_without_end_in_an_artifact(
+def test_endless_brackets_in_an_artifact(
     name: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(artifacts["shared"], tmp_path / "artifact"))
@@ -128,7 +128,7 @@ CHECKPOINT_FILES = (
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_FILES)
-def test_brackets_without_end_in_a_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_endless_brackets_in_a_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     raw = DEEP.encode()
     (folder / name).write_bytes(
@@ -139,7 +139,7 @@ def test_brackets_without_end_in_a_checkpoint(name: str, checkpoint: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_brackets_without_end_in_an_index_of_shards(checkpoint: Path, tmp_path: Path) -> None:
+def test_endless_brackets_in_an_index_of_shards(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(DEEP)
@@ -147,7 +147,7 @@ def test_brackets_without_end_in_an_index_of_shards(checkpoint: Path, tmp_path: 
         load_model(folder)
 
 
-def test_brackets_without_end_in_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
+def test_endless_brackets_in_an_adapter(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(DEEP)
     outcome = command("merge", tmp_path, tmp_path / "out", "--base", checkpoint)
     assert (
@@ -166,7 +166,7 @@ def test_examples_of_a_task(line: str, artifacts: dict[str, Path], tmp_path: Pat
     assert outcome.status and outcome.err.startswith("gptx: ") and "examples.jsonl" in outcome.err
 
 
-def test_errors_are_of_the_callers_kind(tmp_path: Path) -> None:
+def test_errors_have_the_class_that_the_caller_gives(tmp_path: Path) -> None:
     for kind in (ArtifactError, CheckpointError, UsageError):
         with pytest.raises(GptxError) as caught:
             parse_json("{", "here", kind)

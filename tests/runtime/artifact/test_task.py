@@ -77,7 +77,7 @@ def test_braces_in_texts_and_templates_are_only_characters() -> None:
         ({"kind": "chat", "labels": ["a", "b"]}, "belong to the kind classify, not to chat"),
     ],
 )
-def test_what_makes_no_task(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_values_that_make_no_task(values: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         Task(**values)
     assert said in str(caught.value)

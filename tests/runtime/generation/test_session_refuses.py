@@ -253,7 +253,7 @@ def test_ctrl_c_at_any_line(graph: OnnxGraph, verb: str, argument: Any) -> None:
     """The call counts or it does not, row by row, and what follows is right. A rewind that was
     interrupted changed logits by 32, and one row's tokens were one more than its length."""
     rows, row_count = [IDS[:5], IDS[:9]], len(argument)
-    spared = Session(graph, row_count)
+    spared, at = Session(graph, row_count), 0
     for at in range(0, 10**6, 5 if verb == "feed" else 1):  # all lines of a feed take 2 seconds
         with Session(graph, row_count) as session:
             session.feed(rows[:row_count])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gptx
 from builders.tiny_artifact import write_artifact
@@ -15,13 +20,25 @@ from gptx.errors import GptxError, PromptError, UsageError
 from gptx.model import Model
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+chat: Any = gptx.Chat
 load: Any = gptx.load  # which a type checker would not let be called so
 HALF = "a\ud800b"  # half of a surrogate pair
+
+
+class Index:
+    """An integer, of a class that has nothing else of one."""
+
+    def __index__(self) -> int:
+        return 3
+
+
 VALUES: list[Any] = [
     None, 5, -1, 2.5, float("nan"), float("inf"), 10**400, True, b"x", bytearray(b"x"), "", "\0", HALF, [], (), {},
     {"a": 1}, set(), {"a"}, {1}, object(), int, len, range(3), np.array(5), np.array([1, 2]), np.array([1.5]),
     np.array(["a", "b"]), np.zeros((2, 2), int), [None], [[]], [["a"]], ["a", 5], [1, "a"], [HALF, "b"], [[1], "a"],
     [[1], [None]], [{"role": 5}], [{5: 5}], [("a",)], [("a", 5)], [b"a", b"b"],
+    range(10**12), range(10**30), deque([1, 2]), deque(["a", "b"]), deque([("a", "b")]), Index(), [Index()],
+    memoryview(b"ab"), torch.tensor([[5]]), torch.tensor([1.5]), Decimal("NaN"), Decimal("sNaN"), Fraction(1, 2), 1j,
 ]  # fmt: skip
 
 
@@ -57,12 +74,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "Session.feed": {"rows": [[1]]},
     "Session.advance": {"rows": [[1]]},
     "Session.rewind": {"lengths": [0]},
+    "Session.begin_at": {},
+    "Stream.close": {},
 }
 # takes no argument, or only what the library itself hands over
 NO_ARGUMENTS = {
     "Model.close", "Model.need_chat", "Model.stream_ids", "Model.stream_options",
-    "Chat.reset", "Chat.close", "Session.close", "Session.begin_at",
-    "Stream.close", "Stream.is_read_elsewhere",
+    "Chat.reset", "Chat.close", "Session.close", "Stream.is_read_elsewhere",
 }  # fmt: skip
 
 
@@ -74,7 +92,13 @@ def test_every_public_method_is_named_here() -> None:
 
 def bound(model: Model, name: str) -> Callable[..., Any]:
     kind, method = name.split(".")
-    holder = {"Model": lambda: model, "Chat": model.chat, "Session": model.session}[kind]()
+    holders: dict[str, Callable[[], Any]] = {
+        "Model": lambda: model,
+        "Chat": model.chat,
+        "Session": model.session,
+        "Stream": lambda: model.stream("the cat"),
+    }
+    holder = holders[kind]()
     return getattr(holder, method)
 
 
@@ -163,6 +187,15 @@ def test_task(argument: str) -> None:
         (lambda m: m.chat_ids([{"role": "user"}]), "the content of message 1 is None, expected a text"),
         (lambda m: m.template.render([{"role": "user", "content": 5}]), "the content of message 1 is 5, expected a text"),
         (lambda m: m.encode(5), "a prompt is a text or a list of token ids, not int"),
+        (lambda m: m.encode(itertools.count()), "token id 277 is outside the model's vocabulary"),
+        (lambda m: m.generate("a", stop_tokens=b"ab"), "stop_tokens is b'ab', expected token ids"),
+        (lambda m: m.generate("a", stop=b""), "stop is b'', expected texts that are not empty"),
+        (lambda m: m.stream("a").close(wait="x"), "wait is 'x', expected True or False"),
+        (lambda m: m.session().begin_at(64), "position is 64, expected 0 to 63"),
+        (lambda m: m.tokenizer.decode(["a"]), r"\['a'\] cannot be decoded"),
+        (lambda m: m.tokenizer.decode([-1]), r"\[-1\] cannot be decoded"),
+        (lambda m: chat(5), "model is 5, expected what gptx.load returns"),
+        (lambda m: gptx.Session(m), "graph is <gptx.model.Model object .*: Model.session opens a session"),
     ],
 )  # fmt: skip
 def test_what_the_sentence_says(model: Model, call: Callable[[Model], Any], says: str) -> None:
@@ -200,4 +233,6 @@ def test_prompts_of_other_sequences(model: Model) -> None:
         [np.int64(3), 4, 5],
     ]
     assert [model.generate(prompt).token_ids for prompt in others] == [expected] * len(others)
+    tensor: Any = torch.tensor([[5]])  # a list of one prompt, though it may be an index
+    assert [one.token_ids for one in model.generate(tensor)] == [model.generate([5]).token_ids]
     assert [one.token_ids for one in model.generate(np.array([[3, 4, 5]] * 2))] == [expected] * 2  # type: ignore[call-overload]

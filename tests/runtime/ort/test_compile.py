@@ -65,7 +65,7 @@ def opened(folder: Path, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_it_computes_the_same(
+def test_compiled_and_portable_graph_compute_the_same(
     made: dict[str, Path],
     fp32: Path,
     quantized: dict[str, Path],
@@ -163,7 +163,7 @@ def test_damage_is_caught_by_its_hash(folder: Path) -> None:
         gptx.load(folder)
 
 
-def test_verify_and_inspect_know_it(made: dict[str, Path]) -> None:
+def test_verify_and_inspect_name_the_compiled_graph(made: dict[str, Path]) -> None:
     report = verify(made["fp32"], threads=1)
     assert report.passed and report.graph == compiled.GRAPH
     assert f"ran {compiled.GRAPH} on CPUExecutionProvider" in report.notes
@@ -187,7 +187,9 @@ def test_the_command(fp32: Path, tmp_path: Path) -> None:
     )
 
 
-def test_nothing_is_written_outside_the_limits(quantized: dict[str, Path], tmp_path: Path) -> None:
+def test_a_graph_outside_the_limits_is_not_written(
+    quantized: dict[str, Path], tmp_path: Path
+) -> None:
     source = Path(shutil.copytree(quantized["int8"], tmp_path / "int8"))
     manifest = json.loads((source / "gptx.json").read_text())
     manifest["certificate"]["limits"]["kl_mean"] = 0

@@ -103,7 +103,7 @@ def test_other_recipes_have_none(quantized: dict[str, Path], fp32: Path) -> None
 
 @cuda
 @pytest.mark.parametrize("capturing", [True, False])
-def test_it_computes_what_the_other_does(fp16: Path, capturing: bool, cuda: Any) -> None:
+def test_the_graph_for_cuda_computes_the_same(fp16: Path, capturing: bool, cuda: Any) -> None:
     with gptx.load(fp16, threads=1) as model:
         expected = forced_logits(model, TEXT)
     with (
