@@ -82,7 +82,9 @@ SCHEMES["int4-fast"] = replace(
 
 
 def scheme_name(to: str, features: Sequence[str]) -> str:
-    """The scheme of a precision on a CPU with such features (gptx.system.cpu); docs/explanation/cpu-kernels.md has the reasons.
+    """The scheme of a precision on a CPU with such features (gptx.system.cpu).
+
+    The reasons are in docs/explanation/cpu-kernels.md.
 
     AMX multiplies int8 matrices itself, and only MatMulIntegerToFloat makes use of it: channels prefill and decode faster
     there, blocks decode faster elsewhere. ARM without dot products has no kernel for 8-bit blocks: they would be unpacked
