@@ -18,7 +18,7 @@ import gguf
 from torch import Tensor
 
 from gptx_models.checkpoints.checkpoint import load_model
-from gptx_models.checkpoints.hf_names import place_of
+from gptx_models.checkpoints.hf_names import stored_parameter
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.gguf import GGUF_LAYOUTS
@@ -108,7 +108,7 @@ def tensors(gpt: GPT, architecture: str):
     interleaved rotary pairs."""
     config = gpt.config
     for name, parameter in gpt.named_parameters():
-        place = place_of(name, parameter.shape, config, GGUF_LAYOUTS[architecture])
+        place = stored_parameter(name, parameter.shape, config, GGUF_LAYOUTS[architecture])
         for piece, rows in zip(place.names, parameter.split(place.rows)):
             if architecture == "llama" and piece.endswith(("attn_q.weight", "attn_k.weight")):
                 rows = to_pairs(rows, config.n_head if "attn_q." in piece else config.n_kv_head)

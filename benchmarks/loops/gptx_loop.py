@@ -10,7 +10,8 @@ import torch
 from lesson import BETAS, CLIP, WEIGHT_DECAY, Batch, Lesson, main
 
 from gptx_models.checkpoints.hf_names import LAYOUTS
-from gptx_models.checkpoints.weights import TensorSource, build
+from gptx_models.checkpoints.tensor_source import TensorSource
+from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.training.distributed import Processes

@@ -11,7 +11,7 @@ from torch import nn
 from gpt_export.graph.stored_weights import read_graph
 from gptx.artifact.layout import GRAPH
 from gptx.errors import ArtifactError
-from gptx_models.checkpoints.weights import check_finite
+from gptx_models.checkpoints.check_weights import check_finite
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 

@@ -17,7 +17,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from gptx.artifact.folders import lies_inside
 from gptx.errors import ArtifactError, UsageError
-from gptx_models.checkpoints.weights import check_finite
+from gptx_models.checkpoints.check_weights import check_finite
 
 
 def read_graph(file: Path) -> ir.Model:

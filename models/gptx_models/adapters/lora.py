@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptx.errors import UsageError
-from gptx_models.checkpoints.hf_config import Family, family_of
-from gptx_models.checkpoints.hf_names import LAYOUTS, place_of
+from gptx_models.checkpoints.family import Family, family_of
+from gptx_models.checkpoints.hf_names import LAYOUTS, stored_parameter
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
@@ -175,7 +175,7 @@ def all_pieces(config: GPTConfig, family: Family) -> dict[str, list[Piece]]:
     found = {}
     for name, module in gpt.blocks.named_modules(prefix="blocks"):
         if isinstance(module, nn.Linear):
-            place = place_of(f"{name}.weight", module.weight.shape, config, LAYOUTS[family])
+            place = stored_parameter(f"{name}.weight", module.weight.shape, config, LAYOUTS[family])
             firsts = [sum(place.rows[:at]) for at in range(len(place.rows))]
             names = (piece.removesuffix(".weight") for piece in place.names)
             found[name] = [Piece(*piece) for piece in zip(names, firsts, place.rows)]

@@ -16,18 +16,18 @@ from gptx.artifact.folders import check_apart, check_output, new_folder
 from gptx.artifact.task import FILE as TASK_FILE
 from gptx.artifact.task import read_task
 from gptx.cli.output import write_out
-from gptx.errors import CheckpointError
+from gptx.errors import CheckpointError, first_of
 from gptx.progress import stage
 from gptx_models.adapters.peft_files import CONFIG, base_of, load_adapter
-from gptx_models.checkpoints.checkpoint import SOURCE, save_checkpoint, stored_as
+from gptx_models.checkpoints.checkpoint import SOURCE, save_checkpoint, weight_type_of
+from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.side_files import generation_of
-from gptx_models.checkpoints.tensor_files import Stored, open_folder, read_json
+from gptx_models.checkpoints.tensor_files import WeightType, open_folder
 from gptx_models.checkpoints.tokenizer_files import (
     TokenizerFiles,
     check_vocabulary,
     read_tokenizer_folder,
 )
-from gptx_models.checkpoints.weights import some
 
 
 def merge(
@@ -43,12 +43,12 @@ def merge(
         inner = sorted(file.parent.name for file in adapter.glob(f"*/{CONFIG}"))
         raise CheckpointError(
             f"{adapter} {what}"
-            + (f", but holds adapters: {some(inner)}: name one" if inner else "")
+            + (f", but holds adapters: {first_of(inner, 20)}: name one" if inner else "")
         )
     base = base_of(adapter, base)
     for source in (adapter, base):
         check_apart(source, out)
-    stored: Stored = "F32" if exact else stored_as(base)
+    stored: WeightType = "F32" if exact else weight_type_of(base)
     needed = 4 * sum(math.prod(shape) for shape in open_folder(base).shapes.values())
     check_output(out, force=force, needed=needed)
     with stage("Merging the adapter"):
@@ -69,7 +69,7 @@ def merge(
             source=_source(adapter, base),
             generation=generation,
             head=_head(adapter, base, gpt.config.n_class),
-            stored=stored,
+            weight_type=stored,
         )
     return base
 
@@ -122,9 +122,9 @@ def command(adapter: Path, out: Path, base: Path | None, force: bool) -> None:
     """
     base = merge(adapter, out, base=base, force=force)
     write_out(
-        f"{out}: {adapter} merged into {base}, stored in {_TYPES[stored_as(out)]}\n"
+        f"{out}: {adapter} merged into {base}, stored in {_TYPES[weight_type_of(out)]}\n"
         f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}\n"
     )
 
 
-_TYPES: dict[Stored, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_TYPES: dict[WeightType, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}

@@ -26,16 +26,13 @@ from gptx_models.adapters.lora import (
     all_pieces,
     merge_lora,
 )
+from gptx_models.checkpoints.check_weights import check_finite
 from gptx_models.checkpoints.checkpoint import SOURCE, load_model, read_family, write_json
-from gptx_models.checkpoints.hf_config import Family, family_of
+from gptx_models.checkpoints.family import Family, family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS
-from gptx_models.checkpoints.tensor_files import (
-    has_weights,
-    open_file,
-    read_json,
-    write_safetensors,
-)
-from gptx_models.checkpoints.weights import check_finite
+from gptx_models.checkpoints.read_files import read_json
+from gptx_models.checkpoints.tensor_files import open_file, write_safetensors
+from gptx_models.checkpoints.weight_files import has_weights
 from gptx_models.gpt.config import number_problem
 from gptx_models.gpt.model import GPT
 

@@ -1,6 +1,6 @@
-"""Where each parameter of a GPT stands in a file: under which names, packed or split, transposed or not.
+"""Where each parameter of a GPT is stored in a file: names, packed or split rows, transposed or not.
 
-One table a family serves both directions, reading and writing. Knows neither files nor tensors, only names and shapes.
+One table for each family serves reading and writing. Knows names and shapes only, no files.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gptx_models.checkpoints.hf_config import Family
+from gptx_models.checkpoints.family import Family
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Our module -> the modules that hold it elsewhere; `{i}` is the layer. Several names: their rows together."""
+    """How the files of one family store our modules.
+
+    names: our module -> the module of the file, with `{i}` for the layer. Several names: our rows
+    are those of these modules, one below the other. transposed: our modules whose weight is stored
+    as (in, out). prefix: begins the base model's names; some files leave it out. ignored: a regular
+    expression for tensors that are no weights, such as the mask buffers of old versions.
+    """
 
     names: dict[str, tuple[str, ...]]
-    transposed: frozenset[str] = frozenset()  # modules whose weight is stored (in, out)
-    prefix: str = ""  # some files leave it out
-    ignored: str = r"(?!)"  # tensors that carry nothing: buffers of old versions
+    transposed: frozenset[str] = frozenset()
+    prefix: str = ""
+    ignored: str = r"(?!)"
 
     def untransposed(self) -> Layout:
+        """The same names, with every weight stored as (out, in)."""
         return replace(self, transposed=frozenset())
 
 
@@ -41,10 +48,11 @@ _GPT2_BLOCK = {
 }
 
 
-def _prefixed(names: dict[str, tuple[str, ...]], prefix: str) -> dict[str, tuple[str, ...]]:
+def _prefixed(modules: dict[str, tuple[str, ...]], prefix: str) -> dict[str, tuple[str, ...]]:
+    """The names of the base model's modules, with its prefix. The head is outside the base model."""
     return {
-        ours: tuple(n if n == "lm_head" else prefix + n for n in theirs)
-        for ours, theirs in names.items()
+        module: tuple(name if name == "lm_head" else prefix + name for name in names)
+        for module, names in modules.items()
     }
 
 
@@ -53,7 +61,7 @@ LAYOUTS: dict[Family, Layout] = {
         _prefixed(
             {"wte": ("wte",), "wpe": ("wpe",), **_GPT2_BLOCK, "norm": ("ln_f",)}, "transformer."
         ),
-        transposed=_LINEARS,  # Conv1D
+        transposed=_LINEARS,  # transformers' Conv1D
         prefix="transformer.",
         ignored=r"h\.\d+\.attn\.(masked_)?bias$",
     ),
@@ -83,57 +91,72 @@ LAYOUTS: dict[Family, Layout] = {
         prefix="model.",
         ignored=r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
     ),
-    "gptx": Layout({}),
+    "gptx": Layout({}),  # our own names
 }
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one parameter stands: its pieces' names with the rows of each, and whether they are stored transposed."""
+class StoredParameter:
+    """Where one parameter of the model is stored: in one tensor, or its rows split over several.
+
+    rows: how many of the parameter's rows each tensor holds. transposed: each tensor is stored as
+    (in, out).
+    """
 
     names: tuple[str, ...]
     rows: tuple[int, ...]
     transposed: bool
 
-    def without(self, prefix: str) -> Place:
+    def without_prefix(self, prefix: str) -> StoredParameter:
+        """The same, as a file without the base model's prefix has it."""
         return replace(self, names=tuple(name.removeprefix(prefix) for name in self.names))
 
-    def shapes(self, ours: torch.Size) -> list[tuple[int, ...]]:
-        pieces = [(rows, *ours[1:]) for rows in self.rows]
-        return [tuple(reversed(piece)) if self.transposed else piece for piece in pieces]
+    def shapes(self, parameter: torch.Size) -> list[tuple[int, ...]]:
+        """The shape of each stored tensor, given the parameter's."""
+        shapes = [(rows, *parameter[1:]) for rows in self.rows]
+        return [tuple(reversed(shape)) if self.transposed else shape for shape in shapes]
 
 
-def place_of(parameter: str, shape: torch.Size, config: GPTConfig, layout: Layout) -> Place:
-    """Where `parameter` (a name of GPT.state_dict()) stands in a layout."""
+def stored_parameter(
+    parameter: str, shape: torch.Size, config: GPTConfig, layout: Layout
+) -> StoredParameter:
+    """Where a file stores `parameter`, which is a name of GPT.state_dict()."""
     if not layout.names:
-        return Place((parameter,), (shape[0],), False)
+        return StoredParameter((parameter,), (shape[0],), False)
     module, kind = parameter.rsplit(".", 1)  # kind: weight or bias
     layer = re.match(r"blocks\.(\d+)\.", module)
     module = module[layer.end() :] if layer else module
-    ours = ("score",) if module == "head" and config.n_class else layout.names[module]
-    names = tuple(f"{n.format(i=layer[1] if layer else '')}.{kind}" for n in ours)
+    stored = ("score",) if module == "head" and config.n_class else layout.names[module]
+    names = tuple(f"{name.format(i=layer[1] if layer else '')}.{kind}" for name in stored)
     rows: tuple[int, ...] = (shape[0],)
     if len(names) == 3:  # q | k | v
         rows = (config.n_head * config.head_dim,) + (config.n_kv_head * config.head_dim,) * 2
     elif len(names) == 2:  # gate | up
         rows = (config.n_inner, config.n_inner)
-    return Place(names, rows, kind == "weight" and module in layout.transposed)
+    return StoredParameter(names, rows, kind == "weight" and module in layout.transposed)
 
 
 def written_names(model: GPT, layout: Layout, written: Layout) -> dict[str, str]:
-    """For each tensor of a file in `layout`: what it is called in a file in `written` (where both split it alike)."""
+    """Tensor name in a file of `layout` -> its name in a file of `written`.
+
+    Where the two split a parameter into different numbers of tensors, all have the first name of
+    `written`. Names without the base model's prefix are there as well.
+    """
     names: dict[str, str] = {}
-    for name, parameter in model.named_parameters():
-        found = place_of(name, parameter.shape, model.config, layout).names
-        target = place_of(name, parameter.shape, model.config, written).names
-        pairs = list(zip(found, target if len(target) == len(found) else target[:1] * len(found)))
-        # the base model alone is written without the prefix
-        names |= dict(pairs) | {
-            piece.removeprefix(layout.prefix): theirs for piece, theirs in pairs
-        }
+    for parameter, weight in model.named_parameters():
+        read = stored_parameter(parameter, weight.shape, model.config, layout).names
+        target = stored_parameter(parameter, weight.shape, model.config, written).names
+        if len(target) != len(read):
+            target = target[:1] * len(read)
+        names |= dict(zip(read, target))
+        names |= {name.removeprefix(layout.prefix): new for name, new in zip(read, target)}
     return names
 
 
 def to_halves(rows: Tensor, n_head: int) -> Tensor:
-    """Rows of Q or K from interleaved rotary pairs (Meta, llama.cpp) to halves: in each head 0 2 4 ... 1 3 5 ..."""
+    """Reorder the rows of Q or K in each head: 0 1 2 3 ... becomes 0 2 4 ... 1 3 5 ...
+
+    Meta and llama.cpp store the two rows of a rotary pair next to each other; Hugging Face and gptx
+    store the first rows of all pairs, then the second ones. rows: (n_head * head_dim, ...).
+    """
     return rows.unflatten(0, (n_head, -1, 2)).transpose(1, 2).flatten(0, 2)

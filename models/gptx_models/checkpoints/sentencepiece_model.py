@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tokenizer_overlay import Tell, set_llama_parts
 
 UNIGRAM, BPE = 1, 2  # trainer_spec.model_type

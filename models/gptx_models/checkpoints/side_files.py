@@ -14,8 +14,8 @@ from typing import Any
 
 from gptx.artifact.task import FILE as TASK
 from gptx.generation.generation_config import FIELDS
-from gptx_models.checkpoints.hf_config import head_of
-from gptx_models.checkpoints.tensor_files import read_json, read_text
+from gptx_models.checkpoints.head_fields import head_of
+from gptx_models.checkpoints.read_files import read_json, read_text
 from gptx_models.checkpoints.token_ids import IDS, resolve_ids
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, quiet, read_tokenizer_folder
 from gptx_models.checkpoints.tokenizer_overlay import Tell

@@ -17,8 +17,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from gptx.errors import CheckpointError
 from gptx.text.chat_template import default_template
 from gptx.text.tokenizer import ADDITIONAL, SPECIAL, vocabulary_problem
+from gptx_models.checkpoints.read_files import read_json, read_text
 from gptx_models.checkpoints.sentencepiece_model import read_sentencepiece_model
-from gptx_models.checkpoints.tensor_files import read_json, read_text
 from gptx_models.checkpoints.tokenizer_overlay import (
     CLASSES,
     Beside,

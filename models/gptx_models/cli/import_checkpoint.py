@@ -12,7 +12,8 @@ import click
 from gptx.artifact.uses import listed
 from gptx.progress import note
 from gptx_models.checkpoints.checkpoint import SOURCE, load_config, load_head
-from gptx_models.checkpoints.tensor_files import open_folder, read_json
+from gptx_models.checkpoints.read_files import read_json
+from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.importers import import_checkpoint
 
 

@@ -19,7 +19,7 @@ from gptx.artifact.hashes import sha256
 from gptx.errors import UsageError
 from gptx.progress import Advance, stage
 from gptx_models.checkpoints.checkpoint import write_json
-from gptx_models.checkpoints.tensor_files import read_json
+from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.text_setup import TextSetup, new_text_setup
 from gptx_models.checkpoints.token_ids import IDS, token_ids
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer

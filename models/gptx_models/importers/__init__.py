@@ -11,7 +11,7 @@ from pathlib import Path
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import save_checkpoint
-from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tokenizer_files import check_vocabulary
 from gptx_models.importers.imported import Imported, Tell, quiet
 from gptx_models.importers.tokenizer_path import read_tokenizer_path

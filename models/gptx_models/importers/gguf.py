@@ -18,10 +18,11 @@ from torch import Tensor
 from gptx.artifact.bounds import size_problem
 from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.family import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, Layout, to_halves, written_names
+from gptx_models.checkpoints.tensor_source import TensorSource, showing_progress
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
-from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.attention import rope_tables
 from gptx_models.gpt.config import GPTConfig, number_problem
 from gptx_models.importers.gguf_file import StoredTensor, open_gguf
@@ -95,7 +96,7 @@ def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet
     )
     layout = GGUF_LAYOUTS[architecture]
     source = _source(path, tensors, config, permuted=architecture == "llama")
-    with shown(source) as read:
+    with showing_progress(source) as read:
         model = build(config, layout, read)
     names = written_names(model, layout, LAYOUTS[family_of(config)])
     if (path.parent / "adapter_config.json").exists():
@@ -313,12 +314,15 @@ def _source(
     def read(name: str) -> Tensor:
         return torch.from_numpy(tensors[name].values(str(path)))
 
-    def arrange(name: str, value: Tensor) -> Tensor:
+    def reorder_rows(name: str, value: Tensor) -> Tensor:
         part = re.search(r"\.attn_([qk])\.", name)
         if part and permuted:
             return to_halves(value, config.n_head if part[1] == "q" else config.n_kv_head)
         return value
 
     return TensorSource(
-        str(path), {name: tensor.shape for name, tensor in tensors.items()}, read, arrange=arrange
+        str(path),
+        {name: tensor.shape for name, tensor in tensors.items()},
+        read,
+        reorder_rows=reorder_rows,
     )

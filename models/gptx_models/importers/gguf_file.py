@@ -17,7 +17,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.read_files import check_file
 
 _SCALARS = {
     0: "B",

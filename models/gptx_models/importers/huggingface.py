@@ -10,12 +10,15 @@ import torch
 
 from gptx.artifact.hashes import sha256
 from gptx_models.checkpoints.checkpoint import SOURCE, load_config, load_head, read_layout
-from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.family import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
+from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.side_files import read_side_files
-from gptx_models.checkpoints.tensor_files import open_folder, read_json, weight_files
+from gptx_models.checkpoints.tensor_files import open_folder
+from gptx_models.checkpoints.tensor_source import TensorSource, showing_progress
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
-from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.checkpoints.weight_files import weight_files
+from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.imported import Imported, Tell, quiet
@@ -24,7 +27,7 @@ from gptx_models.importers.imported import Imported, Tell, quiet
 def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
     """Read a Hugging Face folder whole. Raises CheckpointError."""
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
-    with shown(source) as read:
+    with showing_progress(source) as read:
         model = build(config, layout, read)
     tokenizer = None if tokenizer_wanted else TokenizerFiles()
     side = read_side_files(folder, config.vocab_size, tokenizer=tokenizer, tell=tell)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.family import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, to_halves
+from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
-from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.tensor_source import TensorSource, showing_progress
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
-from gptx_models.checkpoints.weights import TensorSource, build, shown
+from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
@@ -44,7 +45,7 @@ def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = qu
     check_file(path)
     file = _header(path)
     source = _source(path, file)
-    with shown(source) as read:
+    with showing_progress(source) as read:
         model = build(file.config, LAYOUTS["llama"], read)
     assert family_of(file.config) == "llama"
     about = {
@@ -166,14 +167,14 @@ def _source(path: Path, file: _File) -> TensorSource:
             flat = data[start : start + 4 * count].view("<f4")
         return torch.from_numpy(np.array(flat, dtype=np.float32)).reshape(shapes[name])
 
-    def arrange(name: str, value: Tensor) -> Tensor:
+    def reorder_rows(name: str, value: Tensor) -> Tensor:
         if ".q_proj." in name:
             return to_halves(value, config.n_head)
         return to_halves(value, config.n_kv_head) if ".k_proj." in name else value
 
     weights = {name: shape for name, shape in shapes.items() if not name.startswith("rotary.")}
     types = {name: "Q8_0" if name in quantized else "F32" for name in weights}
-    return TensorSource(str(path), weights, read, types, arrange)
+    return TensorSource(str(path), weights, read, types, reorder_rows)
 
 
 def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:

@@ -15,11 +15,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.family import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
-from gptx_models.checkpoints.tensor_files import check_file, load_torch_file, of_state_dict
+from gptx_models.checkpoints.read_files import check_file
+from gptx_models.checkpoints.tensor_source import showing_progress, without_wrappers
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions
-from gptx_models.checkpoints.weights import build, shown, unwrapped
+from gptx_models.checkpoints.torch_files import load_torch_file, state_dict_source
+from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
@@ -39,8 +41,8 @@ def import_nanogpt(
             f"{path} is not a checkpoint of nanoGPT: expected the keys model and model_args"
         )
     config = _config(checkpoint["model_args"], str(path))
-    source = unwrapped(of_state_dict(checkpoint["model"], str(path)))
-    with shown(source) as read:
+    source = without_wrappers(state_dict_source(checkpoint["model"], str(path)))
+    with showing_progress(source) as read:
         model = build(config, LAYOUT, read)
     names = written_names(model, LAYOUT, LAYOUTS[family_of(config)])
     about = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.tensor_files import check_file
+from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tokenizer_files import (
     TokenizerFiles,
     read_tokenizer_folder,

@@ -18,7 +18,7 @@ from gptx.artifact.folders import check_output, remove_leftovers
 from gptx.errors import CheckpointError, OutputError, UsageError
 from gptx.progress import note
 from gptx_models.checkpoints.checkpoint import SOURCE, write_json
-from gptx_models.checkpoints.tensor_files import read_json
+from gptx_models.checkpoints.read_files import read_json
 from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.run_state import STATE
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
-from gptx_models.checkpoints.hf_config import family_of
+from gptx_models.checkpoints.family import family_of
 from gptx_models.gpt.config import PRESETS, GPTConfig
 from gptx_models.gpt.model import GPT
 

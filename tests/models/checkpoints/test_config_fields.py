@@ -11,7 +11,7 @@ import torch
 
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import load_config, load_model
-from gptx_models.checkpoints.hf_config import read_config
+from gptx_models.checkpoints.read_config import read_config
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers import import_checkpoint
 
@@ -127,7 +127,7 @@ def test_gpt2_under_the_newer_names(tmp_path: Path) -> None:
     edit(folder, n_layer=3)
     with pytest.raises(
         CheckpointError,
-        match="n_layer is 3 and num_hidden_layers is 2, which are names of one field",
+        match="n_layer is 3 and num_hidden_layers is 2: these are two names of one field",
     ):
         load_config(folder)
 

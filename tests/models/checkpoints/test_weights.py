@@ -23,9 +23,9 @@ from gpt_export.via_optimum.quantize import quantize_graph
 from gptx.artifact.layout import GRAPH
 from gptx.errors import ArtifactError, CheckpointError, UsageError
 from gptx.inspect import describe
+from gptx_models.checkpoints.check_weights import _CHUNK, check_finite
 from gptx_models.checkpoints.checkpoint import load_model
 from gptx_models.checkpoints.tensor_files import open_folder, write_safetensors
-from gptx_models.checkpoints.weights import _PIECE, check_finite
 from gptx_models.importers import import_checkpoint
 
 transformers = pytest.importorskip("transformers")  # the independent reference
@@ -195,7 +195,7 @@ def test_graphs_of_optimum(to: str, value: float, says: str, fp32: Path, tmp_pat
 
 
 def test_finite_numbers_with_an_infinite_sum_are_weights() -> None:
-    value = torch.full((3, _PIECE // 2 + 5), 1e38)
+    value = torch.full((3, _CHUNK // 2 + 5), 1e38)
     check_finite(value, "a", "here")
     value[2, 7] = float("inf")
     with pytest.raises(CheckpointError, match=r"a holds inf at \[2, 7\]"):
@@ -323,7 +323,7 @@ def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
         folder, {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
     )
     with pytest.raises(
-        CheckpointError, match=r"adapter that was not merged \(.*lora_A.*merge_and_unload\(\)"
+        CheckpointError, match=r"adapter was not merged \(.*lora_A.*merge_and_unload\(\)"
     ):
         ours(folder)
     merged = {
