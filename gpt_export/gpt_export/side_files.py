@@ -12,7 +12,7 @@ from gptx.artifact.folders import MANIFEST
 from gptx.artifact.hashes import sha256
 from gptx.artifact.task import FILE as TASK
 from gptx.artifact.uses import task_in_words
-from gptx_models.checkpoints import tensor_files
+from gptx_models.checkpoints import read_files
 from gptx_models.checkpoints.checkpoint import write_json
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer
 
@@ -37,7 +37,7 @@ def copy_side_files(source: Path, out: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if the file does not exist. Raises CheckpointError."""
-    return tensor_files.read_json(path) if path.exists() else {}
+    return read_files.read_json(path) if path.exists() else {}
 
 
 def write_genai_config(
