@@ -1,4 +1,4 @@
-"""What gptx bench divides by: the bytes of weights that a token reads, and the speed of memory."""
+"""The parts of gptx bench: bytes of weights that a token reads, memory's speed, peers, prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_graphs_weights(fp32: Path, quantized: dict[str, Path], precision: str
     assert found.stored == sum(file.stat().st_size for file in files)
     graph = onnx.load(files[0]).graph
     every = sum(numpy_helper.to_array(one).nbytes for one in graph.initializer)
-    if precision == "int4":  # two to a byte in the file, a byte each in numpy
+    if precision == "int4":  # two values share a byte in the file; numpy takes a byte each
         assert found.read < every
         return
     by_row = [

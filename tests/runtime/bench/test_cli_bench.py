@@ -1,4 +1,7 @@
-"""gptx bench: the figures that are asked for are there, in the table, the JSON and the picture. None is judged here."""
+"""gptx bench: all requested figures are in the tables, the JSON and the picture, as numbers.
+
+How large they are is not tested.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ QUICK = ("--rounds", "1", "--repeats", "1", "--new-tokens", "4", "--threads", "1
 
 @pytest.fixture(autouse=True)
 def given_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring it takes a second, and has a test of its own."""
+    """Replace the measurement of memory's speed, which takes a second and has its own test."""
     monkeypatch.setattr(children, "bandwidth", lambda threads, device: {"dot": 2e9, "sum": 1e9})
 
 
@@ -42,8 +45,8 @@ def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) ->
         "--rounds",
         "2",
     ]
-    outcome = gptx(*command, "--repeats", "1", "--new-tokens", "4", "--threads", "1", "--batch", "3",
-                   "--json", file, "--picture", png)  # fmt: skip
+    settings = ("--repeats", "1", "--new-tokens", "4", "--threads", "1", "--batch", "3")
+    outcome = gptx(*command, *settings, "--json", file, "--picture", png)
     assert outcome.status == 0, outcome.err
     for word in (
         "gptx:shared",
@@ -77,7 +80,7 @@ def test_figures_of_two_artifacts(artifacts: dict[str, Path], tmp_path: Path) ->
     assert set(shared["loading"]) == {"import_s", "load_s", "first_token_from_load_s"}
     if sys.platform == "linux":
         assert set(shared["memory"]) == {"loaded", "used", "peak_loading", "peak_running"}
-        # below 0 of a tiny model: loading lets more of ONNX Runtime's own pages go than the weights take
+        # It may be negative: a tiny model takes less memory than ONNX Runtime frees on loading.
         assert math.isfinite(shared["memory"]["used"]["times_weights"])
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
@@ -149,7 +152,7 @@ def test_transformers_is_the_reference(fp32: Path, checkpoint: Path, tmp_path: P
 
 
 def test_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Rows that are decoded together too: of one length, as all rows of gptx bench are."""
+    """Also decodes a batch, whose rows have one length, as all batches of gptx bench."""
     file = tmp_path / "bench.json"
     peer = f"transformers:{checkpoint}"
     outcome = gptx(
@@ -163,7 +166,7 @@ def test_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_compiled_pytorch_beside_gptx(fp32: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """It takes a C++ compiler, and a minute."""
+    """Needs a C++ compiler, and takes a minute."""
     file = tmp_path / "bench.json"
     peer = f"torchcompile:{checkpoint}"
     outcome = gptx(

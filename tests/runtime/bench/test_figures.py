@@ -1,5 +1,7 @@
-"""The certificate's figures: against PyTorch's own losses, as judged by limits, from the logits that an
-artifact keeps of its reference, and of a model against itself."""
+"""The figures of a certificate: compared with PyTorch's losses, and judged by limits.
+
+Also figures from the 64 logits that an artifact keeps, and of a model compared with itself.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ PIECES = [40, 100, 7]  # Tally takes 64 positions at a time
 def pair(
     seed: int = 0, n: int = sum(PIECES), off: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A reference's logits, another model's, and the tokens that followed."""
+    """Logits of a reference and of another model, (n, vocab_size), and the tokens that followed."""
     random = np.random.default_rng(seed)
     reference = random.normal(size=(n, VOCAB)).astype(np.float32) * 3
     other = reference + random.normal(size=(n, VOCAB)).astype(np.float32) * np.float32(off)
@@ -158,7 +160,7 @@ WINDOWS = [list(range(20, 60)), list(range(30)), list(range(5, 25))]
 
 
 def windows_logits(logits: np.ndarray) -> Callable[[list[int]], np.ndarray]:
-    """The logits of each of WINDOWS, one after the other."""
+    """Random logits for each window of WINDOWS."""
     starts = {tuple(window): sum(map(len, WINDOWS[:n])) for n, window in enumerate(WINDOWS)}
 
     def of(window: list[int]) -> np.ndarray:
@@ -233,7 +235,7 @@ def test_figures_by_a_reference_are_those_of_all_logits_as_far_as_it_knows_them(
     )
 
     def coarse(logits: torch.Tensor) -> torch.Tensor:
-        """log of the 64 probabilities, and of all others together"""
+        """Logarithms of the 64 kept probabilities and of the sum of all others."""
         probabilities = logits.softmax(-1).gather(-1, ids)
         return torch.cat([probabilities, 1 - probabilities.sum(-1, keepdim=True)], -1).log()
 
@@ -244,7 +246,7 @@ def test_figures_by_a_reference_are_those_of_all_logits_as_far_as_it_knows_them(
 
 
 def test_probability_that_moves_to_other_tokens_is_seen() -> None:
-    """The 64 highest keep their logits, but the others take most of the probability."""
+    """The 64 kept logits are the same, but the other tokens take most of the probability."""
     logits, _, _ = pair(n=90)
     other = np.where(logits < np.sort(logits)[:, -TOP : -TOP + 1], logits + 8, logits)
     found = compare(kept(logits), windows_logits(other))
@@ -262,7 +264,7 @@ def test_the_lead_of_a_choice_outside_the_kept_ones_is_that_of_their_last() -> N
 
 
 def test_windows_of_one_token(tmp_path: Path) -> None:
-    """Each has a full position, which is its first and its last."""
+    """The full position of each window is its first and its last."""
     logits, other, _ = pair(n=2)
     summarize([[1], [2]], lambda n: logits[n : n + 1], ([1], []), budget=10**6).save(tmp_path)
     found = Reference.load(tmp_path, SHAPE)
@@ -324,7 +326,7 @@ def test_a_short_text_too(length: int, artifacts: dict[str, Path]) -> None:
 
 
 def test_a_perplexity_beyond_all_floats() -> None:
-    """Of damaged weights, whose logits are huge: exp() of their loss overflowed."""
+    """Damaged weights give huge logits; exp() of their loss must not overflow."""
     reference, logits = np.zeros((4, 8), np.float32), np.zeros((4, 8), np.float32)
     logits[:, 0] = 1e30
     tally = Tally()

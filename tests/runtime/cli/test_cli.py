@@ -1,4 +1,4 @@
-"""The command itself: its table of verbs, what it imports, how it fails, and completion."""
+"""The command gptx: table of verbs, imports, failures, shell completion."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_verb_whose_package_is_missing_says_how_to_get_it(
 
 
 def imported_by(*args: str, tmp_path: Path) -> set[str]:
-    """Modules that a process has when the command ends."""
+    """Names of the modules that a process has imported when the command ends."""
     names = tmp_path / "modules"
     code = (
         "import atexit, sys; sys.argv[0] = 'gptx'\n"
@@ -165,7 +165,7 @@ def load():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
-    except SystemExit as error:  # what pybind11 does with it
+    except SystemExit as error:  # as pybind11 does
         raise ImportError("initialization failed") from error
 
 VERBS["load"] = ("__main__:load", "")

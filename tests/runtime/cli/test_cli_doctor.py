@@ -1,4 +1,4 @@
-"""gptx doctor: versions, providers that really load, conflicts; and the model of 68 bytes that it tries them with."""
+"""gptx doctor: versions, providers that load, conflicts, and the tiny model it tries them with."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_provider_that_does_not_load(tmp_path: Path) -> None:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
-    """Other versions (None: not installed) of the distributions named, with _ for -."""
+    """Pretend versions of distributions (None: not installed); write _ for - in their names."""
     real = doctor.installed
     named = {name.replace("_", "-"): number for name, number in versions.items()}
     monkeypatch.setattr(

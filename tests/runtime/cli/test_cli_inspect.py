@@ -1,4 +1,4 @@
-"""gptx inspect: an artifact, a checkpoint, and what is neither, described without loading a weight."""
+"""gptx inspect: descriptions of artifacts and checkpoints, and refusals of everything else."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def checkpoint(folder: Path, model_type: str = "llama") -> Path:
 
 
 def _places(value: object, place: tuple = ()) -> Iterator[tuple]:
-    """Where anything stands in a JSON value: keys and indices from the top."""
+    """The path (keys and indices from the top) of every value inside a JSON value."""
     pairs = (
         value.items()
         if isinstance(value, dict)

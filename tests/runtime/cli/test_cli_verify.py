@@ -1,4 +1,7 @@
-"""gptx verify: how a report is printed and what the exit status says; the proof itself is tested elsewhere."""
+"""gptx verify: how it prints a report, and its exit status.
+
+What the report says is tested in tests/runtime/parity/test_verify.py.
+"""
 
 from __future__ import annotations
 

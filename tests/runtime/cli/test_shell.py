@@ -1,5 +1,4 @@
-"""What the shell says: any text on any standard output, remarks that say what was probably not meant, and no escape
-sequences where a terminal or a person wants none."""
+"""The command line in any shell: encodings, escape sequences, warnings, hints on mistakes."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ ESCAPE = "\x1b"
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its path has an accent, and its verbs print it."""
+    """An artifact whose path has an accent, which several verbs print."""
     return write_artifact(tmp_path_factory.mktemp("shell") / "modèle", template=TEMPLATE, n_ctx=512)
 
 
@@ -47,7 +46,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_standard_output_in_ascii(artifact: Path, args: tuple[str, ...]) -> None:
-    """A pipe gets UTF-8, and a terminal its characters, with others as question marks."""
+    """A pipe gets UTF-8; a terminal shows a question mark for a character that it lacks."""
     text = () if args[0] == "inspect" else ("é à ü",)
     piped = gptx(*args, artifact, *text, encoding="ascii")
     assert piped.status == 0 and re.search("[éèü]|\N{REPLACEMENT CHARACTER}", piped.text)
@@ -56,7 +55,7 @@ def test_standard_output_in_ascii(artifact: Path, args: tuple[str, ...]) -> None
 
 
 def test_a_path_that_is_no_text(tmp_path: Path) -> None:
-    """Its bytes are escaped, as JSON reads them."""
+    """Bytes of a path that are not UTF-8 are escaped, so that JSON readers get them back."""
     path = write_artifact(tmp_path / "model").rename(tmp_path / os.fsdecode(b"mod\xe8le"))
     outcome = gptx("inspect", path, "--json")
     assert outcome.status == 0 and json.loads(outcome.text)["path"] == str(path)
@@ -66,7 +65,7 @@ def test_a_path_that_is_no_text(tmp_path: Path) -> None:
 def test_what_onnxruntime_says_does_not_reach_standard_output(
     artifact: Path, tmp_path: Path
 ) -> None:
-    """Its own words hold the graph's names, which here are not UTF-8: then it would print, and try again."""
+    """Its messages hold the graph's names. Here these are not UTF-8, which makes it print."""
     broken = write_artifact(tmp_path / "broken")
     graph = broken / "onnx/model.onnx"
     graph.write_bytes(graph.read_bytes().replace(b"GroupQueryAttention", b"GroupQuer\xffAttention"))
@@ -164,7 +163,7 @@ DRAWING = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "seed": 3}
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) -> None:
-    """As transformers warns of a top_k without do_sample."""
+    """transformers warns about the same, such as top_k without do_sample."""
     model = api.load(artifact)
     given: dict[str, Any] = {name: DRAWING[name], "max_new_tokens": 1}
     calls = [model.generate, model.stream, model.summarize, model.chat().stream]
@@ -274,8 +273,8 @@ def test_an_empty_line_keeps_its_place(artifact: Path, tmp_path: Path, source: s
     ]
     assert (outcome.status, outcome.text.split("\n")) == (1, [found[0], "", "", found[1], ""])
     assert (
-        outcome.err
-        == "gptx: 2 lines, of which line 2 is the first, are empty and got no label; the others did\n"
+        outcome.err == "gptx: 2 lines, of which line 2 is the first, are empty and got no label;"
+        " the others did\n"
     )
     as_json = gptx(
         "classify", "-m", artifact, *labels, "--json", "--file", file, stdin=lines.encode()

@@ -1,4 +1,4 @@
-"""What docs/explanation/strangers.md promises of files that a stranger made."""
+"""The promises of docs/explanation/strangers.md about files that a stranger made."""
 
 from __future__ import annotations
 
@@ -70,8 +70,11 @@ WATCHED = """
 import sys
 events = []
 def hook(event, args):
-    if event in ("open", "import", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn",
-                 "socket.connect", "socket.getaddrinfo", "os.remove", "os.rename", "os.mkdir", "shutil.rmtree"):
+    if event in (
+        "open", "import", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec",
+        "os.posix_spawn", "socket.connect", "socket.getaddrinfo", "os.remove", "os.rename",
+        "os.mkdir", "shutil.rmtree",
+    ):
         events.append((event, str(args[0]), str(args[1]) if len(args) > 1 else ""))
 import gptx, gptx.cli, gptx.verify, gptx.inspect, onnxruntime, tokenizers, jinja2, numpy
 sys.addaudithook(hook)
@@ -86,7 +89,7 @@ print(json.dumps(events))
 
 
 def test_what_is_read_and_run(folder: Path) -> None:
-    """Python's audit events of loading, generating, chatting, inspecting and verifying, in a process of its own."""
+    """A process loads, generates, chats, inspects and verifies; its audit events are checked."""
     for name in ("evil.py", "modeling_gptx.py", "sitecustomize.py", "README.md", "weights.pkl"):
         (folder / name).write_text("raise SystemExit('the folder ran code')")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -153,7 +156,7 @@ def test_weights_from_outside_the_folder(folder: Path, tmp_path: Path, how: str)
 
 @pytest.mark.parametrize("name", GRAPH_FOLDERS)
 def test_folders_of_graphs_that_are_links(folder: Path, name: str) -> None:
-    """A link to the root would be searched for hours."""
+    """Searching a link to / would take hours."""
     if name == "onnx":
         (folder / "onnx").rename(folder / "graphs")
     (folder / name).symlink_to("graphs" if name == "onnx" else "/")
@@ -162,7 +165,7 @@ def test_folders_of_graphs_that_are_links(folder: Path, name: str) -> None:
 
 
 def test_a_thousand_folders_in_each_other(folder: Path) -> None:
-    """More than Python's own walks can go down."""
+    """Deeper than Python's own functions can walk."""
     for depth in range(1, 1201):
         os.mkdir(f"{folder}/onnx{'/a' * depth}")
     Path(f"{folder}/onnx{'/a' * 1200}/x").write_text("")
@@ -172,7 +175,7 @@ def test_a_thousand_folders_in_each_other(folder: Path) -> None:
     assert f"{'a/' * 1200}x" in dict(describe(folder).files)
     subprocess.run(
         ["rm", "-r", folder / "a"], check=True
-    )  # pytest's own removal would not go down either
+    )  # pytest cannot remove such a folder either
 
 
 def test_inspect_says_nothing_of_what_links_lead_to(folder: Path, tmp_path: Path) -> None:
@@ -281,8 +284,10 @@ def test_control_characters_stay_off_the_terminal(folder: Path) -> None:
 
 # Values that nobody expects
 
-ODD = [None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**30, 10**400, "", "x", "\0", "../x", [],
-       {}, [[]], {"a": 1}, [1, "a"], [None], [-1], [10**12]]  # fmt: skip
+ODD = [
+    *(None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**30, 10**400),
+    *("", "x", "\0", "../x", [], {}, [[]], {"a": 1}, [1, "a"], [None], [-1], [10**12]),
+]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -306,7 +311,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def end_well(folder: Path, *, run: bool) -> None:
-    """Whatever is done with the folder ends in a result or in one of gptx's sentences."""
+    """Every use of the folder ends in a result or in one of gptx's errors."""
     outcome = command("inspect", folder)  # in this process: a traceback comes through
     assert outcome.status == 0 or outcome.err.startswith("gptx: ")
     if not run:
@@ -397,9 +402,11 @@ def test_odd_values_in_the_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json", "tokenizer.json",
-     "gptx_task.json"],
-)  # fmt: skip
+    [
+        *("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"),
+        *("config.json", "tokenizer.json", "gptx_task.json"),
+    ],
+)
 def test_odd_values_in_side_files(folder: Path, name: str) -> None:
     path = folder / name
     if name == "gptx_task.json":
@@ -427,7 +434,7 @@ def test_odd_values_in_side_files(folder: Path, name: str) -> None:
 
 
 class Code:
-    """Unpickled, it runs a command."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.system, ("touch ran",)

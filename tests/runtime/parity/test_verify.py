@@ -1,6 +1,6 @@
-"""gptx verify proves what the artifact says: an artifact is edited, sizes and hashes are made to agree, and it is noticed.
+"""gptx verify notices edits of an artifact whose sizes and hashes were made to agree again.
 
-Each edit is of a tiny artifact that carries a certificate, whose proof text is shorter than its context.
+The artifact is tiny and carries a certificate; its proof text is shorter than its context.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from gptx.verify import Measured, Report, forced_logits, measure, verify
 
 N_CTX = 300
 TEMPLATE = (
-    "{% for m in messages %}{% if m.content == 'rare' %}!{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}{% if m.content == 'rare' %}!{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{{ strftime_now('%d %b %Y') }}"
 )
 Edit = Callable[[Path], None]
@@ -75,7 +76,7 @@ def change(folder: Path, *keys: str, value: Any) -> None:
 
 
 def failed(report: Report) -> set[str]:
-    """What an edit fails by, the seal apart: that one finds every edit, if the editor left it alone."""
+    """Names of the failed checks and figures, except the seal, which every edit breaks."""
     return {one.name for one in (*report.checks, *report.rows) if not one.ok} - {"unchanged"}
 
 
@@ -198,7 +199,10 @@ def test_files_that_change_while_they_are_verified(
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, np.ndarray]], None]) -> None:
-    """Change stored tensors of the graph; those of the tiny model are constant_0 (embedding), constant_1 (positions) ..."""
+    """Change stored tensors of the graph by name.
+
+    In the tiny model constant_0 is the embedding, constant_1 the table of positions.
+    """
     path = folder / "onnx/model.onnx"
     model = onnx.load(path)
     arrays = {one.name: numpy_helper.to_array(one).copy() for one in model.graph.initializer}
@@ -235,7 +239,8 @@ def test_a_value_that_is_no_number(folder: Path, name: str, value: float) -> Non
 
 KINDS: dict[int, Any] = {
     TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64, TensorProto.FLOAT16: np.float16,
-    TensorProto.BFLOAT16: "bfloat16", TensorProto.FLOAT8E4M3FN: "float8_e4m3fn", TensorProto.FLOAT8E5M2: "float8_e5m2",
+    TensorProto.BFLOAT16: "bfloat16", TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
+    TensorProto.FLOAT8E5M2: "float8_e5m2",
 }  # fmt: skip
 
 
@@ -304,7 +309,7 @@ def test_a_mask_may_hold_minus_infinity(folder: Path) -> None:
 
 
 def test_a_constant_without_a_name_is_no_table(folder: Path) -> None:
-    """Operators write an input that they leave out as a name of no characters."""
+    """An input that an operator leaves out has the name "", like a tensor without a name."""
     model = onnx.load(folder / "onnx/model.onnx")
     model.graph.node.insert(
         0, helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(1)))
@@ -320,14 +325,14 @@ def test_a_context_beyond_the_graphs_tables(folder: Path, n_ctx: int) -> None:
     report = verify(folder, threads=1)
     assert "context" in failed(report)
     (check,) = (check for check in report.checks if check.name == "context")
-    assert (
-        check.what
-        == f"n_ctx is {n_ctx} in gptx.json, and 'constant_1' of onnx/model.onnx has rows for 300 positions"
+    assert check.what == (
+        f"n_ctx is {n_ctx} in gptx.json, and 'constant_1' of onnx/model.onnx has rows for 300"
+        " positions"
     )
 
 
 def test_a_context_that_is_said_to_be_shorter(folder: Path) -> None:
-    """The reference reaches further than the model is said to."""
+    """The reference holds positions beyond the n_ctx in gptx.json."""
     change(folder, "model", "n_ctx", value=N_CTX - 1)
     with pytest.raises(
         ArtifactError, match="context_windows reach position 299, beyond the context of 299"
@@ -361,9 +366,8 @@ def test_a_long_context_is_probed_in_windows(
     assert "context_max_abs" in failed(verify(folder, threads=1))
 
 
-def test_the_windows_reach_what_the_model_says_there(certified: Path) -> None:
-    """A window that begins later is the end of a longer text, but for what stood before it: with learned positions each
-    single token says the same whether it is fed at position p alone or the places before it are hidden."""
+def test_logits_depend_on_the_position_of_the_window(certified: Path) -> None:
+    """The same tokens give other logits at another position, and the same ones there again."""
     ids = [5, 6, 7]
     with gptx.load(certified, threads=1) as model:
         here, there = (whole_context.logits_at(model, ids, position) for position in (0, 200))
@@ -549,9 +553,11 @@ def test_a_template_writes_the_date_of_its_day(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("kl_mean", 0.5), ("perplexity", 3.0), ("same_top1", 0.5), ("greedy_identical", 12), ("context_kl_max", 4.0),
-     ("mean_abs", 0.7)],
-)  # fmt: skip
+    [
+        *(("kl_mean", 0.5), ("perplexity", 3.0), ("same_top1", 0.5), ("greedy_identical", 12)),
+        *(("context_kl_max", 4.0), ("mean_abs", 0.7)),
+    ],
+)
 def test_a_certified_figure_that_was_edited(folder: Path, name: str, value: float) -> None:
     change(folder, "certificate", "verified", name, value=value)
     report = verify(folder, threads=1)
@@ -622,7 +628,7 @@ def test_a_figure_that_is_no_number(folder: Path, part: str, value: object) -> N
 
 
 def test_an_artifact_of_an_older_gptx(folder: Path) -> None:
-    """It has no record of the context and of text, and does not say what verify found when it was made."""
+    """It lacks the record of texts, the whole context, the seal and the verified figures."""
     arrays = load_file(folder / "gptx_reference.safetensors")
     new = ("words", "seal")
     old = {
