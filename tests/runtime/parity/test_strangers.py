@@ -34,7 +34,7 @@ from gptx.verify import verify
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
 
-PAGE = (Path(__file__).parents[3] / "docs" / "strangers.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/explanation/strangers.md").read_text()
 
 
 @pytest.fixture(scope="module")
