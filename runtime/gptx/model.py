@@ -1,4 +1,4 @@
-"""gptx.load and Model: an artifact's path in, an opened model out, with each task as a method."""
+"""gptx.load and gptx.Model: an artifact's path in, an opened model out, each task a method."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from gptx.artifact.manifest import read_manifest
 from gptx.artifact.task import Example, read_task
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
-from gptx.generation.loaded_model import LoadedModel, Prompt
+from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.options import Given, takes_options
+from gptx.generation.prompt import Prompt
 from gptx.ort.device import check_device
 from gptx.ort.graph import open_graph
 from gptx.tasks.chat import Chat
@@ -35,19 +36,23 @@ def load(
     threads: int | None = None,
     adjust_memory: bool = True,
 ) -> Model:
-    """Open the artifact in the folder `path`, or the model that ships with gptx.
+    """Open an artifact and return it as a Model.
 
-    device: "cpu"; "cuda", which raises ProviderError if the model cannot run there; or "auto",
-    which takes CUDA if it works and else the CPU. threads: CPU threads; None takes one per core.
+    path: the artifact's folder. None: the model that ships with gptx.
 
-    adjust_memory: on Linux, gptx adjusts the memory of its own process when it runs on a CPU. After
-    loading it gives back the pages that only loading needed. After 128 steps it moves the weights
-    into large pages (2 MB), which makes decoding 4 to 10% faster. Neither changes a result. Pass
-    False in an app that manages its memory itself.
+    device: "cpu", "cuda" (raises ProviderError if CUDA cannot be used) or "auto" (CUDA if it can be
+    used, else the CPU).
 
-    Warns (GptxWarning) of fields in generation_config.json that gptx does not obey. Raises
-    ArtifactError if the artifact is damaged or of a newer gptx, ProviderError if the device cannot
-    be used, UsageError for a wrong argument.
+    threads: CPU threads that compute. None: one for each core.
+
+    adjust_memory: let gptx adjust the memory of this process (Linux, CPU only). After loading, it
+    gives memory that was needed only for loading back to the operating system. After 128 runs of
+    the graph, it moves the weights into huge pages (2 MB), which makes decoding 4 to 10% faster.
+    Results do not change. Pass False if your app manages its memory itself.
+
+    Raises ArtifactError if the folder is not an artifact, is damaged or was made by a newer gptx;
+    ProviderError if the device cannot be used; UsageError for wrong arguments. Warns (GptxWarning)
+    if generation_config.json asks for something that gptx does not do, such as beam search.
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
@@ -67,8 +72,8 @@ def load(
         )
     task, n_class = read_task(folder), manifest.model.n_class
     generation = read_side_file(folder / "generation_config.json")
-    if not n_class and (unheeded := unsupported_in_words(generation)) is not None:
-        warn(f"{folder}: {unheeded}")
+    if not n_class and (ignored := unsupported_in_words(generation)) is not None:
+        warn(f"{folder}: {ignored}")
     return Model(
         open_graph(manifest, device=device, threads=threads, adjust_memory=adjust_memory),
         tokenizer=tokenizer,
@@ -80,33 +85,50 @@ def load(
 
 
 class Model(LoadedModel):
-    """An opened artifact: `gptx.load` returns one. Each task is a method.
+    """An opened artifact: generates text, chats, classifies, scores and summarizes.
 
-    `tokenizer` and `template` (the chat template) are None if the artifact has none.
+    Open one with gptx.load. `close`, or leaving a `with` block, frees its memory.
 
-    Threads: any number of threads may call a model at the same time. A session, stream or chat
-    serves one thread at a time; a second thread that calls it meanwhile gets UsageError.
+    Attributes:
+
+    - path: the artifact's folder.
+    - manifest: what gptx.json says of the artifact, for instance manifest.model.vocab_size.
+    - n_ctx: the model's context in tokens.
+    - provider: ONNX Runtime's name of what computes: "CPUExecutionProvider" or
+      "CUDAExecutionProvider".
+    - graph: the ONNX file that was opened: onnx/model.onnx, or one that gptx compile made of it.
+    - decode: the file of a second graph, for single rows (int8-fast artifacts); else None.
+    - tokenizer, template: the tokenizer and the chat template; None if the artifact has none.
+    - generation: the fields of generation_config.json, the defaults of the options.
+    - task: what the model was fine-tuned for (gptx_task.json); None if it was not.
+    - head: the classification head; None for a language model.
+
+    Threads: any number of threads may call one Model at the same time. A Session, Stream or Chat
+    serves one thread at a time: a call from a second thread meanwhile raises UsageError.
     """
 
     def chat(self, *, system: str | None = None) -> Chat:
-        """Begin a conversation. system: the text of the system message; None: no such message.
+        """Begin a conversation. Returns a Chat.
+
+        system: the system message, which tells the model how to answer. None: no system message.
 
         Raises UsageError if the artifact has no tokenizer or no chat template.
         """
         return Chat(self, system=system)
 
     def score(self, text: Prompt, *, overlap: int | None = None) -> Score:
-        """How likely the model finds a text: each token's log-probability, their sum, the
-        perplexity.
+        """Compute how likely the model finds a text: log-probabilities and perplexity.
 
-        text: a text, or its token ids. The first token is not scored, as nothing stands before it.
+        text: a text, or a list of token ids. The first token is not scored, because no token stands
+        in front of it.
 
-        A text that is longer than the context is read in windows that overlap. overlap: how many
-        tokens of the window before are read again at the beginning of each window, so that every
-        scored token has at least so many tokens before it. They are not scored twice. Default: half
-        of the context. A larger overlap judges tokens by more of the text and takes longer.
+        overlap: for texts that are longer than the context. They are read in windows, and each
+        window begins with the last `overlap` tokens of the window before it, which are not scored
+        again. So each token of a later window has at least `overlap` tokens in front of it. A
+        larger overlap takes longer. 1 to n_ctx; default: half of n_ctx.
 
-        Raises PromptError for a text of a single token, UsageError for a wrong overlap.
+        Raises PromptError for fewer than two tokens, UsageError for a wrong overlap or a
+        classification model.
         """
         self._need_language("scored")
         return score(self, text, overlap=overlap)
@@ -143,29 +165,36 @@ class Model(LoadedModel):
         calibrate: bool = False,
         normalization: Normalization = "sum",
     ) -> Classification | list[Classification]:
-        """Find the label that fits a text best. A list of texts gives a list of Classifications.
+        r"""Choose the label that fits a text best. A list of texts gives a list of Classifications.
 
-        A language model gets a prompt with the text, and each label is scored by its probability as
-        the answer: log P(" " + label | prompt). The beginning that the prompts share is computed
-        once. A model with a classification head gets the text alone; it has its own labels, and
-        `Classification.problem_type` says what its probabilities mean.
+        A language model scores each label by log P(" " + label | prompt), its log-probability as
+        the answer to a prompt. A model with a classification head computes a value for each of its
+        own labels from the text alone, without examples and calibrate; Classification.problem_type
+        says what its probabilities mean.
 
-        labels: the labels to choose from. Default: those that the model was fine-tuned for.
-        template: the prompt, with {text} in it. Default: the template of the fine-tuning, else
-        "Text: {text}\nLabel:".
-        examples: (text, label) pairs to put before the text (few-shot). None: zero-shot.
-        normalization: "sum" adds a label's token log-probabilities. This is the label's
-        probability, which training maximises, but it prefers short labels. "mean" divides by the
-        label's length in tokens; take it for labels of very different lengths. (They are acc and
-        acc_norm of EleutherAI's evaluation harness.)
-        calibrate: divide by the probabilities that the labels have after texts without content
-        ("N/A", "[MASK]" and ""). This takes away what the prompt alone prefers, and helps few-shot
+        labels: two or more. Default: those that the model was fine-tuned for.
+
+        examples: (text, label) pairs to put in front of the prompt (few-shot). None: zero-shot.
+
+        template: the prompt, with {text} in it. Default: the one that the model was fine-tuned
+        with, else "Text: {text}\nLabel:".
+
+        normalization: how the log-probabilities of a label's tokens become its score. "sum" gives
+        log P(label | prompt), which fine-tuning maximises, but it prefers short labels. "mean"
+        divides the sum by the number of tokens; use it for labels of very different lengths.
+        (EleutherAI's evaluation harness has a similar choice: acc sums, acc_norm divides by the
+        label's characters.)
+
+        calibrate: divide each label's probability by the one it has after texts without content
+        ("N/A", "[MASK]" and ""). This removes what the prompt alone prefers. It helps few-shot
         prompts of models that were not fine-tuned (Zhao et al. 2021,
         https://arxiv.org/abs/2102.09690).
 
-        A text that is too long for the context is cut at its end; `Classification.left_out` is the
-        number of tokens that were cut. Raises PromptError for a text that is empty or of a wrong
-        type, UsageError for labels, examples or a template that make no sense.
+        A text that is too long for the context is cut at its end; Classification.left_out is the
+        number of tokens that were cut.
+
+        Raises PromptError for a text that is empty or of a wrong type, or if the prompt leaves no
+        room for the text; UsageError for wrong labels, examples or options.
         """
         if not isinstance(text, str) and not is_list(text):
             raise PromptError(f"the text is {shown(text)}, expected a text or a list of texts")
@@ -190,19 +219,23 @@ class Model(LoadedModel):
         template: str | None = None,
         **options: Unpack[Given],
     ) -> Summary:
-        """Summarize a text. Returns a Summary: a Completion with `left_out`.
+        r"""Summarize a text. Returns a Summary: a Completion with `left_out`.
 
-        A text that is too long for the context is cut at its end; `left_out` is the number of
+        examples: (text, summary) pairs to put in front of the prompt (few-shot). With examples, the
+        summary ends at an empty line, as the examples do.
+
+        template: the prompt, with {text} in it. Default: the one that the model was fine-tuned
+        with, else "{text}\n\nSummary:".
+
+        Options are those of `generate`, with two other defaults: decoding is greedy unless the call
+        gives a temperature, and ends after 96 new tokens unless the call or generation_config.json
+        sets a limit.
+
+        A text that is too long for the context is cut at its end; Summary.left_out is the number of
         tokens that were cut.
 
-        template: the prompt, with {text} in it. Default: the template of the fine-tuning, else
-        "{text}\n\nSummary:".
-        examples: (text, summary) pairs to put before the text (few-shot). With examples, the
-        summary ends at an empty line, as theirs do.
-
-        The options are those of `generate`, with two other defaults: decoding is greedy unless the
-        call gives a temperature, and the summary ends after 96 new tokens if neither the call nor
-        generation_config.json says how many. Raises PromptError and UsageError as `generate` does.
+        Raises PromptError for an empty text, or if the prompt leaves no room for the text;
+        UsageError for wrong examples or options.
         """
         self._need_language("summarized")
         return summarize(self, text, examples=examples, template=template, options=options)

@@ -123,14 +123,14 @@ def run(
 def start(
     model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None
 ) -> Stream:
-    """The stream for one prompt; 256 new tokens where neither the call nor the artifact says how many."""
+    """The stream for one prompt, with the limit of `generate`, which a chat does not have."""
+    if not chat:
+        return model.stream(given, **sampling)
+    assert isinstance(given, str)
     options = sampling.copy()
     if options.get("max_new_tokens") is None and not limits_length(model.generation):
         options["max_new_tokens"] = MAX_NEW_TOKENS
-    if chat:
-        assert isinstance(given, str)
-        return model.chat(system=system).stream(given, **options)
-    return model.stream(given, **options)
+    return model.chat(system=system).stream(given, **options)
 
 
 def _print_text(model: Model, stream: Stream, echoed: str, *, silent: bool) -> bool:

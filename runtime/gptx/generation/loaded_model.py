@@ -1,23 +1,23 @@
-"""An opened artifact that generates text: prompts in, completions out. Every task is built on it.
+"""An opened artifact that encodes prompts and generates text: the base class of gptx.Model.
 
-It ties together the graph, the tokenizer, the options and the decode loop. It knows no task.
+It joins the graph, the tokenizer, the options and the token loop. The tasks (chat, classify, score,
+summarize) are built on it; it knows none of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
-from gptx.arguments import integer, is_list
 from gptx.artifact.class_head import Head
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
-from gptx.errors import PromptError, UsageError, shown
-from gptx.generation.loop import Generation
-from gptx.generation.loop import check_options as check_stops
+from gptx.errors import UsageError
+from gptx.generation.loop import Generation, check_options
 from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, takes_options
+from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
 from gptx.generation.session import Session
 from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
@@ -28,14 +28,9 @@ from gptx.text.prefix import common_length
 from gptx.text.stop_strings import StopSet, StopStrings
 from gptx.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
-
 
 class LoadedModel:
-    """What all tasks need of an opened artifact: encode, generate, stream, sessions.
-
-    `tokenizer` and `template` (the chat template) are None if the artifact has none.
-    """
+    """An opened artifact. gptx.Model, its only subclass, documents the attributes and threads."""
 
     def __init__(
         self,
@@ -47,31 +42,30 @@ class LoadedModel:
         task: Task | None = None,
         head: Head | None = None,
     ) -> None:
-        self._graph: OnnxGraph | None = graph
+        self._graph: OnnxGraph | None = graph  # None: the model is closed
         self.manifest: Manifest = graph.manifest
-        # the execution provider that runs the graph, by ONNX Runtime's name
         self.provider: str = graph.provider
-        # the file that was opened: onnx/model.onnx, or one that gptx compile made
         self.graph: Path = graph.file
-        # the graph of single rows, if the artifact has one (int8-fast)
         self.decode: Path | None = graph.decode_file
         self.tokenizer: Tokenizer | None = tokenizer
         self.template: ChatTemplate | None = template
-        self.generation: dict[str, Any] = dict(generation or {})  # generation_config.json
-        self.task: Task | None = task  # what it was fine-tuned for: gptx_task.json
-        self.head: Head | None = head  # of a model that classifies by one
+        self.generation: dict[str, Any] = dict(generation or {})
+        self.task: Task | None = task
+        self.head: Head | None = head
 
     @property
     def path(self) -> Path:
+        """The artifact's folder."""
         return self.manifest.path
 
     @property
     def n_ctx(self) -> int:
+        """The model's context, in tokens: the most that prompt and new text may hold together."""
         return self.manifest.model.n_ctx
 
     @property
     def takes_positions(self) -> bool:
-        """True if the graph has an input of positions; otherwise it counts them itself."""
+        """True if position_ids is an input of the graph, False if the graph counts positions."""
         return self._opened().takes_positions
 
     @overload
@@ -86,38 +80,41 @@ class LoadedModel:
         prompt: Prompt | Sequence[Prompt],
         **options: Unpack[Given],
     ) -> Completion | list[Completion]:
-        """Generate text that continues a prompt, and return all of it as a Completion.
+        """Generate text that continues a prompt, and return all of it.
 
-        prompt: a text or its token ids. A list of prompts is decoded as one batch and gives a list
-        of completions, each with the text that its prompt gives alone.
+        prompt: a text, or a list of token ids. A list of prompts is decoded as one batch and gives
+        a list of completions; each text is the one that its prompt gives alone.
 
-        The options have the names of transformers' `generate`. An option that the call does not
-        give is taken from the artifact's generation_config.json. If that does not give it either,
-        decoding is greedy (temperature 0) and ends after 256 new tokens. (The default model's
-        generation_config.json asks for sampling: pass temperature=0 or a seed to get the same text
-        each time.)
+        Options have the names of transformers' `generate`:
 
-        max_new_tokens, min_new_tokens: the most and the least tokens to generate.
-        temperature: 0 always takes the likeliest token; 1 draws with the model's own probabilities.
-        top_k, top_p, min_p: which of the likeliest tokens may be drawn.
-        repetition_penalty: above 1, tokens that stand in the text already become less likely.
-        seed: of the random draws. Prompt i of a list draws with seed + i.
-        stop: a string or several; the text ends before the first of them.
-        stop_tokens: token ids that end the text, beside the artifact's own.
+        - max_new_tokens: the most tokens to generate.
+        - min_new_tokens: until so many are generated, the model may not end the text.
+        - temperature: 0 takes the likeliest token each time (greedy decoding). Above 0, tokens are
+          drawn at random from softmax(logits / temperature).
+        - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
+        - repetition_penalty: above 1, tokens that occurred before become less likely.
+        - seed: of the random draws. Prompt i of a list draws with seed + i. Without it a seed is
+          chosen at random; Completion.seed reports it.
+        - stop: a string or several. The text ends before the first of them that occurs.
+        - stop_tokens: token ids that end the text, in addition to the model's own.
 
-        Raises PromptError for a prompt that is empty, too long or no text; UsageError for options
-        that make no sense.
+        An option that is not given comes from the artifact's generation_config.json. If the file
+        does not set it either, decoding is greedy and ends after 256 new tokens. The file of the
+        default model asks for sampling: pass temperature=0, or a seed, to get the same text each
+        time.
+
+        Raises PromptError for a prompt that is empty, too long or neither text nor token ids,
+        UsageError for wrong options, GptxError if there is too little memory.
         """
         began = time.perf_counter()
         self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
         batch = is_batch(prompt)
         prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
+        seeds = [
+            None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))
+        ]
         with self.session(len(prompts)) as session:
-            seeds = [
-                None if resolved.seed is None else resolved.seed + row
-                for row in range(len(prompts))
-            ]
             generation = self._generation(session, prompts, resolved, seeds)
             stops = StopSet(resolved.stop)
             transcripts = [
@@ -132,61 +129,43 @@ class LoadedModel:
         prompt: Prompt,
         **options: Unpack[Given],
     ) -> Stream:
-        """Generate as `generate` does, and return a Stream: the text, piece by piece, while it is
-        computed.
+        """Generate as `generate` does, and return a Stream that yields the text while it grows.
 
-        The prompt, the options and the errors are those of `generate`. One default differs, as a
-        reader can end a stream: if neither the call nor generation_config.json gives
-        max_new_tokens, a stream goes on until the model ends the text or the context is full.
+        The prompt is one text, or one list of token ids. Options and their defaults are those of
+        `generate`, so both give the same text.
+
+        Raises PromptError, UsageError and GptxError as `generate` does, before any text is read.
         """
-        checked = self.stream_options(options)
+        checked = self.stream_options(options, max_new_tokens=MAX_NEW_TOKENS)
         ids = self.encode(prompt)
         return self.stream_ids(ids, checked, context=ids)
 
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
-        """Open a Session of `batch_size` rows: the step-level API, with token ids in and logits
-        out.
+        """Open a Session, the step-level interface: token ids in, logits out.
 
-        size: the most tokens that a row may hold. Memory for all of them is taken at once. Without
-        it, the KV cache grows with use, up to the model's context.
+        batch_size: the number of rows (sequences).
+        size: the most tokens that each row may hold. Memory for all of them is allocated at once.
+        Without it, a row may hold n_ctx tokens, and the KV cache grows with use.
 
-        Raises UsageError for a wrong number, or if the memory for `size` cannot be had.
+        Raises UsageError for values out of range, GptxError if there is too little memory.
         """
         return Session(self._opened(), batch_size, size=size)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids, with the special tokens that the tokenizer adds itself.
+        """The token ids of a prompt, with the special tokens that the tokenizer adds (bos).
 
-        Token ids are checked and returned. Raises PromptError for an empty text or ids outside the
-        vocabulary, UsageError for a text if the artifact has no tokenizer.
+        A list of token ids is checked and returned. Raises PromptError for an empty text or an id
+        outside the vocabulary, UsageError for a text if the artifact has no tokenizer.
         """
-        if not isinstance(prompt, str):
-            return self._token_ids(prompt)
-        if self.tokenizer is None:
-            raise UsageError(f"{self.path} has no tokenizer: give the prompt as token ids")
-        if not prompt:
-            raise PromptError("the prompt is empty: give some text to go on from")
-        return self.tokenizer.encode(prompt)
-
-    def _token_ids(self, prompt: Sequence[int]) -> list[int]:
-        if not is_list(prompt) and not isinstance(prompt, Iterator):
-            raise PromptError(
-                f"a prompt is a text or a list of token ids, not {type(prompt).__name__}"
-            )
-        ids, last = [], self.manifest.model.vocab_size - 1
-        for token in map(_token_id, prompt):  # one by one: a generator may be endless
-            if not 0 <= token <= last:
-                raise PromptError(
-                    f"token id {shown(token)} is outside the model's vocabulary: 0 to {last}"
-                )
-            ids.append(token)
-        return ids
+        return encode(
+            prompt,
+            tokenizer=self.tokenizer,
+            vocab_size=self.manifest.model.vocab_size,
+            path=self.path,
+        )
 
     def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
-        """The tokenizer and the chat template.
-
-        Raises UsageError if the artifact lacks one of them.
-        """
+        """The tokenizer and the chat template. Raises UsageError if the artifact lacks one."""
         self._need_language("generated")
         if self.tokenizer is None:
             raise UsageError(
@@ -194,25 +173,37 @@ class LoadedModel:
             )
         if self.template is None:
             raise UsageError(
-                f"{self.path} has no chat template, so there is no chat: generate text from a prompt"
+                f"{self.path} has no chat template, so there is no chat: "
+                "generate text from a prompt"
             )
         return self.tokenizer, self.template
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt of a conversation, as token ids that `generate` takes."""
+        """A conversation in the model's chat template, as token ids that `generate` takes.
+
+        messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
+
+        Raises UsageError without a chat template or if the template refuses the messages,
+        PromptError if they are no messages, ArtifactError if the template is broken.
+        """
         tokenizer, template = self.need_chat()
         return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
-    def stream_options(self, given: Mapping[str, Any]) -> Options:
-        """Check a stream's options and fill in the artifact's own. Raises UsageError."""
+    def stream_options(
+        self, given: Mapping[str, Any], *, max_new_tokens: int | None = None
+    ) -> Options:
+        """The checked options of a stream: the call's, else those of generation_config.json.
+
+        max_new_tokens: the default of that option; None sets no limit but the context. Raises
+        UsageError.
+        """
         self._need_language("generated")
-        options = resolve(given, self.generation, max_new_tokens=None)
+        options = resolve(given, self.generation, max_new_tokens=max_new_tokens)
         model, tokens = self.manifest.model, self.manifest.tokens
-        tokenizer_vocab_size = tokens.vocab_size or model.vocab_size
-        check_stops(
+        check_options(
             options,
             (*tokens.eos, *options.stop_tokens),
-            tokenizer_vocab_size=tokenizer_vocab_size,
+            tokenizer_vocab_size=tokens.vocab_size or model.vocab_size,
             vocab_size=model.vocab_size,
         )
         return options
@@ -226,27 +217,31 @@ class LoadedModel:
         session: Session | None = None,
         on_end: Callable[[Completion], None] | None = None,
     ) -> Stream:
-        """A Stream from checked token ids.
+        """A Stream that continues checked token ids.
 
-        context: the tokens before the new text. The detokenizer needs them to write the first piece
-        as it stands behind that text, for instance with or without a space.
-        session: a session whose KV cache may already hold the beginning of `ids`. Only the rest of
-        `ids` is computed, and other tokens that the session holds are dropped.
+        context: the tokens in front of the new text, for the detokenizer. They decide whether the
+        text begins with a space.
+        session: a session of one row, to reuse its KV cache. Tokens that the row shares with the
+        beginning of `ids` are kept, its other tokens are dropped, and the rest of `ids` is
+        computed. Without it, the stream opens a session and closes it at its end.
+        on_end: called with the Completion when the stream ends or is closed.
+
+        Raises PromptError if `ids` are empty or do not fit into the context.
         """
         began = time.perf_counter()
         owned = None if session else self.session()
         session = session or owned
         assert session is not None
-        # at least the last token is fed, as its logits are needed
+        # The last token is always computed again, as its logits are needed.
         session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
         generation = self._generation(session, [ids[session.lengths[0] :]], options, [options.seed])
         transcript = self._transcript(ids, context, StopSet(options.stop), options.seed)
         return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
 
     def close(self) -> None:
-        """Give the weights' memory back, once the sessions that are still open are closed too.
+        """Free the weights' memory, once all open sessions, streams and chats are closed, too.
 
-        The model cannot be used afterwards.
+        Afterwards the model cannot be used. Leaving a `with` block closes it as well.
         """
         graph, self._graph = self._graph, None  # at once: another thread may close it too
         if graph is not None:
@@ -258,10 +253,11 @@ class LoadedModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _need_language(self, what: str) -> None:
+    def _need_language(self, done: str) -> None:
+        """Raise UsageError for a classification model. done: what it cannot do with text."""
         if self.manifest.model.n_class:
             raise UsageError(
-                f"{self.path} has a classification head in place of a language model's, so no text is {what}: take classify"
+                f"{self.path} is a classification model, so no text can be {done}: use classify"
             )
 
     def _opened(self) -> OnnxGraph:
@@ -281,7 +277,7 @@ class LoadedModel:
             session,
             prompts,
             options,
-            ends=tokens.eos,
+            eos=tokens.eos,
             tokenizer_vocab_size=tokens.vocab_size,
             seeds=seeds,
         )
@@ -293,21 +289,3 @@ class LoadedModel:
             return Transcript(None, None, len(ids), seed)
         strings = StopStrings(stops, self.tokenizer, ids)
         return Transcript(Detokenizer(self.tokenizer, context), strings, len(ids), seed)
-
-
-def is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """True for a list of prompts, False for one prompt (a text, or token ids)."""
-    return is_list(prompt) and len(prompt) > 0 and not _is_token_id(next(iter(prompt)))
-
-
-def _is_token_id(value: object) -> bool:
-    return integer(value) is not None or isinstance(value, bool)
-
-
-def _token_id(value: Any) -> int:
-    number = integer(value)
-    if number is None:
-        raise PromptError(
-            f"a prompt is a text or a list of token ids, and this one holds {shown(value)}"
-        )
-    return number

@@ -1,8 +1,9 @@
-"""What changes a row's logits before a token is picked: penalties, bans and forced tokens, by Options.
+"""Logits processors: functions that change the logits of a row before a token is sampled.
 
-Each processor is a function of the logits (V,), which it changes in place, and of the row's tokens so far: the prompt and
-what was picked. `processors` chooses them once, before the loop. Their order and meaning are those of Hugging Face's
-logits processors (transformers 4.57, _get_logits_processor). Knows nothing of text.
+They are penalties, biases, bans and forced tokens. Each is a function of the logits (V,), which it
+changes in place, and of the row's tokens so far: the prompt and what was sampled after it.
+`processors` chooses them once, before the loop. Their order and meaning are those of transformers'
+logits processors (version 4.57, _get_logits_processor). This file knows no text.
 """
 
 from __future__ import annotations
@@ -16,16 +17,27 @@ from gptx.generation.options import Options
 
 Processor = Callable[[np.ndarray, Sequence[int]], None]
 
-LARGEST = 1e20  # of a factor or bias: the logit stays a finite float32, also divided by the smallest temperature
+# Factors and biases are limited to this, so that a logit stays a finite float32, even divided by the
+# lowest temperature.
+LARGEST = 1e20
 
 
 def processors(
-    options: Options, *, prompt: Sequence[int], ends: Iterable[int], last: int | None, n_logits: int
+    options: Options,
+    *,
+    prompt: Sequence[int],
+    end_tokens: Iterable[int],
+    max_length: int | None,
+    n_logits: int,
 ) -> list[Processor]:
-    """`ends`: the tokens that end the text. `last`: the length of prompt and text at which the text ends, where a limit
-    of tokens is set. `n_logits`: how many logits there are."""
+    """The logits processors that the options ask for, in the order in which they run.
+
+    prompt: the tokens in front of the new text. end_tokens: the tokens that end the text.
+    max_length: the length of prompt and text together at which the text ends; None without a limit.
+    n_logits: the number of logits.
+    """
     rules, start = options.rules, len(prompt)
-    ends = _array(ends, n_logits)
+    ends = _valid(end_tokens, n_logits)
     chosen: list[Processor | None] = [
         _biases(rules.sequence_bias, n_logits),
         _penalty_on_prompt(prompt, rules.encoder_repetition_penalty),
@@ -33,35 +45,37 @@ def processors(
         _no_repeat(rules.no_repeat_ngram_size),
         _no_repeat(rules.encoder_no_repeat_ngram_size, within=prompt),
         _biases(_bans(rules, ends), n_logits),
-        _not_before(rules.min_length, ends),
-        _not_before(start + options.min_new_tokens if options.min_new_tokens else 0, ends),
-        _forced(
-            1 if rules.forced_bos_token_id is not None else None, (rules.forced_bos_token_id or 0,)
-        ),
-        _forced(
-            last - 1 if last is not None and rules.forced_eos_token_id else None,
-            rules.forced_eos_token_id,
-        ),
+        _no_end_before(rules.min_length, ends),
+        _no_end_before(start + options.min_new_tokens if options.min_new_tokens else 0, ends),
+        _force_bos(rules.forced_bos_token_id),
+        _force_eos(rules.forced_eos_token_id, max_length),
         _decay(rules, start, ends),
-        _suppress(_array(rules.suppress_tokens, n_logits)),
-        _suppress(_array(rules.begin_suppress_tokens, n_logits), at=_begin(rules, start)),
+        _suppress(_valid(rules.suppress_tokens, n_logits)),
+        _suppress(
+            _valid(rules.begin_suppress_tokens, n_logits), at=_first_free_length(rules, start)
+        ),
     ]
     return [processor for processor in chosen if processor is not None]
 
 
 def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
-    """Make the tokens in `seen` less likely, in place, each once however often it occurred (Keskar et al. 2019)."""
+    """Make the tokens in `seen` less likely, in place (Keskar et al. 2019,
+    https://arxiv.org/abs/1909.05858).
+
+    Each token is penalized once, however often it occurred.
+    """
     penalty = min(max(penalty, 1 / LARGEST), LARGEST)
     values = logits[seen]
     logits[seen] = np.where(values < 0, values * penalty, values / penalty)
 
 
-def _array(ids: Iterable[int], n_logits: int) -> np.ndarray:
-    """Those of the ids that have a logit."""
+def _valid(ids: Iterable[int], n_logits: int) -> np.ndarray:
+    """The ids that have a logit, sorted, each once: int64 (n,)."""
     return np.array(sorted({token for token in ids if 0 <= token < n_logits}), np.int64)
 
 
 def _penalty_on_all(penalty: float) -> Processor | None:
+    """repetition_penalty: penalize every token of prompt and text."""
     if penalty == 1:
         return None
     seen: set[int] = set()
@@ -78,25 +92,30 @@ def _penalty_on_all(penalty: float) -> Processor | None:
 
 
 def _penalty_on_prompt(prompt: Sequence[int], penalty: float) -> Processor | None:
-    """Of encoder-decoder models, really: transformers takes the prompt for the encoder's input. Over 1, what is in the
-    prompt becomes likelier."""
+    """encoder_repetition_penalty: above 1, tokens of the prompt become likelier.
+
+    The field is meant for encoder-decoder models. For others, transformers takes the prompt for the
+    encoder's input.
+    """
     if penalty == 1:
         return None
 
     def process(logits: np.ndarray, _: Sequence[int]) -> None:
-        penalize(logits, _array(prompt, len(logits)), 1 / min(max(penalty, 1 / LARGEST), LARGEST))
+        penalize(logits, _valid(prompt, len(logits)), 1 / min(max(penalty, 1 / LARGEST), LARGEST))
 
     return process
 
 
 def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | None:
-    """Ban the token that would complete a sequence of `size` tokens which occurred before (or occurs in `within`)."""
+    """Ban the token that would complete a sequence of `size` tokens that occurred before.
+
+    within: where the sequence must have occurred; None: anywhere in prompt and text.
+    """
     if size == 0:
         return None
-    followed: dict[
-        tuple[int, ...], set[int]
-    ] = {}  # the first tokens of each sequence: the last ones
-    read = 0  # tokens whose sequences are noted
+    # size - 1 tokens: the tokens that followed them
+    followed: dict[tuple[int, ...], set[int]] = {}
+    read = 0  # sequences that end in the first `read` tokens are in `followed`
 
     def note(tokens: Sequence[int]) -> None:
         nonlocal read
@@ -112,26 +131,30 @@ def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | No
             note(tokens)
         if len(tokens) >= size - 1:
             banned = followed.get(tuple(tokens[len(tokens) - size + 1 :]), ())
-            logits[_array(banned, len(logits))] = -np.inf
+            logits[_valid(banned, len(logits))] = -np.inf
 
     return process
 
 
 def _bans(rules: Rules, ends: np.ndarray) -> list[tuple[tuple[int, ...], float]]:
-    """A ban of a token that ends the text does not hold, as in transformers."""
+    """bad_words_ids as biases. A single token that ends the text is not banned, as in transformers."""
     alone = {(int(end),) for end in ends}
     return [(word, -np.inf) for word in rules.bad_words_ids if word not in alone]
 
 
 def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> Processor | None:
-    """Add to the logit of each sequence's last token where the tokens before it are the sequence's first ones."""
+    """Add each bias to the logit of its sequence's last token if the tokens before it occurred just
+    now.
+
+    biases: (sequence of tokens, bias) pairs.
+    """
     if not biases:
         return None
     single = np.zeros(n_logits, np.float32)
     longer = []
     for word, bias in biases:
         bias = bias if bias == -np.inf else min(max(bias, -LARGEST), LARGEST)
-        if word[-1] >= n_logits:  # an empty id of a padded vocabulary, which is never picked
+        if word[-1] >= n_logits:  # an id of a padded vocabulary, which is never sampled
             continue
         if len(word) == 1:
             single[word[0]] = bias
@@ -148,8 +171,8 @@ def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> P
     return process
 
 
-def _not_before(length: int, ends: np.ndarray) -> Processor | None:
-    """Ban the ends while prompt and text are shorter than `length`."""
+def _no_end_before(length: int, ends: np.ndarray) -> Processor | None:
+    """Ban the end tokens while prompt and text together are shorter than `length`."""
     if length == 0:
         return None
 
@@ -160,10 +183,18 @@ def _not_before(length: int, ends: np.ndarray) -> Processor | None:
     return process
 
 
-def _forced(length: int | None, ids: tuple[int, ...]) -> Processor | None:
-    """Leave nothing but `ids` where prompt and text have this length."""
-    if length is None:
-        return None
+def _force_bos(token: int | None) -> Processor | None:
+    """Force this token behind a prompt of one token, as transformers does."""
+    return None if token is None else _force_at(1, (token,))
+
+
+def _force_eos(ids: tuple[int, ...], max_length: int | None) -> Processor | None:
+    """Force one of these tokens as the last one before the limit."""
+    return _force_at(max_length - 1, ids) if ids and max_length is not None else None
+
+
+def _force_at(length: int, ids: tuple[int, ...]) -> Processor:
+    """Allow only `ids` as the token behind the first `length` tokens of prompt and text."""
 
     def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
         if len(tokens) == length:
@@ -174,7 +205,10 @@ def _forced(length: int | None, ids: tuple[int, ...]) -> Processor | None:
 
 
 def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
-    """Raise (a factor over 1) the logits of the ends more and more, from some number of new tokens on."""
+    """exponential_decay_length_penalty (start, factor): make the end tokens likelier and likelier.
+
+    From `start` new tokens on, their logits grow by |logit| * (factor ** steps - 1).
+    """
     if rules.exponential_decay_length_penalty is None:
         return None
     after, factor = rules.exponential_decay_length_penalty
@@ -182,7 +216,7 @@ def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
     def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
         steps = len(tokens) - start - after
         if steps > 0:
-            ids = ends[np.isfinite(logits[ends])]  # a banned end stays banned
+            ids = ends[np.isfinite(logits[ends])]  # a banned token stays banned
             with np.errstate(over="ignore"):
                 grown = min(float(np.power(np.float64(factor), steps)), LARGEST)
             logits[ids] += np.abs(logits[ids]) * np.float32(grown - 1)
@@ -190,13 +224,13 @@ def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
     return process
 
 
-def _begin(rules: Rules, start: int) -> int:
-    """The length at which the first token that is not forced is picked."""
+def _first_free_length(rules: Rules, start: int) -> int:
+    """The length of prompt and text at which the first token is sampled that is not forced."""
     return start + 1 if rules.forced_bos_token_id is not None and start == 1 else start
 
 
 def _suppress(ids: np.ndarray, at: int | None = None) -> Processor | None:
-    """Ban tokens, always or only where prompt and text have the length `at`."""
+    """Ban tokens: at every length (None), or only if prompt and text have the length `at`."""
     if not len(ids):
         return None
 

@@ -1,6 +1,7 @@
-"""The token loop: prompts of token ids in, steps of token ids out, one for each row that is still going.
+"""The token loop: prompts of token ids in, new token ids out, step by step.
 
-Knows nothing of text: who reads the steps may end a row (a stop string, say) with `finish`.
+A step computes one token of each row that has not ended. The loop knows no text: its reader may end
+a row with `finish`, for instance at a stop string.
 """
 
 from __future__ import annotations
@@ -13,34 +14,47 @@ import numpy as np
 
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.options import Options
-from gptx.generation.sampling import Sampler, picker
+from gptx.generation.sampling import Sampler, make_sampler
 from gptx.generation.session import Session
 
-FinishReason = Literal["stop", "length", "context", "closed"]  # "closed": whoever reads left early
+FinishReason = Literal["stop", "length", "context", "closed"]  # explained in stream.Completion
 
 
 class Step(NamedTuple):
+    """One new token of one row. `finish`: why the row ends with it; None: the row goes on."""
+
     row: int
     token: int
-    finish: FinishReason | None  # None: the row goes on
+    finish: FinishReason | None
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What one row needs: its picker, the tokens that end it, and how many it may have."""
+    """How one row is sampled, and when it ends.
 
-    pick: Sampler
-    stops: frozenset[int]
-    most: int
-    at_most: FinishReason  # why it ends when it has that many
+    The row ends at a token in `end_tokens`, or after `limit` new tokens; its finish reason is then
+    `limit_reason`.
+    """
+
+    sample: Sampler
+    end_tokens: frozenset[int]
+    limit: int
+    limit_reason: FinishReason
 
 
 class Generation:
-    """Iterate for lists of Steps. The first feeds the prompts, each later one the tokens before it.
+    """An iterator over steps: each is a list with a Step for every row that has not ended.
 
-    `prompts` are appended to the tokens that the session's rows already hold. Ids from
-    `tokenizer_vocab_size` on are the empty end of a padded vocabulary: they are never picked,
-    except those in `ends`. The token that ends a row is not fed to the model.
+    The first step feeds the prompts to the session, each later one feeds the tokens of the step
+    before. The token that ends a row is not fed.
+
+    prompts: one for each row of the session. They are appended to tokens that the rows hold.
+    eos: tokens that end a row, in addition to options.stop_tokens.
+    tokenizer_vocab_size: the number of ids that the tokenizer knows. A padded vocabulary has more;
+    those ids are never sampled, unless they end a row.
+    seeds: the seed of each row. Default: options.seed for all rows.
+
+    Raises PromptError and UsageError if a prompt or an option does not suit the model.
     """
 
     def __init__(
@@ -49,44 +63,53 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         options: Options,
         *,
-        ends: Iterable[int] = (),
+        eos: Iterable[int] = (),
         tokenizer_vocab_size: int | None = None,
         seeds: Sequence[int | None] | None = None,
     ) -> None:
         tokenizer_vocab_size = tokenizer_vocab_size or session.vocab_size
         check_prompts(
-            prompts, session.lengths, limit=session.limit, longest=options.rules.max_length
+            prompts, session.lengths, n_ctx=session.limit, max_length=options.rules.max_length
         )
-        stops = frozenset((*ends, *options.stop_tokens))
+        end_tokens = frozenset((*eos, *options.stop_tokens))
         check_options(
-            options, stops, tokenizer_vocab_size=tokenizer_vocab_size, vocab_size=session.vocab_size
+            options,
+            end_tokens,
+            tokenizer_vocab_size=tokenizer_vocab_size,
+            vocab_size=session.vocab_size,
         )
         self._session, self._tokenizer_vocab_size = session, tokenizer_vocab_size
-        self._padded_ends = sorted(token for token in stops if token >= tokenizer_vocab_size)
+        self._padded_ends = sorted(token for token in end_tokens if token >= tokenizer_vocab_size)
+        # Logits up to the last id that may be sampled
         self._width = max(tokenizer_vocab_size, *(token + 1 for token in self._padded_ends), 0)
         self._next: list[Sequence[int]] = list(prompts)
-        self._counts = [0] * len(prompts)
-        self._active = list(range(len(prompts)))
+        self._counts = [0] * len(prompts)  # new tokens of each row
+        self._active = list(range(len(prompts)))  # rows that have not ended
         self._plans = [
-            self._plan(row, options, stops, options.seed if seeds is None else seeds[row])
+            self._plan(row, options, end_tokens, options.seed if seeds is None else seeds[row])
             for row in self._active
         ]
 
-    def _plan(self, row: int, options: Options, stops: frozenset[int], seed: int | None) -> RowPlan:
+    def _plan(
+        self, row: int, options: Options, end_tokens: frozenset[int], seed: int | None
+    ) -> RowPlan:
         prompt = [*self._session.tokens[row], *self._next[row]]
-        most: int = (
-            self._session.limit - len(prompt) + 1
-        )  # the last token is not fed, so it needs no place
-        at_most: FinishReason = "context"
-        longest = options.rules.max_length
-        asked = options.max_new_tokens if longest is None else longest - len(prompt)
-        if asked is not None and asked <= most:
-            most, at_most = asked, "length"
-        last = len(prompt) + most if at_most == "length" else None
-        pick = picker(
-            options, prompt=prompt, stops=stops, seed=seed, n_logits=self._width, last=last
+        # One token more than there are places left, as the last token is not fed
+        limit: int = self._session.limit - len(prompt) + 1
+        reason: FinishReason = "context"
+        max_length = options.rules.max_length
+        asked = options.max_new_tokens if max_length is None else max_length - len(prompt)
+        if asked is not None and asked <= limit:
+            limit, reason = asked, "length"
+        sample = make_sampler(
+            options,
+            prompt=prompt,
+            end_tokens=end_tokens,
+            seed=seed,
+            n_logits=self._width,
+            max_length=len(prompt) + limit if reason == "length" else None,
         )
-        return RowPlan(pick, stops, most, at_most)
+        return RowPlan(sample, end_tokens, limit, reason)
 
     def __iter__(self) -> Self:
         return self
@@ -94,17 +117,17 @@ class Generation:
     def __next__(self) -> list[Step]:
         if not self._active:
             raise StopIteration
-        logits = self._session.advance(self._next)
+        logits = self._session.advance(self._next)  # (B, V)
         steps = []
         for row in self._active:
             plan = self._plans[row]
-            token = plan.pick(self._pickable(logits[row]))
+            token = plan.sample(self._allowed(logits[row]))
             self._counts[row] += 1
             finish: FinishReason | None = None
-            if token in plan.stops:
+            if token in plan.end_tokens:
                 finish = "stop"
-            elif self._counts[row] == plan.most:
-                finish = plan.at_most
+            elif self._counts[row] == plan.limit:
+                finish = plan.limit_reason
             self._next[row] = (token,)
             steps.append(Step(row, token, finish))
         for step in steps:
@@ -112,8 +135,8 @@ class Generation:
                 self.finish(step.row)
         return steps
 
-    def _pickable(self, logits: np.ndarray) -> np.ndarray:
-        """The logits of the ids that may be picked: those the tokenizer knows, and the ends in the padding."""
+    def _allowed(self, logits: np.ndarray) -> np.ndarray:
+        """The logits (width,) of ids that may be sampled; padded ids are left out or -inf."""
         if not self._padded_ends:
             return logits[: self._tokenizer_vocab_size]
         padded = np.full(self._width, -np.inf, logits.dtype)
@@ -122,45 +145,56 @@ class Generation:
         return padded
 
     def finish(self, row: int) -> None:
-        """Leave this row out from now on."""
+        """End a row: later steps leave it out."""
         if row in self._active:
             self._active.remove(row)
             self._next[row] = ()
 
 
 def check_options(
-    options: Options, stops: Collection[int], *, tokenizer_vocab_size: int, vocab_size: int
+    options: Options, end_tokens: Collection[int], *, tokenizer_vocab_size: int, vocab_size: int
 ) -> None:
-    """Raise UsageError for token ids that the model does not have, and for forced ones that cannot be picked."""
-    beyond = sorted(token for token in stops if not 0 <= token < vocab_size)
+    """Raise UsageError if an option names a token id that the model does not have.
+
+    Forced tokens must be known to the tokenizer, too, as padded ids are never sampled.
+    """
+    beyond = sorted(token for token in end_tokens if not 0 <= token < vocab_size)
     if beyond:
         raise UsageError(
             f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}"
         )
     for field, ids in options.rules.ids().items():
-        most = tokenizer_vocab_size if field.startswith("forced") else vocab_size
-        beyond = [token for token in ids if token >= most and token not in stops]
+        n_ids = tokenizer_vocab_size if field.startswith("forced") else vocab_size
+        beyond = [token for token in ids if token >= n_ids and token not in end_tokens]
         if beyond:
             raise UsageError(
-                f"{field} names token {shown(max(beyond))}, outside the vocabulary of 0 to {most - 1}"
-                " (from the artifact's generation_config.json)"
+                f"{field} names token {shown(max(beyond))}, outside the vocabulary of 0 to "
+                f"{n_ids - 1} (from the artifact's generation_config.json)"
             )
 
 
 def check_prompts(
-    prompts: Sequence[Sequence[int]], held: Sequence[int], *, limit: int, longest: int | None
+    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    *,
+    n_ctx: int,
+    max_length: int | None,
 ) -> None:
-    """Raise PromptError for what cannot be run, naming the prompt where there are several. `held`: tokens that each row
-    has already; `limit`: the model's context; `longest`: tokens of prompt and text together, where that is limited."""
-    for index, (prompt, before) in enumerate(zip(prompts, held)):
+    """Raise PromptError for a prompt that is empty or too long. Of several, the error names it.
+
+    lengths: the tokens that each row holds already, in front of its prompt.
+    n_ctx: the most tokens that a row may hold.
+    max_length: the limit of generation_config.json for prompt and new text together.
+    """
+    for index, (prompt, held) in enumerate(zip(prompts, lengths)):
         name = f"prompt {index + 1} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
-        length = before + len(prompt)
+        length = held + len(prompt)
         if not len(prompt):
             raise PromptError(f"{name} is empty: give it at least one token")
-        if length > limit:
-            raise PromptError(f"{name} has {length} tokens, and the model's context holds {limit}")
-        if longest is not None and length >= longest:
+        if length > n_ctx:
+            raise PromptError(f"{name} has {length} tokens, and the model's context holds {n_ctx}")
+        if max_length is not None and length >= max_length:
             raise PromptError(
-                f"{name} has {length} tokens, and the artifact's generation_config.json limits prompt and text together"
-                f" to max_length {longest}: give max_new_tokens"
+                f"{name} has {length} tokens, and the artifact's generation_config.json limits"
+                f" prompt and text together to max_length {max_length}: give max_new_tokens"
             )

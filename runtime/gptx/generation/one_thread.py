@@ -8,15 +8,19 @@ from gptx.errors import UsageError
 
 
 class OneThread:
-    """`with guard:` lets one thread in, again and again if it likes, and raises UsageError in any other meanwhile."""
+    """A reentrant lock that does not wait: `with guard:` raises UsageError if another thread holds
+    it.
 
-    def __init__(self, says: str) -> None:
-        self._says = says  # the error's message
+    message: the text of the error.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
         if not self._lock.acquire(False):
-            raise UsageError(self._says)
+            raise UsageError(self._message)
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

@@ -1,8 +1,12 @@
-"""From one row's logits to a token id: pure functions, and `picker`, which chooses among them once, before the loop.
+"""From the logits of one row to a token id: pure functions, and `make_sampler`, which chooses among
+them.
 
-First the logits processors (logits_processors.py). Then the likeliest token, or (where temperature is not 0) a draw from
-what temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff and eta_cutoff leave. Order and meaning are Hugging
-Face's. Knows nothing of text.
+First come the logits processors (logits_processors.py). Then greedy decoding takes the likeliest
+token, or a token is drawn at random from those that temperature, top_k, top_p, min_p, typical_p,
+epsilon_cutoff and eta_cutoff leave. The order and meaning of all these are those of transformers.
+This file knows no text.
+
+V: the number of logits. Weights are not normalized: they are proportional to probabilities.
 """
 
 from __future__ import annotations
@@ -18,60 +22,73 @@ from gptx.generation.options import Options
 
 Sampler = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
 
-HOTTEST = 1e30  # more makes no difference: all tokens are equally likely
-CHUNK = 64  # how many values are looked at as one where all 50,000 would cost more than the model's step allows
+# Above this temperature all tokens are equally likely in float32.
+HIGHEST_TEMPERATURE = 1e30
+# Below this one, float32 cannot tell the probabilities from those of greedy decoding.
+LOWEST_TEMPERATURE = 1e-6
+# Values that are first looked at as one: looking at each of 50,000 logits would take a noticeable
+# part of a decode step.
+CHUNK = 64
 
 
-def picker(
+def make_sampler(
     options: Options,
     *,
     prompt: Sequence[int],
-    stops: Iterable[int],
+    end_tokens: Iterable[int],
     seed: int | None,
     n_logits: int,
-    last: int | None = None,
+    max_length: int | None = None,
 ) -> Sampler:
-    """What chooses the tokens of one row: it carries that row's generator, and the tokens that a penalty must know.
-    `n_logits`, `last`: see `processors`."""
-    draw = greedy if options.temperature == 0 else drawer(options, seed)
-    chosen = processors(options, prompt=prompt, ends=stops, last=last, n_logits=n_logits)
+    """The sampler of one row. It holds the row's random generator and its tokens so far.
+
+    prompt, end_tokens, n_logits, max_length: see `processors`. seed: of the random draws; greedy
+    decoding needs none.
+    """
+    draw = greedy if options.temperature == 0 else random_sampler(options, seed)
+    chosen = processors(
+        options, prompt=prompt, end_tokens=end_tokens, max_length=max_length, n_logits=n_logits
+    )
     if not chosen:
         return draw
     tokens = list(prompt)
 
-    def pick(logits: np.ndarray) -> int:
-        logits = logits.astype(np.float32, copy=False)  # a factor could overflow float16
+    def sample(logits: np.ndarray) -> int:
+        logits = logits.astype(np.float32, copy=False)  # a penalty could overflow float16
         for process in chosen:
             process(logits, tokens)
         try:
             token = draw(logits)
         except ArtifactError:
-            if np.isneginf(logits).all():  # by our bans: a damaged model gives NaN
+            if np.isneginf(logits).all():  # the processors' bans; a damaged model gives NaN
                 raise _nothing_left() from None
             raise
         tokens.append(token)
         return token
 
-    return pick
+    return sample
 
 
 def greedy(logits: np.ndarray) -> int:
+    """The likeliest token. Raises ArtifactError for logits that are not finite."""
     token = int(logits.argmax())
     if not math.isfinite(logits[token]):  # a NaN wins argmax
         raise _not_numbers()
     return token
 
 
-def drawer(options: Options, seed: int | None) -> Sampler:
+def random_sampler(options: Options, seed: int | None) -> Sampler:
+    """A sampler that draws at random, with its own generator (PCG64, seeded by `seed`)."""
     generator = np.random.Generator(np.random.PCG64(seed))
     rules = options.rules
-    narrowed: list[Callable[[np.ndarray], np.ndarray]] = []
+    # Functions from weights to the indices that are kept
+    filters: list[Callable[[np.ndarray], np.ndarray]] = []
     if rules.typical_p < 1:
-        narrowed.append(lambda weights: typical(weights, rules.typical_p))
+        filters.append(lambda weights: typical(weights, rules.typical_p))
     if rules.epsilon_cutoff > 0:
-        narrowed.append(lambda weights: likely(weights, rules.epsilon_cutoff))
+        filters.append(lambda weights: likely(weights, rules.epsilon_cutoff))
     if rules.eta_cutoff > 0:
-        narrowed.append(lambda weights: likely(weights, eta(weights, rules.eta_cutoff)))
+        filters.append(lambda weights: likely(weights, eta(weights, rules.eta_cutoff)))
 
     def draw(logits: np.ndarray) -> int:
         ids, weights = filter_logits(
@@ -81,9 +98,9 @@ def drawer(options: Options, seed: int | None) -> Sampler:
             top_p=options.top_p,
             min_p=options.min_p,
         )
-        for narrow in narrowed:
-            ids, weights = _narrow(ids, weights, narrow(weights))
-        index = pick_weighted(weights, generator.random())
+        for kept in filters:
+            ids, weights = _narrow(ids, weights, kept(weights))
+        index = draw_index(weights, generator.random())
         return index if ids is None else int(ids[index])
 
     return draw
@@ -97,17 +114,20 @@ def filter_logits(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """The ids that may be drawn (None: all of them) and their weights, in proportion to their probabilities.
+    """The ids of the tokens that may be drawn (None: all ids), and their weights.
 
-    Overwrites `logits`: an array of 50,000 is work to allocate. What can be left out is left out before the rest.
+    The likeliest token has weight 1. Overwrites `logits`, because allocating an array of 50,000
+    takes time. Tokens are left out as early as possible, so that later filters have less to do.
+
+    Raises ArtifactError for logits that are not finite.
     """
-    temperature = min(max(temperature, 1e-6), HOTTEST)  # a float32 cannot tell smaller ones from 0
+    temperature = min(max(temperature, LOWEST_TEMPERATURE), HIGHEST_TEMPERATURE)
     top = float(logits.max())
     if not math.isfinite(top):
         raise _not_numbers()
     ids, weights = None, logits
     if 0 < top_k < len(logits):
-        ids = np.flatnonzero(logits >= kth_largest(logits, top_k))  # ties stay, as in Hugging Face
+        ids = np.flatnonzero(logits >= kth_largest(logits, top_k))  # ties stay, as in transformers
         weights = logits[ids]
     if min_p > 0 and top_p == 1:
         ids, weights = _narrow(
@@ -118,31 +138,40 @@ def filter_logits(
     np.exp(weights, out=weights)
     if top_p < 1:
         ids, weights = _narrow(ids, weights, nucleus(weights, top_p))
-        ids, weights = _narrow(
-            ids, weights, np.flatnonzero(weights >= min_p)
-        )  # the likeliest weighs 1
+        # The likeliest token has weight 1, so min_p is the least weight.
+        ids, weights = _narrow(ids, weights, np.flatnonzero(weights >= min_p))
     return ids, weights
 
 
 def _narrow(
     ids: np.ndarray | None, weights: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the entries with the indices `kept`."""
     return kept if ids is None else ids[kept], weights[kept]
 
 
 def kth_largest(values: np.ndarray, k: int) -> float:
-    """The k-th largest value. Sorting out 50,000 takes 0.25 ms, so this looks at the largest of each chunk first."""
+    """The k-th largest value. np.partition of 50,000 values takes 0.25 ms, so most are left out
+    before.
+    """
     chunks = len(values) // CHUNK
-    if k <= chunks:  # k chunks have something at least as large as the k-th largest of their maxima
+    if k <= chunks:
+        # The k-th largest maximum of a chunk is a lower bound: k chunks have a value at least as
+        # large.
         maxima = values[: chunks * CHUNK].reshape(CHUNK, chunks).max(axis=0)
         values = values[values >= np.partition(maxima, chunks - k)[chunks - k]]
     return np.partition(values, len(values) - k)[len(values) - k]
 
 
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the fewest largest weights whose share is at least top_p, largest first."""
+    """Indices of the fewest largest weights whose share of the total is at least top_p, largest
+    first.
+
+    (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751.)
+    """
     total = weights.sum(dtype=np.float64)
-    # what is below (1 - top_p) / V of the total adds up to less than 1 - top_p: none of it is in the nucleus
+    # Weights below (1 - top_p) / V of the total add up to less than a share of 1 - top_p. So none of
+    # them is in the nucleus, and they need not be sorted.
     candidates = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
     order = candidates[np.argsort(-weights[candidates], kind="stable")]
     before = np.cumsum(weights[order], dtype=np.float64)
@@ -150,8 +179,11 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
 
 
 def typical(weights: np.ndarray, mass: float) -> np.ndarray:
-    """Indices of the tokens whose surprise is nearest to the entropy, and whose share is at least `mass` (Meister et al.
-    2022, locally typical sampling)."""
+    """Indices for locally typical sampling (Meister et al. 2022, https://arxiv.org/abs/2202.00666).
+
+    The tokens whose surprise, -log p, is nearest to the entropy, as many as have the probability
+    `mass` together.
+    """
     shares, surprises = _shares(weights)
     distances = np.abs(surprises - _entropy(shares, surprises))
     order = np.argsort(distances, kind="stable")
@@ -160,12 +192,18 @@ def typical(weights: np.ndarray, mass: float) -> np.ndarray:
 
 
 def likely(weights: np.ndarray, least: float) -> np.ndarray:
-    """Indices of the tokens of at least this probability, and of the likeliest (Hewitt et al. 2022)."""
+    """Indices for epsilon sampling: tokens with a probability of at least `least`, and the
+    likeliest.
+
+    (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191.)
+    """
     return np.flatnonzero((_shares(weights)[0] >= least) | (weights == weights.max()))
 
 
 def eta(weights: np.ndarray, cutoff: float) -> float:
-    """The least probability of eta sampling: it falls where the entropy is high (Hewitt et al. 2022)."""
+    """The least probability for eta sampling (Hewitt et al. 2022): it is lower where entropy is
+    high.
+    """
     return min(cutoff, math.sqrt(cutoff) * math.exp(-_entropy(*_shares(weights))))
 
 
@@ -177,12 +215,16 @@ def _shares(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _entropy(shares: np.ndarray, surprises: np.ndarray) -> float:
-    there = shares > 0
-    return float((shares[there] * surprises[there]).sum())
+    positive = shares > 0
+    return float((shares[positive] * surprises[positive]).sum())
 
 
-def pick_weighted(weights: np.ndarray, uniform: float) -> int:
-    """The index at the share `uniform` (0 to 1) of all weights: first the chunk, then the place in it."""
+def draw_index(weights: np.ndarray, uniform: float) -> int:
+    """The first index whose cumulative share of all weights exceeds `uniform` (0 to 1).
+
+    Looks for the chunk first, then for the index in the chunk: this is faster than a cumulative sum
+    over all.
+    """
     chunks = len(weights) // CHUNK if len(weights) > 32 * CHUNK else 0
     if not chunks:
         return _inverse(np.cumsum(weights, dtype=np.float64), uniform)
@@ -198,7 +240,7 @@ def pick_weighted(weights: np.ndarray, uniform: float) -> int:
 
 
 def _inverse(ends: np.ndarray, uniform: float) -> int:
-    """The first index whose cumulative weight is over the share `uniform`: never one of weight 0."""
+    """The first index whose cumulative weight exceeds the share `uniform`; never one of weight 0."""
     total = ends[-1]
     index = int(np.searchsorted(ends, uniform * total, side="right"))
     return index if index < len(ends) else int(np.searchsorted(ends, total))
@@ -206,12 +248,13 @@ def _inverse(ends: np.ndarray, uniform: float) -> int:
 
 def _nothing_left() -> UsageError:
     return UsageError(
-        "no token is left to pick: the options forbid all of them; look at stop_tokens with min_new_tokens, and at what"
-        " the artifact's generation_config.json suppresses"
+        "the options forbid every token: look at stop_tokens with min_new_tokens, and at the tokens"
+        " that the artifact's generation_config.json suppresses"
     )
 
 
 def _not_numbers() -> ArtifactError:
     return ArtifactError(
-        "the model's logits are not finite numbers: its weights are damaged, or overflow in its precision"
+        "the model's logits are not finite numbers: its weights are damaged, or overflow in its"
+        " precision"
     )

@@ -1,7 +1,7 @@
-"""The step-level API: a Session of one or more rows; token ids in, logits out.
+"""The step-level interface: a Session of one or more rows; token ids in, logits out.
 
-Each verb checks its arguments first. If it raises, the session is as it was before. A session knows
-no text, does not sample and does not know when a text ends.
+Each method checks its arguments first. If it raises an error, the session is as it was before. A
+session knows no text, does not sample, and does not know when a text ends.
 """
 
 from __future__ import annotations
@@ -18,16 +18,29 @@ from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.open import Cache, open_cache
 from gptx.ort.graph import OnnxGraph
 
-MOST_ROWS = 10**12  # more than any machine has memory for, and few enough to be counted in a float
+# More rows than any machine has memory for, yet few enough that a float counts them exactly: the
+# memory check computes in floats.
+MOST_ROWS = 10**12
 
 
 class Session:
-    """One or more rows of tokens with their KV cache, from `Model.session`.
+    """Rows of tokens (a batch of sequences) with their KV cache. Model.session opens one.
 
     `feed` appends tokens to the rows and returns logits. `rewind` drops tokens from their ends.
+    `close`, or leaving a `with` block, frees the cache's memory.
 
-    Threads: any thread may call a session, but only one at a time. A second call meanwhile raises
-    UsageError.
+    Attributes:
+
+    - batch_size: the number of rows.
+    - lengths, tokens: how many tokens each row holds, and which.
+    - limit: the most tokens that a row may hold: `size` of Model.session, or the model's context.
+    - capacity: the tokens that each row has memory for at the moment.
+    - vocab_size: token ids are 0 to vocab_size - 1.
+    - n_logits: the last axis of the logits: vocab_size, or the number of outputs of a
+      classification head.
+
+    Threads: any thread may call a session, but only one at a time. A call from a second thread
+    meanwhile raises UsageError.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int = 1, *, size: int | None = None) -> None:
@@ -41,13 +54,17 @@ class Session:
             size = count("size", size, f"1 to {n_ctx}, the model's context", n_ctx)
         self.limit: int = size or n_ctx
         self.vocab_size: int = graph.manifest.model.vocab_size
-        self.n_logits: int = graph.manifest.model.n_logits  # vocab_size, or the classes of a head
+        self.n_logits: int = graph.manifest.model.n_logits
         self._cache: Cache | _Closed = open_cache(graph, n_rows, limit=self.limit, size=size)
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
-        # The rows' true lengths: a call that failed half-way may have left more in _tokens.
+        # The valid tokens of each row. _tokens and the cache may hold more: what a call left that
+        # failed half-way.
         self._lengths = [0] * n_rows
-        self._unfinished: object | None = None  # the call that runs, or that failed half-way
-        self._logits = self._cache.logits[:, 0]  # (B, V), a view of the buffer that steps write
+        # The mark of the call that runs, or that failed half-way; None after a whole call.
+        self._unfinished: object | None = None
+        self._logits = self._cache.logits[
+            :, 0
+        ]  # (B, n_logits), a view of the buffer that runs write to
         self._huge_pages = graph.huge_pages
         self._call = OneThread(
             "another thread is using this session: give each thread a session of its own"
@@ -55,6 +72,7 @@ class Session:
 
     @property
     def batch_size(self) -> int:
+        """The number of rows."""
         return len(self._tokens)
 
     @property
@@ -64,7 +82,7 @@ class Session:
 
     @property
     def tokens(self) -> list[list[int]]:
-        """Copies of each row's token ids."""
+        """The token ids of each row (copies)."""
         return [row[:length] for row, length in zip(self._tokens, self._lengths)]
 
     @property
@@ -81,16 +99,18 @@ class Session:
     def feed(
         self, rows: Sequence[Sequence[int]], *, all_logits: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Append new tokens to each row and return the logits after each row's last new token.
+        """Append new tokens to each row, and return the logits after each row's last new token.
 
         rows: a list of token ids for each row. A row that gets [] stays as it is.
 
-        Returns float32 (batch_size, n_logits); a row that got no tokens has NaN. With all_logits,
-        returns the logits after every new token: a list with one float32 array (n, n_logits) for
-        each row, n being the number of its new tokens. The arrays belong to the caller.
+        Returns a float32 array (batch_size, n_logits). A row that got [] has NaN in it. With
+        all_logits=True, returns the logits after every new token: a list with one float32 array (n,
+        n_logits) for each row, where n is the number of its new tokens. The arrays belong to the
+        caller.
 
-        Raises PromptError if a row's tokens are no token ids or do not fit into the context,
-        UsageError for wrong types or a closed session. The session is then as it was before.
+        Raises PromptError if the tokens are not token ids, do not fit into the context, or all rows
+        got []; UsageError for wrong types or a closed session; GptxError if there is too little
+        memory. The session is then as it was before.
         """
         if not isinstance(all_logits, bool | np.bool_):
             raise UsageError(f"all_logits is {shown(all_logits)}, expected True or False")
@@ -106,23 +126,25 @@ class Session:
     def advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Like `feed`, but without copying the logits: the returned array belongs to the session.
 
-        The caller may write into the array, and the next call overwrites it. The values of a row
-        that got no tokens mean nothing (`feed` gives NaN there).
+        The caller may write into the array. The next call overwrites it. Its dtype is that of the
+        graph (float32 or float16). The values of a row that got [] are meaningless (`feed` returns
+        NaN there).
         """
         with self._call:
             return self._advance(rows)
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         self._huge_pages.count_run()
-        logits = self._logits  # kept, as a signal handler may close the session meanwhile
+        # A reference of its own, as a signal handler may close the session during the run.
+        logits = self._logits
         if len(self._tokens) > 1 or not self._advance_one(rows):
             self._run(self._check(rows))
         return logits
 
     def _advance_one(self, rows: Sequence[Sequence[int]]) -> bool:
-        """The short way for the commonest call: one valid token for the only row.
+        """The fast path of the most common call: one valid token for the only row.
 
-        False: not that call.
+        Returns False, and does nothing, for any other call.
         """
         if (
             type(rows) is not list
@@ -142,10 +164,11 @@ class Session:
         return True
 
     def begin_at(self, position: int) -> None:
-        """Let the first token of an empty session of one row stand at `position`.
+        """Give the next token of an empty session this position, as if tokens stood in front of it.
 
-        The places before it hold nothing and are not attended to. Only for windows that are fed in
-        one piece, with all_logits, on the CPU. Raises UsageError.
+        Attention does not see those positions, which hold nothing. Only for a session of one row,
+        on the CPU, whose tokens are then fed in one call with all_logits. Raises UsageError for
+        other sessions, and for positions outside the context.
         """
         if self._lengths != [0] or isinstance(self._cache, CudaCache | _Closed):
             raise UsageError("begin_at is for an empty, open session of one row, on the CPU")
@@ -156,9 +179,12 @@ class Session:
         self._tokens, self._lengths = [[0] * number], [number]
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Keep only the first lengths[i] tokens of each row i. This costs no time.
+        """Keep only the first lengths[i] tokens of each row i.
 
-        Raises UsageError if a length is no whole number from 0 to the row's length.
+        The cache's memory is kept, and nothing is computed.
+
+        Raises UsageError if a length is not an integer from 0 to the row's length, or the session
+        is closed.
         """
         with self._call:
             if isinstance(self._cache, _Closed):
@@ -180,7 +206,7 @@ class Session:
             self._finish(call, kept)
 
     def close(self) -> None:
-        """Give the cache's memory back. The session cannot be used afterwards."""
+        """Free the memory of the KV cache. The session cannot be used afterwards."""
         with self._call:
             self._cache, self._logits = _Closed(), np.empty((0, 0))
 
@@ -191,13 +217,13 @@ class Session:
         self.close()
 
     def _run(self, new: list[list[int]]) -> None:
-        """Run checked tokens. Rows with a single new token run together in one step."""
+        """Run checked tokens. Rows that got a single token run together, in one decode step."""
         call, lengths = self._begin(), self._lengths
         ones = [ids[0] if len(ids) == 1 else None for ids in new]
         if any(token is not None for token in ones):
             self._cache.decode(ones, lengths)
             lengths = [held + (token is not None) for held, token in zip(lengths, ones)]
-        # after the step, as it overwrites the logits of rows that it does not feed
+        # Prefill comes last: a decode step overwrites the logits of idle rows.
         several = {row: np.array(ids, np.int64) for row, ids in enumerate(new) if len(ids) > 1}
         if several:
             self._cache.prefill(several, lengths)
@@ -212,9 +238,9 @@ class Session:
         return outs
 
     def _begin(self) -> object:
-        """Mark a call as unfinished until `_finish`.
+        """Mark the session as unfinished, until `_finish`. Returns the mark of this call.
 
-        If an earlier call failed or was interrupted, for instance by Ctrl-C, first drop what it
+        If an earlier call failed or was interrupted (by Ctrl-C, for instance), first drop what it
         left in the cache.
         """
         if self._unfinished is not None:
@@ -223,23 +249,26 @@ class Session:
         return self._unfinished
 
     def _drop_the_rest(self) -> None:
-        """Drop what the cache and the tokens hold beyond the rows' lengths."""
+        """Drop what the cache and the token lists hold beyond the rows' lengths."""
         self._cache.rewind(self._lengths)
         for tokens, length in zip(self._tokens, self._lengths):
             del tokens[length:]
 
     def _keep(self, call: object, new: list[list[int]]) -> None:
+        """Append the new tokens to the rows, now that the cache holds them."""
         for tokens, ids in zip(self._tokens, new):
             tokens += ids
         self._finish(call, [held + len(ids) for held, ids in zip(self._lengths, new)])
 
     def _finish(self, call: object, lengths: list[int]) -> None:
-        """Make the call's result count, by one assignment, which nothing can interrupt half-way."""
+        """Make the result of a call valid. This is one assignment, so no signal can interrupt it
+        half-way.
+        """
         if self._unfinished is not call:
             self._cache = _Closed()
             raise UsageError(
-                "this session was used in the middle of one of its calls, by a signal's handler for"
-                " instance, and is closed: open another one"
+                "this session was used while one of its calls was running, for instance by a signal"
+                " handler, and is closed: open another one"
             )
         self._lengths, self._unfinished = lengths, None
 
@@ -262,7 +291,7 @@ class Session:
 
 
 class _Closed:
-    """A closed session's cache: any use of it raises UsageError."""
+    """Takes the place of the cache in a closed session: every use raises UsageError."""
 
     capacity = 0
 

@@ -1,4 +1,4 @@
-"""Generated tokens as text with timings: the decode loop's steps in, text and a Completion out."""
+"""Generated tokens as text with timings: steps of the token loop in, text and a Completion out."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from gptx.text.stop_strings import StopStrings
 class Completion:
     """What was generated for one prompt.
 
-    text: the generated text, without the token or the stop string that ended it. None if the
-    artifact has no tokenizer.
-    token_ids: all generated tokens, with the token that ended the text and those of a stop string.
-    prompt_tokens: the number of tokens in the prompt.
-    seed: the seed of the random draws; None if decoding was greedy.
-    time_to_first_token: seconds from the call to the first token.
-    tokens_per_second: speed after the first token; 0 if there is only one.
+    Fields:
 
-    finish_reason says why generation ended:
-    - "stop": the model gave a token that ends a text, or the text reached one of the stop strings.
-    - "length": max_new_tokens were generated.
+    - text: the new text, without the stop string that ended it. None if the artifact has no
+      tokenizer.
+    - token_ids: all new tokens, including the token that ended the text and those of a stop string.
+    - finish_reason: why generation ended, see below.
+    - prompt_tokens: the number of tokens in the prompt.
+    - seed: the seed of the random draws. None: decoding was greedy.
+    - time_to_first_token: seconds from the call to the first token.
+    - tokens_per_second: the speed after the first token; 0 if there is only one token.
+
+    Finish reasons:
+
+    - "stop": the model gave a token that ends a text, or a stop string occurred.
+    - "length": the limit was reached: max_new_tokens, or max_length of generation_config.json.
     - "context": the model's context is full.
-    - "closed": the reader closed the stream before its end.
+    - "closed": the stream was closed before its end.
     - None: the stream has not ended yet.
     """
 
@@ -46,10 +50,13 @@ class Completion:
 
 @dataclass
 class Transcript:
-    """One row's generated tokens, text and timings so far."""
+    """The tokens, text and timings of one row while it is generated.
+
+    detokenizer, stop_strings: None if the artifact has no tokenizer; then there is no text.
+    """
 
     detokenizer: Detokenizer | None
-    stop_strings: StopStrings | None  # None without a tokenizer
+    stop_strings: StopStrings | None
     prompt_tokens: int
     seed: int | None
     token_ids: list[int] = field(default_factory=list)
@@ -57,37 +64,44 @@ class Transcript:
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
     _pieces: list[str] = field(default_factory=list)
-    _held: str = ""  # text that may belong to a stop string
+    _withheld: str = ""  # text that may become part of a stop string
 
     def push(self, step: Step) -> str:
-        """Add a token and return the text that may be shown now.
+        """Add the token of a step. Returns the text that is certain after it, which may be "".
 
-        `finish` is set if the row ends.
+        Text that may become part of a stop string is withheld until that is decided. A stop string
+        sets `finish`.
         """
         self.token_ids.append(step.token)
         self.finish = step.finish
         if self.detokenizer is None or self.stop_strings is None:
             return ""
-        shown = step.finish != "stop"  # the token that ends a text is not shown
-        text = self._held + (self.detokenizer.push(step.token) if shown else "")
+        shown = step.finish != "stop"  # the text of the token that ends a row is not shown
+        text = self._withheld + (self.detokenizer.push(step.token) if shown else "")
         if self.stop_strings.push(step.token, visible=shown):
             self.finish = "stop"
         if self.finish:
             text += self.detokenizer.flush()
-        held = self.stop_strings.withheld if self.stop_strings.found or not self.finish else 0
-        certain = max(len(text) - held, 0)
-        piece, self._held = text[:certain], text[certain:]
+        # A text that ends for another reason is shown whole, also a stop string's beginning in it.
+        ends_whole = self.finish and not self.stop_strings.found
+        certain = max(len(text) - (0 if ends_whole else self.stop_strings.withheld), 0)
+        piece, self._withheld = text[:certain], text[certain:]
         if piece:
             self._pieces.append(piece)
         return piece
 
-    def timed(self, *, since_call: float, step: float) -> None:
+    def add_time(self, *, since_call: float, step: float) -> None:
+        """Count the time of the step that was added last, in seconds.
+
+        since_call: from the call of generate to the end of the step. step: of the step alone.
+        """
         if len(self.token_ids) == 1:
             self.time_to_first_token = since_call
         else:
             self.decode_seconds += step
 
     def completion(self) -> Completion:
+        """The Completion of what was generated so far."""
         decoded = len(self.token_ids) - 1
         return Completion(
             text=None if self.detokenizer is None else "".join(self._pieces),
@@ -103,14 +117,17 @@ class Transcript:
 def run_to_end(
     generation: Generation, transcripts: Sequence[Transcript], *, began: float
 ) -> list[Completion]:
-    """Run a batch until every row has ended. `began`: time.perf_counter() at the call."""
+    """Run all rows of a batch until each has ended, and return their completions.
+
+    began: time.perf_counter() at the call of generate.
+    """
     before = began
     for steps in generation:
         now = time.perf_counter()
         for step in steps:
             transcript = transcripts[step.row]
             transcript.push(step)
-            transcript.timed(since_call=now - began, step=now - before)
+            transcript.add_time(since_call=now - began, step=now - before)
             if transcript.finish:
                 generation.finish(step.row)
         before = now
@@ -118,16 +135,20 @@ def run_to_end(
 
 
 class Stream:
-    """Generated text, piece by piece: iterate over it.
+    """Text while it is generated: iterate over it to get the text in pieces.
 
-    A piece is never empty and never ends within a character. `completion` holds the text so far,
-    the token ids, the reason why the stream ended and timings. `close`, or leaving a `with` block,
-    ends the stream early. If the artifact has no tokenizer, iterating gives no pieces, and
-    `completion` has only the token ids.
+    Model.stream and Chat.stream return a Stream. The model computes when a piece is asked for. A
+    piece is never empty, and never ends within a character. `completion` has the text so far, the
+    token ids, the finish reason and timings. `close`, or leaving a `with` block, ends the stream
+    early. If the artifact has no tokenizer, iterating gives no pieces, and `completion` has only
+    the token ids.
 
-    Threads: one thread at a time may iterate; a second one gets UsageError. `close` may be called
-    from any thread. If another thread is computing a token at that moment, the stream ends after
-    it.
+    Iterating raises ArtifactError if the model fails, and UsageError if the options forbid every
+    token.
+
+    Threads: one thread at a time may iterate; a second one gets UsageError. Any thread may call
+    `close`: if another thread is computing a token at that moment, the stream ends after that
+    token.
     """
 
     def __init__(
@@ -142,23 +163,24 @@ class Stream:
         self._generation, self._transcript = generation, transcript
         self._began, self._owned, self._on_end = began, owned, on_end
         self._ended = False
-        self._asked_to_end = False  # set by close while a step runs
+        self._asked_to_end = False  # close was called; a step may still run
         self._stepping = False
-        self._half_done = False  # a step runs, or has failed, or was interrupted
-        # held while a thread reads the next piece or ends the stream
+        # True while a step runs, and for good if one fails or is interrupted
+        self._half_done = False
+        # Held by the thread that reads the next piece, or that ends the stream
         self._lock = threading.RLock()
         self._reader = threading.current_thread()  # the thread that read last
 
     @property
     def completion(self) -> Completion:
-        """What was generated so far."""
+        """What was generated so far, and all of it once the stream has ended."""
         return self._transcript.completion()
 
     def __iter__(self) -> Self:
         return self
 
     def is_read_elsewhere(self) -> bool:
-        """Whether the stream goes on, and the last thread to read it is another one that still
+        """Whether the stream goes on, and the last thread that read it is another one, which still
         runs.
         """
         if self._ended or self._asked_to_end or self._reader is threading.current_thread():
@@ -179,7 +201,7 @@ class Stream:
 
     def _next_piece(self) -> str:
         while not self._ended and not self._asked_to_end:
-            if self._half_done:  # the model may have read a token that the text does not have
+            if self._half_done:  # the KV cache may hold a token that the text lacks
                 raise UsageError(
                     "this stream failed or was interrupted in the middle of a step: close it and"
                     " generate again"
@@ -189,7 +211,7 @@ class Stream:
             steps = next(self._generation)
             now = time.perf_counter()
             piece = self._transcript.push(steps[0])
-            self._transcript.timed(since_call=now - self._began, step=now - before)
+            self._transcript.add_time(since_call=now - self._began, step=now - before)
             if self._transcript.finish:
                 self._end()
             self._half_done = False
@@ -198,15 +220,19 @@ class Stream:
         raise StopIteration
 
     def close(self, *, wait: bool = False) -> None:
-        """End the stream. wait: return only after a step that runs in another thread has ended."""
+        """End the stream. Its text so far stays in `completion`.
+
+        wait: if another thread is computing a token, return only after that token. Otherwise
+        `close` returns at once, and that thread ends the stream.
+        """
         if not isinstance(wait, bool):
             raise UsageError(f"wait is {shown(wait)}, expected True or False")
         self._asked_to_end = True
-        # If a step runs in another thread, its __next__ calls close after it has released the lock.
+        # If another thread holds the lock, it calls close itself when it has released it (__next__).
         if not self._lock.acquire(wait):
             return
         try:
-            # While stepping, this is a signal handler in the middle of this thread's own step.
+            # While stepping, this is a signal handler that interrupted this thread's own step.
             if not self._stepping:
                 self._end()
         finally:
@@ -220,7 +246,7 @@ class Stream:
             self._owned.close()
         if self._on_end is not None:
             self._on_end(self.completion)
-        self._ended = True  # last: where Ctrl-C interrupts it, the next `close` ends it again
+        self._ended = True  # set last: if Ctrl-C interrupts this, the next `close` does it again
 
     def __enter__(self) -> Self:
         return self

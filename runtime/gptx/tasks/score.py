@@ -14,7 +14,8 @@ import numpy as np
 
 from gptx.arguments import count
 from gptx.errors import PromptError, warn
-from gptx.generation.loaded_model import LoadedModel, Prompt
+from gptx.generation.loaded_model import LoadedModel
+from gptx.generation.prompt import Prompt
 from gptx.generation.session import Session
 from gptx.parity.metrics import CHUNK
 from gptx.softmax import logsumexp

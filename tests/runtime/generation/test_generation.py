@@ -17,7 +17,7 @@ from onnx import numpy_helper
 import gptx
 from builders.tiny_artifact import refresh, write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
-from gptx.generation.loaded_model import is_batch
+from gptx.generation.prompt import is_batch
 from gptx.generation.session import Session
 from gptx.model import Model
 
@@ -175,6 +175,19 @@ def test_max_new_tokens(endless: Model) -> None:
     assert completion.tokens_per_second > 0
     assert 0 < completion.time_to_first_token < 5
     assert endless.generate("a", max_new_tokens=1).tokens_per_second == 0
+
+
+def test_stream_has_the_limit_of_generate(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptx.generation.loaded_model.MAX_NEW_TOKENS", 5)
+    stream = endless.stream("the cat sat")
+    for _ in stream:
+        pass
+    generated = endless.generate("the cat sat")
+    assert stream.completion.token_ids == generated.token_ids
+    assert stream.completion.finish_reason == generated.finish_reason == "length"
+    assert len(generated.token_ids) == 5
 
 
 def test_to_the_end_of_the_context(endless: Model) -> None:

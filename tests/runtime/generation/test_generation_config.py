@@ -26,7 +26,7 @@ from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, 
 from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
 from gptx.generation.logits_processors import processors
 from gptx.generation.resolve_options import resolve
-from gptx.generation.sampling import drawer, eta, filter_logits, likely, typical
+from gptx.generation.sampling import eta, filter_logits, likely, random_sampler, typical
 from gptx.inspect import generation_in_words
 from gptx.model import Model
 from gptx_models.checkpoints.side_files import read_side_files
@@ -253,7 +253,7 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
         ({"eta_cutoff": 0.1}, {0, 1, 2}),
     ):
         options = resolve({}, {"do_sample": True, **fields}, max_new_tokens=None)
-        draw = drawer(options, 3)
+        draw = random_sampler(options, 3)
         assert {draw(logits.copy()) for _ in range(200)} == left
 
 
@@ -378,7 +378,7 @@ def test_fields_that_make_no_sense(fields: dict[str, Any], says: str) -> None:
             PromptError,
             "the prompt has 5 tokens, .* max_length 5: give max_new_tokens",
         ),
-        ({"suppress_tokens": list(range(400))}, UsageError, "no token is left to pick"),
+        ({"suppress_tokens": list(range(400))}, UsageError, "the options forbid every token"),
     ],
 )
 def test_fields_that_do_not_fit_the_model(
@@ -406,7 +406,7 @@ def test_empty_ids_of_a_padded_vocabulary_may_be_named(tmp_path: Path) -> None:
 def test_no_processors_where_nothing_is_asked() -> None:
     options = resolve({}, {"eos_token_id": 0, "transformers_version": "4.57.0"}, max_new_tokens=5)
     assert options.rules == NO_RULES == read_rules({}, sampled=True)[0]
-    assert processors(options, prompt=[1], ends=[0], last=6, n_logits=9) == []
+    assert processors(options, prompt=[1], end_tokens=[0], max_length=6, n_logits=9) == []
 
 
 # onnxruntime-genai

@@ -16,12 +16,12 @@ from gptx.generation.logits_processors import penalize
 from gptx.generation.options import Options
 from gptx.generation.resolve_options import resolve
 from gptx.generation.sampling import (
+    draw_index,
     filter_logits,
     greedy,
     kth_largest,
+    make_sampler,
     nucleus,
-    pick_weighted,
-    picker,
 )
 
 OPTIONS = Options()
@@ -138,36 +138,41 @@ def test_penalty_as_transformers() -> None:
 
 
 def test_penalty_knows_prompt_and_what_was_picked() -> None:
-    pick = picker(
-        replace(OPTIONS, repetition_penalty=10.0), prompt=[0], stops=[], seed=None, n_logits=KNOWN
+    sample = make_sampler(
+        replace(OPTIONS, repetition_penalty=10.0),
+        prompt=[0],
+        end_tokens=[],
+        seed=None,
+        n_logits=KNOWN,
     )
     logits = np.array([9, 8, 7, 6], np.float32)
-    assert [pick(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
+    assert [sample(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
 
 
 def test_min_new_tokens_puts_the_end_off() -> None:
-    pick = picker(
-        replace(OPTIONS, min_new_tokens=2), prompt=[], stops=[0, 1], seed=None, n_logits=KNOWN
+    sample = make_sampler(
+        replace(OPTIONS, min_new_tokens=2), prompt=[], end_tokens=[0, 1], seed=None, n_logits=KNOWN
     )
     logits = np.array([9, 8, 7, 6], np.float32)
-    assert [pick(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
+    assert [sample(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
 
 
 def test_greedy_and_temperature_zero() -> None:
     logits = logits_of(5, 1000)
     assert greedy(logits) == logits.argmax()
     assert (
-        picker(OPTIONS, prompt=[1], stops=[], seed=None, n_logits=KNOWN)(logits) == logits.argmax()
+        make_sampler(OPTIONS, prompt=[1], end_tokens=[], seed=None, n_logits=KNOWN)(logits)
+        == logits.argmax()
     )
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
 def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     logits = logits_of(5, 1000)
-    pick = picker(
-        replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN
+    sample = make_sampler(
+        replace(OPTIONS, temperature=temperature), prompt=[], end_tokens=[], seed=1, n_logits=KNOWN
     )
-    assert pick(logits.copy()) == logits.argmax()
+    assert sample(logits.copy()) == logits.argmax()
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3])
@@ -184,8 +189,10 @@ def test_near_ties_at_small_temperatures(temperature: float) -> None:
 def test_draws_follow_the_probabilities(size: int) -> None:
     """Chi-squared over the 6 likeliest tokens and the rest."""
     logits = logits_of(2, size)
-    pick = picker(replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=11, n_logits=KNOWN)
-    draws = np.array([pick(logits.copy()) for _ in range(4000)])
+    sample = make_sampler(
+        replace(OPTIONS, temperature=1.0), prompt=[], end_tokens=[], seed=11, n_logits=KNOWN
+    )
+    draws = np.array([sample(logits.copy()) for _ in range(4000)])
     expected = by_transformers(logits)
     top = np.argsort(-expected)[:6]
     probabilities = np.append(expected[top], max(1 - expected[top].sum(), 1e-9))
@@ -196,10 +203,10 @@ def test_draws_follow_the_probabilities(size: int) -> None:
 
 def test_seed_repeats() -> None:
     def draws(seed: int) -> list[int]:
-        pick = picker(
-            replace(OPTIONS, temperature=1.0), prompt=[], stops=[], seed=seed, n_logits=KNOWN
+        sample = make_sampler(
+            replace(OPTIONS, temperature=1.0), prompt=[], end_tokens=[], seed=seed, n_logits=KNOWN
         )
-        return [pick(logits_of(i, 200)) for i in range(30)]
+        return [sample(logits_of(i, 200)) for i in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
 
@@ -215,7 +222,7 @@ def test_weighted_pick_is_the_inverse_of_the_cumulative_sum(
 ) -> None:
     weights = np.random.default_rng(seed).random(size).astype(np.float32) ** 8
     weights[1::3] = 0
-    index = pick_weighted(weights, uniform)
+    index = draw_index(weights, uniform)
     ends = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
     assert weights[index] > 0
     assert (ends[index - 1] if index else 0.0) - 1e-5 <= uniform <= ends[index] + 1e-5
@@ -238,21 +245,25 @@ def test_nucleus_never_is_empty() -> None:
 def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
     logits = logits_of(0, 300)
     logits[4] = value
-    pick = picker(
-        replace(OPTIONS, temperature=temperature), prompt=[], stops=[], seed=1, n_logits=KNOWN
+    sample = make_sampler(
+        replace(OPTIONS, temperature=temperature), prompt=[], end_tokens=[], seed=1, n_logits=KNOWN
     )
     with pytest.raises(ArtifactError, match="not finite"):
-        pick(logits)
+        sample(logits)
 
 
 def test_nothing_left_to_pick() -> None:
-    pick = picker(
-        replace(OPTIONS, min_new_tokens=1), prompt=[], stops=range(4), seed=None, n_logits=KNOWN
+    sample = make_sampler(
+        replace(OPTIONS, min_new_tokens=1),
+        prompt=[],
+        end_tokens=range(4),
+        seed=None,
+        n_logits=KNOWN,
     )
     with pytest.raises(
-        UsageError, match="no token is left to pick: .* stop_tokens with min_new_tokens"
+        UsageError, match="the options forbid every token: .* stop_tokens with min_new_tokens"
     ):
-        pick(np.ones(4, np.float32))
+        sample(np.ones(4, np.float32))
 
 
 # Options
@@ -348,8 +359,8 @@ def test_numbers_near_the_ends_of_floats(name: str, value: float) -> None:
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32) * 10
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pick = picker(options, prompt=[1, 2, 3], stops=[], seed=1, n_logits=50)
-        picked = [pick(logits.copy()) for _ in range(20)]
+        sample = make_sampler(options, prompt=[1, 2, 3], end_tokens=[], seed=1, n_logits=50)
+        picked = [sample(logits.copy()) for _ in range(20)]
     assert all(0 <= token < 50 for token in picked)
     if name == "temperature" and value < 1:
         assert set(picked) == {int(logits.argmax())}

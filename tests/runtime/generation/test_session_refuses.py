@@ -315,7 +315,7 @@ def test_a_signals_handler_uses_the_session_that_it_interrupts(
     if handler == "close":
         assert session.advance([(9,)]).shape == (1, 280)
         return
-    with pytest.raises(UsageError, match="was used in the middle of one of its calls"):
+    with pytest.raises(UsageError, match="was used while one of its calls was running"):
         session.advance([(9,)])
     with pytest.raises(UsageError, match="this session is closed"):
         session.feed([[8]])
