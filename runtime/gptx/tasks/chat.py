@@ -1,7 +1,4 @@
-"""A conversation with a model: messages in, answers out. The KV cache is kept between the turns.
-
-Knows nothing of how text is shown.
-"""
+"""A conversation with a model: messages in, answers out. The KV cache is kept between turns."""
 
 from __future__ import annotations
 
@@ -17,12 +14,20 @@ from gptx.generation.stream import Completion, Stream
 
 
 class Chat:
-    """A conversation. The KV cache is kept between turns, so each turn computes only the new tokens.
+    """A conversation. Model.chat begins one.
 
-    Leaving a `with` block, or `close`, gives the cache's memory back. `messages` has the conversation so far.
+    The KV cache is kept between turns, so each turn computes only the new tokens. `close`, or
+    leaving a `with` block, frees the cache's memory.
 
-    Threads: any thread may call a chat, but it gives one answer at a time. While another thread reads an answer, every
-    call but `tokens` raises UsageError. The stream of an answer may be closed from any thread.
+    Attributes:
+
+    - messages: the conversation so far, [{"role": "system" | "user" | "assistant", "content":
+      text}, ...]. An answer joins it when its stream ends or is closed.
+    - tokens: the token ids in the KV cache.
+
+    Threads: any thread may call a chat, but it gives one answer at a time. While another thread
+    reads an answer, every method raises UsageError. The stream of an answer may be closed from any
+    thread.
     """
 
     def __init__(self, model: LoadedModel, *, system: str | None = None) -> None:
@@ -32,7 +37,8 @@ class Chat:
         if system is not None and not isinstance(system, str):
             raise UsageError(f"system is {shown(system)}, expected a text")
         self._call = OneThread(
-            "this chat is being asked in another thread: wait for its answer, or open a chat of its own"
+            "another thread is calling this chat: wait until it is done, or give each thread a chat of"
+            " its own"
         )
         self._model = model
         self._session = model.session()
@@ -44,10 +50,18 @@ class Chat:
 
     @takes_options
     def stream(self, message: str, **options: Unpack[Given]) -> Stream:
-        """Send a message and return a Stream of the answer, with the options of Model.stream.
+        """Send a message, and return a Stream of the answer.
 
-        The message and the answer join the conversation when the stream ends or is closed. Raises PromptError if the
-        context has no room for the message; the conversation is then as it was before.
+        Options are those of Model.generate, with one other default: without max_new_tokens (in the
+        call or generation_config.json), an answer ends when the model ends it, or the context is
+        full.
+
+        The message and the answer join the conversation when the stream ends or is closed. If the
+        next message is sent before that, the answer is closed first and joins the conversation as
+        far as it was read.
+
+        Raises PromptError if the context has no room for the message, UsageError for wrong options;
+        the conversation is then as it was before.
         """
         text("the message", message)
         checked = self._model.stream_options(options)
@@ -57,9 +71,10 @@ class Chat:
     def _answer(self, message: str, options: Options) -> Stream:
         question = {"role": "user", "content": message}
         asked = [*self._conversation(), question]
-        ids = self._prompt(asked, options)  # before the open answer is closed: this may raise
+        # Checked before the open answer is closed: an error then leaves the chat as it was.
+        ids = self._prompt(asked, options)
         self._settle()
-        if self.messages != asked[:-1]:  # the answer grew while it was being closed
+        if self.messages != asked[:-1]:  # another thread read on while the answer was closed
             asked = [*self.messages, question]
             ids = self._prompt(asked, options)
 
@@ -72,8 +87,10 @@ class Chat:
         return self._open
 
     def _conversation(self) -> list[dict[str, str]]:
-        """The messages, with an open answer as far as it was read. Raises UsageError where another
-        thread is reading it."""
+        """The messages, with the open answer as far as it was read.
+
+        Raises UsageError if another thread is reading it.
+        """
         if self._open is None:
             return self.messages
         self._check_reader(self._open)
@@ -81,35 +98,42 @@ class Chat:
         return [*self._asked, answer]
 
     def _prompt(self, asked: list[dict[str, str]], options: Options) -> list[int]:
-        """The conversation as token ids. Raises PromptError where it has no room."""
+        """The conversation as token ids. Raises PromptError if the context has no room for it."""
         ids = self._model.chat_ids(asked)
         if len(ids) > self._session.limit:
             raise PromptError(
-                f"the conversation has {len(ids)} tokens with this message, and the model's context holds "
-                f"{self._session.limit}: start a new one, or ask something shorter"
+                f"the conversation has {len(ids)} tokens with this message, and the model's context"
+                f" holds {self._session.limit}: start a new one, or ask something shorter"
             )
-        check_prompts([ids], [0], limit=self._session.limit, longest=options.rules.max_length)
+        check_prompts([ids], [0], n_ctx=self._session.limit, max_length=options.rules.max_length)
         return ids
 
     @takes_options
     def send(self, message: str, **options: Unpack[Given]) -> Completion:
-        """Send a message and return the whole answer, with the options of Model.stream."""
+        """Send a message, and return the whole answer as a Completion.
+
+        Options and errors are those of `stream`. If an error or Ctrl-C interrupts the answer,
+        neither it nor the message joins the conversation.
+        """
         stream = self.stream(message, **options)
         try:
             for _ in stream:
                 pass
         except BaseException:
-            self._open = None  # no part of the conversation: the caller has no answer
+            self._open = None  # the caller got no answer, so the turn is no part of the chat
             raise
         return stream.completion
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens in the KV cache: all tokens of the conversation but the last one that was generated."""
+        """The token ids in the KV cache.
+
+        After an answer, the last token that was generated is missing: it was not fed to the model.
+        """
         return self._session.tokens[0]
 
     def reset(self) -> None:
-        """Start over, with the same system message."""
+        """Start over: drop all messages but the system message."""
         with self._call:
             self._settle()
             self.messages = [
@@ -117,7 +141,9 @@ class Chat:
             ]
 
     def close(self) -> None:
-        """End an open answer and give the cache's memory back. The chat cannot be used afterwards."""
+        """End an open answer, and free the memory of the KV cache. The chat cannot be used
+        afterwards.
+        """
         with self._call:
             self._settle()
             self._session.close()
@@ -129,14 +155,17 @@ class Chat:
         self.close()
 
     def _settle(self) -> None:
-        """An answer that nobody read to its end is part of the conversation as far as it was read. Raises UsageError
-        where another thread is reading it."""
+        """Close the open answer, so that what was read of it joins the conversation.
+
+        Raises UsageError if another thread is reading it.
+        """
         stream = self._open
         if stream is not None:
             self._check_reader(stream)
             stream.close(wait=True)
 
     def _check_reader(self, stream: Stream) -> None:
+        """Raise UsageError if another thread is reading this stream."""
         if stream.is_read_elsewhere():
             raise UsageError(
                 "this chat is answering in another thread: wait for that answer, or close its"

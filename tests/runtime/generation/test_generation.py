@@ -177,9 +177,7 @@ def test_max_new_tokens(endless: Model) -> None:
     assert endless.generate("a", max_new_tokens=1).tokens_per_second == 0
 
 
-def test_stream_has_the_limit_of_generate(
-    endless: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stream_has_the_limit_of_generate(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptx.generation.loaded_model.MAX_NEW_TOKENS", 5)
     stream = endless.stream("the cat sat")
     for _ in stream:

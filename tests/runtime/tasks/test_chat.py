@@ -185,6 +185,13 @@ def test_a_prompt_may_fill_the_context_and_no_more(model: Model) -> None:
     assert len(chat.send("#" * (300 - taken)).token_ids) == 1
 
 
+def test_an_answer_has_no_default_limit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptx.generation.loaded_model.MAX_NEW_TOKENS", 1)
+    completion = model.chat().send("hello")
+    assert len(completion.token_ids) > 1
+    assert completion.finish_reason in ("stop", "context")
+
+
 def test_reset(model: Model) -> None:
     chat = model.chat(system="be good")
     first = chat.send("hello", max_new_tokens=6).token_ids
