@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,26 @@ def _machine(run: Run) -> str:
         ("threads", settings["threads"]),
         ("new tokens", settings["new_tokens"]),
         ("rounds", f"{settings['rounds']}, with {settings['repeats']} runs of each length"),
-        *((f"weights of {name}", words) for name, words in run.get("kernels", {}).items()),
+        *((name, words) for name, words in run.get("kernels", {}).items()),
     ]
-    facts = table(["", ""], [(one, escaped(str(what))) for one, what in rows if what is not None])
-    return f"## How it was measured\n\n```sh\n{run['command']}\n```\n\n{_busy(run)}{facts}"
+    facts = table(
+        ["setting", "value"], [(one, escaped(str(what))) for one, what in rows if what is not None]
+    )
+    return f"## How it was measured\n\n```sh\n{_command(run)}\n```\n\n{_busy(run)}{facts}"
 
 
 def _versions(run: Run) -> dict[str, str]:
     found = {name: version for name, version in run["versions"].items() if version}
     for one in run.get("engines", []):
         found |= one["versions"]
+    found.pop("gptx-edge", None)  # gptx by the name of its distribution
     return found
+
+
+def _command(run: Run) -> str:
+    """The command, over several lines that a shell reads as one."""
+    lines = textwrap.wrap(run["command"], 78, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
 
 
 def _busy(run: Run) -> str:

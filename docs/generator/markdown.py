@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_SIGNS = re.compile(r"([\\*_<>\[\]|#])")
+_SIGNS = re.compile(r"([\\*_\[\]|#])")
 
 
 def escaped(text: str) -> str:
     """Text that is shown as it is written; what stands in backticks stays code."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else _SIGNS.sub(r"\\\1", part) for part in parts)
+    return "".join(part if part.startswith("`") else _plain(part) for part in parts)
+
+
+def _plain(text: str) -> str:
+    return _SIGNS.sub(r"\\\1", text).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def definition(term: str, text: str) -> str:
