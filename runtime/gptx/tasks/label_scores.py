@@ -1,6 +1,7 @@
-"""log P(label | prompt) of several labels: a session that has read the prompt and token ids in, nats out.
+"""log P(label | prompt) of several labels, as token ids: a session in, nats out.
 
-What labels have in common at their beginning is run once; a label of one token costs nothing more. Knows no text.
+Beginnings that labels share are computed once. A label of a single token costs no run of the graph
+of its own. This file knows no text.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from gptx.text.prefix import common_length
 def label_scores(
     session: Session, prompt: Sequence[int], labels: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """The log-probability of each token of each label. Of the prompt, what the session's only row does not hold already
-    is read; afterwards the row holds the prompt."""
-    # one token at least is fed, for its logits
+    """The log-probability of each token of each label, in nats.
+
+    session: a session of one row. Tokens that the row shares with the beginning of `prompt` are not
+    computed again. Afterwards the row holds the prompt.
+    """
+    # The last token is always computed again, as its logits are needed.
     session.rewind([min(common_length(session.tokens[0], prompt), len(prompt) - 1)])
-    after = [
-        _log_probabilities(session, prompt[session.lengths[0] :])[-1]
-    ]  # after[n]: following n tokens of `path`
+    # The session holds the prompt and `path`, the beginning of a label; after[n] has the
+    # log-probabilities behind the first n tokens of `path`.
+    after = [_log_probabilities(session, prompt[session.lengths[0] :])[-1]]
     path: Sequence[int] = ()
     scores: list[list[float]] = [[] for _ in labels]
-    for at in sorted(
-        range(len(labels)), key=lambda at: tuple(labels[at])
-    ):  # those that begin alike side by side
+    # In sorted order, labels with the same beginning follow each other.
+    for at in sorted(range(len(labels)), key=lambda at: tuple(labels[at])):
         label = labels[at]
         shared = common_length(path, label[:-1])
         session.rewind([len(prompt) + shared])
@@ -44,6 +47,8 @@ def label_scores(
 def _log_probabilities(
     session: Session, ids: Sequence[int], *, each: bool = False
 ) -> list[np.ndarray]:
-    """After the last token, or after each one, float64 (V,)."""
+    """Feed tokens. Returns the log-probabilities after each of them, or after the last one: float64
+    (V,) each.
+    """
     rows = session.feed([ids], all_logits=True)[0] if each and len(ids) > 1 else session.feed([ids])
     return list(log_softmax(rows.astype(np.float64)))

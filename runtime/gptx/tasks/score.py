@@ -1,7 +1,8 @@
-"""How likely a model finds a text: token ids in, the log-probability of each token after those before it out.
+"""How likely a model finds a text: the log-probability of each token after the tokens in front of
+it.
 
-A text longer than the context is read in windows that overlap, so that no token but the first ones is judged without
-a good piece of what stands before it.
+A text that is longer than the context is read in windows that overlap, so that each token is judged
+by many tokens in front of it.
 """
 
 from __future__ import annotations
@@ -21,31 +22,42 @@ from gptx.parity.metrics import CHUNK
 from gptx.softmax import logsumexp
 from gptx.text.detokenizer import Detokenizer
 
-MANY_WINDOWS, MANY_TIMES = 100, 10  # from here on a text takes so long that the caller is told
+# The caller is warned if a text is read in more windows than this, and each token this often.
+MANY_WINDOWS, MANY_TIMES = 100, 10
 
 
 @dataclass(frozen=True)
 class Score:
     """How likely the model finds a text, token by token.
 
-    pieces: the text of each token; joined, they are the whole text. A special token has "", and so has a token that
-    holds only a part of a character (the character stands in the piece of the token that completes it).
+    Fields:
 
-    logprobs: log P of each token after all tokens before it, in nats. The first token has None, as nothing stands
-    before it. If the tokenizer adds a bos token, that is the first token.
+    - token_ids: the tokens of the text, with those that the tokenizer adds (bos).
+    - pieces: the text of each token; joined, they are the whole text. Special tokens have "". A
+      character of several tokens stands in the piece of the last one. None if the artifact has no
+      tokenizer.
+    - logprobs: log P(token | all tokens in front of it), in nats. The first token has None, because
+      no token stands in front of it.
+    - total: the sum of logprobs.
+    - perplexity: exp(-total / number of scored tokens).
+    - bits_per_byte: -total / ln(2) / UTF-8 bytes of the scored tokens. It can be compared between
+      models with different tokenizers; perplexity cannot. None without a tokenizer, or if there are
+      no bytes.
+    - overlap: the tokens that each window repeats of the one before; 0 if the text fits into the
+      context.
     """
 
     token_ids: list[int]
-    pieces: list[str] | None  # None where the artifact has no tokenizer
-    logprobs: list[float | None]  # nats
-    total: float  # their sum
-    perplexity: float  # exp(-total / tokens that were scored)
-    bits_per_byte: float | None  # of UTF-8; comparable between tokenizers, as perplexity is not
-    overlap: int  # tokens that each further window repeats; 0: the text fits into the context
+    pieces: list[str] | None
+    logprobs: list[float | None]
+    total: float
+    perplexity: float
+    bits_per_byte: float | None
+    overlap: int
 
 
 def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Score:
-    """As Model.score says."""
+    """Score a text; Model.score documents the arguments."""
     n_ctx = model.n_ctx
     if overlap is not None:
         overlap = count("overlap", overlap, f"1 to {n_ctx}, the model's context", n_ctx)
@@ -54,7 +66,8 @@ def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Sc
     ids = model.encode(text)
     if len(ids) < 2:
         raise PromptError(
-            "one token alone has nothing before it to be judged by: give a longer text"
+            f"the text has {len(ids)} token{'s' * (len(ids) != 1)}, and scoring needs at least 2:"
+            " give a longer text"
         )
     repeated = overlap or max(1, n_ctx // 2)
     _warn_of_many(sum(1 for _ in windows(len(ids), n_ctx, repeated)), len(ids), n_ctx, repeated)
@@ -71,35 +84,42 @@ def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Sc
         pieces=pieces,
         logprobs=[None, *values],
         total=total,
-        perplexity=math.exp(min(-total / len(values), 700.0)),  # more is no float
+        perplexity=math.exp(min(-total / len(values), 700.0)),  # exp(710) overflows
         bits_per_byte=_bits_per_byte(text, pieces, total),
         overlap=repeated if len(ids) > n_ctx + 1 else 0,
     )
 
 
 def _warn_of_many(n_windows: int, length: int, n_ctx: int, overlap: int) -> None:
+    """Warn if the overlap makes scoring many times slower than a smaller one would."""
     times = n_windows * n_ctx // length
     if n_windows > MANY_WINDOWS and times >= MANY_TIMES:
         warn(
-            f"an overlap of {overlap} tokens reads this text {times:,} times, in {n_windows:,} windows of {n_ctx:,} tokens:"
-            " a smaller one is quicker"
+            f"an overlap of {overlap} tokens reads this text {times:,} times, in {n_windows:,}"
+            f" windows of {n_ctx:,} tokens: a smaller overlap is faster"
         )
 
 
 def windows(length: int, n_ctx: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first, end): the window begins at `start`, and tokens first to end are scored in it, each once. A window is
-    fed at most n_ctx tokens; each further one begins `overlap` tokens before the first that it scores."""
+    """Windows (start, first, end) of a text of `length` tokens.
+
+    A window begins at token `start`, and scores the tokens from `first` to before `end`; windows
+    score every token but token 0 once. Each feeds at most n_ctx tokens, as its last token is not
+    fed. A later window begins `overlap` tokens in front of the first that it scores.
+    """
     start, first = 0, 1
     while first < length:
-        end = min(start + n_ctx + 1, length)  # the last one is not fed
+        end = min(start + n_ctx + 1, length)  # the last token is not fed
         yield start, first, end
         start, first = end - overlap, end
 
 
 def _window(session: Session, ids: Sequence[int], start: int, first: int, end: int) -> list[float]:
+    """The log-probabilities of tokens `first` to before `end`, of a window that begins at `start`."""
     session.rewind([0])
     if start < first - 1:
-        session.feed([ids[start : first - 1]])  # only read: no logits are computed but the last
+        # Repeated tokens, which need no logits
+        session.feed([ids[start : first - 1]])
     values: list[float] = []
     for at in range(first - 1, end - 1, CHUNK):
         piece = ids[at : min(at + CHUNK, end - 1)]
@@ -119,7 +139,7 @@ def _pieces(model: LoadedModel, ids: Sequence[int]) -> list[str] | None:
 
 
 def _bits_per_byte(text: Prompt, pieces: list[str] | None, total: float) -> float | None:
-    """Of the bytes whose tokens were scored: the first token's are not."""
+    """Bits per byte of the scored tokens: the bytes of the first token do not count."""
     if pieces is None:
         return None
     whole = text if isinstance(text, str) else "".join(pieces)

@@ -1,4 +1,4 @@
-"""Text to its summary: the prompt of the task, as much of the text as fits, and a greedy completion."""
+"""Summarize a text: put as much of it as fits into the task's prompt, and generate the answer."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptx.artifact.task import SUMMARIZE_TEMPLATE, Example, check_examples, check_template
-from gptx.artifact.task import prompt as asked_for
+from gptx.artifact.task import prompt as prompt_of
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.resolve_options import resolve, warn_of_unused
 from gptx.generation.stream import Completion
-from gptx.tasks.classify import fit_or_say
+from gptx.tasks.fit_prompt import fit_prompt
 
-SUMMARY_TOKENS = 96  # of a summary where neither the call nor the artifact says
+SUMMARY_TOKENS = 96  # the limit, unless the call or generation_config.json sets one
 
 
 @dataclass(frozen=True)
 class Summary(Completion):
-    """`text` is without the white space around it."""
+    """A Completion whose `text` is the summary, without white space around it.
 
-    left_out: int  # tokens of the text's end that had no room in the context
+    left_out: the number of tokens of the text's end that the context had no room for.
+    """
+
+    left_out: int
 
 
 def summarize(
@@ -33,10 +36,11 @@ def summarize(
     template: str | None,
     options: Mapping[str, Any],
 ) -> Summary:
-    """As Model.summarize says."""
+    """Summarize a text; Model.summarize documents the arguments."""
     if not isinstance(text, str) or not text.strip():
         raise PromptError(
-            f"the text is {'empty' if isinstance(text, str) else shown(text)}: give a text to summarize"
+            f"the text is {'empty' if isinstance(text, str) else shown(text)}:"
+            " give a text to summarize"
         )
     if model.tokenizer is None:
         raise UsageError(f"{model.path} has no tokenizer, so there is no text to summarize")
@@ -45,23 +49,33 @@ def summarize(
         check_template(template)
     task = model.task if model.task is not None and model.task.kind == "summarize" else None
     template = template or (task.template if task else None) or SUMMARIZE_TEMPLATE
+    given, room = _options(model, options, few_shot=bool(examples))
+    ask = functools.partial(prompt_of, template, examples=examples)
+    fitted = fit_prompt(text, ask, model.tokenizer, room=room, n_examples=len(examples))
+    completion = model.generate(fitted.ids, **given)
+    facts: dict[str, Any] = asdict(completion) | {"text": (completion.text or "").strip()}
+    return Summary(**facts, left_out=fitted.left_out)
+
+
+def _options(
+    model: LoadedModel, options: Mapping[str, Any], *, few_shot: bool
+) -> tuple[dict[str, Any], int]:
+    """The options of `generate` for a summary, and the most tokens that the prompt may have.
+
+    Half of the context is kept for the prompt if the summary may be that long.
+    """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     greedy = "temperature" not in given
-    if greedy:
-        given["temperature"] = 0.0
-    if examples:
-        given.setdefault("stop", "\n\n")  # an example ends so, and another would follow
+    given.setdefault("temperature", 0.0)
+    if few_shot:
+        # Examples end in an empty line; behind it, the model would go on with another example.
+        given.setdefault("stop", "\n\n")
     resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)
-    if greedy:
+    if greedy:  # `resolve` does not warn, as it was given a temperature
         warn_of_unused(given)
-    context = model.n_ctx + 1  # the last token is not fed
+    context = model.n_ctx + 1  # the last token is not fed, so it needs no place
     if resolved.max_new_tokens is not None:
         given["max_new_tokens"] = resolved.max_new_tokens
     else:
         context = min(context, resolved.rules.max_length or context)
-    room = context - min(resolved.max_new_tokens or SUMMARY_TOKENS, (context - 1) // 2)
-    ask = functools.partial(asked_for, template, examples=examples)
-    fitted = fit_or_say(text, ask, model.tokenizer, room, len(examples))
-    completion = model.generate(fitted.ids, **given)
-    facts: dict[str, Any] = asdict(completion) | {"text": (completion.text or "").strip()}
-    return Summary(**facts, left_out=fitted.left_out)
+    return given, context - min(resolved.max_new_tokens or SUMMARY_TOKENS, (context - 1) // 2)

@@ -59,7 +59,10 @@ def test_scores_are_the_models(model: gptx.Model, gpt: GPT):
 def test_an_overlap_near_the_context_is_told(model: gptx.Model):
     """It takes a window for every token."""
     ids = [int(token) for token in np.random.default_rng(0).integers(0, 300, 300)]
-    says = r"an overlap of 128 tokens reads this text 73 times, in 172 windows of 128 tokens: a smaller one is quicker"
+    says = (
+        "an overlap of 128 tokens reads this text 73 times, in 172 windows of 128 tokens:"
+        " a smaller overlap is faster"
+    )
     with pytest.warns(gptx.GptxWarning, match=says):
         found = model.score(ids, overlap=128)
     assert len(found.logprobs) == 300
@@ -220,7 +223,7 @@ def test_a_summary_is_a_greedy_completion(model: gptx.Model):
         (lambda m: m.classify("", LABELS), "empty"),
         (lambda m: m.classify(TEXT, ["cat"]), "at least two labels"),
         (lambda m: m.classify(TEXT, ["cat", "cat"]), "given twice"),
-        (lambda m: m.classify(TEXT), "names no labels"),
+        (lambda m: m.classify(TEXT), "was not fine-tuned for labels"),
         (lambda m: m.classify(TEXT, LABELS, template="Label:"), "expected once"),
         (lambda m: m.classify(TEXT, LABELS, examples=[("a", "bird")]), "none of cat"),
         (lambda m: m.classify(TEXT, LABELS, examples=[(TEXT * 10, "cat")] * 5), "example"),
@@ -275,7 +278,7 @@ def test_the_verbs(fp32: Path, tmp_path: Path):
             "expected TEXT=>ANSWER",
         ),
         (["classify", "x", "--file", "y", "--label", "a"], "not both"),
-        (["classify", "x"], "names no labels"),
+        (["classify", "x"], "was not fine-tuned for labels"),
         (["score", "x", "--file", "y"], "not both"),
     ],
 )
