@@ -1,1 +1,1 @@
-"""A GPT module to an ONNX graph, and a graph's weights back into a module."""
+"""From a GPT module to an ONNX graph, and from a graph's weights back to a module."""

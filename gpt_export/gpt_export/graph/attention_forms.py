@@ -75,7 +75,7 @@ def choose_form(config: GPTConfig, asked: CacheForm | None) -> CacheForm:
 
 
 class Shared:
-    """GroupQueryAttention; it also rotates q and k if head_dim % 16 == 0, as its kernel requires."""
+    """GroupQueryAttention. Its kernel also applies rotary embeddings if head_dim % 16 == 0."""
 
     def __init__(self, gpt: GPT, position_ids: Tensor, attention_mask: Tensor, past: Past):
         self.gpt, self.past, self.width = gpt, past, attention_mask.shape[1]

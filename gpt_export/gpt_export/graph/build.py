@@ -1,4 +1,7 @@
-"""A GPT module in, an ONNX model (onnx-ir, weights still in the module's memory) out, by PyTorch's own exporter."""
+"""Trace a GPT module to an ONNX graph with PyTorch's exporter, tidy the graph, and save it.
+
+The graph is an onnx_ir model whose weights stay in the module's memory until it is saved.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ ATTENDS = {"shared": Shared, "growing": Cached, "scatter": Scatter, "cuda": Shar
 
 
 class Step(nn.Module):
-    """One call of the model with its cache as inputs and outputs: this is the graph."""
+    """The function that is traced: one run of the model, with the cache as inputs and outputs."""
 
     def __init__(self, gpt: GPT, form: GraphForm):
         super().__init__()
@@ -41,11 +44,17 @@ class Step(nn.Module):
         past: Past,
         logits: Tensor,
     ) -> tuple[Tensor, Past]:
-        """logits: how many are wanted (KEEP; 0 is all), or of `cuda`, whose graph must compute no such number where ONNX
-        Runtime would copy it between the devices, from where on (FIRST)."""
+        """Returns logits (B, kept, vocab_size), float32, and the new cache.
+
+        input_ids, position_ids: int64 (B, S). attention_mask: int64 (B, P + S). past: keys and
+        values of each layer. logits: the input KEEP, for how many of the last positions logits are
+        computed; 0 is all. The form `cuda` has FIRST instead, the first of these positions:
+        computing it from KEEP in the graph would make ONNX Runtime copy the number between the
+        devices.
+        """
         attend = ATTENDS[self.form](self.gpt, position_ids, attention_mask, past)
         hidden = self.gpt.hidden(input_ids, position_ids, attend)
-        # ONNX's Slice from -0 is all positions and from -1 the last one: Hugging Face's meaning without a branch
+        # ONNX's Slice from -0 takes all positions, from -1 the last one: no branch is needed
         first = logits if self.form == "cuda" else -logits.reshape(1)
         kept = torch.onnx.ops.symbolic(
             "Slice",
@@ -59,7 +68,10 @@ class Step(nn.Module):
 
 
 def build_graph(gpt: GPT, form: GraphForm) -> ir.Model:
-    """Trace a GPT whose layers were rewritten by `graph_layers`. The cache has the dtype of the embedding's output."""
+    """Trace `gpt`, whose layers `graph_layers` has rewritten, to an onnx_ir model.
+
+    The cache has the dtype that the module computes in.
+    """
     config = gpt.config
     step = Step(gpt, form).eval()
     model = trace(step, config, form, gpt.dtype)
@@ -67,12 +79,15 @@ def build_graph(gpt: GPT, form: GraphForm) -> ir.Model:
     _optimize(model, {name for name, _ in gpt.named_parameters()})
     if form != "growing":
         fuse_skip_norms(model)
-    _bare(model)
+    _drop_debug_data(model)
     return model
 
 
 def save_graph(model: ir.Model, folder: Path) -> None:
-    """Write folder/model.onnx and folder/model.onnx_data, each weight once; small constants stay inside the graph."""
+    """Write folder/model.onnx, and the weights, each once, to folder/model.onnx_data.
+
+    Constants under 1 kB stay inside the graph file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ir.save(
         model, folder / "model.onnx", external_data="model.onnx_data", size_threshold_bytes=1024
@@ -80,12 +95,16 @@ def save_graph(model: ir.Model, folder: Path) -> None:
 
 
 def cache_names(config: GPTConfig, what: str) -> list[str]:
+    """Names of the cache's inputs ("past_key_values") or outputs ("present"), layer by layer."""
     return [f"{what}.{i}.{half}" for i in range(config.n_layer) for half in ("key", "value")]
 
 
 def save_beside(model: ir.Model, file: Path) -> None:
-    """Write a second graph beside `model.onnx`, whose weights it has: they are read from that one's file. What has not the
-    same name and bytes there, or is small, stays inside."""
+    """Write a second graph to `file`, beside model.onnx, whose weights it shares.
+
+    Weights that model.onnx has under the same name, with the same bytes, are read from its data
+    file. All others, and small ones, stay inside the new graph file.
+    """
     stored = ir.load(file.with_name("model.onnx")).graph.initializers
     for name, value in model.graph.initializers.items():
         there, own = stored.get(name), value.const_value
@@ -104,11 +123,9 @@ def save_beside(model: ir.Model, file: Path) -> None:
 
 
 def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:
-    rows, new, old = (
-        2,
-        3,
-        5,
-    )  # all different and none of them 1, which the exporter would take for a constant
+    # all different, so that no two dimensions are taken for one; a size of 1 would become a
+    # constant
+    rows, new, old = 2, 3, 5
     buffer = old + new if form != "growing" else old
 
     def past() -> Tensor:
@@ -126,7 +143,7 @@ def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) ->
         "attention_mask",
         "position_ids",
         *cache_names(config, "past_key_values"),
-        _wanted(form),
+        _logits_input(form),
     ]
     any_size = torch.export.Dim.DYNAMIC
     matrix, cache = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
@@ -139,7 +156,7 @@ def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) ->
             input_names=names,
             output_names=["logits", *cache_names(config, "present")],
             opset_version=OPSET[form],
-            optimize=False,  # its deduplication renames weights that happen to be equal; _optimize leaves it out
+            optimize=False,  # would merge and rename weights that happen to be equal; see _optimize
             verbose=False,
         )
     assert program is not None
@@ -147,7 +164,10 @@ def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) ->
 
 
 def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
-    """Initializers take the module's parameter names, inputs and outputs the shapes that the loaders agree on."""
+    """Name weights after the module's parameters, and name the dimensions of inputs and outputs.
+
+    The input KEEP (or FIRST) gets its default of 0. Dimension names are those of optimum's exports.
+    """
     graph = model.graph
     canonical: dict[int, str] = {}
     for name, tensor in [
@@ -156,9 +176,7 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
     ]:
         first = canonical.setdefault(id(tensor), name)
         value = graph.initializers.get(f"gpt.{name}")
-        if (
-            value is not None
-        ):  # a shared weight bears the name it has where it first stands: the embedding's
+        if value is not None:  # a tied weight has its first name: the embedding's
             del graph.initializers[f"gpt.{name}"]
             value.name = first
             graph.initializers[first] = value
@@ -176,20 +194,22 @@ def _name(model: ir.Model, config: GPTConfig, step: Step) -> None:
     for value in (*graph.inputs, *graph.outputs):
         if value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
-    wanted = _wanted(step.form)
-    value = next(value for value in graph.inputs if value.name == wanted)
-    value.const_value = ir.tensor(np.array([0] if wanted == FIRST else 0, np.int64), name=wanted)
-    graph.initializers[wanted] = value
+    name = _logits_input(step.form)
+    value = next(value for value in graph.inputs if value.name == name)
+    value.const_value = ir.tensor(np.array([0] if name == FIRST else 0, np.int64), name=name)
+    graph.initializers[name] = value
 
 
-def _wanted(form: GraphForm) -> str:
-    """The input, with a default, by which it is said which logits are wanted."""
+def _logits_input(form: GraphForm) -> str:
+    """Name of the input that selects the positions whose logits are computed."""
     return FIRST if form == "cuda" else KEEP
 
 
 def _optimize(model: ir.Model, parameters: set[str]) -> None:
-    """onnxscript's default optimizations, without merging initializers that are equal and without folding parameters: each
-    keeps its name, by which `load_gpt` finds it."""
+    """onnxscript's default optimizations, except those that would merge or fold parameters.
+
+    Each parameter keeps its name, by which `load_gpt` finds it.
+    """
     passes.InlinePass()(model)
 
     def reads_a_parameter(node: ir.Node) -> bool:
@@ -214,8 +234,8 @@ def _optimize(model: ir.Model, parameters: set[str]) -> None:
     ir.passes.Sequential(*tidy)(model)
 
 
-def _bare(model: ir.Model) -> None:
-    """Drop what only the exporter's own debugging reads: stack traces, symbol names, shapes inside the graph."""
+def _drop_debug_data(model: ir.Model) -> None:
+    """Drop debugging data of the exporter: stack traces, symbol names, shapes inside the graph."""
     model.metadata_props.clear()
     model.producer_name, model.producer_version = "gptx", None
     model.graph.metadata_props.clear()
@@ -233,7 +253,7 @@ def _bare(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def quiet():
-    """The exporter tells of torchvision, opsets and its own deprecations; none of it concerns who exports a GPT."""
+    """Silence output, warnings and logs of the exporter (on torchvision, opsets, deprecations)."""
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
     ]

@@ -1,4 +1,4 @@
-"""One fusion that the exporter does not make: x + y (+ bias) followed by a norm, as ONNX Runtime's one operator for all."""
+"""Fuse x + y (+ bias) and the norm after it to one ONNX Runtime operator; the exporter does not."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ FUSED = {
     "LayerNormalization": "SkipLayerNormalization",
     "RMSNormalization": "SkipSimplifiedLayerNormalization",
 }
-BIAS = {"LayerNormalization": 4, "RMSNormalization": 3}  # which input of the fused operator it is
+BIAS = {"LayerNormalization": 4, "RMSNormalization": 3}  # index of the bias among the inputs
 
 
 def fuse_skip_norms(model: ir.Model) -> None:
-    """Add + LayerNormalization -> SkipLayerNormalization, Add + RMSNormalization -> SkipSimplifiedLayerNormalization.
+    """Replace Add + norm by SkipLayerNormalization (RMSNorm: SkipSimplifiedLayerNormalization).
 
-    A bias of what is added goes along, so that a product is followed by one operator. The sum stays available as the
-    fused operator's fourth output: it is the residual stream.
+    If y is itself the sum of a product and a bias, the bias becomes an input of the fused operator.
+    The sum x + y is the residual stream; it stays available as the fused operator's fourth output.
     """
     graph = model.graph
     for norm in [node for node in graph if node.op_type in FUSED]:
@@ -61,5 +61,5 @@ def _is_bias(value: ir.Value | None) -> bool:
 
 
 def _has_constant(add: ir.Node) -> bool:
-    """A bias is broadcast, which the fused operator does not do for what it adds."""
+    """True if a summand is constant, as a bias is: the fused operator would not broadcast it."""
     return any(value is None or value.is_initializer() for value in add.inputs)

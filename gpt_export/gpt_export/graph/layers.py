@@ -1,7 +1,8 @@
-"""What each layer of the GPT becomes in the graph: the module is rewritten in place, then traced.
+"""Replace a GPT's linears and embeddings by modules that trace to the operators of the graph.
 
-Linear weights turn into (n_in, n_out) initializers as MatMul reads them (a view: nothing is copied), the head into a
-product that reads the embedding as it lies, quantized weights into the operators that unpack them. Parameter names stay.
+A linear's weight becomes (n_in, n_out), as MatMul reads it (a view: nothing is copied). The head
+reads the embedding without transposing it. Quantized weights become operators that unpack them.
+Parameter names stay.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from gptx_models.gpt.model import GPT
 
 Quantized = ChannelWeights | BlockWeights | StackedWeights | OffsetWeights
 
-# Added to a float32 of up to 2^22 and taken off again, it leaves the nearest whole number, ties to even: two additions that
-# ONNX Runtime vectorizes and spreads over threads, where DequantizeLinear takes one thread ten times as long
+# Adding and subtracting this number rounds a float32 of magnitude up to 2^22 to the nearest whole
+# number, ties to even. ONNX Runtime vectorizes and parallelizes the two additions; DequantizeLinear
+# would take ten times as long, on one thread.
 ROUNDER = 1.5 * 2**23
 
 
 class Product(nn.Module):
-    """x W + b with W stored (n_in, n_out): plain MatMul, which ONNX Runtime packs at load."""
+    """x W + b by MatMul, with W (n_in, n_out). ONNX Runtime packs W for its kernel at load."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -38,18 +40,19 @@ class Product(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits, always float32, from the weight (vocab_size, n_embd) as it lies: a tied embedding is stored once.
+    """Logits in float32 from the weight (vocab_size, n_embd), which a tied embedding shares.
 
-    FusedMatMul reads it transposed; a plain Transpose, for other loaders, is folded into a second copy when they load, and
-    so is only for a tied weight: the head's own is stored (n_embd, vocab_size).
+    fused: use FusedMatMul, which reads the weight transposed; only ONNX Runtime has it. Otherwise,
+    a tied weight is followed by a Transpose, which loaders fold into a second copy in memory; a
+    weight of the head's own is stored as (n_embd, vocab_size).
     """
 
     def __init__(self, linear: nn.Linear, *, fused: bool, tied: bool):
         super().__init__()
-        self.bias, self.fused, self.turned = linear.bias, fused, not fused and not tied
+        self.bias, self.fused, self.transposed = linear.bias, fused, not fused and not tied
         self.weight = (
             nn.Parameter(linear.weight.detach().t(), requires_grad=False)
-            if self.turned
+            if self.transposed
             else linear.weight
         )
 
@@ -64,16 +67,17 @@ class Head(nn.Module):
                 version=1,
             )
         else:
-            y = torch.matmul(x, self.weight if self.turned else self.weight.t())
+            y = torch.matmul(x, self.weight if self.transposed else self.weight.t())
         y = y if self.bias is None else y + self.bias
         return y.float()
 
 
 class BlockProduct(nn.Module):
-    """x W^T + b by com.microsoft MatMulNBits, with W in blocks of 8 or 4 bits, and the activations in 8, a scale a block.
+    """x W^T + b by com.microsoft MatMulNBits. W has 8 or 4 bits in blocks; activations 8, 16 or 32.
 
-    16 bits are two terms: x is first rounded as the operator would do it, which it then finds exact, and what that leaves
-    is more rows of the same product.
+    The operator rounds activations to 8 bits with a scale per block. 16 bits are two terms of 8: x
+    is rounded in the graph exactly as the operator rounds, and the remainder x - rounded(x) takes
+    part in the same product as additional rows. 32: activations stay fp32.
     """
 
     def __init__(self, weight: BlockWeights, bias: nn.Parameter | None):
@@ -97,9 +101,8 @@ class BlockProduct(nn.Module):
         if self.activation_bits != 16:
             return self.product(x, self.bias)
         blocks = _in_blocks(x, self.block)
-        step = (
-            blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30
-        )  # a block of zeros must not divide by zero
+        # 1e-30: a block of zeros must not divide by zero
+        step = blocks.abs().amax(-1, keepdim=True) / 127 + 1e-30
         coarse = _whole(blocks / step) * step
         stacked = torch.stack((coarse, blocks - coarse))
         terms = _reshape(stacked, [0, 0, 0, self.n_in], (*stacked.shape[:3], self.n_in))
@@ -114,7 +117,7 @@ class BlockProduct(nn.Module):
 
 
 def _float_scales(scales: Tensor, steps: Tensor | None) -> Tensor:
-    """Those that are stored in 8 bits become floats once, when ONNX Runtime opens the graph."""
+    """Scales in float32. ONNX Runtime multiplies 8-bit scales by their steps once, at load."""
     return scales if steps is None else scales.float() * steps
 
 
@@ -129,7 +132,10 @@ def block_product(
     n_in: int,
     floats: bool = False,
 ) -> Tensor:
-    """MatMulNBits of a weight packed as BlockWeights says; with `floats` activations stay as they are."""
+    """MatMulNBits of x (B, S, n_in) with a weight in the layout of BlockWeights -> (B, S, n_out).
+
+    floats: activations stay fp32; otherwise the operator rounds them to 8 bits.
+    """
     n_out, _, packed = weight.shape
     inputs = [x, weight, scales, zeros, None, bias]
     while inputs[-1] is None:
@@ -142,8 +148,9 @@ def block_product(
             "N": n_out,
             "bits": bits,
             "block_size": packed * 8 // bits,
-            # 4: activations in 8 bits too, a scale a block of each row: the fast kernels, and no row of a batch or piece
-            # of a prompt sees another's scale. 1: in fp32, which on a CPU only weights of 4 bits have a kernel for
+            # 4: activations in 8 bits, with a scale per block of each row. These are the fast
+            # kernels, and a row's result does not depend on the other rows of a batch. 1:
+            # activations in fp32; CPUs have a kernel for 4-bit weights only
             "accuracy_level": 1 if floats else 4,
         },
         dtype=x.dtype,
@@ -153,7 +160,7 @@ def block_product(
 
 
 class StackedProduct(nn.Module):
-    """x W^T + b with W's rows in parts: a product each, put beside each other."""
+    """x W^T + b with W's rows in parts: one product per part, their outputs concatenated."""
 
     def __init__(self, weight: StackedWeights, bias: nn.Parameter | None):
         super().__init__()
@@ -166,7 +173,11 @@ class StackedProduct(nn.Module):
 
 
 class OffsetProduct(nn.Module):
-    """x W^T + b with W in blocks and an offset a block, which meets the sum of the block's activations (see offsets.py)."""
+    """x W^T + b with W in blocks and an offset per block.
+
+    An offset is multiplied by the sum of its block's activations. The sums are further activations
+    of the same product (see quantization/offsets.py).
+    """
 
     def __init__(self, weight: OffsetWeights, bias: nn.Parameter | None):
         super().__init__()
@@ -178,11 +189,11 @@ class OffsetProduct(nn.Module):
 
 
 class ChannelProduct(nn.Module):
-    """x W + b by com.microsoft MatMulIntegerToFloat: int8 weights (n_in, n_out) with a scale a channel, activations in 8
-    bits with a scale a row, x = row * (q - 128) / 127.
+    """x W + b by com.microsoft MatMulIntegerToFloat: int8 W (n_in, n_out), a scale per channel.
 
-    16 bits are two terms, x = row * (q1 - 128 + (q2 - 128) / 254) / 127; the second ones are more rows of the same product,
-    so the weights are read once.
+    Activations have 8 bits and a scale per row: x = row * (q - 128) / 127. 16 bits are two terms: x
+    = row * (q1 - 128 + (q2 - 128) / 254) / 127. The second terms are additional rows of the same
+    product, so the weights are read once.
     """
 
     def __init__(self, weight: ChannelWeights, bias: nn.Parameter | None):
@@ -193,7 +204,7 @@ class ChannelProduct(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        # a row of zeros is quantized from 0 / 0 to anything, and that times its scale of 0 is 0
+        # a row of zeros is 0 / 0 here; whatever that is rounded to is multiplied by the scale 0
         if self.activation_bits == 8:
             row = x.abs().amax(-1, keepdim=True)  # (B, S, 1)
             y = self.product(_quantize(x / row, 1 / 127), row)
@@ -212,7 +223,7 @@ class ChannelProduct(nn.Module):
     def product(self, q: Tensor, row: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulIntegerToFloat",
-            [q, self.weight, row, self.scales, _middle()],
+            [q, self.weight, row, self.scales, _zero_point()],
             {},
             dtype=row.dtype,
             shape=(*q.shape[:-1], self.n_out),
@@ -227,14 +238,18 @@ def _in_blocks(x: Tensor, block: int) -> Tensor:
 
 
 def _reshape(x: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Tensor:
-    """ONNX's, whose 0 keeps an axis: torch's names its length, and of what the head reads that is another in every run."""
+    """ONNX's Reshape, in which 0 keeps an axis.
+
+    torch's reshape would fix or compute the length of each axis; the number of rows that the head
+    reads changes from run to run.
+    """
     return torch.onnx.ops.symbolic(
         "Reshape", [x, torch.tensor(sizes)], {}, dtype=x.dtype, shape=shape, version=21
     )
 
 
 def _whole(x: Tensor) -> Tensor:
-    """x to the nearest whole number, of magnitudes up to 2^22."""
+    """Round x, of magnitude up to 2^22, to the nearest whole number."""
     return (x + ROUNDER) - ROUNDER
 
 
@@ -244,21 +259,24 @@ def _sum_of_terms(y: Tensor) -> Tensor:
     return (coarse + fine).squeeze(0)
 
 
-def _middle() -> Tensor:
-    """The zero point: uint8 times int8 is the pair that CPUs have fast kernels for; int8 times int8 is a plain loop."""
+def _zero_point() -> Tensor:
+    """The zero point 128 of uint8 activations. CPUs have fast kernels for uint8 times int8 only."""
     return torch.tensor(128, dtype=torch.uint8)
 
 
 def _quantize(x: Tensor, scale: float) -> Tensor:
-    inputs = [x, torch.tensor(scale), _middle()]
+    """round(x / scale) + 128 as uint8."""
+    inputs = [x, torch.tensor(scale), _zero_point()]
     return torch.onnx.ops.symbolic(
         "QuantizeLinear", inputs, {}, dtype=torch.uint8, shape=x.shape, version=21
     )
 
 
 class BlockEmbedding(nn.Module):
-    """Rows of a symmetric table in blocks, unpacked by com.microsoft GatherBlockQuantized: a tied head's own initializers,
-    or those of a product that is not computed."""
+    """An embedding in blocks, unpacked by com.microsoft GatherBlockQuantized.
+
+    product: holds the table; the head itself if it is tied. The blocks must be symmetric.
+    """
 
     def __init__(self, product: BlockProduct, dtype: torch.dtype):
         super().__init__()
@@ -282,11 +300,16 @@ class BlockEmbedding(nn.Module):
 
 
 class StackedEmbedding(nn.Module):
-    """The same of a table whose rows are in two parts: of an id both are looked up, and one taken."""
+    """A BlockEmbedding in two parts: ids from `common.weight.shape[0]` on are rows of `rare`.
+
+    Each id is looked up in both parts, and one result is taken.
+    """
 
     def __init__(self, product: StackedProduct, dtype: torch.dtype):
         super().__init__()
-        self.common, self.rare = (BlockEmbedding(part, dtype) for part in product.parts)  # type: ignore[arg-type]
+        common, rare = product.parts
+        assert isinstance(common, BlockProduct) and isinstance(rare, BlockProduct)
+        self.common, self.rare = BlockEmbedding(common, dtype), BlockEmbedding(rare, dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         first_rare = self.common.weight.shape[0]
@@ -297,6 +320,7 @@ class StackedEmbedding(nn.Module):
 
 
 def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module:
+    """The module that computes x W^T + b with a quantized W (n_out, n_in)."""
     match weight:
         case ChannelWeights():
             return ChannelProduct(weight, bias)
@@ -311,20 +335,31 @@ def quantized_product(weight: Quantized, bias: nn.Parameter | None) -> nn.Module
 def graph_layers(
     gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized] | None = None
 ) -> GPT:
-    """Rewrite `gpt` in place for tracing in a cache form. `quantized`: module name -> its weight, of linears, and of the
-    embedding; a tied embedding's is the head's own."""
+    """Rewrite `gpt` in place for tracing; returns it.
+
+    form: of the cache. quantized: weights of linears and embeddings by module name; a tied
+    embedding has the same object as the head. Layers without an entry stay in floating point.
+    """
     quantized = quantized or {}
+    _replace_linears(gpt, form, quantized)
+    _replace_embeddings(gpt, quantized)
+    return gpt
+
+
+def _replace_linears(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantized]) -> None:
     for name, linear in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Linear)]:
+        layer: nn.Module
         if name in quantized:
-            layer: nn.Module = quantized_product(quantized[name], linear.bias)
+            layer = quantized_product(quantized[name], linear.bias)
+        elif name == "head":
+            layer = Head(linear, fused=form != "growing", tied=gpt.config.head_is_embedding)
         else:
-            tied = gpt.config.head_is_embedding
-            layer = (
-                Head(linear, fused=form != "growing", tied=tied)
-                if name == "head"
-                else Product(linear)
-            )
+            layer = Product(linear)
         gpt.set_submodule(name, layer)
+
+
+def _replace_embeddings(gpt: GPT, quantized: Mapping[str, Quantized]) -> None:
+    """Replace quantized embeddings; the linears, and so the head, are replaced already."""
     for name, _ in [(n, m) for n, m in gpt.named_modules() if isinstance(m, nn.Embedding)]:
         if name not in quantized:
             continue
@@ -334,4 +369,3 @@ def graph_layers(
             gpt.set_submodule(name, BlockEmbedding(product, gpt.dtype))
         elif isinstance(product, StackedProduct):
             gpt.set_submodule(name, StackedEmbedding(product, gpt.dtype))
-    return gpt

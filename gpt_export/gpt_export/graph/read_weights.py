@@ -1,4 +1,4 @@
-"""An fp32 artifact's weights back into the GPT module: initializers carry the parameters' names."""
+"""Load an fp32 artifact's weights into a GPT module. Weights have their parameters' names."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from gptx_models.gpt.model import GPT
 
 
 def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
-    """The module that `export` traced, in fp32 and eval mode.
+    """The module that the artifact was exported from, in fp32 and eval mode.
 
-    ArtifactError names every weight that is not there, and the first that has another shape, is NaN or infinite.
+    Raises ArtifactError, which names all missing weights, or the first one that has a wrong shape
+    or holds NaN or infinite values.
     """
     graph = read_graph(artifact / GRAPH).graph
     stored = graph.initializers
@@ -28,40 +29,41 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
         for node in graph
         if node.op_type == "MatMul" and (value := node.inputs[1]) is not None
     }
-    with torch.device("meta"):  # shapes only: the initial values would be thrown away
-        shape = GPT(config)
+    with torch.device("meta"):  # shapes only: initial values would be discarded
+        gpt = GPT(config)
     tables = (
         {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()}
         if config.position != "learned"
         else {}
     )
-    missing = [name for name, _ in shape.named_parameters() if name not in stored]
+    missing = [name for name, _ in gpt.named_parameters() if name not in stored]
     if missing:
         raise ArtifactError(
-            f"{artifact / GRAPH} lacks the weights {', '.join(missing)}: it was not written by gptx export"
+            f"{artifact / GRAPH} lacks the weights {', '.join(missing)}:"
+            " it was not written by gptx export"
         )
-    for name, parameter in list(shape.named_parameters()):
+    for name, parameter in list(gpt.named_parameters()):
         value = stored[name].const_value
         assert value is not None
         array = value.numpy()
         array = array.T if name in transposed else array
         if array.shape != parameter.shape:
             raise ArtifactError(
-                f"{artifact / GRAPH}: {name} is {list(array.shape)}, and the model's configuration has"
-                f" {list(parameter.shape)}: export the artifact again"
+                f"{artifact / GRAPH}: {name} is {list(array.shape)}, and the model's configuration"
+                f" has {list(parameter.shape)}: export the artifact again"
             )
         weight = torch.from_numpy(np.array(array, np.float32, order="C"))
         check_finite(weight, name, str(artifact), ArtifactError)
-        _put(shape, name, nn.Parameter(weight, requires_grad=False))
+        _put(gpt, name, nn.Parameter(weight, requires_grad=False))
     for name, buffer in tables.items():
-        _put(shape, name, buffer)
+        _put(gpt, name, buffer)
     if config.head_is_embedding:
-        shape.head.weight = shape.wte.weight
-    return shape.eval()
+        gpt.head.weight = gpt.wte.weight
+    return gpt.eval()
 
 
 def _thin(config: GPTConfig) -> GPTConfig:
-    """One layer and one token of vocabulary: enough to make the position tables."""
+    """A model of one layer and one token with the same position tables."""
     import dataclasses
 
     return dataclasses.replace(

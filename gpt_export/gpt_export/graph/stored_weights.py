@@ -1,7 +1,7 @@
-"""A graph on disk and the weights beside it, read wherever links lead, but never from outside the artifact.
+"""Read a graph and its external weights. Links are followed only to files of the same artifact.
 
-onnx and onnx_ir refuse data behind a link, hard or symbolic, and the hub's cache is made of links. Here a link is followed
-where `lies_inside` says that it stays in the artifact.
+onnx and onnx_ir refuse weights behind a hard or symbolic link, and the hub's cache consists of
+links.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from gptx_models.checkpoints.check_weights import check_finite
 
 
 def read_graph(file: Path) -> ir.Model:
-    """The graph; its weights stay on disk until they are asked for. Raises ArtifactError."""
+    """The graph; weights are read from the disk when they are used.
+
+    Raises ArtifactError if a data file is missing, too short, or outside the artifact.
+    """
     model = ir.load(file)
     for value in model.graph.initializers.values():
         stored = value.const_value
@@ -31,7 +34,7 @@ def read_graph(file: Path) -> ir.Model:
                 os.fspath(stored.location),
                 (stored.offset or 0) + (stored.length or stored.nbytes),
             )
-            # without a base_dir onnx_ir asks nothing of the path
+            # onnx_ir checks the path only if there is a base_dir
             value.const_value = ir.ExternalTensor(
                 str(data),
                 stored.offset,
@@ -44,7 +47,7 @@ def read_graph(file: Path) -> ir.Model:
 
 
 def read_proto(file: Path) -> onnx.ModelProto:
-    """The graph with its weights in memory. Raises ArtifactError."""
+    """The graph with its weights in memory. Raises ArtifactError as read_graph does."""
     model = onnx.load(file, load_external_data=False)
     for tensor in model.graph.initializer:
         if not uses_external_data(tensor):
@@ -59,9 +62,11 @@ def read_proto(file: Path) -> onnx.ModelProto:
 
 
 def check_weights(model: ir.Model, where: str, *, half: bool = False) -> None:
-    """Raise ArtifactError for a weight that is NaN or infinite, and with `half` UsageError for one beyond fp16.
+    """Raise ArtifactError for a weight with NaN or infinite values.
 
-    A weight is what a product or a look-up reads; other constants, such as masks, may be infinite.
+    half: also raise UsageError for values beyond the range of fp16. Checked are the constants that
+    MatMul, Gemm and Gather read; others, such as masks, may be infinite. where: the file, for
+    messages.
     """
     nodes = [node for node in model.graph if node.op_type in ("MatMul", "Gemm", "Gather")]
     for value in {
@@ -83,7 +88,8 @@ def check_half(weight: torch.Tensor, name: str, where: str) -> None:
     largest = max(-low, high)
     if largest > torch.finfo(torch.float16).max:
         raise UsageError(
-            f"{where} cannot be stored in fp16, which ends at 65,504: {name} holds {largest:,.0f}; int8 and int4 hold it"
+            f"{where} cannot be stored in fp16, which ends at 65,504: {name} holds {largest:,.0f};"
+            " int8 and int4 hold it"
         )
 
 
@@ -91,10 +97,12 @@ def _data_file(graph: Path, location: str, end: int) -> Path:
     file = graph.parent / location
     if not file.is_file() or not lies_inside(file, graph.parent):
         raise ArtifactError(
-            f"{graph} has weights in {location}, which is no file beside it: copy the artifact again"
+            f"{graph} has weights in {location}, which is no file beside it:"
+            " copy the artifact again"
         )
     if file.stat().st_size < end:
         raise ArtifactError(
-            f"{file} has {file.stat().st_size:,} bytes, and {graph} reads {end:,}: copy the artifact again"
+            f"{file} has {file.stat().st_size:,} bytes, and {graph} reads {end:,}:"
+            " copy the artifact again"
         )
     return Path(os.path.realpath(file))

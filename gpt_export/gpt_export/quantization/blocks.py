@@ -1,4 +1,4 @@
-"""Weights in blocks, in the layout that MatMulNBits and GatherBlockQuantized read."""
+"""Weights in blocks, in the layout of MatMulNBits and GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from gpt_export.quantization.gptq import Rounded
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """A matrix (n_out, n_in) in blocks along n_in; w = scale * (q - zero), zero being 2^(bits - 1) where `zeros` is None.
+    """A matrix (n_out, n_in) in blocks along n_in: w = scale * (q - zero).
 
-    packed: uint8 (n_out, blocks, block * bits / 8), two 4-bit values a byte, the lower half first
-    scales: float32 (n_out, blocks); or int8, and scale_steps float32 (n_out, 1) what those are multiplied by
-    zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed likewise, or None
-    activation_bits: that the product computes with: 8; of weights in 8 bits also 16, in two terms; in 4 also 32, as floats
+    packed: q, uint8 (n_out, blocks, block * bits / 8); two 4-bit values per byte, the lower half
+    first scales: float32 (n_out, blocks); or int8, to be multiplied by scale_steps, float32 (n_out,
+    1) zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed as q is; None: all are 2^(bits - 1)
+    activation_bits: of the product; 8, with 8-bit weights also 16 (two terms), with 4-bit also 32
+    (fp32)
     """
 
     packed: np.ndarray
@@ -36,7 +37,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class StackedWeights:
-    """A matrix whose rows are those of `parts`, one after the other, each with bits and blocks of its own."""
+    """A matrix whose rows are those of `parts` in order. Each part has its own bits and blocks."""
 
     parts: tuple[BlockWeights, ...]
 
@@ -50,7 +51,11 @@ class StackedWeights:
 
 
 def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
-    """exact: activations in as many bits as the operator has a fast kernel for beyond 8."""
+    """Lay out a rounded matrix.
+
+    exact: activations in more than 8 bits, as the kernels allow: 16 for 8-bit weights, fp32 for
+    4-bit.
+    """
     grid = rounded.grid
     n_out, n_in = rounded.levels.shape
     n_blocks = rounded.scales.shape[1]
@@ -93,7 +98,7 @@ def dequantize_blocks(weights: BlockWeights) -> np.ndarray:
 
 
 def _nibbles(q: np.ndarray, bits: int) -> np.ndarray:
-    """Two 4-bit values a byte along the last axis, the lower half first; an odd one is padded."""
+    """Pack two 4-bit values per byte along the last axis, the lower half first, padded to even."""
     if bits == 8:
         return q.astype(np.uint8)
     if q.shape[-1] % 2:
@@ -102,6 +107,7 @@ def _nibbles(q: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _bytes(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Undo _nibbles: one value per byte."""
     if bits == 8:
         return packed
     return np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)

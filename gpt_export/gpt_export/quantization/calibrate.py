@@ -1,4 +1,4 @@
-"""Round a GPT's layers one after the other, each on what the rounded layers before it make of the calibration text."""
+"""Round a GPT's layers in order with GPTQ, each on the activations of the rounded layers before."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gptx_models.gpt.model import GPT, Block, Cached
 
 
 def linears(block: Block) -> dict[str, nn.Linear]:
+    """The linear layers of a block by module name."""
     return {
         "attn.qkv": block.attn.qkv,
         "attn.out": block.attn.out,
@@ -25,8 +26,12 @@ def linears(block: Block) -> dict[str, nn.Linear]:
 def round_layers(
     gpt: GPT, windows: list[list[int]], grid_for: Callable[[int], Grid]
 ) -> tuple[dict[str, Rounded], Tensor]:
-    """GPTQ of every linear layer but the head, to the grid for its n_in; the module's own weights become what they are
-    rounded to. And the second moments of what the head reads then, (n_embd, n_embd)."""
+    """Round all linear layers except the head; `gpt` gets the rounded weights.
+
+    windows: token ids of the calibration text. grid_for(n_in) -> the grid of a layer with that
+    width. Returns rounded weights by module name, and the second moments of the head's input,
+    (n_embd, n_embd). Raises UsageError if activations are not finite.
+    """
     each, moments = round_to_each(gpt, windows, lambda n_in: [grid_for(n_in)])
     return {name: rounded for name, (rounded,) in each.items()}, moments
 
@@ -35,7 +40,10 @@ def round_layers(
 def round_to_each(
     gpt: GPT, windows: list[list[int]], grids_for: Callable[[int], Sequence[Grid]]
 ) -> tuple[dict[str, list[Rounded]], Tensor]:
-    """The same to several grids a layer; the module's own weights, and so what later layers read, become the last one's."""
+    """round_layers to several grids per layer; `gpt` gets the weights of the last grid.
+
+    So later layers are rounded on the activations of the last grid's weights.
+    """
     rounded: dict[str, list[Rounded]] = {}
     streams = [embedded(gpt, window) for window in windows]
     with stage("Rounding the weights", total=len(gpt.layers)) as advance:
@@ -46,7 +54,8 @@ def round_to_each(
                 read = torch.cat(inputs.pop(part))
                 if not read.isfinite().all():
                     raise UsageError(
-                        f"{name} reads values that are not finite on the calibration text: such weights cannot be rounded"
+                        f"{name} reads values that are not finite on the calibration text:"
+                        " such weights cannot be rounded"
                     )
                 moments = read.T @ read
                 rounded[name] = [
@@ -61,7 +70,7 @@ def round_to_each(
 
 
 def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:
-    """What the first block reads, (1, S, n_embd), and the positions."""
+    """The first block's input (1, S, n_embd) for a window of S tokens, and the positions (1, S)."""
     positions = torch.arange(len(window))[None]
     return gpt.embed(torch.tensor([window]), positions), positions
 
@@ -69,7 +78,7 @@ def embedded(gpt: GPT, window: list[int]) -> tuple[Tensor, Tensor]:
 def _inputs(
     gpt: GPT, block: Block, streams: list[tuple[Tensor, Tensor]]
 ) -> dict[str, list[Tensor]]:
-    """What each of the block's linears reads, a (S, n_in) for each window."""
+    """The input of each linear layer of the block: a tensor (S, n_in) per window."""
     seen: dict[str, list[Tensor]] = {part: [] for part in linears(block)}
 
     def keep(part: str):

@@ -1,9 +1,11 @@
-"""The weights that stand row by row: a head and an embedding with a row a token, learned positions. In 8 bits; or, for less
-memory and time, with the rows of rare tokens in 4.
+"""Quantize the tables: head, token embedding, and learned positions.
 
-A tokenizer gives its lower ids to what it met most often, so "rare" is a range of ids. What the rows of rare tokens lose
-counts as seldom as they are read: SmolLM2's last 41,000 tokens of 49,152 in 4 bits cost a mean KL of 0.007, all of them
-0.022. The head is rounded by GPTQ, and where it is the embedding too, so is that; all else to the nearest level.
+They take 8 bits. To save memory and time, the rows of rare tokens can take 4. Tokenizers give low
+ids to frequent tokens, so the rare tokens are the ids from some number on. Their rounding errors
+matter less, because their rows are rarely read: SmolLM2's last 41,000 of 49,152 tokens in 4 bits
+cost a mean KL of 0.007, all of them 0.022.
+
+The head is rounded by GPTQ, together with a tied embedding; the other tables to the nearest level.
 """
 
 from __future__ import annotations
@@ -19,20 +21,23 @@ from gpt_export.quantization.blocks import StackedWeights, pack_blocks
 from gpt_export.quantization.gptq import Grid, Rounded, round_gptq, round_nearest, stacked
 from gptx_models.gpt.model import GPT
 
-# Blocks of 64: their rows are equal to the bit however many are computed together (see schemes.py). All of a head in 4 bits
-# makes a GPT loop (onnxruntime issue 24384).
+# With blocks of 64, a row's result does not depend on how many rows are computed together (see
+# recipes.py). A head that is all in 4 bits makes a GPT repeat itself (onnxruntime issue 24384).
 TABLE = Grid(8, block=64)
-RARE = Grid(
-    4, block=32, scale_bits=8
-)  # symmetric: GatherBlockQuantized packs zero points otherwise than MatMulNBits
-COMMON = 0.85  # share of a calibration text's tokens that stay in 8 bits
-ROWS = 1 << 14  # of a head, rounded at a time: all at once would take gigabytes
+# symmetric, because GatherBlockQuantized and MatMulNBits pack zero points differently
+RARE = Grid(4, block=32, scale_bits=8)
+COMMON = 0.85  # share of the calibration text's tokens whose rows stay in 8 bits
+ROWS = 1 << 14  # rows of a head that are rounded at a time; all at once would take gigabytes
 
 
 @dataclass(frozen=True)
 class Form:
-    """grid: of all rows; or of those before `common`, with the rest in RARE. exact: the head's activations take more than 8
-    bits. moments: of what the head reads (n_embd, n_embd), for GPTQ."""
+    """How tables are quantized.
+
+    common: number of rows with `grid`; the rows after them have the grid RARE. None: all have
+    `grid`. exact: the head's activations have more than 8 bits. moments: second moments of the
+    head's input (n_embd, n_embd), for GPTQ; None: the head is rounded to the nearest level.
+    """
 
     grid: Grid = TABLE
     common: int | None = None
@@ -41,9 +46,11 @@ class Form:
 
 
 def tables(gpt: GPT, form: Form) -> dict[str, Quantized]:
-    """Head, embedding and learned positions by module name; one entry for head and embedding where they are tied. A
-    width that the block does not divide takes the next smaller power of two that does, and tables for which none does stay
-    as they are, but for the head."""
+    """Quantize head, embedding and learned positions; returns them by module name.
+
+    A tied embedding is the same object as the head. If no block size from grid.block down to 16
+    divides n_embd, only the head is quantized.
+    """
     grid = form.grid.fitted(gpt.config.n_embd)
     whole = gpt.config.n_embd % grid.block == 0
     rare = RARE.fitted(gpt.config.n_embd)
@@ -74,7 +81,10 @@ def tables(gpt: GPT, form: Form) -> dict[str, Quantized]:
 
 
 def common_tokens(windows: Iterable[list[int]], vocab_size: int) -> int | None:
-    """How many of the lowest ids make up COMMON of a text's tokens, in whole 64s; None where that leaves few others."""
+    """Number of lowest ids that cover the share COMMON of a text, rounded up to a multiple of 64.
+
+    None if these are more than two thirds of the vocabulary, and little would be saved.
+    """
     counts = torch.bincount(
         torch.tensor([token for window in windows for token in window]), minlength=vocab_size
     )
@@ -84,7 +94,7 @@ def common_tokens(windows: Iterable[list[int]], vocab_size: int) -> int | None:
 
 
 def kept_table(gpt: GPT) -> Grid:
-    """GGUF's own grid of 8 bits (Q8_0, blocks of 32) where the head lies on it."""
+    """The grid of GGUF's Q8_0 (8 bits, blocks of 32) if the head lies on it, else TABLE."""
     own = Grid(8, block=32).fitted(gpt.config.n_embd)
     table = gpt.head.weight
     off = (round_nearest(table, own).values() - table).abs().max() / table.abs().max()

@@ -1,7 +1,8 @@
-"""Rounding a weight matrix to few levels: the nearest ones, or (GPTQ) those that keep the layer's output on real inputs.
+"""Round a weight matrix to few levels: to the nearest ones, or by GPTQ.
 
-In: float32 (n_out, n_in), a Grid, and for GPTQ the second moments of the layer's inputs. Out: Rounded, whose values are
-scales * levels. How the levels are stored for an operator is not its concern (see blocks.py and channels.py).
+GPTQ keeps the layer's output on real inputs. In: float32 (n_out, n_in), a Grid, and for GPTQ the
+second moments of the layer's inputs. Out: Rounded, whose values are scales * levels. The layout
+that an operator reads is made in blocks.py and channels.py.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-COLUMNS = 128  # rounded before what is right of them is corrected in one product
-# Of the mean moment, added to each column's own. GPTQ's authors take 0.01; 5 times that keeps 4 bits nearer on texts of
-# other kinds than the calibration's.
+COLUMNS = 128  # columns that are rounded before one product corrects all columns after them
+# Of the mean moment, added to each column's own. GPTQ's authors take 0.01; 5 times that keeps 4
+# bits nearer on texts of other kinds than the calibration's.
 DAMPING = {8: 0.01, 4: 0.05}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels of a weight: `block` of them along n_in share a scale (0: a whole row does).
+    """The levels that weights are rounded to.
 
-    symmetric: levels -(2^(bits-1) - 1) .. 2^(bits-1) - 1 at 8 bits, -8..7 at 4. Else 0..2^bits - 1 less a zero point.
-    scale_bits: of a block's scale: 32, a float; 8, a whole multiple of a step that the row shares.
+    block: number of weights along n_in that share a scale; 0: a whole row. symmetric: levels are
+    -127..127 for 8 bits, -8..7 for 4. Otherwise 0..2^bits - 1, minus a zero point. scale_bits: 32:
+    scales are floats; 8: whole multiples of a step per row.
     """
 
     bits: int
@@ -31,16 +33,16 @@ class Grid:
     scale_bits: int = 32
 
     def fitted(self, n_in: int) -> Grid:
-        """The same with blocks that divide n_in, where some power of two from 16 on does."""
+        """The same grid with a block that divides n_in, if there is one (see fitting_block)."""
         return replace(self, block=fitting_block(n_in, self.block)) if self.block else self
 
     def spans(self, n_in: int) -> list[tuple[int, int]]:
-        """The columns of each block; the last may be shorter."""
+        """First column and end of each block; the last block may be shorter."""
         size = self.block or n_in
         return [(start, min(start + size, n_in)) for start in range(0, n_in, size)]
 
     def stored_bytes(self, n_out: int, n_in: int) -> int:
-        """Of a matrix: levels, scales, zero points."""
+        """Bytes that a matrix takes: levels, scales, zero points."""
         blocks = len(self.spans(n_in))
         levels = blocks * (self.block or n_in) * self.bits // 8
         scales = 4 * blocks if self.scale_bits == 32 else blocks + 4
@@ -55,8 +57,10 @@ class Grid:
 
 
 def fitting_block(n_in: int, wanted: int) -> int:
-    """The largest block of `wanted` or a power of two below it, down to 16, that divides n_in; `wanted` if none does
-    (the last block is then padded)."""
+    """The largest block that divides n_in: `wanted`, or a half, a quarter ... of it, at least 16.
+
+    `wanted` if none divides n_in; the last block is then padded.
+    """
     block = wanted
     while block >= 16:
         if n_in % block == 0:
@@ -67,8 +71,12 @@ def fitting_block(n_in: int, wanted: int) -> int:
 
 @dataclass(frozen=True)
 class Rounded:
-    """levels int16 (n_out, n_in), the zero point taken off; scales float32 (n_out, blocks); zeros uint8 (n_out, blocks),
-    of an asymmetric grid; scale_steps float32 (n_out, 1), of a grid whose scales are whole multiples of them."""
+    """A matrix (n_out, n_in) rounded to a grid.
+
+    levels: int16 (n_out, n_in), minus the zero point. scales: float32 (n_out, blocks). zeros: uint8
+    (n_out, blocks) if the grid is asymmetric. scale_steps: float32 (n_out, 1) if the scales have 8
+    bits.
+    """
 
     levels: Tensor
     scales: Tensor
@@ -78,7 +86,7 @@ class Rounded:
 
     @property
     def whole(self) -> bool:
-        """Whether every block is full."""
+        """True if no block is padded."""
         return not self.grid.block or self.levels.shape[1] % self.grid.block == 0
 
     def values(self) -> Tensor:
@@ -107,11 +115,12 @@ def round_nearest(weight: Tensor, grid: Grid) -> Rounded:
 
 @torch.no_grad()
 def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
-    """Round column after column, and let the columns that are still to come make good each one's error on the inputs whose
-    second moments x^T x are `moments` (n_in, n_in) (Frantar et al. 2022, arXiv 2210.17323).
+    """Round by GPTQ (Frantar et al. 2022, arXiv 2210.17323).
 
-    Rows of one scale take the columns with the most energy first, which leaves their errors the most others to go to. When
-    all levels are known, the scales are fitted once more.
+    moments: second moments x^T x of the layer's inputs (n_in, n_in). Columns are rounded one by
+    one; the columns after a column are changed to compensate its error on these inputs. With one
+    scale per row, columns with the most energy come first, so that most columns are left to
+    compensate their errors. Finally the scales are refitted to the levels.
     """
     moments, damping = moments.double().clone(), DAMPING[grid.bits]
     silent = moments.diagonal() == 0
@@ -130,7 +139,10 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
 
 
 def _influence(moments: Tensor, damping: float) -> Tensor:
-    """Upper Cholesky factor of the inverse moments, float32: row i says how an error in column i spreads to the right."""
+    """Upper Cholesky factor of the inverse moments, float32 (n_in, n_in).
+
+    Row i tells how an error in column i is spread over the columns after it.
+    """
     mean = moments.diagonal().mean()
     while True:
         damped = moments + torch.eye(len(moments), dtype=moments.dtype) * damping * mean
@@ -140,7 +152,7 @@ def _influence(moments: Tensor, damping: float) -> Tensor:
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
                 return upper.float()
-        damping *= 10  # too few inputs for so many columns
+        damping *= 10  # the moments are singular: too few inputs for so many columns
 
 
 def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
@@ -151,7 +163,7 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
     scales, zeros = [], []
     steps = _scale_steps(weight, grid) if grid.scale_bits == 8 else None
     for first, last in grid.spans(n_in):
-        # what an error of a column costs when those to its right have made good what they can
+        # the cost of a column's error after the columns to its right have compensated what they can
         weights = None if influence is None else influence.diagonal()[first:last] ** -2
         scale, zero = fit(weight[:, first:last], grid, weights, steps)
         scales.append(scale)
@@ -177,8 +189,10 @@ def _round(weight: Tensor, grid: Grid, influence: Tensor | None) -> Rounded:
 
 
 def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> Rounded:
-    """The same levels, with the scales that keep the outputs on inputs of these second moments best: least squares, over
-    all the scales of a row at once."""
+    """Refit the scales, with the same levels: least squares of the layer's outputs, per row.
+
+    moments: second moments of the layer's inputs (n_in, n_in).
+    """
     if not rounded.whole:
         return rounded
     n_out, n_in = weight.shape
@@ -192,7 +206,7 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
     for index, (first, last) in enumerate(rounded.grid.spans(n_in)):
         reach = levels[:, first:last] @ moments[first:last]
         products[:, index] = (reach * levels).unflatten(1, (-1, size)).sum(-1)
-    # a little of the scale that was, for blocks whose levels are all 0
+    # a small pull towards the old scales makes the system solvable if all levels of a block are 0
     ridge = 1e-4 * products.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
     scales = torch.linalg.solve(
         products + torch.diag_embed(ridge.expand_as(wanted)), wanted + ridge * rounded.scales
@@ -201,13 +215,17 @@ def refit(weight: Tensor, rounded: Rounded, moments: Tensor, damping: float) -> 
 
 
 def _scale_steps(weight: Tensor, grid: Grid) -> Tensor:
-    """(n_out, 1): of which every block's scale is at most 127, also when the blocks before it have added their errors."""
+    """Steps of 8-bit scales, (n_out, 1).
+
+    2.5 leaves room for weights that grow by the errors of earlier columns: no scale exceeds 127
+    steps.
+    """
     low, high = grid.range
     return (2.5 / (high - low) / 127) * weight.abs().amax(1, keepdim=True).clamp_min(1e-30)
 
 
 def _in_steps(scales: Tensor, steps: Tensor | None) -> Tensor:
-    """The nearest that int8 can say of them, and never 0; with no steps, themselves."""
+    """Round scales to multiples (1..127) of `steps`, keeping signs. Without steps: unchanged."""
     return (
         scales
         if steps is None
@@ -218,11 +236,14 @@ def _in_steps(scales: Tensor, steps: Tensor | None) -> Tensor:
 def fit(
     values: Tensor, grid: Grid, weights: Tensor | None = None, scale_steps: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (n_out,) for the rows of `values` (n_out, n): of some clips, those with the least squared error,
-    each column's counted `weights` (n,) times. Scales are whole multiples of `scale_steps` (n_out, 1) where there are any.
+    """Scale and zero point, each (n_out,), for the rows of `values` (n_out, n).
 
-    8 bits need no clip (searching one gains nothing). A symmetric grid of few levels lets its longer side, -2^(bits-1),
-    take the largest magnitude, with the sign that the scale then carries, as llama.cpp's Q4_0 does.
+    Several clipping ranges are tried; the one with the least squared error is taken. weights (n,):
+    the weight of each column's error. scale_steps (n_out, 1): scales are whole multiples of these.
+
+    8-bit symmetric grids are not clipped, which would gain nothing. In a 4-bit symmetric grid, the
+    largest magnitude gets the level -8, the longer side, and the scale has its sign, as in
+    llama.cpp's Q4_0.
     """
     low, high = grid.range
     if grid.bits == 8 and grid.symmetric:

@@ -1,9 +1,11 @@
-"""Weights that were in 4 bits with a real-valued offset before (GGUF's Q4_1): found again, and kept.
+"""Detect weights that were 4-bit with an offset per block (GGUF's Q4_1), and keep them exactly.
 
-MatMulNBits' zero points are whole numbers, and rounding such weights to them costs more than 4 bits do by themselves. But
-w = scale * (q - 8) + offset is a product with the sums of the activations over each block on top, and the sums can be
-further activations of the same product: their weights are the offsets in two digits of 4 bits each, the second for what
-the first leaves. That takes a fifth of the memory of offsets in float32, and one operator instead of three.
+Such a weight is w = scale * (q - 8) + offset. MatMulNBits has no offsets but zero points, which are
+whole numbers; rounding to them would lose more than 4 bits lose anyway. But an offset contributes
+offset * (sum of the block's activations). So the sums become further inputs of the same product,
+with the offsets as their weights. Those are stored as two 4-bit digits, the second for what the
+first leaves. That takes a fifth of the memory of offsets in float32, and one operator instead of
+three.
 """
 
 from __future__ import annotations
@@ -18,15 +20,20 @@ from gpt_export.quantization.blocks import BlockWeights, dequantize_blocks, pack
 from gpt_export.quantization.gptq import Grid, Rounded, round_nearest
 
 GRID = Grid(4, block=32)
-HIGHEST = 15
-# Of a step: what the float32 arithmetic of an importer leaves. Fine-tuning moves weights more, and must not be undone.
+HIGHEST = 15  # level
+# Tolerance in steps of a level, for the importer's float32 arithmetic. Fine-tuning changes weights
+# more, and fine-tuned weights must not be detected.
 OFF_GRID = 1e-3
 DIGITS = 2
 
 
 @dataclass(frozen=True)
 class OffsetWeights:
-    """A matrix (n_out, n_in). blocks: one of n_in and `copies` times n_in / block columns, those for a block's sums."""
+    """A matrix (n_out, n_in) with offsets.
+
+    blocks: the levels in n_in columns, followed by `copies` times n_in / block columns for the sums
+    of the blocks' activations.
+    """
 
     blocks: BlockWeights
     n_in: int
@@ -37,14 +44,14 @@ class OffsetWeights:
         return self.blocks.shape[0], self.n_in
 
     def exact(self) -> OffsetWeights:
-        """The same, for activations in fp32."""
+        """The same weights, for a product with fp32 activations."""
         return replace(self, blocks=replace(self.blocks, activation_bits=32))
 
 
 def detect_q4_1(weight: Tensor) -> OffsetWeights | None:
-    """The 4-bit levels, scales and offsets that `weight` (n_out, n_in) was made of; None where it was not made so.
+    """Recover the 4-bit levels, scales and offsets of `weight` (n_out, n_in); None if it has none.
 
-    A block's lowest value has level 0 and its highest 15: that is how such blocks are made.
+    Q4_1 gives the lowest value of each block level 0, and the highest level 15.
     """
     n_out, n_in = weight.shape
     if n_in % GRID.block:
@@ -69,9 +76,10 @@ def detect_q4_1(weight: Tensor) -> OffsetWeights | None:
 
 
 def _digits(offsets: Tensor) -> tuple[Rounded, int]:
-    """`offsets` (n_out, sums) as columns of blocks, for inputs that are all sums, one after the other, and all again.
+    """Store `offsets` (n_out, sums) as weights of the inputs [sums, sums, ...], `copies` times.
 
-    Each digit has blocks of its own, since what a block holds shares a scale; the first input there of each sum takes it.
+    Each digit has blocks of its own, because the values of a block share a scale. In these blocks,
+    the first input of each sum gets the digit; all other inputs get 0.
     """
     n_out, sums = offsets.shape
     width = -(-sums // GRID.block) * GRID.block
@@ -84,7 +92,7 @@ def _digits(offsets: Tensor) -> tuple[Rounded, int]:
         digits.append(round_nearest(columns, GRID))
         offsets = offsets - digits[-1].values()[:, places]
     copies = -(-((DIGITS - 1) * width + sums) // sums)
-    columns = copies * sums  # no sum has a place behind them
+    columns = copies * sums  # the columns after these have no inputs
     levels = torch.cat([digit.levels for digit in digits], 1)[:, :columns]
     levels = torch.nn.functional.pad(levels, (0, columns - levels.shape[1]))
     blocks = -(-columns // GRID.block)

@@ -1,7 +1,7 @@
 """Quantize an fp32 artifact: round its weights, trace the graph again, and prove the result.
 
-The reference of the proof is the fp32 artifact or, with a checkpoint, PyTorch. An artifact that optimum
-exported has no PyTorch module here; its graph is rewritten (see via_optimum.quantize).
+The reference of the proof is the fp32 artifact or, with a checkpoint, PyTorch. An artifact that
+optimum exported has no PyTorch module here; its graph is rewritten (see via_optimum.quantize).
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def quantize_artifact(
     """Quantize the fp32 artifact `source` to the folder `out`; returns the certificate.
 
     to: a recipe, that is a name in SCHEMES, int8 or fp16. checkpoint: compare with PyTorch on this
-    checkpoint folder instead of with `source`. calibration: the UTF-8 text that weights are rounded on,
-    by default our own. The other options are those of export_checkpoint.
+    checkpoint folder instead of with `source`. calibration: the UTF-8 text that weights are rounded
+    on, by default our own. The other options are those of export_checkpoint.
 
     Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
@@ -104,7 +104,8 @@ def check_recipe(
 ) -> tuple[Manifest, dict[str, float]]:
     """Check a recipe against the manifest alone; returns the manifest and the certificate's limits.
 
-    Raises UsageError if `source` cannot be quantized by this recipe, or a limit has an unknown name.
+    Raises UsageError if `source` cannot be quantized by this recipe, or a limit has an unknown
+    name.
     """
     manifest = expect_fp32(source)
     if has_decode(to) and manifest.cache != "shared":
@@ -143,8 +144,8 @@ def open_workspace(
 ) -> Iterator[Workspace]:
     """Check source and output, record the reference, and copy the side files to a staging folder.
 
-    The caller adds graph and certificate inside the block; afterwards the staging folder becomes `out`.
-    needed: free bytes that the disk must have. Raises what quantize_artifact raises.
+    The caller adds graph and certificate inside the block; afterwards the staging folder becomes
+    `out`. needed: free bytes that the disk must have. Raises what quantize_artifact raises.
     """
     source = manifest.path
     for read in (source, checkpoint or source):
@@ -217,7 +218,7 @@ def has_cuda(to: str, form: str) -> bool:
 
 
 def expect_fp32(source: Path) -> Manifest:
-    """The manifest of an fp32 artifact. Raises UsageError, with the remedy, for any other folder."""
+    """The manifest of an fp32 artifact. Raises UsageError, with the remedy, for other folders."""
     if (kind := kind_of(source)) in ("checkpoint", "adapter"):
         what = {"checkpoint": "a checkpoint folder", "adapter": "a LoRA adapter"}[kind]
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The quantization schemes by name: what becomes of each kind of weight, and of the activations that meet it."""
+"""The quantization schemes by name: the bits of each kind of weight and of its activations."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from gptx_models.gpt.model import GPT
 
 @dataclass(frozen=True)
 class Scheme:
-    """What the weights become. A grid without blocks is MatMulIntegerToFloat's (one scale a channel, activations with one a
-    row), one with blocks MatMulNBits' (activations with one a block).
+    """How a recipe quantizes a model.
 
-    grids: of the layers, each in the first whose blocks divide its width.
-    activation_kl: what 8-bit activations may cost in all, in nats; the layers that matter most take more bits (see
-    layers.py) until the rest costs no more. None: all take 8.
-    kept_activation_kl: the same where the weights are what they were before, and lose nothing themselves.
-    rare_in_4_bits: of head and embedding, the rows of tokens that are rare (see tables.py).
-    decode: a second graph computes with the same weights where a single row runs (see decode.py).
+    bytes_per_weight: an estimate, for --dry-run. grids: for the linear layers; each takes the first
+    grid whose blocks divide its n_in. A grid without blocks means MatMulIntegerToFloat (a scale per
+    channel, activations with a scale per row); one with blocks means MatMulNBits (activations with
+    a scale per block). activation_kl: the mean KL, in nats, that 8-bit activations may cost in
+    total. The layers that cost most get more bits (see layers.py) until the others stay below it.
+    None: all have 8 bits. kept_activation_kl: the same, only for weights that were 4-bit before
+    (GGUF Q4_1) and are kept exactly. rare_in_4_bits: head and embedding have 4 bits in the rows of
+    rare tokens (see embeddings.py). decode: there is a second graph for single rows, on the same
+    weights (see decode_graph.py).
     """
 
     bytes_per_weight: float
@@ -40,15 +42,16 @@ class Scheme:
     decode: bool = False
 
     def grid_for(self, n_in: int) -> Grid:
-        """Of a layer that reads `n_in` values; where no grid's blocks divide them, the last one with smaller blocks."""
+        """The grid for a layer; if no blocks divide `n_in`, the last grid with smaller blocks."""
         return next(
             (grid for grid in self.grids if not grid.block or n_in % grid.block == 0),
             self.grids[-1].fitted(n_in),
         )
 
 
-# MatMulNBits of 8 bits in blocks of 128 adds up a single row in another order than two or more (by 2e-6 on AVX-512, ORT
-# 1.32); up to 64 the rows are equal to the bit, whatever their number (of 4 bits up to 32).
+# MatMulNBits of 8 bits in blocks of 128 adds up a single row in another order than two or more (by
+# 2e-6 on AVX-512, ORT 1.32); up to 64 the rows are equal to the bit, whatever their number (of 4
+# bits up to 32).
 SCHEMES = {
     "int8-blocks": Scheme(
         bytes_per_weight=1.08,
@@ -63,7 +66,7 @@ SCHEMES = {
     "int4": Scheme(
         bytes_per_weight=0.72,
         grids=(Grid(4, block=32, symmetric=False, scale_bits=8),),
-        activation_kl=None,  # the weights lose more
+        activation_kl=None,  # rounding the weights loses more
         kept_activation_kl=0.0005,
     ),
 }
@@ -72,7 +75,8 @@ SCHEMES["int8-fast"] = replace(
     SCHEMES["int8-channels"],
     decode=True,
 )
-# Blocks of 128 have a faster kernel; of 64 not, so a width that takes no more keeps the accuracy of 32.
+# Blocks of 128 have a faster kernel, blocks of 64 do not. So widths that 128 does not divide have
+# blocks of 32.
 SCHEMES["int4-fast"] = replace(
     SCHEMES["int4"],
     bytes_per_weight=0.65,
@@ -82,13 +86,11 @@ SCHEMES["int4-fast"] = replace(
 
 
 def scheme_name(to: str, features: Sequence[str]) -> str:
-    """The scheme of a precision on a CPU with such features (gptx.system.cpu).
+    """The scheme of a recipe on a CPU with these features; see docs/explanation/cpu-kernels.md.
 
-    The reasons are in docs/explanation/cpu-kernels.md.
-
-    AMX multiplies int8 matrices itself, and only MatMulIntegerToFloat makes use of it: channels prefill and decode faster
-    there, blocks decode faster elsewhere. ARM without dot products has no kernel for 8-bit blocks: they would be unpacked
-    for every token.
+    Only `int8` depends on the CPU. AMX multiplies int8 matrices, and only MatMulIntegerToFloat uses
+    it, so int8-channels is faster there. Elsewhere int8-blocks decodes faster, except on ARM
+    without dot products: it has no kernel for 8-bit blocks and would unpack them for every token.
     """
     if to == "int8":
         bare_arm = "neon" in features and "dotprod" not in features
@@ -98,30 +100,23 @@ def scheme_name(to: str, features: Sequence[str]) -> str:
 
 @dataclass
 class Quantization:
-    """The weights by module name, ready for graph_layers, and how they came about."""
+    """Quantized weights by module name, for graph_layers, and facts about them for gptx.json."""
 
     weights: dict[str, Quantized]
     rotated: bool
-    # KL by layer, of 8-bit activations; of a mix, of its smallest form
+    # mean KL by layer: of 8-bit activations or, for a mix, of the layer's smallest form
     sensitivity: dict[str, float] = field(default_factory=dict)
 
 
 def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quantization:
-    """Rewrite `gpt` in place: rotated where it can be, and its layers rounded on the calibration text `windows`.
+    """Quantize `gpt` by a scheme. It is rewritten in place: rotated, and its layers rounded.
 
-    Weights that were in 4 bits with offsets before stay what they are in a scheme of 4 bits: nothing is rotated or rounded.
+    windows: token ids of the calibration text. In a scheme of 4 bits, weights that were 4-bit with
+    offsets before (GGUF Q4_1) are kept exactly instead, and nothing is rotated or rounded.
     """
     if scheme.grids[0].bits == 4 and (kept := kept_offsets(gpt)):
         note("the weights were in 4 bits with offsets before, and are kept")
-        blocks = {name: weight.blocks.block for name, weight in kept.items()}
-        work = {name: weight.blocks.packed.size for name, weight in kept.items()}
-        exact, costs = choose_activation_bits(
-            gpt, windows[0], blocks, work, scheme.kept_activation_kl
-        )
-        kept = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
-        # what the head reads is not rotated, and 8 bits of it cost a third of all
-        head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
-        return Quantization({**kept, **head_and_embedding}, rotated=False, sensitivity=costs)
+        return _keep_weights(gpt, kept, windows[0], scheme.kept_activation_kl)
     rotated = rotate_where_possible(gpt)
     rounded, moments = round_layers(gpt, windows, scheme.grid_for)
     weights, costs = pack_layers(gpt, rounded, windows[0], scheme.activation_kl)
@@ -133,7 +128,35 @@ def quantize_weights(gpt: GPT, scheme: Scheme, windows: list[list[int]]) -> Quan
     )
 
 
+def _keep_weights(
+    gpt: GPT, kept: dict[str, OffsetWeights], window: list[int], allowed: float | None
+) -> Quantization:
+    """Keep the layers' own 4-bit weights. allowed: mean KL that 8-bit activations may cost."""
+    blocks = {name: weight.blocks.block for name, weight in kept.items()}
+    work = {name: weight.blocks.packed.size for name, weight in kept.items()}
+    exact, costs = choose_activation_bits(gpt, window, blocks, work, allowed)
+    layers = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
+    # without rotation, 8-bit activations of the head alone would cost a third of the total loss
+    head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
+    return Quantization({**layers, **head_and_embedding}, rotated=False, sensitivity=costs)
+
+
+def _keep_weights(
+    gpt: GPT, kept: dict[str, OffsetWeights], window: list[int], allowed: float | None
+) -> Quantization:
+    """Keep the layers' own 4-bit weights. allowed: mean KL that 8-bit activations may cost."""
+    blocks = {name: weight.blocks.block for name, weight in kept.items()}
+    work = {name: weight.blocks.packed.size for name, weight in kept.items()}
+    exact, costs = choose_activation_bits(gpt, window, blocks, work, allowed)
+    layers = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
+    # without rotation, 8-bit activations of the head alone would cost a third of the total loss
+    head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
+    return Quantization({**layers, **head_and_embedding}, rotated=False, sensitivity=costs)
+
+
 def rotate_where_possible(gpt: GPT) -> bool:
+    """Rotate the residual stream if the architecture allows it; True if it did."""
+    """Rotate the residual stream if the architecture allows it; True if it did."""
     refusal = why_not_rotated(gpt.config)
     if refusal is None:
         rotate(gpt)
@@ -143,7 +166,7 @@ def rotate_where_possible(gpt: GPT) -> bool:
 
 
 def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:
-    """Every layer's weight as the 4 bits and offsets that it was made of; None where one was not."""
+    """The 4-bit weights and offsets of all layers (see detect_q4_1); None if any layer has none."""
     kept: dict[str, OffsetWeights] = {}
     for index, block in enumerate(gpt.layers):
         for part, linear in linears(block).items():
@@ -157,8 +180,11 @@ def kept_offsets(gpt: GPT) -> dict[str, OffsetWeights] | None:
 def pack_layers(
     gpt: GPT, rounded: Mapping[str, Rounded], window: list[int], allowed: float | None
 ) -> tuple[dict[str, Quantized], dict[str, float]]:
-    """The weights of a module whose layers have these values, those packed for exact activations that are worth it; and
-    what 8 bits cost each."""
+    """Pack rounded layers, choosing for each the bits of its activations.
+
+    window: token ids to measure on. allowed: mean KL in nats that 8-bit activations may cost in
+    total; None: all have 8 bits. Returns the weights, and by layer the mean KL that 8 bits cost.
+    """
     # a block that is not whole is padded by the operator, and has no second term
     blocks = {name: values.grid.block for name, values in rounded.items() if values.whole}
     work = {name: values.levels.numel() for name, values in rounded.items()}
@@ -173,8 +199,11 @@ def choose_activation_bits(
     work: Mapping[str, int],
     allowed: float | None,
 ) -> tuple[set[str], dict[str, float]]:
-    """The layers whose activations take more than 8 bits, and what 8 cost each in mean KL. blocks: layer -> how many of a
-    row's activations share a scale, 0: all."""
+    """Measure 8-bit activations; returns the layers that need more bits, and each layer's mean KL.
+
+    blocks: number of activations that share a scale, by layer; 0: a whole row. work: number of
+    weights, by layer. allowed: as in pack_layers.
+    """
     if allowed is None:
         return set(), {}
     changes = {name: in_8_bits(block) for name, block in blocks.items()}
@@ -183,8 +212,10 @@ def choose_activation_bits(
 
 
 def most_worth(costs: Mapping[str, float], work: Mapping[str, int], allowed: float) -> list[str]:
-    """The layers to compute exactly, those first that save the most KL for their work, until the others cost no more than
-    `allowed` together."""
+    """Layers to compute with more bits, in order of KL saved per work.
+
+    As many as are needed for the costs of the other layers to sum to at most `allowed`.
+    """
     chosen, left = [], sum(costs.values())
     for name in sorted(costs, key=lambda name: costs[name] / work[name], reverse=True):
         if left <= allowed:
@@ -195,6 +226,8 @@ def most_worth(costs: Mapping[str, float], work: Mapping[str, int], allowed: flo
 
 
 def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
+    """Lay out a rounded matrix for its operator. exact: activations with more than 8 bits."""
+    """Lay out a rounded matrix for its operator. exact: activations with more than 8 bits."""
     return (
         pack_blocks(rounded, exact=exact)
         if rounded.grid.block
@@ -203,21 +236,22 @@ def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
 
 
 def precision_of(scheme: str) -> str:
-    """What gptx.json calls the precision, which decides the limits: a scheme's name up to its first hyphen."""
+    """`precision` of gptx.json, which selects the limits: a scheme's name up to its hyphen."""
     return scheme.partition("-")[0]
 
 
 def describe(name: str, made: Quantization) -> dict[str, Any]:
-    """For gptx.json: the scheme with its parameters, and what each tensor became."""
+    """`quantization` of gptx.json: the scheme, its parameters, and the bits of each tensor."""
     kept = any(isinstance(weight, OffsetWeights) for weight in made.weights.values())
     return {
         "scheme": name,
         "rotated": made.rotated,
         "rounding": "none: the source's own levels"
         if kept
-        else "GPTQ on calibration text; positions, and an embedding that is not the head too, to nearest",
-        "activations": "8 bits, a scale a row where weights have one a channel, else a scale a block; "
-        "16 are two terms of 8, 32 are floats",
+        else "GPTQ on calibration text; positions, and an embedding that is not the head too,"
+        " to nearest",
+        "activations": "8 bits, a scale a row where weights have one a channel,"
+        " else a scale a block; 16 are two terms of 8, 32 are floats",
         "sensitivity": {key: float(f"{value:.3g}") for key, value in made.sensitivity.items()},
         "tensors": {key: _tensor(value) for key, value in made.weights.items()},
     }

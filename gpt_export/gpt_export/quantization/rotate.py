@@ -1,11 +1,16 @@
-"""Turn the residual stream by an orthogonal matrix, so that no channel of it stands out: the same function, rounded better.
+"""Rotate the residual stream by an orthogonal matrix Q: the same function, but it rounds better.
 
-A GPT's activations have a few channels hundreds of times the others, and one scale for a row must cover them. Multiplied by
-a random orthogonal Q they spread over all channels (QuaRot, Ashkboos et al. 2024, arXiv 2404.00456; SpinQuant, Liu et al.
-2024, arXiv 2405.16406). All of it is folded into the weights: norm gains and biases go into the linears behind them, whose
-inputs take Q; what writes into the stream takes Q transposed; v and o are turned head by head. LayerNorm becomes RMSNorm
-once the writers have the mean taken out (SliceGPT, arXiv 2401.15024). The embedding is turned as well, and stays one table
-with a tied head: what remains at run time is one small product, of the last norm's gain, before the head.
+A few channels of a GPT's activations are hundreds of times larger than the others, and a scale per
+row must cover them. A random rotation spreads them over all channels (QuaRot, Ashkboos et al. 2024,
+arXiv 2404.00456; SpinQuant, Liu et al. 2024, arXiv 2405.16406). It is folded into the weights:
+
+- Gain and bias of a norm move into the linear layer behind it, whose inputs are multiplied by Q.
+- Layers that write to the residual stream are multiplied by Q transposed.
+- Values and the columns of the output projection are rotated head by head.
+- LayerNorm becomes RMSNorm, after the mean is removed from everything that is written to the stream
+  (SliceGPT, Ashkboos et al. 2024, arXiv 2401.15024).
+- The embedding is rotated as well, so that a tied head can stay tied. This leaves one small
+  product at run time, before the head: with the gain of the last norm.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ SEED = 7
 
 
 class Turned(nn.Module):
-    """A norm whose output is multiplied by a matrix: `norm(x) turn^T + bias`."""
+    """A norm whose output is multiplied by a matrix: norm(x) turn^T + bias."""
 
     def __init__(self, norm: nn.Module, turn: Tensor, bias: Tensor | None):
         super().__init__()
@@ -46,7 +51,7 @@ class Masked(nn.Module):
 
 
 def why_not_rotated(config: GPTConfig) -> str | None:
-    """Why a model's stream cannot be turned; None where it can."""
+    """The reason why a model's residual stream cannot be rotated, or None."""
     if config.norm_position == "post":
         return "a post-norm model normalizes the stream itself, channel by channel"
     return None
@@ -54,12 +59,13 @@ def why_not_rotated(config: GPTConfig) -> str | None:
 
 @torch.no_grad()
 def rotate(gpt: GPT, *, seed: int = SEED) -> None:
-    """Rewrite `gpt` in place; its logits stay what they were, to the rounding of fp32. See why_not_rotated."""
+    """Rotate `gpt` in place. Its logits stay the same up to fp32 rounding.
+
+    The architecture must allow it (see why_not_rotated).
+    """
     q = orthogonal(gpt.config.n_embd, seed)
-    write = q  # turns what is added to the stream
-    if (
-        gpt.config.norm == "layernorm"
-    ):  # the stream's mean is its part along the first column of q: never written
+    write = q  # for everything that is added to the stream
+    if gpt.config.norm == "layernorm":  # the mean, along q's first column, is never written
         q = along_mean(q)
         write = q.clone()
         write[:, 0] = 0
@@ -82,7 +88,7 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
     gpt.wte.weight.copy_(gpt.wte.weight.to(q.dtype) @ q)
     if not gpt.config.head_is_embedding:
         gpt.head.weight.copy_(gpt.head.weight.to(q.dtype) @ q)
-    if gpt.config.norm == "layernorm":  # the head reads the table's mean, the stream must not
+    if gpt.config.norm == "layernorm":  # a tied head needs the mean in the table
         mask = torch.ones(gpt.config.n_embd)
         mask[0] = 0
         gpt.wte = Masked(gpt.wte, mask)  # type: ignore[assignment]
@@ -91,7 +97,7 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
 
 
 def orthogonal(width: int, seed: int) -> Tensor:
-    """A random orthogonal matrix (width, width), float64: the Q of a Gaussian matrix, the same for the same seed."""
+    """A random orthogonal matrix (width, width), float64: Q of the QR of a Gaussian matrix."""
     gaussian = torch.randn(
         width, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
@@ -100,16 +106,15 @@ def orthogonal(width: int, seed: int) -> Tensor:
 
 
 def along_mean(q: Tensor) -> Tensor:
-    """Another such matrix, whose first column is (1, ..., 1) / sqrt(width), by a Householder reflection."""
+    """Reflect q (Householder) so that its first column is (1, ..., 1) / sqrt(width)."""
     mean = torch.full((len(q),), len(q) ** -0.5, dtype=q.dtype)
     v = q[:, 0] - mean
-    return q - 2 * torch.outer(v, v @ q) / v.dot(v).clamp_min(
-        1e-30
-    )  # nothing to turn where it is there already
+    # 1e-30: v is 0 if the column is there already
+    return q - 2 * torch.outer(v, v @ q) / v.dot(v).clamp_min(1e-30)
 
 
 def _read_through(norm: Norm, reader: nn.Linear, q: Tensor) -> None:
-    """Fold a norm's gain and bias into the linear that reads it, and turn what that reads."""
+    """Fold a norm's gain and bias into the linear layer that reads it, and rotate its inputs."""
     weight = reader.weight.to(q.dtype)
     if norm.bias is not None:
         shift = weight @ norm.bias.to(q.dtype)
@@ -120,14 +125,17 @@ def _read_through(norm: Norm, reader: nn.Linear, q: Tensor) -> None:
 
 
 def _plain(norm: Norm) -> None:
-    """RMSNorm without a gain. The mean is gone from the stream, so a LayerNorm's variance is the mean of squares."""
+    """Make `norm` an RMSNorm without a gain.
+
+    This also replaces a LayerNorm: without a mean, the variance is the mean of squares.
+    """
     norm.kind = "rmsnorm"
     norm.weight.fill_(1.0)
     norm.bias = None
 
 
 def _turn_values(attn: Attention, seed: int) -> None:
-    """Turn each value head, and turn it back in the columns of `out` that read it: attention only mixes rows of v."""
+    """Rotate each value head, and undo it in the columns of `out`: attention only mixes rows."""
     config = attn.config
     size, groups = config.head_dim, config.n_kv_head
     turn = orthogonal(size, seed + 1 + attn.layer)

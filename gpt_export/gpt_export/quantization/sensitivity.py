@@ -1,4 +1,4 @@
-"""How much each layer matters: the KL of the model's text when one layer at a time is computed less exactly."""
+"""Measure how much each layer matters: the mean KL when one layer at a time is less exact."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from gpt_export.quantization.calibrate import embedded, linears
 from gptx.progress import stage
 from gptx_models.gpt.model import GPT, Cached
 
-Change = Callable[
-    [nn.Linear], AbstractContextManager[None]
-]  # the layer computes less exactly while the block lasts
-TOKENS = 192  # of the text: each layer's figure costs half a forward pass over them
-EVERY = 4  # positions apart: the head costs as much as several layers
+# a context manager in which the layer computes less exactly
+Change = Callable[[nn.Linear], AbstractContextManager[None]]
+TOKENS = 192  # of the text; each layer costs half a forward pass over them, on average
+EVERY = 4  # logits of every 4th position only: the head costs as much as several layers
 
 
 @torch.no_grad()
 def sensitivities(
     gpt: GPT, window: list[int], change: Callable[[str], Change | None], what: str
 ) -> dict[str, float]:
-    """Mean KL (nats) on `window` for each linear layer under its change("blocks.3.mlp.down"); None leaves a layer out.
+    """Mean KL in nats, by linear layer, when only this layer is changed.
 
-    Only the layers behind a change are run again. KLs of single layers add up to that of all of them, nearly.
+    window: token ids. change("blocks.3.mlp.down") -> the change of that layer, or None to leave it
+    out. what: the progress bar's label. Only the blocks from the changed one on run again. The KL
+    of all changes together is nearly the sum of these.
     """
     x, positions = embedded(gpt, window[:TOKENS])
     streams = [x]
@@ -54,8 +55,11 @@ def sensitivities(
 
 @torch.no_grad()
 def cost_of(gpt: GPT, window: list[int], weights: Mapping[str, Tensor]) -> float:
-    """The mean KL of layers or tables having other weights, all at once; on every position, as rows of a table matter only
-    where they are read."""
+    """Mean KL in nats when the named layers or embeddings all have other weights.
+
+    It covers every position of `window`, because rows of an embedding matter only where they are
+    read.
+    """
     ids = torch.tensor([window])
 
     def log_probabilities() -> Tensor:
@@ -72,7 +76,10 @@ def cost_of(gpt: GPT, window: list[int], weights: Mapping[str, Tensor]) -> float
 
 
 def in_8_bits(block: int) -> Change:
-    """Activations as the operators meet them: 8 bits, with a scale for each `block` of a row, or (0) for the whole row."""
+    """The change to 8-bit activations, rounded as the operators do.
+
+    block: number of activations that share a scale; 0: a whole row.
+    """
 
     def change(x: Tensor) -> Tensor:
         n = x.shape[-1]
@@ -94,7 +101,7 @@ def in_8_bits(block: int) -> Change:
 
 @contextmanager
 def with_weight(layer: nn.Linear | nn.Embedding, weight: Tensor) -> Iterator[None]:
-    """`layer` has another weight while the block lasts."""
+    """Give `layer` another weight inside the block."""
     own = layer.weight
     layer.weight = nn.Parameter(weight, requires_grad=False)
     try:
