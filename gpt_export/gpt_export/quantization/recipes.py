@@ -141,21 +141,7 @@ def _keep_weights(
     return Quantization({**layers, **head_and_embedding}, rotated=False, sensitivity=costs)
 
 
-def _keep_weights(
-    gpt: GPT, kept: dict[str, OffsetWeights], window: list[int], allowed: float | None
-) -> Quantization:
-    """Keep the layers' own 4-bit weights. allowed: mean KL that 8-bit activations may cost."""
-    blocks = {name: weight.blocks.block for name, weight in kept.items()}
-    work = {name: weight.blocks.packed.size for name, weight in kept.items()}
-    exact, costs = choose_activation_bits(gpt, window, blocks, work, allowed)
-    layers = {name: weight.exact() if name in exact else weight for name, weight in kept.items()}
-    # without rotation, 8-bit activations of the head alone would cost a third of the total loss
-    head_and_embedding = tables(gpt, Form(kept_table(gpt), exact=True))
-    return Quantization({**layers, **head_and_embedding}, rotated=False, sensitivity=costs)
-
-
 def rotate_where_possible(gpt: GPT) -> bool:
-    """Rotate the residual stream if the architecture allows it; True if it did."""
     """Rotate the residual stream if the architecture allows it; True if it did."""
     refusal = why_not_rotated(gpt.config)
     if refusal is None:
@@ -226,7 +212,6 @@ def most_worth(costs: Mapping[str, float], work: Mapping[str, int], allowed: flo
 
 
 def pack(rounded: Rounded, *, exact: bool = False) -> Quantized:
-    """Lay out a rounded matrix for its operator. exact: activations with more than 8 bits."""
     """Lay out a rounded matrix for its operator. exact: activations with more than 8 bits."""
     return (
         pack_blocks(rounded, exact=exact)
