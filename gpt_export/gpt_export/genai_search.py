@@ -11,13 +11,8 @@ from dataclasses import fields
 from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
-from gptx.generation.generation_config import (
-    NO_RULES,
-    Rules,
-    unsupported,
-    unsupported_in_words,
-    without_fraction,
-)
+from gptx.generation.generation_config import unsupported, unsupported_in_words
+from gptx.generation.generation_rules import NO_RULES, Rules, without_fraction
 from gptx.generation.options import Options
 from gptx.generation.resolve_options import FROM_FILE, resolve
 from gptx.progress import note

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gptx.generation.generation_config import Rules
+from gptx.generation.generation_rules import Rules
 from gptx.generation.options import Options
 
 Processor = Callable[[np.ndarray, Sequence[int]], None]

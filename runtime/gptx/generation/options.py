@@ -12,14 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar
 
-from gptx.generation.generation_config import NO_RULES, Rules
+from gptx.generation.generation_rules import LARGEST_FLOAT, NO_RULES, SMALLEST_FLOAT, Rules
 from gptx.generation.option_kinds import TEXTS, TOKEN_IDS, Kind, number, whole_number
 
 # The limit of Model.generate, Model.stream and gptx run, unless the call or generation_config.json
 # sets one. mlx-lm has the same default for both of its functions.
 MAX_NEW_TOKENS = 256
-LARGEST_FLOAT = 1.7e308
-SMALLEST_FLOAT = 5e-324
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from gptx.errors import UsageError, shown, warn
-from gptx.generation.generation_config import read_rules, without_fraction
+from gptx.generation.generation_rules import read_rules, without_fraction
 from gptx.generation.option_kinds import is_number
 from gptx.generation.options import DEFAULTS, SPECS, Options
 

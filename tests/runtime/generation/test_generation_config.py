@@ -23,7 +23,8 @@ from gpt_export.export import export_checkpoint
 from gpt_export.genai_search import not_in_genai_config, note_unsupported, search
 from gpt_export.side_files import write_genai_config
 from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, UsageError
-from gptx.generation.generation_config import FIELDS, NO_RULES, read_rules, unsupported
+from gptx.generation.generation_config import FIELDS, unsupported
+from gptx.generation.generation_rules import NO_RULES, read_rules
 from gptx.generation.logits_processors import processors
 from gptx.generation.resolve_options import resolve
 from gptx.generation.sampling import eta, filter_logits, likely, random_sampler, typical
@@ -323,7 +324,10 @@ def test_the_command_names_it_in_a_line(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "a", generation={"num_beams": 3})
     command = [sys.executable, "-m", "gptx", "run", "-m", str(folder), "a", "-n", "1", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    line = f"gptx: {folder}: generation_config.json asks for what gptx does not do: num_beams 3 (beam search); text is"
+    line = (
+        f"gptx: {folder}: generation_config.json asks for what gptx does not do:"
+        " num_beams 3 (beam search); text is generated without it"
+    )
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
 
 
