@@ -76,7 +76,8 @@ def print_speed(results: Sequence[EngineSpeed], bandwidth: Bandwidth, plan: Spee
     write_out("\n")
     several = len(results) > 1
     legend = ["", "x1st", "prefill"] if several else ["", "prefill"]
-    if any(one.weights.read < last_level_cache() for one in results):
+    on_cpu = plan.device == "cpu"
+    if on_cpu and any(one.weights.read < last_level_cache() for one in results):
         legend.append("cache")
 
     _section("limit", ["weights MB", "read a token MB", "tok/s at most"], results, _limit)
@@ -134,7 +135,7 @@ def print_next(work: Work) -> None:
     elif not request.json_file:
         write_next(f"{command} --json bench.json")
     else:
-        write_next(use(request.artifact))
+        write_next(use(request.artifact, device=request.device))
 
 
 def print_quality(quality: Quality) -> None:

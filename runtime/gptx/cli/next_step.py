@@ -7,8 +7,16 @@ from pathlib import Path
 EXAMPLE = '"Once upon a time"'
 
 
-def use(artifact: Path | None) -> str:
-    """The command that uses `artifact` for its task; None: the model that ships with gptx."""
+def use(artifact: Path | None, *, device: str = "cpu") -> str:
+    """The command that uses `artifact` for its task, on the device that was asked for.
+
+    None is the model that ships with gptx.
+    """
+    command = _command(artifact)
+    return command if device == "cpu" else f"{command} --device {device}"
+
+
+def _command(artifact: Path | None) -> str:
     from gptx.artifact.manifest import read_manifest
     from gptx.artifact.uses import use_command
     from gptx.model import DEFAULT_MODEL

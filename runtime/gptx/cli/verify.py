@@ -55,7 +55,7 @@ def verify(
     elif not quiet:
         _print(report, path)
         if report.passed:
-            write_next(use(artifact))
+            write_next(use(artifact, device=device))
     sys.exit(0 if report.passed else 1)
 
 

@@ -41,7 +41,7 @@ def pretend(
         )
 
     monkeypatch.setattr(proving, "verify", verify)
-    monkeypatch.setattr("gptx.cli.verify.use", lambda path: f"gptx run -m {path} TEXT")
+    monkeypatch.setattr("gptx.cli.verify.use", lambda path, *, device: f"gptx run -m {path} TEXT")
     return calls
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from builders.gptx_command import Stream, gptx, held
+from gptx.cli.next_step import use
 from gptx.cli.output import write_next, write_prose
 from gptx.cli.table import print_table
 
@@ -74,6 +75,11 @@ def test_a_path_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     table = shown(lambda: print_table([("file", path)], title="Files", prose=1), 40, monkeypatch)
     assert path in table
     assert path in shown(lambda: write_prose(f"wrote {path} of 3 MB"), 40, monkeypatch)
+
+
+def test_the_next_command_has_the_device() -> None:
+    assert use(None) == 'gptx run "Once upon a time"'
+    assert use(None, device="cuda") == 'gptx run "Once upon a time" --device cuda'
 
 
 def test_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
