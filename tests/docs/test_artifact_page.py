@@ -13,7 +13,8 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from gptx.artifact.manifest import SIDE_FILES, FileFacts, Manifest, Shape, Tokens
+from gptx.artifact.layout import SIDE_FILES
+from gptx.artifact.manifest import FileFacts, Manifest, Shape, Tokens
 from gptx.model import DEFAULT_MODEL
 from gptx.parity.metrics import Figures
 from gptx_models.gpt.config import GPTConfig
