@@ -1,14 +1,14 @@
-"""A SentencePiece model file (tokenizer.model) -> a tokenizer, as transformers converts that of a LlamaTokenizer.
+"""A SentencePiece model file (tokenizer.model) -> a tokenizer, as transformers converts it.
 
-Reads the file's protocol buffers itself, so that neither sentencepiece nor protobuf is needed. Knows nothing of the files
-beside it but two settings: `legacy` and add_prefix_space.
+The conversion is LlamaTokenizer's: transformers' LlamaConverter. Of the files beside the model it
+knows two settings only: `legacy` and `add_prefix_space`.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,30 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, models
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.protobuf import as_bytes, as_int, message_fields
 from gptx_models.checkpoints.read_files import check_file
-from gptx_models.checkpoints.tokenizer_overlay import Tell, set_llama_parts
+from gptx_models.checkpoints.tell import Tell
+from gptx_models.checkpoints.tokenizer_parts import set_llama_parts
 
-UNIGRAM, BPE = 1, 2  # trainer_spec.model_type
-CONTROL, USER_DEFINED = 3, 4  # the type of a piece; 1 is normal
+# Numbers of sentencepiece_model.proto.
+_UNIGRAM, _BPE = 1, 2  # TrainerSpec.model_type
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.type
 
 
 @dataclass
-class Pieces:
-    """What the file says: each token with its score and type, and how a text is made ready for them."""
+class SentencePieceModel:
+    """The content of a model file.
+
+    texts, scores and types: of each token, by its id. unknown: the text of the unknown token.
+    charsmap: the normalizer replaces characters by a table.
+    """
 
     texts: list[str]
     scores: list[float]
     types: list[int]
-    model_type: int = UNIGRAM
+    model_type: int = _UNIGRAM
     unknown: str = "<unk>"
-    charsmap: bool = False  # normalizes characters by a table
+    charsmap: bool = False
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
 
@@ -40,32 +47,27 @@ class Pieces:
 def read_sentencepiece_model(
     path: Path, config: Mapping[str, Any], tell: Tell
 ) -> tuple[str, Tokenizer]:
-    """(tokenizer.json, the tokenizer). config: tokenizer_config.json. Raises CheckpointError."""
-    pieces = _parse(path)
-    if pieces.model_type not in (UNIGRAM, BPE):
+    """(the text of tokenizer.json, the tokenizer).
+
+    config: tokenizer_config.json. `tell` is given a line if the model normalizes text in a way that
+    the conversion leaves out. Raises CheckpointError.
+    """
+    model = _parse(path)
+    if model.model_type not in (_UNIGRAM, _BPE):
         raise CheckpointError(
-            f"{path} is a SentencePiece model of type {pieces.model_type}, expected unigram or BPE"
+            f"{path} is a SentencePiece model of type {model.model_type}, expected unigram or BPE"
         )
-    if len(set(pieces.texts)) != len(pieces.texts):
+    if len(set(model.texts)) != len(model.texts):
         raise CheckpointError(
-            f"{path} is damaged: two of its {len(pieces.texts):,} tokens have the same text"
+            f"{path} is damaged: two of its {len(model.texts):,} tokens have the same text"
         )
-    _tell_what_is_left(path, pieces, tell)
-    scores = [0.0, 0.0, 0.0, *pieces.scores[3:]][: len(pieces.scores)]  # unknown, beginning and end
-    vocab = {text: token for token, text in enumerate(pieces.texts)}
-    if pieces.model_type == BPE:
-        merges = _merges(vocab, dict(zip(pieces.texts, scores)))
-        model: Any = models.BPE(
-            vocab, merges, unk_token=pieces.unknown, fuse_unk=True, byte_fallback=True
-        )
-    else:
-        model = models.Unigram(list(zip(pieces.texts, scores)), 0, True)
-    tokenizer = Tokenizer(model)
+    _tell_left_out_steps(path, model, tell)
+    tokenizer = Tokenizer(_tokenizers_model(model))
     tokenizer.add_tokens(
         [
-            AddedToken(text, normalized=False, special=kind == CONTROL)
-            for text, kind in zip(pieces.texts, pieces.types)
-            if kind in (CONTROL, USER_DEFINED)
+            AddedToken(text, normalized=False, special=kind == _CONTROL)
+            for text, kind in zip(model.texts, model.types)
+            if kind in (_CONTROL, _USER_DEFINED)
         ]
     )
     set_llama_parts(
@@ -76,71 +78,86 @@ def read_sentencepiece_model(
     return tokenizer.to_str(pretty=False), tokenizer
 
 
-def _tell_what_is_left(path: Path, pieces: Pieces, tell: Tell) -> None:
-    """Name what SentencePiece does to a text and transformers' tokenizer of this class does not."""
-    left = {
-        "normalizes characters": pieces.charsmap,
-        "adds no space before a text": not pieces.add_dummy_prefix,
-        "takes repeated spaces out": pieces.remove_extra_whitespaces,
+def _tokenizers_model(model: SentencePieceModel) -> Any:
+    """The BPE or Unigram model. The unknown, bos and eos token (ids 0 to 2) get the score 0."""
+    scores = [0.0, 0.0, 0.0, *model.scores[3:]][: len(model.scores)]
+    if model.model_type == _UNIGRAM:
+        return models.Unigram(list(zip(model.texts, scores)), 0, True)
+    vocab = {text: token for token, text in enumerate(model.texts)}
+    merges = _merges(vocab, dict(zip(model.texts, scores)))
+    return models.BPE(vocab, merges, unk_token=model.unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _tell_left_out_steps(path: Path, model: SentencePieceModel, tell: Tell) -> None:
+    """Name the steps of SentencePiece that transformers' tokenizer of this class does not do."""
+    steps = {
+        "normalizes characters": model.charsmap,
+        "adds no space before a text": not model.add_dummy_prefix,
+        "takes repeated spaces out": model.remove_extra_whitespaces,
     }
-    names = [name for name, there in left.items() if there]
+    names = [name for name, is_done in steps.items() if is_done]
     if names:
         tell(
-            f"{path} {' and '.join(names)}, and transformers' LlamaTokenizerFast does not: gptx does as transformers"
+            f"{path} {' and '.join(names)}, and transformers' LlamaTokenizerFast does not: gptx"
+            " does as transformers"
         )
 
 
 def _merges(vocab: dict[str, int], scores: dict[str, float]) -> list[tuple[str, str]]:
-    """transformers' order: by the score of the result, then by the lengths of the parts."""
+    """The merges of a BPE model in transformers' order.
+
+    That order is by the score of the merged token, then by the lengths of the two parts.
+    """
     found: list[tuple[float, str, str]] = []
     for text, score in scores.items():
         cuts = [(text[:at], text[at:]) for at in range(1, len(text))]
         parts = [(left, right) for left, right in cuts if left in vocab and right in vocab]
-        found += [
-            (score, *pair)
-            for pair in sorted(parts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        ]
+        parts.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        found += [(score, *pair) for pair in parts]
     found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
     return [(left, right) for _, left, right in found]
 
 
-def _parse(path: Path) -> Pieces:
+def _parse(path: Path) -> SentencePieceModel:
+    """The content of a model file. Raises CheckpointError if it is another file, or damaged."""
     check_file(path)
     raw = path.read_bytes()
-    pieces = Pieces([], [], [])
     try:
-        for number, value in _fields(raw):
-            if number == 1:
-                piece = dict(_fields(_bytes(value)))
-                pieces.texts.append(_bytes(piece[1]).decode("utf-8"))
-                pieces.scores.append(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0])
-                pieces.types.append(_int(piece.get(3, 1)))
-            elif number == 2:
-                trainer = dict(_fields(_bytes(value)))
-                pieces.model_type = _int(trainer.get(3, UNIGRAM))
-                pieces.unknown = _bytes(trainer.get(45, b"<unk>")).decode("utf-8")
-            elif number == 3:
-                normalizer = dict(_fields(_bytes(value)))
-                pieces.charsmap = bool(normalizer.get(2))
-                pieces.add_dummy_prefix = bool(normalizer.get(3, 1))
-                pieces.remove_extra_whitespaces = bool(normalizer.get(4, 1))
-        if not pieces.texts:
-            raise ValueError("it holds no tokens")
-    except (
-        ValueError,
-        KeyError,
-        IndexError,
-        struct.error,
-    ) as error:  # UnicodeDecodeError is a ValueError
+        model = _parse_model(raw)
+    except (ValueError, KeyError, IndexError, struct.error) as error:
+        # ValueError includes UnicodeDecodeError
         raise CheckpointError(
-            f"{path} is not a whole SentencePiece model ({error}): give the model's tokenizer.json with --tokenizer"
-            f"{_other_kind(raw)}"
+            f"{path} is not a whole SentencePiece model ({error}): give the model's tokenizer.json"
+            f" with --tokenizer{_other_kind(raw)}"
         ) from error
-    return pieces
+    return model
+
+
+def _parse_model(raw: bytes) -> SentencePieceModel:
+    """The fields of a ModelProto (sentencepiece_model.proto)."""
+    model = SentencePieceModel([], [], [])
+    for number, value in message_fields(raw):
+        if number == 1:
+            piece = dict(message_fields(as_bytes(value)))
+            model.texts.append(as_bytes(piece[1]).decode("utf-8"))
+            model.scores.append(struct.unpack("<f", as_bytes(piece.get(2, bytes(4))))[0])
+            model.types.append(as_int(piece.get(3, _NORMAL)))
+        elif number == 2:
+            trainer = dict(message_fields(as_bytes(value)))
+            model.model_type = as_int(trainer.get(3, _UNIGRAM))
+            model.unknown = as_bytes(trainer.get(45, b"<unk>")).decode("utf-8")
+        elif number == 3:
+            normalizer = dict(message_fields(as_bytes(value)))
+            model.charsmap = bool(normalizer.get(2))
+            model.add_dummy_prefix = bool(normalizer.get(3, 1))
+            model.remove_extra_whitespaces = bool(normalizer.get(4, 1))
+    if not model.texts:
+        raise ValueError("it holds no tokens")
+    return model
 
 
 def _other_kind(raw: bytes) -> str:
-    """What the file is, where it is one of the other files that are called tokenizer.model."""
+    """For the message: which other format called tokenizer.model the file has; empty if unknown."""
     first = raw[:200].split(b"\n")[0].split(b" ")
     if len(first) == 2 and first[1].strip().isdigit():
         return " (this one is tiktoken's, as of Llama 3)"
@@ -149,45 +166,3 @@ def _other_kind(raw: bytes) -> str:
     except ValueError:
         return ""
     return " (this one is JSON, as Mistral's Tekken)"
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if not isinstance(value, bytes):
-        raise ValueError("a number where bytes are expected")
-    return value
-
-
-def _int(value: int | bytes) -> int:
-    if not isinstance(value, int):
-        raise ValueError("bytes where a number is expected")
-    return value
-
-
-def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol-buffers message: (number, value); a value of fixed size comes as its bytes."""
-    at = 0
-    while at < len(raw):
-        key, at = _varint(raw, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(raw, at)
-            yield key >> 3, value
-            continue
-        if kind not in (1, 2, 5):
-            raise ValueError(f"a field of unknown kind {kind}")
-        size, at = _varint(raw, at) if kind == 2 else (8 if kind == 1 else 4, at)
-        if size > len(raw) - at:
-            raise ValueError("it is cut short")
-        yield key >> 3, raw[at : at + size]
-        at += size
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = raw[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number that does not end")

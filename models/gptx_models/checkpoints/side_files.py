@@ -1,8 +1,7 @@
-"""The files of a checkpoint beside its weights: read from a folder, and written so that they agree with each other.
+"""The files of a checkpoint beside its weights, read from a folder so that they agree.
 
-`gptx import` and `gptx export` both read with `read_side_files`, and write config.json and generation_config.json with
-`write_configs`: a folder that is exported at once and one that is imported first become the same artifact. Knows
-nothing of weights.
+`gptx import` and `gptx export` both read with `read_side_files`, so a folder that is exported
+directly and one that is imported first become the same artifact. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -16,24 +15,29 @@ from gptx.artifact.task import FILE as TASK
 from gptx.generation.generation_config import FIELDS
 from gptx_models.checkpoints.head_fields import head_of
 from gptx_models.checkpoints.read_files import read_json, read_text
+from gptx_models.checkpoints.tell import Tell, quiet
 from gptx_models.checkpoints.token_ids import IDS, resolve_ids
-from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, quiet, read_tokenizer_folder
-from gptx_models.checkpoints.tokenizer_overlay import Tell
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, read_tokenizer_folder
 
-CARD = "MODEL_CARD.md"  # a checkpoint's own words about itself
-KEPT = (TASK, CARD)
+CARD = "MODEL_CARD.md"  # the checkpoint's description of itself
+KEPT = (TASK, CARD)  # files that are copied unchanged
+# Tokenizer classes that return token_type_ids unless model_input_names says otherwise.
+_RETURN_TOKEN_TYPES = ("PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast")
 
 
 @dataclass
 class SideFiles:
-    """`tokenizer` and `kept` are texts by file name, `generation` becomes generation_config.json."""
+    """The files beside the weights.
+
+    tokenizer and kept: texts by file name. generation: becomes generation_config.json.
+    """
 
     tokenizer: dict[str, str] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """All but config.json and generation_config.json."""
+        """Write the tokenizer and the kept files; not config.json and generation_config.json."""
         for name, text in (self.tokenizer | self.kept).items():
             (folder / name).write_text(text, "utf-8")
 
@@ -41,15 +45,20 @@ class SideFiles:
 def read_side_files(
     folder: Path, vocab_size: int, *, tokenizer: TokenizerFiles | None = None, tell: Tell = quiet
 ) -> SideFiles:
-    """The side files of a Hugging Face folder whose model has `vocab_size` ids. tokenizer: instead of the folder's. `tell`
-    is given a line for each thing that is left out. Raises CheckpointError."""
+    """The side files of a Hugging Face folder.
+
+    vocab_size: the model's. tokenizer: taken in place of the folder's own. `tell` is given a line
+    for each thing that is left out. Raises CheckpointError.
+    """
     if tokenizer is None:
         tokenizer = read_tokenizer_folder(folder, vocab_size, tell=tell)
     if _adds_token_types(read_json(folder / "config.json"), tokenizer.files):
         tell(
-            f"{folder}: transformers' pipeline adds the embedding of token 0 to each token's, as this tokenizer gives"
-            " token_type_ids and its GPT-2 takes them; gptx does not. Where the model was trained without them, say"
-            ' "model_input_names": ["input_ids", "attention_mask"] in tokenizer_config.json, and the two agree'
+            f"{folder}: transformers' text-classification pipeline adds the embedding of token 0 to"
+            " each token's embedding, because this tokenizer returns token_type_ids and its GPT-2"
+            " takes them; gptx does not. If the model was trained without them, write"
+            ' "model_input_names": ["input_ids", "attention_mask"] into tokenizer_config.json, and'
+            " the two agree"
         )
     return SideFiles(
         tokenizer.files,
@@ -59,19 +68,18 @@ def read_side_files(
 
 
 def _adds_token_types(config: dict[str, Any], files: dict[str, str]) -> bool:
-    """Whether transformers' text-classification pipeline hands token_type_ids to the model, and the model adds the rows of
-    its token embedding that they name. Its generation is called without them."""
+    """True if transformers' text-classification pipeline gives the model token_type_ids.
+
+    GPT-1 and GPT-2 then add the rows of the token embedding that these ids name. Generation never
+    gives them.
+    """
     if config.get("model_type") not in ("gpt2", "openai-gpt") or head_of(config) is None:
         return False
     settings = json.loads(files.get("tokenizer_config.json", "{}"))
     names = settings.get("model_input_names")
     if isinstance(names, list):
         return "token_type_ids" in names
-    return settings.get("tokenizer_class") in (
-        "PreTrainedTokenizerFast",
-        "BertTokenizer",
-        "BertTokenizerFast",
-    )
+    return settings.get("tokenizer_class") in _RETURN_TOKEN_TYPES
 
 
 def generation_of(
@@ -82,25 +90,42 @@ def generation_of(
     *,
     adapter: Path | None = None,
 ) -> dict[str, Any]:
-    """generation_config.json, with the ids that begin, end and pad a text as token_ids.py resolves them. adapter: a
-    folder whose generation_config.json goes before the one in `folder`.
+    """The fields of generation_config.json, with token ids as token_ids.py resolves them.
 
-    Where neither folder has one, its fields are read from config.json, where they stood before it was invented;
-    transformers does the same. A top_k of null stays, as 0: it is off, and an absent one is 50.
+    adapter: a folder whose generation_config.json wins over the one in `folder`. Raises
+    CheckpointError.
     """
-    files = [place / "generation_config.json" for place in (adapter, folder) if place is not None]
-    places = [(str(file), read_json(file)) for file in files if file.exists()]
-    config = (str(folder / "config.json"), read_json(folder / "config.json"))
-    legacy = {
-        name: value
-        for name, value in config[1].items()
-        if FIELDS.get(name, "no effect") not in ("no effect", "token")
-    }
+    names = [place / "generation_config.json" for place in (adapter, folder) if place is not None]
+    files = [(str(file), read_json(file)) for file in names if file.exists()]
+    config = read_json(folder / "config.json")
+    places = [
+        *files,
+        (str(folder / "config.json"), config),
+        (f"{folder}: the tokenizer", tokenizer.generation),
+    ]
+    token_ids = resolve_ids(places, vocab_size, tell)
+    return {**token_ids, **_other_fields([fields for _, fields in files], config)}
+
+
+def _other_fields(files: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    """The generation settings other than token ids.
+
+    files: each generation_config.json, the first one wins. Without such a file, the settings are
+    read from config.json, as in transformers: old models have them there.
+    """
+    if not files:
+        return {
+            name: value
+            for name, value in config.items()
+            if FIELDS.get(name, "no effect") not in ("no effect", "token")
+            and name not in IDS
+            and value is not None
+        }
     others: dict[str, Any] = {}
-    for fields in [fields for _, fields in reversed(places)] or [legacy]:
-        off = {"top_k": 0} if places and fields.get("top_k", 0) is None else {}
-        others |= off | {
+    for fields in reversed(files):
+        if fields.get("top_k", 0) is None:
+            others["top_k"] = 0  # null switches top_k off; an absent one would mean 50
+        others |= {
             name: value for name, value in fields.items() if name not in IDS and value is not None
         }
-    own = (f"{folder}: the tokenizer", tokenizer.generation)
-    return {**resolve_ids([*places, config, own], vocab_size, tell), **others}
+    return others

@@ -1,54 +1,56 @@
-"""Which token ids begin, end and pad a text: bos_token_id, eos_token_id and pad_token_id.
+"""The token ids that begin, end and pad a text: bos_token_id, eos_token_id and pad_token_id.
 
-Each of the three is taken from the first place that names it: generation_config.json, then config.json, then the
-tokenizer's own token of that name. Null, a negative number (LLaMA 1 wrote -1) and an empty list name nothing. An id
-beyond the model's vocabulary is left out with a line, since the model can never write it; where a place has no other,
-the next place is asked. An id that the tokenizer does not know but the model has (the padding of a vocabulary) stays.
+Each of the three is taken from the first place that states it: generation_config.json, then
+config.json, then the tokenizer's own special token. Null, a negative number (LLaMA 1 has -1) and an
+empty list state nothing.
+
+An id beyond the model's vocabulary is left out with a line, since the model can never write it; if
+a place has no other id, the next place is asked. An id that only the tokenizer lacks (a model's
+vocabulary may be padded) is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptx.errors import CheckpointError
+from gptx_models.checkpoints.tell import Tell
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def resolve_ids(
-    places: Sequence[tuple[str, Mapping[str, Any]]], vocab_size: int, tell: Callable[[str], None]
+    places: Sequence[tuple[str, Mapping[str, Any]]], vocab_size: int, tell: Tell
 ) -> dict[str, int | list[int]]:
-    """The ids by name, without those that no place names. `places` are (how messages call it, its fields), in order.
+    """The ids by name, without those that no place states.
 
-    Several ends are a list, one is a number. Raises CheckpointError for a value that is no id.
+    places: (its name for messages, its fields), in the order in which they are asked. vocab_size:
+    the model's. An eos_token_id of several ids is a list. Raises CheckpointError for a value that
+    is no token id.
     """
     found: dict[str, int | list[int]] = {}
     for name in IDS:
         for where, fields in places:
-            ids = _within(
-                token_ids(fields.get(name), f"{where}: {name}"),
-                vocab_size,
-                f"{where}: {name}",
-                tell,
-            )
+            what = f"{where}: {name}"
+            ids = _in_vocabulary(token_ids(fields.get(name), what), vocab_size, what, tell)
             if not ids:
                 continue
             if name != "eos_token_id" and len(ids) > 1:
-                tell(f"{where}: {name} is {fields[name]}, and there can be one: {ids[0]} is taken")
+                tell(f"{what} is {fields[name]}, and there can be one: {ids[0]} is taken")
             found[name] = ids if name == "eos_token_id" and len(ids) > 1 else ids[0]
             break
     return found
 
 
 def token_ids(value: Any, what: str) -> list[int]:
-    """The token ids in a field's value: a number, a list, or a list in a list, as transformers takes them.
+    """The token ids in a field's value: a number, a list, or a list in a list.
 
-    A whole number written as 2.0 is an id, as in transformers. Raises CheckpointError, naming the field as `what`.
+    transformers takes the same forms, and a whole number written as 2.0. `what` names the field in
+    messages. Raises CheckpointError for other values.
     """
     ids = _flat(value)
-    wrong = [one for one in ids if not _is_id(one)]
-    if wrong:
+    if not all(_is_id(one) for one in ids):
         raise CheckpointError(
             f"{what} is {value!r:.80}, expected a token id, a list of them, null or -1"
         )
@@ -67,7 +69,8 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _within(ids: list[int], vocab_size: int, what: str, tell: Callable[[str], None]) -> list[int]:
+def _in_vocabulary(ids: list[int], vocab_size: int, what: str, tell: Tell) -> list[int]:
+    """The ids below vocab_size; `tell` is given a line about the others."""
     beyond = [token for token in ids if token >= vocab_size]
     if beyond:
         names = ", ".join(map(str, beyond))

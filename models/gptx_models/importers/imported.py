@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptx.artifact.class_head import Head
-from gptx_models.checkpoints.tokenizer_files import quiet
-from gptx_models.checkpoints.tokenizer_overlay import Tell
+from gptx_models.checkpoints.tell import Tell, quiet
 from gptx_models.gpt.model import GPT
 
 __all__ = ["Imported", "Tell", "quiet"]

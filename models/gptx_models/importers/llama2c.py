@@ -21,8 +21,10 @@ from gptx_models.checkpoints.hf_names import LAYOUTS, to_halves
 from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.sentencepiece_bpe import sentencepiece_tokenizer
 from gptx_models.checkpoints.tensor_source import TensorSource, showing_progress
-from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions, with_bos_eos
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
+from gptx_models.checkpoints.tokenizer_parts import set_bos_eos
 from gptx_models.checkpoints.weights import build
+from gptx_models.checkpoints.write_tokenizer import new_tokenizer_files
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
@@ -197,7 +199,9 @@ def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:
     normal = [token_id > 2 and not token.startswith("<0x") for token_id, token in enumerate(tokens)]
     tokenizer = sentencepiece_tokenizer(tokens, scores, normal, unknown="<unk>", space_prefix=True)
     tokenizer.add_special_tokens(tokens[:3])
-    with_bos_eos(tokenizer, "<s>", None)
+    set_bos_eos(tokenizer, "<s>", None)
     special = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
-    files = companions(tokenizer, tokenizer_class="LlamaTokenizer", special=special, add_bos=True)
+    files = new_tokenizer_files(
+        tokenizer, tokenizer_class="LlamaTokenizer", special=special, add_bos=True
+    )
     return TokenizerFiles(files, {"bos_token_id": 1, "eos_token_id": 2})

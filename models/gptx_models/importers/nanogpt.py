@@ -19,9 +19,10 @@ from gptx_models.checkpoints.family import family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS, written_names
 from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tensor_source import showing_progress, without_wrappers
-from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, companions
+from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
 from gptx_models.checkpoints.torch_files import load_torch_file, state_dict_source
 from gptx_models.checkpoints.weights import build
+from gptx_models.checkpoints.write_tokenizer import new_tokenizer_files
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
@@ -134,7 +135,9 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
             f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once: nanoGPT counts so"
         )
     return TokenizerFiles(
-        companions(character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={})
+        new_tokenizer_files(
+            character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={}
+        )
     )
 
 

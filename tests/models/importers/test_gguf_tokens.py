@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
-from gptx_models.importers.gguf_tokenizer import read_ids, read_tokenizer
+from gptx_models.importers.gguf_tokenizer import read_generation, read_tokenizer
 
 NORMAL, CONTROL = 1, 3
 
@@ -69,7 +69,7 @@ def test_what_ends_a_text(name: str) -> None:
     metadata, expected = ENDS[name]
     found = read(metadata)
     assert found.generation.get("eos_token_id") == expected
-    assert read_ids(metadata, "tiny.gguf", tell=lambda line: None) == found.generation
+    assert read_generation(metadata, "tiny.gguf", tell=lambda line: None) == found.generation
     tokenizer = Tokenizer.from_str(found.files["tokenizer.json"])
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     ends = expected if isinstance(expected, list) else [expected]

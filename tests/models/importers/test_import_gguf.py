@@ -34,7 +34,7 @@ from builders.gguf_files import (
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.importers import import_checkpoint
-from gptx_models.importers.gguf_tokenizer import PRE_TOKENIZERS
+from gptx_models.importers.gguf_pre_tokenizers import PRE_TOKENIZERS
 
 transformers = pytest.importorskip("transformers")  # the independent reference
 
