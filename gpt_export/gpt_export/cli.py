@@ -128,8 +128,8 @@ def export(
     with _scratch(beside) as scratch:
         checkpoint = Path(source)
         if kind_of(checkpoint) == "adapter":
+            from gptx_models.adapters.base import base_of
             from gptx_models.adapters.merge import merge
-            from gptx_models.adapters.peft_files import base_of
 
             if dry_run:
                 _plan_export(base_of(checkpoint), cache)

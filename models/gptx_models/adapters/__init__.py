@@ -1,1 +1,1 @@
-"""LoRA adapters: training form, PEFT's files, merging."""
+"""LoRA adapters: their modules in training, PEFT's file format, and merging."""

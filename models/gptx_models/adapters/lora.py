@@ -1,7 +1,8 @@
-"""Low-rank adaptation (Hu et al. 2021) of a GPT: frozen weights, and beside chosen matrices a trained B A of small rank.
+"""Low-rank adaptation (LoRA, Hu et al. 2021) of a GPT: W x + (alpha / rank) B A x, with W frozen.
 
-Modules go by the names that the model's family gives them (c_attn; q_proj, v_proj). Our qkv and gate|up are one matrix
-each: where a family has them apart, each piece has a pair of its own. Knows no files: `peft_files` does.
+Targets are named as the model's family names its modules (c_attn; q_proj, v_proj). Our qkv and
+gate|up are one matrix each; if the family has several modules there, each of these pieces has its
+own A and B. Knows no files: peft_files.py does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
 ALL_LINEAR = "all-linear"
-# what PEFT adapts where nothing is said (its TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING); gptx: the same place
+# PEFT's defaults (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING), and for gptx the same matrix
+# as for gpt2
 DEFAULT_TARGETS: dict[Family, tuple[str, ...]] = {
     "gpt2": ("c_attn",),
     "openai-gpt": ("c_attn",),
@@ -31,38 +33,48 @@ DEFAULT_TARGETS: dict[Family, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Lora:
+    """The settings of an adapter.
+
+    alpha: the update is scaled by alpha / rank. targets: names of modules, or ALL_LINEAR; None
+    means the family's DEFAULT_TARGETS. dropout: of the input of A. Raises UsageError for a value
+    out of range.
+    """
+
     rank: int = 16
-    alpha: float = 32.0  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] | None = (
-        None  # names of modules, or ALL_LINEAR; None: the family's DEFAULT_TARGETS
-    )
-    dropout: float = 0.0  # of what goes into A
+    alpha: float = 32.0
+    targets: tuple[str, ...] | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise UsageError(
-                f"LoRA of rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}: expected a rank of at least 1,"
-                " a positive alpha and a dropout from 0 to below 1"
+                f"LoRA of rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}: expected"
+                " a rank of at least 1, a positive alpha and a dropout from 0 to below 1"
             )
 
     @property
     def scale(self) -> float:
+        """The factor of the update B A x."""
         return self.alpha / self.rank
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one of our matrices that the family knows as a module of its own."""
+    """Rows of one of our matrices that are a module of their own in the family.
 
-    name: str  # "model.layers.0.self_attn.q_proj"
+    name: that module's, such as "model.layers.0.self_attn.q_proj". first: the first row.
+    """
+
+    name: str
     first: int
     rows: int
 
 
 class LoraLinear(nn.Module):
-    """linear(x) + scale B A dropout(x), with an (A, B) for each piece: A (rank, in), B (rows, rank).
+    """linear(x) + scale B A dropout(x), with A (rank, in) and B (rows, rank) for each piece.
 
-    A and B are fp32 whatever the linear's weights are stored as: updates are too small for bf16.
+    A and B are fp32 whatever the linear's type is: their updates in training are too small for
+    bf16.
     """
 
     def __init__(self, linear: nn.Linear, pieces: list[Piece], lora: Lora) -> None:
@@ -77,12 +89,12 @@ class LoraLinear(nn.Module):
             torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces
         )
         for a in self.a:
-            nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear, and so as PEFT
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear and PEFT do
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
         total = y.shape[-1]
-        if not torch.is_autocast_enabled(x.device.type):  # there F.linear casts on its own
+        if not torch.is_autocast_enabled(x.device.type):  # under autocast, F.linear casts
             x = x.to(self.a[0].dtype)
         for piece, a, b in zip(self.pieces, self.a, self.b):
             update = self.lora.scale * F.linear(F.linear(self.drop(x), a), b)  # (..., rows)
@@ -91,15 +103,17 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
+        """The linear itself, with the update added to its weights."""
         for piece, a, b in zip(self.pieces, self.a, self.b):
             self.linear.weight[piece.first : piece.first + piece.rows] += self.lora.scale * (b @ a)
         return self.linear
 
 
 def add_lora(gpt: GPT, lora: Lora, family: Family | None = None) -> GPT:
-    """In place: freeze all weights but a classification head's, and adapt the targets. UsageError names unknown ones.
+    """Freeze all weights but a classification head's, and adapt the targets, in place.
 
-    family: whose names the modules go by, by default the one that the configuration is written as.
+    family: the family whose names the targets use; by default the one that the configuration is
+    written as. Returns `gpt`. Raises UsageError that names unknown targets.
     """
     adapted = pieces_of(gpt.config, lora.targets, family)
     gpt.requires_grad_(False)
@@ -111,14 +125,17 @@ def add_lora(gpt: GPT, lora: Lora, family: Family | None = None) -> GPT:
 
 
 def merge_lora(gpt: GPT) -> GPT:
-    """In place: the updates added to the weights, plain Linears again."""
+    """Add the updates to the weights and make the modules plain Linears again, in place.
+
+    Returns `gpt`.
+    """
     for name, module in adapted_modules(gpt):
-        _put(gpt, name, module.merged())
+        _replace_module(gpt, name, module.merged())
     return gpt.requires_grad_(True)
 
 
 def copy_of_shape(gpt: GPT) -> GPT:
-    """A GPT on the CPU with the same modules, adapters too, and new weights."""
+    """A new GPT on the CPU with the same modules, adapters included. Its weights are not copied."""
     copy = GPT(gpt.config)
     for name, module in adapted_modules(gpt):
         _adapt(copy, name, module.pieces, module.lora)
@@ -126,6 +143,7 @@ def copy_of_shape(gpt: GPT) -> GPT:
 
 
 def adapted_modules(gpt: GPT) -> list[tuple[str, LoraLinear]]:
+    """(name, module) of each adapted matrix."""
     return [
         (name, module) for name, module in gpt.named_modules() if isinstance(module, LoraLinear)
     ]
@@ -134,10 +152,10 @@ def adapted_modules(gpt: GPT) -> list[tuple[str, LoraLinear]]:
 def _adapt(gpt: GPT, name: str, pieces: list[Piece], lora: Lora) -> None:
     linear = gpt.get_submodule(name)
     assert isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}"
-    _put(gpt, name, LoraLinear(linear, pieces, lora))
+    _replace_module(gpt, name, LoraLinear(linear, pieces, lora))
 
 
-def _put(gpt: GPT, name: str, module: nn.Module) -> None:
+def _replace_module(gpt: GPT, name: str, module: nn.Module) -> None:
     parent, child = name.rsplit(".", 1)
     setattr(gpt.get_submodule(parent), child, module)
 
@@ -145,31 +163,40 @@ def _put(gpt: GPT, name: str, module: nn.Module) -> None:
 def pieces_of(
     config: GPTConfig, targets: tuple[str, ...] | None, family: Family | None = None
 ) -> dict[str, list[Piece]]:
-    """The pieces of each of our modules ("blocks.0.attn.qkv") that the targets name. As in PEFT, a target is the end of
-    a module's name: c_proj means those of attention and of the feed-forward."""
+    """The pieces that the targets name, by our module ("blocks.0.attn.qkv").
+
+    As in PEFT, a target is the end of a module's name: c_proj means the one of attention and the
+    one of the feed-forward. Raises UsageError for a target that no module has.
+    """
     family = family or family_of(config)
     wanted = targets or DEFAULT_TARGETS[family]
     everything = all_pieces(config, family)
     names = {piece.name for pieces in everything.values() for piece in pieces}
-    unknown = [t for t in wanted if t != ALL_LINEAR and not any(_ends(name, t) for name in names)]
+    unknown = [
+        t for t in wanted if t != ALL_LINEAR and not any(_is_named(name, t) for name in names)
+    ]
     if unknown:
         known = sorted({name.rsplit(".", 1)[1] for name in names})
         raise UsageError(
-            f"no module is called {', '.join(unknown)}: there are {', '.join(known)}, or {ALL_LINEAR}"
+            f"no module is called {', '.join(unknown)}: there are {', '.join(known)}, or"
+            f" {ALL_LINEAR}"
         )
     chosen = {
-        module: [p for p in pieces if ALL_LINEAR in wanted or any(_ends(p.name, t) for t in wanted)]
+        module: [
+            p for p in pieces if ALL_LINEAR in wanted or any(_is_named(p.name, t) for t in wanted)
+        ]
         for module, pieces in everything.items()
     }
     return {module: pieces for module, pieces in chosen.items() if pieces}
 
 
-def _ends(name: str, target: str) -> bool:
+def _is_named(name: str, target: str) -> bool:
+    """True if a target means the module with this name."""
     return name == target or name.endswith(f".{target}")
 
 
 def all_pieces(config: GPTConfig, family: Family) -> dict[str, list[Piece]]:
-    """Every matrix of the blocks, and its pieces as a family names them."""
+    """The pieces of every matrix in the blocks, as a family names them, by our module."""
     with torch.device("meta"):
         gpt = GPT(config)
     found = {}

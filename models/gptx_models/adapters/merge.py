@@ -1,4 +1,4 @@
-"""gptx merge: a LoRA adapter and its base in, a checkpoint with the adapter in its weights out."""
+"""gptx merge: a LoRA adapter and its base -> a checkpoint with the adapter in its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from gptx.artifact.task import read_task
 from gptx.cli.output import write_out
 from gptx.errors import CheckpointError, first_of
 from gptx.progress import stage
-from gptx_models.adapters.peft_files import CONFIG, base_of, load_adapter
+from gptx_models.adapters.base import base_of
+from gptx_models.adapters.peft_config import CONFIG
+from gptx_models.adapters.peft_files import load_adapter
 from gptx_models.checkpoints.checkpoint import SOURCE, save_checkpoint, weight_type_of
 from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.side_files import generation_of
@@ -33,10 +35,11 @@ from gptx_models.checkpoints.tokenizer_files import (
 def merge(
     adapter: Path, out: Path, *, base: Path | None = None, exact: bool = False, force: bool = False
 ) -> Path:
-    """Write the checkpoint folder `out`, and return the base's. base: instead of the one that the adapter names.
+    """Write the merged checkpoint folder `out`, and return the base's folder.
 
-    The sum is made in fp32 and stored as the base is, which of a base in 16 bits rounds the adapter too; exact: in fp32
-    whatever the base is. Raises CheckpointError, OutputError.
+    base: taken in place of the base that the adapter names. The sum is computed in fp32 and stored
+    in the base's type, so a base in 16 bits rounds the adapter too. exact: store fp32 whatever the
+    base's type is. force: replace `out`. Raises CheckpointError, OutputError.
     """
     if not (adapter / CONFIG).is_file():
         what = "is no adapter folder: it has no " + CONFIG if adapter.exists() else "does not exist"
@@ -75,25 +78,32 @@ def merge(
 
 
 def _tokenizer(adapter: Path, base: Path, vocab_size: int) -> TokenizerFiles:
+    """The adapter's tokenizer if its folder has one, else the base's."""
     own = read_tokenizer_folder(adapter, vocab_size)
     return own if own.files else read_tokenizer_folder(base, vocab_size)
 
 
 def _source(adapter: Path, base: Path) -> dict[str, Any]:
-    about = {
-        name: read_json(folder / SOURCE)
-        if (folder / SOURCE).exists()
-        else {"name": folder.resolve().name}
-        for name, folder in (("adapter", adapter), ("base", base))
-    }
+    """The content of gptx_source.json: where the adapter and the base come from."""
+    about = {"adapter": _origin(adapter), "base": _origin(base)}
     licence = about["adapter"].get("licence") or about["base"].get("licence")
     source = {"format": "gptx-merge", "name": adapter.resolve().name, **about}
     return {**source, "licence": licence} if licence else source
 
 
+def _origin(folder: Path) -> dict[str, Any]:
+    """A folder's gptx_source.json; without that file, its name."""
+    if (folder / SOURCE).exists():
+        return read_json(folder / SOURCE)
+    return {"name": folder.resolve().name}
+
+
 def _head(adapter: Path, base: Path, n_class: int) -> Head | None:
-    """As the task names its classes; else as transformers describes the head that PEFT laid over the base: by the base's
-    config.json, and where that has another number of labels, by its own names for them."""
+    """The head of a merged classifier; None for a language model.
+
+    Its labels are those of the adapter's gptx_task.json, else of the base's config.json. If that
+    has another number of labels, they are transformers' default labels. Raises CheckpointError.
+    """
     if not n_class:
         return None
     try:
@@ -114,17 +124,19 @@ def _head(adapter: Path, base: Path, n_class: int) -> Head | None:
     type=click.Path(path_type=Path),
     help="The base checkpoint.  [default: the one ADAPTER names]",
 )
-@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def command(adapter: Path, out: Path, base: Path | None, force: bool) -> None:
-    """Merge ADAPTER, a LoRA adapter of `gptx finetune` or PEFT, into its base and write the checkpoint folder OUT.
+    """Merge ADAPTER, a LoRA adapter of `gptx finetune` or PEFT, into its base.
+
+    Writes the checkpoint folder OUT.
 
     The weights are stored in the base's type. (`gptx export ADAPTER` merges too, in fp32.)
     """
     base = merge(adapter, out, base=base, force=force)
     write_out(
-        f"{out}: {adapter} merged into {base}, stored in {_TYPES[weight_type_of(out)]}\n"
+        f"{out}: {adapter} merged into {base}, stored in {_TYPE_NAMES[weight_type_of(out)]}\n"
         f"next: gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}\n"
     )
 
 
-_TYPES: dict[WeightType, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_TYPE_NAMES: dict[WeightType, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}

@@ -1,30 +1,31 @@
-"""A LoRA adapter's folder in PEFT's format: adapter_config.json and adapter_model.safetensors, both ways.
+"""Read and write a LoRA adapter's folder in PEFT's format.
 
-What PEFT can write and gptx does not compute (DoRA, ranks by pattern, trained biases ...) is refused by name.
+The folder holds adapter_config.json and adapter_model.safetensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gptx.artifact.bounds import size_problem
-from gptx.artifact.folders import kind_of
-from gptx.errors import CheckpointError, shown
-from gptx.progress import note
+from gptx.errors import CheckpointError, first_of
+from gptx_models.adapters.base import base_of
 from gptx_models.adapters.lora import (
-    ALL_LINEAR,
     Lora,
     adapted_modules,
     add_lora,
     all_pieces,
     merge_lora,
+)
+from gptx_models.adapters.peft_config import (
+    CONFIG,
+    adapter_config,
+    check_adapter_config,
+    lora_of_config,
 )
 from gptx_models.checkpoints.check_weights import check_finite
 from gptx_models.checkpoints.checkpoint import SOURCE, load_model, read_family, write_json
@@ -32,26 +33,12 @@ from gptx_models.checkpoints.family import Family, family_of
 from gptx_models.checkpoints.hf_names import LAYOUTS
 from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.tensor_files import open_file, write_safetensors
-from gptx_models.checkpoints.weight_files import has_weights
-from gptx_models.gpt.config import number_problem
 from gptx_models.gpt.model import GPT
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 _HEAD = f"{_PREFIX}score.weight"
-# what an adapter_config.json may say without a change to what is computed: how and where it was trained, and which
-# modules it has, which the tensors show. Any other setting that is switched on is refused by name.
-_TOLD = {
-    "peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "exclude_modules",
-    "layers_to_transform", "layers_pattern", "base_model_name_or_path", "task_type", "auto_mapping", "peft_version",
-    "revision", "inference_mode", "fan_in_fan_out", "megatron_config", "megatron_core", "loftq_config",
-    "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
-_FINE: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    # the others (PiSSA, OLoRA, LoftQ ...) begin by changing the base's weights, and what is saved goes with those
-    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
-}
+_MOST_NAMES = 3  # in a message
 
 
 def save_adapter(
@@ -63,8 +50,11 @@ def save_adapter(
     source: dict[str, Any],
     generation: dict[str, Any],
 ) -> None:
-    """Write the adapter of a GPT that add_lora has changed into a folder."""
-    head = gpt.config.n_class > 0
+    """Write the adapter of a GPT that add_lora has changed into a folder.
+
+    lora: the adapter's settings. base: the checkpoint that it adapts. source: becomes
+    gptx_source.json. generation: becomes generation_config.json.
+    """
     pairs = [
         pair
         for _, module in adapted_modules(gpt)
@@ -72,147 +62,56 @@ def save_adapter(
     ]
     tensors: dict[str, Tensor] = {}
     for piece, a, b in pairs:
-        tensors[f"{_PREFIX}{piece.name}.lora_A.weight"] = a.detach().contiguous()
-        tensors[f"{_PREFIX}{piece.name}.lora_B.weight"] = b.detach().contiguous()
-    if head:
+        tensors[_tensor_name(piece.name, "A")] = a.detach().contiguous()
+        tensors[_tensor_name(piece.name, "B")] = b.detach().contiguous()
+    if gpt.config.n_class:
         tensors[_HEAD] = gpt.head.weight.detach().contiguous()
-    targets = lora.targets or {piece.name.rsplit(".", 1)[1] for piece, _, _ in pairs}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
-        "base_model_name_or_path": str(base.resolve()),
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": ALL_LINEAR if ALL_LINEAR in targets else sorted(targets),
-        "fan_in_fan_out": bool(LAYOUTS[family_of(gpt.config)].transposed),
-        "bias": "none",
-        "modules_to_save": ["score"] if head else None,
-        "inference_mode": True,
-    }
+    config = adapter_config(
+        lora,
+        base=base,
+        modules={piece.name.rsplit(".", 1)[1] for piece, _, _ in pairs},
+        transposed=bool(LAYOUTS[family_of(gpt.config)].transposed),
+        has_head=gpt.config.n_class > 0,
+    )
     write_json(folder / CONFIG, config)
     write_json(folder / SOURCE, source)
     write_json(folder / "generation_config.json", generation)
-    # not safetensors' save_file, whose file only its owner can read
+    # Not safetensors' save_file: only the owner may read its files.
     write_safetensors(
         folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
     )
 
 
 def load_adapter(folder: Path, base: Path | None = None) -> GPT:
-    """The base model with the adapter merged into it, in fp32. base: instead of the one that the adapter names.
+    """The base model with the adapter merged into it, in fp32 and eval mode.
 
-    Raises CheckpointError.
+    base: taken in place of the base that the adapter names. Raises CheckpointError.
     """
     config = read_json(folder / CONFIG)
-    _check(config, folder)
+    check_adapter_config(config, folder)
     base = base_of(folder, base)
-    tensors = _tensors(folder)
+    tensors = _read_tensors(folder)
     gpt = load_model(base)
     if _HEAD in tensors:
         gpt = _with_head(gpt, tensors.pop(_HEAD), folder)
     modules = {name.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for name in tensors}
-    family = _family(gpt, base, modules, folder)
-    lora = _lora(config, modules, folder)
-    ranks = {
-        len(value)
-        for name, value in tensors.items()
-        if name.endswith(".lora_A.weight") and value.ndim
-    }
-    if modules and ranks != {
-        lora.rank
-    }:  # now, as matrices of a rank that is not theirs could fill the memory
-        raise CheckpointError(
-            f"{folder / CONFIG}: r is {lora.rank}, and the weights are of rank {sorted(ranks)}"
-        )
+    family = _family_of_modules(gpt, base, modules, folder)
+    lora = lora_of_config(config, modules, folder)
+    _check_rank(lora, tensors, folder)
     add_lora(gpt, lora, family)
-    _fill(gpt, tensors, folder)
+    _copy_tensors(gpt, tensors, folder)
     merged = merge_lora(gpt).eval()
-    for name, weight in merged.named_parameters():  # of a scale without measure
+    for name, weight in merged.named_parameters():  # a huge scale makes infinities
         check_finite(weight.detach(), name, f"{folder} merged into {base}")
     return merged
 
 
-def base_of(folder: Path, base: Path | None = None) -> Path:
-    """The base's folder: `base`, or the one that the adapter names by its path, which may be relative to the adapter.
-    CheckpointError where there is none."""
-    name = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
-    named = name[:200] or "a base that it does not name"
-    whole = has_weights(folder)
-    for place in (Path(name), folder / name) if base is None else (base,):
-        # load_model refuses an artifact and an adapter
-        if (name or base) and kind_of(place) in ("checkpoint", "artifact", "adapter"):
-            if os.path.realpath(place) == os.path.realpath(folder):
-                raise CheckpointError(
-                    f"{folder} adapts the model in its own folder: move {CONFIG} and the adapter's weights to another"
-                    f" folder, and name {folder} with gptx merge --base"
-                )
-            if whole and base is None:
-                note(
-                    f"{folder} holds a whole model too, which is not read: the adapter is for {place}"
-                )
-            return place
-    if base is not None:
-        return base
-    if whole:
-        raise CheckpointError(
-            f"{folder} holds a whole model and an adapter for {named}, which is not here:"
-            f" name that base with gptx merge --base, or take {CONFIG} away where the model itself is meant"
-        )
-    raise CheckpointError(
-        f"{folder} adapts {named}, which is not here: gptx merge {folder} OUT --base CHECKPOINT says where it is"
-    )
+def _tensor_name(module: str, matrix: str) -> str:
+    return f"{_PREFIX}{module}.lora_{matrix}.weight"
 
 
-def _check(config: dict[str, Any], folder: Path) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise CheckpointError(
-            f"{folder} is an adapter of the kind {kind!s:.80}, and gptx reads LORA"
-        )
-    unread = {name: value for name, value in config.items() if value and name not in _TOLD}
-    saved = unread.get("modules_to_save")
-    if isinstance(saved, list) and all(name in ("score", "classifier") for name in saved):
-        del unread["modules_to_save"]  # PEFT names both for any classifier
-    other = [
-        f"{name} {shown(value)}"
-        for name, value in unread.items()
-        if value not in _FINE.get(name, ())
-    ]
-    if other:
-        raise CheckpointError(
-            f"{folder} has what gptx does not compute: {'; '.join(other)}: merge it with PEFT"
-        )
-
-
-def _lora(config: dict[str, Any], modules: set[str], folder: Path) -> Lora:
-    """The modules are those that the file has tensors of, whatever target_modules says: it may be a pattern."""
-    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)  # PEFT's own defaults
-    for problem in (size_problem("r", rank), number_problem("lora_alpha", alpha)):
-        if problem:
-            raise CheckpointError(f"{folder / CONFIG}: {problem}")
-    if config.get("use_rslora"):  # scaled by alpha / sqrt(rank) instead
-        alpha *= math.sqrt(rank)
-    return Lora(rank, alpha, tuple(sorted(modules)))
-
-
-def _family(gpt: GPT, base: Path, modules: set[str], folder: Path) -> Family:
-    """Whose names the file uses: the base's, or our own, where we adapted a model that no family computes."""
-    unknown: set[str] = set()
-    for family in (family_of(gpt.config), read_family(base)):
-        known = {
-            piece.name for pieces in all_pieces(gpt.config, family).values() for piece in pieces
-        }
-        unknown = modules - known
-        if not unknown:
-            return family
-    raise CheckpointError(
-        f"{folder} adapts what is no matrix of the base's layers: {_some(unknown)};"
-        " gptx computes those of attention and feed-forward: merge it with PEFT"
-    )
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The adapter's tensors by name, in fp32. Raises CheckpointError."""
     names = [name for name in (WEIGHTS, PICKLE) if (folder / name).exists()]
     if not names:
         raise CheckpointError(f"{folder} has no {WEIGHTS}: copy it there")
@@ -223,37 +122,73 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _check_rank(lora: Lora, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Raise CheckpointError if the tensors are of another rank than the configuration says.
+
+    Checked before the adapter is allocated: a wrong rank could fill the memory.
+    """
+    ranks = {
+        len(value)
+        for name, value in tensors.items()
+        if name.endswith(".lora_A.weight") and value.ndim
+    }
+    if tensors and ranks != {lora.rank}:
+        raise CheckpointError(
+            f"{folder / CONFIG}: r is {lora.rank}, and the weights are of rank {sorted(ranks)}"
+        )
+
+
+def _family_of_modules(gpt: GPT, base: Path, modules: set[str], folder: Path) -> Family:
+    """The family whose module names the adapter uses.
+
+    It is the base's as gptx writes it, or as it is stored (a Mistral with a window is written as
+    gptx and stored with llama's names). Raises CheckpointError if neither has all modules.
+    """
+    unknown: set[str] = set()
+    for family in (family_of(gpt.config), read_family(base)):
+        known = {
+            piece.name for pieces in all_pieces(gpt.config, family).values() for piece in pieces
+        }
+        unknown = modules - known
+        if not unknown:
+            return family
+    raise CheckpointError(
+        f"{folder} adapts what is no matrix of the base's layers:"
+        f" {first_of(sorted(unknown), _MOST_NAMES)}; gptx computes those of attention and"
+        " feed-forward: merge it with PEFT"
+    )
+
+
 def _with_head(gpt: GPT, weight: Tensor, folder: Path) -> GPT:
+    """The same model with a classification head of this weight: (classes, n_embd)."""
     if weight.ndim != 2 or weight.shape[1] != gpt.config.n_embd or not len(weight):
         raise CheckpointError(
             f"{folder}: {_HEAD} is {list(weight.shape)}, expected [classes, {gpt.config.n_embd}]"
         )
-    classified = GPT(dataclasses.replace(gpt.config, n_class=weight.shape[0]))
+    classifier = GPT(dataclasses.replace(gpt.config, n_class=weight.shape[0]))
     weights = {
         name: value for name, value in gpt.state_dict().items() if not name.startswith("head.")
     }
-    classified.load_state_dict({**weights, "head.weight": weight})
-    return classified
+    classifier.load_state_dict({**weights, "head.weight": weight})
+    return classifier
 
 
 @torch.no_grad()
-def _fill(gpt: GPT, tensors: dict[str, Tensor], folder: Path) -> None:
+def _copy_tensors(gpt: GPT, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy the tensors into the adapted modules. Raises CheckpointError if one does not fit."""
     left = dict(tensors)
     for _, module in adapted_modules(gpt):
-        for piece, *pair in zip(module.pieces, module.a, module.b):
-            for kind, ours in zip("AB", pair):
-                name = f"{_PREFIX}{piece.name}.lora_{kind}.weight"
+        for piece, a, b in zip(module.pieces, module.a, module.b):
+            for matrix, parameter in (("A", a), ("B", b)):
+                name = _tensor_name(piece.name, matrix)
                 found = left.pop(name, None)
-                if found is None or found.shape != ours.shape:
+                if found is None or found.shape != parameter.shape:
                     what = "no" if found is None else f"a {tuple(found.shape)}"
                     raise CheckpointError(
-                        f"{folder} has {what} {name}, expected one of {tuple(ours.shape)}"
+                        f"{folder} has {what} {name}, expected one of {tuple(parameter.shape)}"
                     )
-                ours.copy_(found)
+                parameter.copy_(found)
     if left:
-        raise CheckpointError(f"{folder} has tensors that belong to no module: {_some(set(left))}")
-
-
-def _some(names: set[str]) -> str:
-    first = sorted(names)
-    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+        raise CheckpointError(
+            f"{folder} has tensors that belong to no module: {first_of(sorted(left), _MOST_NAMES)}"
+        )

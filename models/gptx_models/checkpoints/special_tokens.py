@@ -23,9 +23,9 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an ad
 class TokenizerSettings:
     """The files beside a tokenizer, parsed; {} for a file that is not there.
 
-    where: their folder, for messages. config: tokenizer_config.json. special: special_tokens_map
-    .json. added: added_tokens.json, id by text. model: the model's config.json. from_merges: the
-    tokenizer was read from vocab.json and merges.txt.
+    where: their folder, for messages. config: tokenizer_config.json. special:
+    special_tokens_map.json. added: added_tokens.json, id by text. model: the model's config.json.
+    from_merges: the tokenizer was read from vocab.json and merges.txt.
     """
 
     where: str

@@ -1,6 +1,7 @@
-"""Checkpoints of other projects -> a checkpoint folder of ours. One module a format; this one chooses between them.
+"""Checkpoints of other projects -> a checkpoint folder of gptx.
 
-`import_checkpoint` takes a Hugging Face folder or hub name, a GGUF file, nanoGPT's ckpt.pt or llama2.c's .bin.
+`import_checkpoint` takes a Hugging Face folder or hub name, a GGUF file, nanoGPT's ckpt.pt or
+llama2.c's .bin. Each format has a module of its own; this one chooses between them.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def import_checkpoint(
     force: bool = False,
     tell: Tell = quiet,
 ) -> Path:
-    """Read `source` and write a checkpoint folder at `out`, whole or not at all. Raises CheckpointError, OutputError.
+    """Read `source` and write a checkpoint folder at `out`, whole or not at all. Returns `out`.
 
-    `tokenizer` is a tokenizer.json, or a folder with one, and goes before the one that `source` has. `allow_pickle`
-    lets a PyTorch file or meta.pkl run code; `tell` is given lines for a person (what is missing, what was assumed).
+    source: a path, or the name of a model on the Hugging Face hub. tokenizer: a path that
+    read_tokenizer_path takes; it wins over the tokenizer of `source`. allow_pickle: a PyTorch file
+    or meta.pkl may run code. force: replace `out`. `tell` is given a line for what is missing or
+    assumed. Raises CheckpointError, OutputError.
     """
     out = Path(out)
     check_apart(Path(source), out)
@@ -41,10 +44,9 @@ def import_checkpoint(
     imported = read(
         source, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer is None, tell=tell
     )
+    vocab_size = imported.model.config.vocab_size
     if tokenizer is not None:
-        given = read_tokenizer_path(
-            Path(tokenizer), imported.model.config.vocab_size, allow_pickle=allow_pickle
-        )
+        given = read_tokenizer_path(Path(tokenizer), vocab_size, allow_pickle=allow_pickle)
         imported.tokenizer = given.files
         imported.generation = {**given.generation, **imported.generation}
     parameters = sum(p.numel() for p in imported.model.parameters())
@@ -52,14 +54,11 @@ def import_checkpoint(
         for name, text in (imported.tokenizer | imported.kept).items():
             (folder / name).write_text(text, "utf-8")
         if imported.tokenizer:
-            check_vocabulary(
-                folder / "tokenizer.json",
-                imported.model.config.vocab_size,
-                shown_as=tokenizer or source,
-            )
+            check_vocabulary(folder / "tokenizer.json", vocab_size, shown_as=tokenizer or source)
         else:
             tell(
-                f"{source} has no tokenizer: the model takes token ids only, unless you give one with --tokenizer"
+                f"{source} has no tokenizer: the model takes token ids only, unless you give one"
+                " with --tokenizer"
             )
         save_checkpoint(
             imported.model,
@@ -75,15 +74,18 @@ def import_checkpoint(
 def read(
     source: str, *, allow_pickle: bool = False, tokenizer_wanted: bool = True, tell: Tell = quiet
 ) -> Imported:
-    """The model at `source`, which is a path, or a hub name where no such path exists. Raises CheckpointError."""
+    """The model at `source`: a path, or a hub name if no such path exists.
+
+    Raises CheckpointError.
+    """
     path = Path(source)
     kind = kind_of(path)
     if kind == "missing":
         return _from_hub(source, tokenizer_wanted=tokenizer_wanted, tell=tell)
     if kind == "artifact":
         raise CheckpointError(
-            f"{source} is an ONNX artifact (it has {MANIFEST}), not a checkpoint: run it with `gptx run -m {source}`, "
-            f"or make it smaller with `gptx quantize {source} OUT`"
+            f"{source} is an ONNX artifact (it has {MANIFEST}), not a checkpoint: run it with"
+            f" `gptx run -m {source}`, or make it smaller with `gptx quantize {source} OUT`"
         )
     if kind == "checkpoint":
         from gptx_models.importers.huggingface import import_folder
@@ -91,22 +93,24 @@ def read(
         return import_folder(path, tokenizer_wanted=tokenizer_wanted, tell=tell)
     if kind == "adapter":
         raise CheckpointError(
-            f"{source} is a LoRA adapter (it has adapter_config.json): gptx merge {source} OUT makes a checkpoint"
-            " of it and its base"
+            f"{source} is a LoRA adapter (it has adapter_config.json): gptx merge {source} OUT"
+            " makes a checkpoint of it and its base"
         )
     if kind == "folder":
         raise CheckpointError(
-            f"{source} holds no config.json{_hint(path)}: gptx import takes {_TAKES}"
+            f"{source} holds no config.json{_files_to_name(path)}: gptx import takes {_TAKES}"
         )
     return _from_file(path, allow_pickle=allow_pickle, tokenizer_wanted=tokenizer_wanted, tell=tell)
 
 
-def _hint(folder: Path) -> str:
+def _files_to_name(folder: Path) -> str:
+    """For the message about a folder: the files in it that the user may have meant."""
     found = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".pt", ".bin"))
     return f", but {', '.join(found)}: name that file" if found else ""
 
 
 def _from_file(path: Path, *, allow_pickle: bool, tokenizer_wanted: bool, tell: Tell) -> Imported:
+    """The model in one file; its first bytes and the end of its name say the format."""
     check_file(path)
     with path.open("rb") as file:
         start = file.read(4)
@@ -136,7 +140,7 @@ def _from_file(path: Path, *, allow_pickle: bool, tokenizer_wanted: bool, tell: 
 
 
 def _from_hub(source: str, *, tokenizer_wanted: bool, tell: Tell) -> Imported:
-    # `runs/model.gguf` that is not there is a path mistyped, not the name of a model
+    # runs/model.gguf looks like a hub name; if it is not there, it is a mistyped path.
     if not _HUB_NAME.fullmatch(source) or source.endswith(_FILE_ENDINGS):
         raise CheckpointError(f"{source} does not exist: gptx import takes {_TAKES}")
     from gptx_models.importers.hub import import_hub

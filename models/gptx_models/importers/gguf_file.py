@@ -1,8 +1,8 @@
-"""A GGUF file's header: metadata by key, and where each tensor's bytes lie. The tensors stay on disk until they are read.
+"""A GGUF file: its metadata by key, and its tensors, mapped from the disk until they are read.
 
-Written down here and not left to the `gguf` package, so that a file that is cut short, hostile, of the other byte order or
-newer than the package is told in a sentence. The rules are llama.cpp's (ggml/src/gguf.cpp). What the keys mean, it does
-not know.
+The header is parsed here by llama.cpp's rules (ggml/src/gguf.cpp), and not by the `gguf` package's
+GGUFReader: a file that is cut short, hostile, big-endian or newer than the package must end in one
+clear sentence. The package dequantizes. Knows nothing of what the keys mean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.read_files import check_file
 
+# GGUF's number of a scalar type -> its code in `struct`
 _SCALARS = {
     0: "B",
     1: "b",
@@ -31,15 +32,18 @@ _SCALARS = {
     10: "Q",
     11: "q",
     12: "d",
-}  # by GGUF's numbers
+}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 _MOST_DIMENSIONS = 4
-_AGAIN = "copy or download it again"
+_COPY_AGAIN = "copy or download it again"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """`shape` as PyTorch has it, rows first; `data` are the bytes of each row."""
+    """A tensor as it is stored.
+
+    shape: in PyTorch's order, rows first. data: the bytes of each row, (..., bytes of a row).
+    """
 
     name: str
     type: GGMLQuantizationType
@@ -47,65 +51,77 @@ class StoredTensor:
     data: np.ndarray[Any, np.dtype[np.uint8]]
 
     def values(self, where: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """In fp32. Raises CheckpointError for a type that the gguf package does not read."""
+        """The tensor in fp32. `where` names the file in messages.
+
+        Raises CheckpointError for a type that the gguf package does not dequantize.
+        """
         try:
             return np.array(dequantize(self.data, self.type), dtype=np.float32).reshape(self.shape)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{where}: {self.name} is of type {self.type.name}, which the gguf package does not read"
+                f"{where}: {self.name} is of type {self.type.name}, which the gguf package does"
+                " not read"
             ) from error
 
 
 def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     """(metadata by key, tensors by name) of a GGUF file. Raises CheckpointError."""
     check_file(path)
-    header = _Header(path)
-    metadata = _metadata(header)
+    reader = _HeaderReader(path)
+    metadata = _read_metadata(reader)
     _expect_whole_model(metadata, path)
-    return metadata, _tensors(header, _alignment(metadata, path))
+    return metadata, _read_tensors(reader, _alignment(metadata, path))
 
 
-class _Header:
-    """Reads on from the beginning of a file; each read is checked against what is left of it."""
+class _HeaderReader:
+    """Reads a file from its start. Raises CheckpointError if the file ends before a value does.
+
+    The texts called `what` name the value in messages.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.raw, self.at = path, np.memmap(path, mode="r"), 0
         self.view = self.raw.data
         if self.take(4, "its first bytes") != b"GGUF":
-            raise CheckpointError(f"{path} is not a GGUF file: {_AGAIN}")
+            raise CheckpointError(f"{path} is not a GGUF file: {_COPY_AGAIN}")
         version = self.number("I", "its version")
         if version & 0xFFFF == 0:  # llama.cpp's test
             raise CheckpointError(
-                f"{path} is a big-endian GGUF file, made for machines such as IBM Z, and gptx reads little-endian ones, as"
-                " llama.cpp does on this machine: take the little-endian file, or convert it with gguf-py's"
-                " gguf_convert_endian.py"
+                f"{path} is a big-endian GGUF file, made for machines such as IBM Z, and gptx reads"
+                " little-endian ones, as llama.cpp does on this machine: take the little-endian"
+                " file, or convert it with gguf-py's gguf_convert_endian.py"
             )
         if version not in (2, 3):
             raise CheckpointError(f"{path} is of version {version} of GGUF, expected 2 or 3")
         self.n_tensors, self.n_keys = self.number("Q", "the counts"), self.number("Q", "the counts")
 
     def take(self, size: int, what: str) -> bytes:
+        """The next `size` bytes."""
         if size > len(self.raw) - self.at:
             raise CheckpointError(
-                f"{self.path} is not a whole GGUF file: it ends in {what}, {len(self.raw):,} bytes from its start: {_AGAIN}"
+                f"{self.path} is not a whole GGUF file: it ends in {what}, {len(self.raw):,} bytes"
+                f" from its start: {_COPY_AGAIN}"
             )
         self.at += size
         return bytes(self.view[self.at - size : self.at])
 
-    def number(self, kind: str, what: str) -> int:
-        return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind), what))[0]
+    def number(self, code: str, what: str) -> int:
+        """The next number, of the type with this code in `struct`."""
+        return struct.unpack(f"<{code}", self.take(struct.calcsize(code), what))[0]
 
     def text(self, what: str) -> str:
+        """The next text: its length in 8 bytes, then UTF-8."""
         raw = self.take(self.number("Q", what), what)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(
-                f"{self.path}: {what} is not UTF-8 text: byte {error.start} of it: {_AGAIN}"
+                f"{self.path}: {what} is not UTF-8 text: byte {error.start} of it: {_COPY_AGAIN}"
             ) from error
 
 
-def _metadata(header: _Header) -> dict[str, Any]:
+def _read_metadata(header: _HeaderReader) -> dict[str, Any]:
+    """The metadata by key."""
     metadata: dict[str, Any] = {}
     for _ in range(header.n_keys):
         key = header.text("the name of a key")
@@ -120,7 +136,7 @@ def _metadata(header: _Header) -> dict[str, Any]:
     return metadata
 
 
-def _value(header: _Header, kind: int, key: str) -> Any:
+def _value(header: _HeaderReader, kind: int, key: str) -> Any:
     if kind == _STRING:
         return header.text(key)
     if kind not in _SCALARS:
@@ -130,7 +146,7 @@ def _value(header: _Header, kind: int, key: str) -> Any:
     return header.number(_SCALARS[kind], key)
 
 
-def _array(header: _Header, key: str) -> list[Any]:
+def _array(header: _HeaderReader, key: str) -> list[Any]:
     kind, count = header.number("I", key), header.number("Q", key)
     if kind == _STRING:
         return [header.text(key) for _ in range(count)]
@@ -146,6 +162,7 @@ def _array(header: _Header, key: str) -> list[Any]:
 
 
 def _expect_whole_model(metadata: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for one part of a split model, an adapter, or another kind of file."""
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise CheckpointError(
@@ -155,20 +172,23 @@ def _expect_whole_model(metadata: dict[str, Any], path: Path) -> None:
     kind = metadata.get("general.type", "model")
     if kind == "adapter":
         raise CheckpointError(
-            f"{path} is a LoRA adapter in GGUF: merge it into its model first, with llama.cpp's `llama-export-lora`"
+            f"{path} is a LoRA adapter in GGUF: merge it into its model first, with llama.cpp's"
+            " `llama-export-lora`"
         )
     if kind != "model":
         raise CheckpointError(f"{path}: general.type is {kind!r:.80}, expected a model")
 
 
 def _alignment(metadata: dict[str, Any], path: Path) -> int:
+    """The number of bytes of which each tensor's offset is a multiple."""
     alignment = metadata.get("general.alignment", 32)
     if alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment is {alignment}, expected a power of two")
     return alignment
 
 
-def _tensors(header: _Header, alignment: int) -> dict[str, StoredTensor]:
+def _read_tensors(header: _HeaderReader, alignment: int) -> dict[str, StoredTensor]:
+    """The tensors by name. Their list follows the metadata; their bytes follow the list."""
     found: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(header.n_tensors):
         name = header.text("the name of a tensor")
@@ -177,19 +197,20 @@ def _tensors(header: _Header, alignment: int) -> dict[str, StoredTensor]:
         dimensions = header.number("I", name)
         if dimensions > _MOST_DIMENSIONS:
             raise CheckpointError(
-                f"{header.path}: {name} has {dimensions} dimensions, expected at most {_MOST_DIMENSIONS}"
+                f"{header.path}: {name} has {dimensions} dimensions, expected at most"
+                f" {_MOST_DIMENSIONS}"
             )
         shape = tuple(reversed([header.number("Q", name) for _ in range(dimensions)]))
         found[name] = (shape, header.number("I", name), header.number("Q", name))
     start = -(-header.at // alignment) * alignment
     return {
-        name: _tensor(header, name, *facts, start=start, alignment=alignment)
-        for name, facts in found.items()
+        name: _tensor(header, name, *entry, start=start, alignment=alignment)
+        for name, entry in found.items()
     }
 
 
 def _tensor(
-    header: _Header,
+    header: _HeaderReader,
     name: str,
     shape: tuple[int, ...],
     number: int,
@@ -198,30 +219,34 @@ def _tensor(
     start: int,
     alignment: int,
 ) -> StoredTensor:
+    """A tensor by its entry in the list: shape, number of its type, offset in bytes from `start`."""
     where = header.path
     try:
         kind = GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
         raise CheckpointError(
-            f"{where}: {name} is of type {number}, which is unknown to the installed gguf package: update it with"
-            " `pip install -U gguf`, or write the file anew in a known type with llama.cpp's llama-quantize"
+            f"{where}: {name} is of type {number}, which is unknown to the installed gguf package:"
+            " update it with `pip install -U gguf`, or write the file anew in a known type with"
+            " llama.cpp's llama-quantize"
         ) from None
     *outer, width = shape or (1,)
     if width % block:
         raise CheckpointError(
-            f"{where}: {name} is {list(shape)} in {kind.name}, whose rows are multiples of {block}"
+            f"{where}: {name} is {list(shape)} in {kind.name}, whose rows have a multiple of"
+            f" {block} weights"
         )
     row = width // block * size
     total = row * math.prod(outer)
     if offset % alignment:
         raise CheckpointError(
-            f"{where}: {name} begins at {offset:,}, which is no multiple of the alignment, {alignment}"
+            f"{where}: {name} begins at {offset:,}, which is no multiple of the alignment,"
+            f" {alignment}"
         )
     if start + offset + total > len(header.raw):
         raise CheckpointError(
-            f"{where} is not a whole GGUF file: {name} ends at byte {start + offset + total:,}, and the file has"
-            f" {len(header.raw):,}: {_AGAIN}"
+            f"{where} is not a whole GGUF file: {name} ends at byte {start + offset + total:,}, and"
+            f" the file has {len(header.raw):,}: {_COPY_AGAIN}"
         )
     data = header.raw[start + offset : start + offset + total]
     return StoredTensor(name, kind, shape, data.reshape(*outer, row))

@@ -1,4 +1,4 @@
-"""A Hugging Face folder (gpt2, openai-gpt, llama, mistral; also our own gptx) -> our GPT, tokenizer and token ids."""
+"""A Hugging Face folder (gpt2, openai-gpt, llama, mistral), or one of gptx -> GPT and tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from gptx_models.importers.imported import Imported, Tell, quiet
 
 
 def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
-    """Read a Hugging Face folder whole. Raises CheckpointError."""
+    """Read a Hugging Face folder.
+
+    `tell` is given a line for each thing that is left out. Raises CheckpointError.
+    """
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
     with showing_progress(source) as read:
         model = build(config, layout, read)
@@ -36,7 +39,10 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
 
 
 def source_of(folder: Path, config: GPTConfig, source: TensorSource) -> dict[str, Any]:
-    """Where the weights of a folder come from. A checkpoint of ours goes on saying where they came from first."""
+    """The content of gptx_source.json for a folder: where its weights come from.
+
+    A checkpoint of gptx has that file already, which is returned. Raises CheckpointError.
+    """
     if (folder / SOURCE).exists():
         return read_json(folder / SOURCE)
     with torch.device("meta"):
@@ -53,7 +59,7 @@ def source_of(folder: Path, config: GPTConfig, source: TensorSource) -> dict[str
 
 
 def _licence(card: Path) -> str | None:
-    """The licence that a model card's front matter names."""
+    """The licence in the front matter of a model card; None if it names none."""
     if not card.exists():
         return None
     match = re.match(

@@ -1,4 +1,4 @@
-"""What every importer hands back: a model, its tokenizer's files, and where both came from."""
+"""The result of an importer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ __all__ = ["Imported", "Tell", "quiet"]
 
 @dataclass
 class Imported:
+    """A model that was read, and what its files say of it.
+
+    source: where it comes from; becomes gptx_source.json. tokenizer: the tokenizer's files, text by
+    name; empty if there is none. generation: becomes generation_config.json. head: the
+    classification head, None for a language model. kept: files that are copied unchanged, text by
+    name.
+    """
+
     model: GPT
-    source: dict[str, Any]  # becomes gptx_source.json
-    tokenizer: dict[str, str] = field(
-        default_factory=dict
-    )  # file name -> its text; empty: no tokenizer found
-    generation: dict[str, Any] = field(default_factory=dict)  # becomes generation_config.json
-    head: Head | None = None  # of a model that classifies
-    kept: dict[str, str] = field(
-        default_factory=dict
-    )  # files that are kept as they are: name -> text
+    source: dict[str, Any]
+    tokenizer: dict[str, str] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    head: Head | None = None
+    kept: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,8 @@
-"""llama2.c's .bin (version 0 has no magic number, 1 is fp32, 2 int8) -> our GPT; its tokenizer.bin -> a tokenizer.
+"""llama2.c's .bin -> GPT, and its tokenizer.bin -> a tokenizer.
 
-Meta's order of rotary pairs is interleaved; Q and K are put into halves here.
+Version 0 of the .bin is fp32 and has no magic number, version 1 is fp32, version 2 int8. The format
+stores the two rows of a rotary pair of Q and K next to each other; they are reordered into halves
+here.
 """
 
 from __future__ import annotations
@@ -29,27 +31,34 @@ from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
 _MAGIC = 0x616B3432  # "ak42"
-_HEADER = 256  # bytes, of versions 1 and 2
+_HEADER_BYTES = 256  # of versions 1 and 2
+_HEADER_BYTES_0 = 28  # of version 0
 
 
 @dataclass(frozen=True)
-class _File:
-    """The header of a .bin: what the model is, and where the weights begin."""
+class _Header:
+    """The header of a .bin.
+
+    start: the byte at which the weights begin. group: how many weights share one scale (version 2).
+    """
 
     config: GPTConfig
     version: int
     start: int
-    group: int  # weights that share one scale, in version 2
+    group: int
 
 
 def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
-    """Read a .bin, and the tokenizer.bin beside it where there is one. Raises CheckpointError."""
+    """Read a .bin, and the tokenizer.bin beside it if there is one.
+
+    `tell` is given a line about the tokenizer. Raises CheckpointError.
+    """
     check_file(path)
-    file = _header(path)
-    source = _source(path, file)
+    header = _read_header(path)
+    source = _source(path, header)
     with showing_progress(source) as read:
-        model = build(file.config, LAYOUTS["llama"], read)
-    assert family_of(file.config) == "llama"
+        model = build(header.config, LAYOUTS["llama"], read)
+    assert family_of(header.config) == "llama"
     about = {
         "format": "llama2.c",
         "name": path.stem,
@@ -60,33 +69,35 @@ def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = qu
     if not tokenizer_wanted or not beside.exists():
         return Imported(model, about)
     tell(f"the tokenizer is made from {beside}")
-    tokenizer = read_tokenizer_bin(beside, file.config.vocab_size)
+    tokenizer = read_tokenizer_bin(beside, header.config.vocab_size)
     return Imported(model, about, tokenizer.files, tokenizer.generation)
 
 
-def _header(path: Path) -> _File:
+def _read_header(path: Path) -> _Header:
     with path.open("rb") as file:
-        raw = file.read(_HEADER)
-    if len(raw) < 28:
+        raw = file.read(_HEADER_BYTES)
+    if len(raw) < _HEADER_BYTES_0:
         raise CheckpointError(f"{path} is too short to be a .bin of llama2.c: {len(raw)} bytes")
     magic, version = struct.unpack("<Ii", raw[:8])
     if magic != _MAGIC:
-        numbers = struct.unpack("<7i", raw[:28])
-        return _File(_config(numbers, numbers[5] > 0, path), version=0, start=28, group=0)
-    if version not in (1, 2) or len(raw) < _HEADER:
+        numbers = struct.unpack("<7i", raw[:_HEADER_BYTES_0])
+        config = _config(numbers, numbers[5] > 0, path)
+        return _Header(config, version=0, start=_HEADER_BYTES_0, group=0)
+    if version not in (1, 2) or len(raw) < _HEADER_BYTES:
         raise CheckpointError(
             f"{path} is of version {version} of llama2.c's format, expected 0, 1 or 2"
         )
     shared, group = struct.unpack("<Bi", raw[36:41])
     config = _config(struct.unpack("<7i", raw[8:36]), bool(shared), path)
-    return _File(config, version, _HEADER, group if version == 2 else 0)
+    return _Header(config, version, _HEADER_BYTES, group if version == 2 else 0)
 
 
-def _config(numbers: tuple[int, ...], shared: bool, path: Path) -> GPTConfig:
+def _config(numbers: tuple[int, ...], tied: bool, path: Path) -> GPTConfig:
+    """The GPTConfig of the seven numbers in a header. tied: the head is the embedding."""
     dim, hidden, n_layer, n_head, n_kv_head, vocab_size, n_ctx = numbers
     try:
         return GPTConfig(
-            vocab_size=abs(vocab_size),  # negative in version 0: the head is not shared
+            vocab_size=abs(vocab_size),  # version 0 negates it if the head is not tied
             n_ctx=n_ctx,
             n_layer=n_layer,
             n_head=n_head,
@@ -98,7 +109,7 @@ def _config(numbers: tuple[int, ...], shared: bool, path: Path) -> GPTConfig:
             norm="rmsnorm",
             attn_bias=False,
             mlp_bias=False,
-            tied=shared,
+            tied=tied,
         )
     except ValueError as error:
         raise CheckpointError(
@@ -107,7 +118,7 @@ def _config(numbers: tuple[int, ...], shared: bool, path: Path) -> GPTConfig:
 
 
 def _shapes(config: GPTConfig, version: int) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's names of the tensors, in the order in which the file holds them."""
+    """The shape of each tensor by its Hugging Face name, in the file's order."""
     c, q, kv = config, config.n_head * config.head_dim, config.n_kv_head * config.head_dim
     layers = range(c.n_layer)
 
@@ -138,16 +149,17 @@ def _shapes(config: GPTConfig, version: int) -> dict[str, tuple[int, ...]]:
     return {**norm1, **norm2, **norm, **embedding, **attention, **mlp, **head}
 
 
-def _source(path: Path, file: _File) -> TensorSource:
-    config, group = file.config, file.group
-    shapes = _shapes(config, file.version)
-    quantized = {name for name, shape in shapes.items() if file.version == 2 and len(shape) == 2}
+def _source(path: Path, header: _Header) -> TensorSource:
+    """The tensors of a .bin. Raises CheckpointError if the file has not the header's size."""
+    config, group = header.config, header.group
+    shapes = _shapes(config, header.version)
+    quantized = {name for name, shape in shapes.items() if header.version == 2 and len(shape) == 2}
     if quantized and (group < 1 or any(math.prod(shapes[name]) % group for name in quantized)):
         raise CheckpointError(
             f"{path} is not a .bin of llama2.c: its header says groups of {group} weights"
         )
     offsets: dict[str, int] = {}
-    end = file.start
+    end = header.start
     for name, shape in shapes.items():
         offsets[name] = end
         count = math.prod(shape)
@@ -155,8 +167,9 @@ def _source(path: Path, file: _File) -> TensorSource:
     size = path.stat().st_size
     if size != end:
         raise CheckpointError(
-            f"{path} has {size:,} bytes, and its header (version {file.version}, {config.n_layer} layers of width "
-            f"{config.n_embd}, {config.vocab_size:,} tokens) asks for {end:,}: it is cut short, or not of llama2.c"
+            f"{path} has {size:,} bytes, and its header (version {header.version}, {config.n_layer}"
+            f" layers of width {config.n_embd}, {config.vocab_size:,} tokens) asks for {end:,}: it"
+            " is cut short, or not of llama2.c"
         )
     data = np.memmap(path, mode="r")
 
@@ -180,10 +193,13 @@ def _source(path: Path, file: _File) -> TensorSource:
 
 
 def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:
-    """llama2.c's tokenizer.bin: for each token its score and text, spaces written as spaces. Raises CheckpointError."""
+    """The tokenizer in llama2.c's tokenizer.bin: the score and text of each token.
+
+    vocab_size: the model's; the file does not state it. Raises CheckpointError.
+    """
     check_file(path)
     raw = path.read_bytes()
-    tokens, scores, at = [], [], 4  # after the longest token's length
+    tokens, scores, at = [], [], 4  # the first 4 bytes are the longest token's length
     try:
         for _ in range(vocab_size):
             score, length = struct.unpack_from("<fi", raw, at)
@@ -192,10 +208,11 @@ def read_tokenizer_bin(path: Path, vocab_size: int) -> TokenizerFiles:
             at += 8 + length
     except (struct.error, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path} is not a tokenizer.bin of {vocab_size:,} tokens: it is broken after {len(tokens):,} ({error})"
+            f"{path} is not a tokenizer.bin of {vocab_size:,} tokens: it is broken after"
+            f" {len(tokens):,} ({error})"
         ) from error
     tokens = [token.replace(" ", "▁") for token in tokens]
-    tokens[:3] = ["<unk>", "<s>", "</s>"]  # written there as "\n<s>\n"
+    tokens[:3] = ["<unk>", "<s>", "</s>"]  # the file has "\n<s>\n", "\n</s>\n"
     normal = [token_id > 2 and not token.startswith("<0x") for token_id, token in enumerate(tokens)]
     tokenizer = sentencepiece_tokenizer(tokens, scores, normal, unknown="<unk>", space_prefix=True)
     tokenizer.add_special_tokens(tokens[:3])

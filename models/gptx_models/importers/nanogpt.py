@@ -1,6 +1,7 @@
-"""nanoGPT's ckpt.pt -> our GPT, and its meta.pkl -> a tokenizer of single characters.
+"""nanoGPT's ckpt.pt -> GPT, and its meta.pkl -> a tokenizer of single characters.
 
-Neither file may run code: tensors and plain values only, unless `allow_pickle`.
+Unless `allow_pickle` is set, both files may hold tensors and plain values only, so that neither can
+run code.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from gptx_models.checkpoints.write_tokenizer import new_tokenizer_files
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.importers.imported import Imported, Tell, quiet
 
-LAYOUT = LAYOUTS[
-    "gpt2"
-].untransposed()  # the names of GPT-2, the linears as torch.nn.Linear holds them
+# GPT-2's names, with the weights of linears as torch.nn.Linear has them: (out, in)
+LAYOUT = LAYOUTS["gpt2"].untransposed()
 _FIELDS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 def import_nanogpt(
     path: Path, *, allow_pickle: bool = False, tokenizer_wanted: bool = True, tell: Tell = quiet
 ) -> Imported:
-    """Read a ckpt.pt, and the meta.pkl of its data set where that is found. Raises CheckpointError."""
+    """Read a ckpt.pt, and the meta.pkl of its data set if it is found.
+
+    `tell` is given a line about the meta.pkl. Raises CheckpointError.
+    """
     checkpoint = load_torch_file(path, allow_pickle=allow_pickle)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):
         raise CheckpointError(
@@ -60,6 +63,7 @@ def import_nanogpt(
 
 
 def _config(args: dict[str, Any], where: str) -> GPTConfig:
+    """The GPTConfig of the checkpoint's model_args."""
     if not isinstance(args, dict):
         raise CheckpointError(
             f"{where}: model_args is {args!r:.80}, expected nanoGPT's settings by name"
@@ -67,7 +71,8 @@ def _config(args: dict[str, Any], where: str) -> GPTConfig:
     missing = [name for name in _FIELDS if args.get(name) is None]
     if missing:
         raise CheckpointError(
-            f"{where}: model_args lacks {', '.join(missing)}: it is not a checkpoint of nanoGPT's GPT"
+            f"{where}: model_args lacks {', '.join(missing)}: it is not a checkpoint of nanoGPT's"
+            " GPT"
         )
     bias = args.get("bias", True)
     try:
@@ -77,7 +82,7 @@ def _config(args: dict[str, Any], where: str) -> GPTConfig:
             n_layer=args["n_layer"],
             n_head=args["n_head"],
             n_embd=args["n_embd"],
-            activation="gelu",  # nn.GELU(); GPT-2's own weights, loaded by nanoGPT, run with it too
+            activation="gelu",  # nanoGPT uses nn.GELU(), for OpenAI's GPT-2 weights too
             attn_bias=bias,
             mlp_bias=bias,
             norm_bias=bias,
@@ -88,7 +93,10 @@ def _config(args: dict[str, Any], where: str) -> GPTConfig:
 
 
 def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
-    """meta.pkl beside the checkpoint, or where nanoGPT keeps it: out-NAME/ckpt.pt belongs to data/DATASET/meta.pkl."""
+    """The meta.pkl of a checkpoint: beside it, or where nanoGPT's data scripts write it.
+
+    Theirs is data/DATASET/meta.pkl, for a checkpoint in out-NAME/ckpt.pt.
+    """
     settings = checkpoint.get("config")
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
     places = [path.parent / "meta.pkl"]
@@ -97,10 +105,11 @@ def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
     return next((place for place in places if os.path.exists(place)), None)
 
 
-class _Plain(pickle._Unpickler):
-    """Unpickles dicts, lists, strings and numbers, and nothing that has a class or function.
+class _PlainUnpickler(pickle._Unpickler):
+    """Unpickles dicts, lists, strings and numbers, and refuses every class and function.
 
-    Written in Python: pickle.Unpickler takes gigabytes for a small file that names such a length or index.
+    Its base is Python's own unpickler, not the one in C: that one allocates gigabytes for a small
+    file which states such a length or index.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -108,22 +117,29 @@ class _Plain(pickle._Unpickler):
 
 
 def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
-    """nanoGPT's meta.pkl (stoi: character -> id) as a tokenizer. Raises CheckpointError."""
+    """The tokenizer in nanoGPT's meta.pkl, whose `stoi` has an id for each character.
+
+    allow_pickle: the file may run code. Raises CheckpointError.
+    """
     check_file(path)
     try:
         with path.open("rb") as file:
-            meta = pickle.load(file) if allow_pickle else _Plain(io.BytesIO(file.read())).load()
+            meta = (
+                pickle.load(file)
+                if allow_pickle
+                else _PlainUnpickler(io.BytesIO(file.read())).load()
+            )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than plain values, or is broken ({error}): where you trust who wrote it, read it with "
-            "--allow-pickle, which runs code from the file"
+            f"{path} holds more than plain values, or is broken ({error}): if you trust its author,"
+            " read it with --allow-pickle, which runs code from the file"
         ) from error
-    except Exception as error:  # what is no pickle can raise anything
+    except Exception as error:  # a file that is no pickle can raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is not a whole pickle file: {first}") from error
     stoi = meta.get("stoi") if isinstance(meta, dict) else None
     if not isinstance(stoi, dict) or not all(
-        isinstance(c, str) and len(c) == 1 and not _is_half(c) for c in stoi
+        isinstance(c, str) and len(c) == 1 and not _is_surrogate(c) for c in stoi
     ):
         raise CheckpointError(
             f"{path} is not a meta.pkl of nanoGPT's characters: expected stoi, from character to id"
@@ -132,7 +148,7 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
         range(len(stoi))
     ):
         raise CheckpointError(
-            f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once: nanoGPT counts so"
+            f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once, as nanoGPT writes"
         )
     return TokenizerFiles(
         new_tokenizer_files(
@@ -141,13 +157,13 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
     )
 
 
-def _is_half(character: str) -> bool:
-    """Whether this is half of a surrogate pair, which is no text."""
+def _is_surrogate(character: str) -> bool:
+    """True for half of a surrogate pair, which is no text."""
     return "\ud800" <= character <= "\udfff"
 
 
 def character_tokenizer(ids: dict[str, int]) -> Tokenizer:
-    """A token for each character. A character that is not in `ids` is an error when it is encoded."""
+    """A tokenizer with one token for each character; encoding an unknown character is an error."""
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

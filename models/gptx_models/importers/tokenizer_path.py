@@ -1,5 +1,8 @@
-"""What `--tokenizer PATH` may name: tokenizer.json, tokenizer.model, a folder with one of them, nanoGPT's meta.pkl, or
-llama2.c's tokenizer.bin."""
+"""The tokenizer that `gptx import --tokenizer PATH` names.
+
+PATH is a tokenizer.json, a tokenizer.model, a folder with a tokenizer, nanoGPT's meta.pkl or
+llama2.c's tokenizer.bin.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,16 @@ from gptx_models.importers.nanogpt import read_meta
 def read_tokenizer_path(
     path: Path, vocab_size: int, *, allow_pickle: bool = False
 ) -> TokenizerFiles:
-    """The tokenizer at `path`. Raises CheckpointError."""
+    """The tokenizer at `path`; the end of its name says the format.
+
+    vocab_size: the model's. allow_pickle: a meta.pkl may run code. Raises CheckpointError.
+    """
     if path.is_dir():
         found = read_tokenizer_folder(path, vocab_size)
         if not found.files:
             raise CheckpointError(
-                f"{path} holds neither tokenizer.json nor vocab.json with merges.txt nor tokenizer.model"
+                f"{path} holds neither tokenizer.json nor vocab.json with merges.txt nor"
+                " tokenizer.model"
             )
         return found
     check_file(path)

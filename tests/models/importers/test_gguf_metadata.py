@@ -280,7 +280,7 @@ def test_tensors_that_are_not_what_they_say(plain: Gguf, tmp_path: Path) -> None
             (64, 40),
             int(gguf.GGMLQuantizationType.Q8_0),
             floats,
-            r"is \[64, 40\] in Q8_0, whose rows are multiples of 32",
+            r"is \[64, 40\] in Q8_0, whose rows have a multiple of 32 weights",
         ),
         ((1, 1, 1, 1, 1), F32, floats, "has 5 dimensions, expected at most 4"),
         ((2**40, 2**40), F32, floats, "not a whole GGUF file: blk.1.ffn_up.weight ends at byte"),
