@@ -38,7 +38,8 @@ from gptx.text.chat_template import load_template
 from gptx.text.prefix import common_length
 from gptx.text.tokenizer import load_tokenizer
 from gptx.verify import forced_logits, greedy_tokens, measure
-from gptx_models.gpt.model import GPT, Cached
+from gptx_models.evaluation.torch_generate import greedy
+from gptx_models.gpt.model import GPT
 
 GREEDY = 64  # tokens of greedy text that are compared
 SEAL_BYTES = 2500  # reserved in the reference file for the hashes of gptx.parity.seal
@@ -190,18 +191,8 @@ def pytorch_greedy(gpt: GPT, prompt: list[int], n: int) -> list[int]:
 
     Fewer if the context ends before; none for a model with a classification head.
     """
-    n = 0 if gpt.config.n_class else min(n, gpt.config.n_ctx - len(prompt))
-    tokens, past, new = [], None, torch.tensor([prompt])
-    with torch.no_grad():
-        while len(tokens) < n:
-            start = 0 if past is None else past[0][0].shape[2]
-            positions = torch.arange(start, start + new.shape[1])[None]
-            attend = Cached(gpt, positions, past=past)
-            hidden = gpt.hidden(new, positions, attend)
-            past = attend.present
-            tokens.append(int(gpt.head(hidden[:, -1]).argmax()))
-            new = torch.tensor([tokens[-1:]])
-    return tokens
+    n = 0 if gpt.config.n_class else n
+    return next(greedy(gpt, [prompt], n_tokens=n))
 
 
 def certify(

@@ -45,6 +45,7 @@ from gptx.progress import note, stage
 from gptx_models.checkpoints.checkpoint import SOURCE, write_json
 from gptx_models.checkpoints.side_files import read_side_files
 from gptx_models.checkpoints.token_ids import IDS
+from gptx_models.evaluation.torch_generate import generate
 
 
 def export_via_optimum(
@@ -160,13 +161,16 @@ def _logits(reference: Any, window: list[int], position: int) -> np.ndarray:
 
 
 def _greedy(reference: Any, prompt: list[int], n: int) -> list[int]:
-    tokens, past, new = [], None, torch.tensor([prompt])
-    with torch.no_grad():
-        while len(tokens) < n:
-            output = reference(new, past_key_values=past, use_cache=True)
-            past = output.past_key_values
-            tokens.append(int(output.logits[0, -1].argmax()))
-            new = torch.tensor([tokens[-1:]])
+    """The `n` likeliest tokens after a prompt, by a model of transformers with its KV cache."""
+    past = None
+
+    def next_logits(new: torch.Tensor) -> torch.Tensor:
+        nonlocal past
+        output = reference(new, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        return output.logits[:, -1]
+
+    [tokens] = generate(next_logits, torch.tensor([prompt]), n_tokens=n)
     return tokens
 
 

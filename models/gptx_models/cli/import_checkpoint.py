@@ -1,4 +1,4 @@
-"""`gptx import`: the options, and a line about what was made."""
+"""`gptx import`: the options, and a line that describes the checkpoint."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def import_(
 ) -> None:
     """Read SOURCE and write a checkpoint folder OUT, which `gptx export` takes.
 
-    SOURCE is a Hugging Face folder (gpt2, openai-gpt, llama, mistral) or its name on the hub (org/name), a GGUF file
-    (llama, gpt2), nanoGPT's ckpt.pt, or a .bin of llama2.c.
+    SOURCE is a Hugging Face folder (gpt2, openai-gpt, llama, mistral) or its name on the hub
+    (org/name), a GGUF file (llama, gpt2), nanoGPT's ckpt.pt, or a .bin file of llama2.c.
     """
     folder = import_checkpoint(
         source, out, tokenizer=tokenizer, allow_pickle=allow_pickle, force=force, tell=note
@@ -47,7 +47,7 @@ def import_(
 
 
 def describe(folder: Path) -> str:
-    """What a checkpoint folder holds, in a line."""
+    """One line about a checkpoint folder: shape, tokenizer, size."""
     config, raw, source = (
         load_config(folder),
         read_json(folder / "config.json"),
@@ -93,6 +93,6 @@ def _tokenizer(folder: Path, vocab_size: int) -> str:
 
 
 def _stored(source: dict[str, Any]) -> str:
-    """What the weights were before: " (from Q4_1, F32, Q8_0)"."""
+    """The types that the weights had in the source: " (from Q4_1, F32, Q8_0)"."""
     kinds = [kind for kind, _ in Counter(source.get("tensor_types", {}).values()).most_common()]
     return f" (from {', '.join(kinds)})" if kinds and kinds != ["F32"] else ""

@@ -1,20 +1,23 @@
-"""`gptx train`: the options, of which each setting of a recipe is one, and the commands that come next."""
+"""`gptx train`: the options, one for each setting of a recipe, and the next commands."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gptx.cli.output import printable, write_next, write_out, write_prose
 from gptx.errors import UsageError
 
+if TYPE_CHECKING:
+    from gptx_models.gpt.config import GPTConfig
+
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting of a recipe that is one value; given, it is laid over the recipe's."""
+    """Add an option for each setting of a recipe that is one value; it replaces the recipe's."""
     from gptx_models.training.recipe import settings
 
     for name, (kind, says) in reversed(settings().items()):
@@ -31,25 +34,36 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_schedule(set_by_hand: Collection[str], schedule: str) -> None:
-    """Raise UsageError for a setting, given on the command line, that the schedule does not read."""
+    """Raise UsageError for a setting of the command line that the schedule does not use."""
     reads = {"decay": ("wsd",), "floor": ("wsd", "cosine")}
     for name, schedules in reads.items():
         if name in set_by_hand and schedule not in schedules:
             raise UsageError(
-                f"{name} is a setting of the schedule {' and '.join(schedules)}, and this one is {schedule}"
+                f"{name} is a setting of the schedule {' and '.join(schedules)}, and this one is"
+                f" {schedule}"
             )
 
 
 def of_run_folder(out: Path) -> str:
-    """A line on what lies in OUT.run once a run has ended."""
+    """A sentence about OUT.run for the end of a run."""
     from gptx_models.training.run_folder import run_folder, size_of
 
     run = run_folder(out)
-    return f"{run.name} ({size_of(run) / 1e6:,.1f} MB) is needed only to go on with more --steps: it can be removed"
+    return (
+        f"{run.name} ({size_of(run) / 1e6:,.1f} MB) is needed only to go on with more --steps: it"
+        " can be removed"
+    )
 
 
 def export_command(out: Path) -> str:
     return f"gptx export {shlex.quote(str(out))} {shlex.quote(f'{out}-onnx')}"
+
+
+def _defaults_of(start: GPTConfig) -> dict[str, Any]:
+    """What a checkpoint that is trained further decides in place of a shipped recipe: the model's
+    shape, and its own generation_config.json."""
+    shape = {name: value for name, value in start.to_dict().items() if name != "vocab_size"}
+    return {"model": shape, "generation": {}}
 
 
 @click.command()
@@ -75,7 +89,7 @@ def export_command(out: Path) -> str:
     "--validation",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Text to validate on.  [default: the last tenth]",
+    help="Text to validate with.  [default: the last tenth of FILES]",
 )
 @click.option("--field", help="The field of JSONL files that holds the text.  [default: text]")
 @click.option(
@@ -87,7 +101,7 @@ def export_command(out: Path) -> str:
     "--from",
     "start",
     type=click.Path(path_type=Path),
-    help="Go on from this checkpoint: weights, shape, tokenizer.",
+    help="Train this checkpoint further: its weights, shape and tokenizer.",
 )
 @click.option("--licence", help="Licence of the text, for the model card.")
 @click.option(
@@ -119,16 +133,19 @@ def train(
 ) -> None:
     """Train a GPT on FILES and write a checkpoint folder.
 
-    FILES are texts, JSONL, or folders of them, also as .xz, .gz or .zst; documents in a text are divided by
-    <|endoftext|>, and a file that is named twice counts twice. A run that was stopped goes on where it was when the same
-    command is given again: its state, metrics.csv and loss.png lie in OUT.run. On several GPUs or machines:
-    torchrun --nproc-per-node 8 -m gptx train FILES ...
+    FILES are texts, JSONL files or folders of them, also as .xz, .gz or .zst. Documents in a text
+    are separated by <|endoftext|>. A file that is named twice counts twice.
+
+    A run that was stopped goes on when the same command is given again. Its state, metrics.csv and
+    loss.png lie in OUT.run.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m gptx train FILES ...
     """
     from gptx_models.checkpoints.checkpoint import load_config
     from gptx_models.data.compressed_text import file_type
     from gptx_models.data.text_files import list_files
     from gptx_models.training import train as training
-    from gptx_models.training.distributed import leave, open_processes
+    from gptx_models.training.distributed import exit_process, open_processes
     from gptx_models.training.recipe import changed, read_recipe, recipe_names
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -137,16 +154,7 @@ def train(
         return
     if not files:
         raise UsageError("no text to train on: gptx train FILE ... --out DIR")
-    defaults: dict[str, Any] = {}
-    if (
-        start is not None
-    ):  # its shape is the run's, and its generation_config.json goes before a shipped recipe's
-        shape = {
-            name: value
-            for name, value in load_config(start).to_dict().items()
-            if name != "vocab_size"
-        }
-        defaults = {"model": shape, "generation": {}}
+    defaults = _defaults_of(load_config(start)) if start else {}
     chosen = read_recipe(recipe, changes, given, defaults=defaults)
     check_schedule(changed(changes, given), chosen.schedule)
     if (tokenizer or start) and "vocab_size" in changed(changes, given):
@@ -178,4 +186,4 @@ def train(
             write_prose(of_run_folder(out))
             run = f"gptx run -m {artifact} {apart}{shlex.quote(printable(prompt))}"
             write_next(f"{export_command(out)} && {run}")
-    leave(processes)
+    exit_process(processes)

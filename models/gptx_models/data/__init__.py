@@ -1,1 +1,1 @@
-"""Training data: files to examples, examples to batches of token ids."""
+"""Training data: files to texts and examples, these to batches of token ids."""

@@ -1,6 +1,7 @@
-"""A UTF-8 file in, as it is or packed by xz, gzip or zstd; its text out, streamed in pieces or lines.
+"""Read a UTF-8 text file, plain or compressed (.xz, .gz, .zst), as a stream of pieces or lines.
 
-A file of any size takes a few megabytes of memory, and every fault is one UsageError. Knows nothing of what the text says.
+A file of any size takes a few megabytes of memory. Every fault is a UsageError that names the file.
+Knows no formats of records.
 """
 
 from __future__ import annotations
@@ -16,37 +17,38 @@ from typing import Any
 from gptx.errors import UsageError
 
 COMPRESSED = (".xz", ".gz", ".zst")
-_CHUNK = 1 << 18  # bytes as they lie on disk
+_CHUNK = 1 << 18  # bytes on the disk that are read at a time
 
-Read = Callable[
-    [int], object
-]  # is told how many bytes of the file have been read since it was last called
+# A function that is told how many bytes of the file were read since its last call.
+Read = Callable[[int], object]
 
 
 def file_type(file: Path) -> str:
-    """.jsonl of both tales.jsonl and Tales.JSONL.xz."""
+    """The suffix without that of a compression, in lower case: ".jsonl" for Tales.JSONL.xz."""
     name = Path(file.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
-    """The text, some hundred thousand characters at a time; each end of a line is \\n, a byte order mark is left out."""
+    """The text in pieces of some hundred thousand characters.
+
+    Every end of a line becomes \\n, and a byte order mark is left out.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     lines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    at, line, begun = 0, 1, False
+    offset, line, begun = 0, 1, False
     for data in _chunks(file, read, last=b""):
-        pending = len(
-            decoder.getstate()[0]
-        )  # the first bytes of a character that the last chunk ended in
+        # bytes of a character that the last chunk cut through
+        pending = len(decoder.getstate()[0])
         try:
             text = lines.decode(data, final=not data)
         except UnicodeDecodeError as error:
-            bad, place = error.object[error.start], at - pending + error.start
+            bad, place = error.object[error.start], offset - pending + error.start
             line += error.object[: error.start].count(b"\n")
             raise UsageError(
                 f"{file} is not UTF-8 text: byte {place}, in line {line}, is {bad:#x}"
             ) from error
-        at += len(data)
+        offset += len(data)
         line += data.count(b"\n")
         if text and not begun:
             text, begun = text.removeprefix("\ufeff"), True
@@ -54,7 +56,10 @@ def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
 
 
 def lines(file: Path, read: Read | None = None) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1. Only \\n ends one: JSON may hold the other ends raw."""
+    """The lines that are not blank, with their numbers from 1.
+
+    Only \\n ends a line: JSON may hold the other line ends of Unicode unescaped.
+    """
     return (
         (number, line)
         for number, line in enumerate(split_stream(pieces(file, read), "\n"), 1)
@@ -65,10 +70,13 @@ def lines(file: Path, read: Read | None = None) -> Iterator[tuple[int, str]]:
 def split_stream(
     pieces: Iterator[str], separator: str, *, longest: int | None = None
 ) -> Iterator[str]:
-    """The text between separators. longest: what is longer comes in parts of about that many characters, cut after
-    the end of a line."""
+    """The parts of a text between separators; the text comes in pieces.
+
+    longest: a longer part is divided into several of about that many characters, each cut after the
+    end of a line if it has one.
+    """
     begun: list[str] = []
-    tail = ""  # may be the beginning of a separator
+    tail = ""  # the end of the last piece, which may be the beginning of a separator
     for piece in pieces:
         *whole, rest = (tail + piece).split(separator)
         for part in whole:
@@ -86,52 +94,58 @@ def split_stream(
 
 
 def _chunks(file: Path, read: Read | None, *, last: bytes) -> Iterator[bytes]:
-    """The file's bytes, unpacked, and `last` when they have ended."""
+    """The decompressed bytes of the file, and `last` after them."""
     try:
         with open(file, "rb") as source:
-            packed = iter(lambda: source.read(_CHUNK), b"")
-            data = packed if file.suffix.lower() not in COMPRESSED else _unpacked(packed, file)
-            told = 0
-            for chunk in data:
+            stored = iter(lambda: source.read(_CHUNK), b"")
+            is_compressed = file.suffix.lower() in COMPRESSED
+            position = 0
+            for chunk in _decompressed(stored, file) if is_compressed else stored:
                 yield chunk
                 if read is not None:
-                    read(source.tell() - told)
-                    told = source.tell()
+                    read(source.tell() - position)
+                    position = source.tell()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     yield last
 
 
-def _unpacked(packed: Iterator[bytes], file: Path) -> Iterator[bytes]:
-    """Every stream of the file: xz -T, gzip and zstd may write several, and `cat` joins them."""
+def _decompressed(stored: Iterator[bytes], file: Path) -> Iterator[bytes]:
+    """The decompressed bytes of all streams in the file.
+
+    xz -T, gzip and zstd may write several streams, and cat joins them. This loop reads them because
+    the libraries' file objects lose text without an error: LZMAFile stops at padding between two
+    streams, and zstandard's stream_reader gives nothing for a file that was cut off (lzma of Python
+    3.11, zstandard 0.25).
+    """
     kind = file.suffix.lower()
-    begin, fault = _unpacker(kind)
+    begin, fault = _decompressor(kind)
     stream = None
-    for data in packed:
-        unpacked: list[bytes] = []
-        while data := data if stream else data.lstrip(b"\0"):  # zeros fill blocks between streams
+    for data in stored:
+        found: list[bytes] = []
+        while data := data if stream else data.lstrip(b"\0"):  # zeros pad the end of a stream
             stream = stream or begin()
             try:
-                unpacked.append(stream.decompress(data))
+                found.append(stream.decompress(data))
             except fault as error:
                 raise UsageError(f"{file} is broken, or no {kind} file: {error}") from error
             data = stream.unused_data
             if stream.eof:
                 stream = None
-        yield b"".join(unpacked)
+        yield b"".join(found)
     if stream is not None:
         raise UsageError(
             f"{file} is broken: it ends in the middle, as a download that stopped does"
         )
 
 
-def _unpacker(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a decompressor, each of which has decompress, eof and unused_data, and what it raises."""
+def _decompressor(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decompressor (with decompress, eof and unused_data), and the error it raises."""
     if kind == ".xz":
         return lzma.LZMADecompressor, lzma.LZMAError
     if kind == ".gz":
-        return lambda: zlib.decompressobj(wbits=31), zlib.error
+        return lambda: zlib.decompressobj(wbits=31), zlib.error  # 31: with gzip's header
     import zstandard
 
-    opened = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as zstd --long=31 writes
+    opened = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # what zstd --long=31 writes
     return opened.decompressobj, zstandard.ZstdError

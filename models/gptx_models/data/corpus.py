@@ -1,12 +1,13 @@
-"""A run's corpus: texts in, tokenizer and memory-mapped tokens out, made once and kept in the run's folder.
+"""The corpus of a run: texts in, a tokenizer and memory-mapped token ids out.
 
-Knows nothing of models. Texts are streamed: they may be larger than memory.
+It is made once and kept in the run's folder. Texts are streamed, so they may be larger than memory.
+Knows no models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +31,13 @@ from gptx_models.training.run_folder import GENERATION, TRAIN, VAL
 
 @dataclass(frozen=True)
 class Corpus:
+    """The token ids of a run, and what its checkpoint says about text."""
+
     tokenizer: Tokenizer
-    train: np.ndarray  # token ids
-    val: np.ndarray
-    ends: list[int]  # the tokens that end a text; the first stands after each document
-    generation: dict[str, Any]  # generation_config.json of the model that the tokenizer is of
+    train: np.ndarray  # token ids: (n_train,) uint16 or uint32
+    val: np.ndarray  # (n_val,)
+    ends: list[int]  # ids that end a text; the first stands after each document
+    generation: dict[str, Any]  # generation_config.json that came with the tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -42,21 +45,28 @@ class Corpus:
 
     @property
     def end(self) -> int | None:
+        """The id that stands after each document; None if the tokenizer has none."""
         return self.ends[0] if self.ends else None
 
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json for a checkpoint, without fields of null."""
+        ends = self.ends if len(self.ends) > 1 else self.end
+        config = {**self.generation, "eos_token_id": ends}
+        return {name: value for name, value in config.items() if value is not None}
+
     def bytes_per_token(self, n_tokens: int) -> float:
-        """UTF-8 bytes of the text that the first `n_tokens` of `val` write, for each of them."""
+        """UTF-8 bytes per token of the text that the first `n_tokens` of `val` decode to."""
         text = self.tokenizer.decode(self.val[:n_tokens].tolist(), skip_special_tokens=True)
         return len(text.encode()) / min(n_tokens, len(self.val))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Text files and how they are read."""
+    """Text files and how to read them."""
 
     paths: tuple[Path, ...]
-    field: str = "text"  # of JSONL
-    prose: bool = False
+    field: str = "text"  # the field of JSONL records that holds the text
+    prose: bool = False  # clean books (pretraining.prose)
 
     @cached_property
     def files(self) -> list[Path]:
@@ -64,17 +74,18 @@ class Texts:
 
     @property
     def size(self) -> int:
+        """Bytes on the disk."""
         return sum(file.stat().st_size for file in self.files)
 
     def read(self, advance: Advance) -> Iterator[str]:
-        """The documents. UsageError names what is wrong with a file."""
+        """The documents. advance: told the bytes read. Raises UsageError, which names the file."""
         for document in documents(self.paths, field=self.field, read=advance):
             text = prose(document) if self.prose else document.strip("\n")
             if text.strip():
                 yield text
 
     def digest(self) -> str:
-        """Of the files' content and of how it is read."""
+        """A hash of the files' content and of how it is read."""
         parts = [self.field, str(self.prose), *map(sha256, self.files)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -88,73 +99,64 @@ def make(
     validation: Texts | None,
     setup: TextSetup | None,
 ) -> None:
-    """Write the tokens and the tokenizer of a run into its folder. UsageError where there is too little text.
+    """Write the token ids, the tokenizer and its files into the folder of a run.
 
-    validation: without it the last tenth of the tokens. setup: without them a byte-level BPE of vocab_size is trained on
-    `texts`. n_ctx: what both texts must be longer than, in tokens.
+    validation: None takes the last tenth of the tokens. setup: None trains a byte-level BPE of
+    `vocab_size` tokens on `texts`. n_ctx: tokens of the model's context; both texts must be longer.
+    Raises UsageError if there is too little text.
     """
-    setup = setup or new_text_setup(_trained(texts, vocab_size), n_ctx)
-    made, ends = setup.inner, setup.ends
-    with stage("Encoding the text", total=texts.size) as advance:
-        n_train = _write(run / TRAIN, encode(made, texts.read(advance), ends))
+    setup = setup or new_text_setup(_trained_tokenizer(texts, vocab_size), n_ctx)
+    n_train = _write_tokens(run / TRAIN, texts, setup, "Encoding the text")
     if not n_train:
         raise UsageError(f"there is no text in {', '.join(map(str, texts.paths))}")
     if validation is not None:
-        with stage("Encoding the validation text", total=validation.size) as advance:
-            n_val = _write(run / VAL, encode(made, validation.read(advance), ends))
+        n_val = _write_tokens(run / VAL, validation, setup, "Encoding the validation text")
     else:
-        n_train, n_val = _split(run, n_train, token_type(made))
+        n_train, n_val = _split(run, n_train, token_type(setup.inner))
     if min(n_train, n_val) <= n_ctx:
-        shorter = (
-            ", or --set model.n_ctx=N" if setup.where is None else ""
-        )  # a start has its own context
+        # The context of a checkpoint that is trained further cannot be changed.
+        shorter = ", or --set model.n_ctx=N" if setup.where is None else ""
         raise UsageError(
             f"{n_train} tokens to train on and {n_val} to validate with are too few:"
             f" each must be more than the context of {n_ctx}; give more text{shorter}"
         )
     setup.write(run)
-    write_json(
-        run / GENERATION, {**setup.generation, "eos_token_id": ends} if ends else setup.generation
-    )
+    generation = {**setup.generation, "eos_token_id": setup.ends}
+    write_json(run / GENERATION, generation if setup.ends else setup.generation)
 
 
 def read(run: Path) -> Corpus:
-    """What `make` has written."""
+    """The corpus that `make` wrote into the folder of a run."""
     tokenizer = load_tokenizer(run / "tokenizer.json")
     train, val = (np.memmap(run / name, token_type(tokenizer), mode="r") for name in (TRAIN, VAL))
     end = tokenizer.token_to_id(END_OF_TEXT)
     generation: dict[str, Any] = {} if end is None else dict.fromkeys(IDS, end)
-    if (run / GENERATION).exists():  # runs of older versions have none
+    if (run / GENERATION).exists():  # a run that an older version of gptx began has none
         generation = read_json(run / GENERATION)
-    return Corpus(
-        tokenizer,
-        train,
-        val,
-        token_ids(generation.get("eos_token_id"), str(run / GENERATION)),
-        generation,
-    )
+    ends = token_ids(generation.get("eos_token_id"), str(run / GENERATION))
+    return Corpus(tokenizer, train, val, ends, generation)
 
 
-def _trained(texts: Texts, vocab_size: int) -> Tokenizer:
+def _trained_tokenizer(texts: Texts, vocab_size: int) -> Tokenizer:
     with stage(f"Training a tokenizer of {vocab_size} tokens", total=texts.size) as advance:
         return train_tokenizer(texts.read(advance), vocab_size)
 
 
-def _write(file: Path, rows: Iterable[np.ndarray]) -> int:
-    """Append the rows to a new file; how many tokens it holds."""
+def _write_tokens(file: Path, texts: Texts, setup: TextSetup, what: str) -> int:
+    """Encode the texts into `file`, and return the number of tokens."""
     total = 0
-    with open(file, "wb") as out:
-        for row in rows:
-            out.write(row.tobytes())
-            total += len(row)
+    with stage(what, total=texts.size) as advance, open(file, "wb") as out:
+        for ids in encode(setup.inner, texts.read(advance), setup.ends):
+            out.write(ids.tobytes())
+            total += len(ids)
     return total
 
 
 def _split(run: Path, total: int, kind: type[np.unsignedinteger]) -> tuple[int, int]:
-    """Move the last tenth of the training tokens to the validation's."""
-    kept, size = total * 9 // 10, np.dtype(kind).itemsize
+    """Move the last tenth of the training tokens to the validation file; return both numbers."""
+    n_train, size = total * 9 // 10, np.dtype(kind).itemsize
     with open(run / TRAIN, "r+b") as file:
-        file.seek(kept * size)
+        file.seek(n_train * size)
         (run / VAL).write_bytes(file.read())
-        file.truncate(kept * size)
-    return kept, total - kept
+        file.truncate(n_train * size)
+    return n_train, total - n_train

@@ -1,6 +1,6 @@
-"""Records in; examples to learn a task from out: what is asked, and the answers. Knows neither tokens nor models.
+"""Turn records into the examples of a task: a text and its answers. Knows no tokens and no models.
 
-The fields go by the names that data sets give them, or by those that `fields` says. `rows` makes token ids of them.
+The fields of a record are found by the names that they usually have, or by names that are given.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from gptx_models.data.compressed_text import Read
 from gptx_models.data.record_files import RECORDS, Record, records
 from gptx_models.data.text_files import list_files
 
-Names = Mapping[str, Sequence[str]]  # a role -> the fields that may play it, the likeliest first
+Names = Mapping[str, Sequence[str]]  # a role -> the names its field may have, likeliest first
 
-# What a record of each task must have; of several shapes, one.
+# The roles of a record, by task. A task may have several shapes: a record must have one of them.
 SHAPES: Mapping[str, Sequence[Names]] = {
     "completion": (
         {"prompt": ("prompt",), "completion": ("completion", "response")},
@@ -39,26 +39,27 @@ SHAPES: Mapping[str, Sequence[Names]] = {
         },
     ),
 }
-_INPUT = ("input", "context")  # what an instruction is about: it may be missing
+_INPUT = ("input", "context")  # the text that an instruction is about; optional
 
-INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Response:"  # as Alpaca has it
+INSTRUCTION_TEMPLATE = "### Instruction:\n{text}\n\n### Response:"  # Alpaca's
 
 
 @dataclass(frozen=True)
 class Example:
-    place: str  # file and line
-    text: str = ""  # what is asked
-    answers: tuple[str, ...] = ()  # the first is trained; of summaries all count when one is scored
-    messages: tuple[dict[str, Any], ...] = ()  # of chat, instead of the two
+    """A text and its answers, or a conversation."""
+
+    place: str  # file and line, for messages
+    text: str = ""
+    # The first is the one to train on. A summary may have several, to be scored against.
+    answers: tuple[str, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()  # chat only, instead of text and answers
 
 
 @dataclass(frozen=True)
 class Examples:
-    """instructions: their texts belong into INSTRUCTION_TEMPLATE. blank: records without text or answer, left out."""
-
     found: list[Example]
-    instructions: bool
-    blank: int
+    instructions: bool  # the texts are instructions: they belong into INSTRUCTION_TEMPLATE
+    blank: int  # number of records without text or answer, which are left out
 
 
 def read_examples(
@@ -68,9 +69,11 @@ def read_examples(
     fields: Mapping[str, str] | None = None,
     read: Read | None = None,
 ) -> Examples:
-    """The examples of files or folders. kind: one of SHAPES. fields: role -> the field that plays it, see parse_fields.
+    """The examples in files or folders.
 
-    Raises UsageError, which names the file and the line.
+    kind: a task of SHAPES. fields: role -> name of its field (see parse_fields), for roles whose
+    field has an unusual name. read: told the bytes read. Raises UsageError, which names the file
+    and the line.
     """
     found: list[Example] = []
     blank, roles = 0, None
@@ -88,7 +91,10 @@ def read_examples(
 
 
 def parse_fields(text: str, kind: str) -> dict[str, str]:
-    """ "text=sentence,label=category" -> {"text": "sentence", "label": "category"}. UsageError names what is wrong."""
+    """ "text=sentence,label=category" -> {"text": "sentence", "label": "category"}.
+
+    Raises UsageError for a role that the task does not have, or an empty name.
+    """
     known = dict.fromkeys(role for shape in SHAPES[kind] for role in shape)
     pairs = [
         (role.strip(), field.strip())
@@ -96,19 +102,20 @@ def parse_fields(text: str, kind: str) -> dict[str, str]:
     ]
     if any(role not in known or not field for role, field in pairs):
         raise UsageError(
-            f"--fields {text} does not fit: {kind} knows {','.join(f'{role}=FIELD' for role in known)}"
+            f"--fields {text} does not fit:"
+            f" {kind} knows {','.join(f'{role}=FIELD' for role in known)}"
         )
     return dict(pairs)
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The classes, in order: numbers by their value."""
+    """The labels, sorted; numbers by value, after the labels that are not numbers."""
     labels = {example.answers[0] for example in examples}
     return tuple(sorted(labels, key=lambda label: (int(label) if label.isdecimal() else -1, label)))
 
 
 def _roles(record: Record, kind: str, fields: Mapping[str, str], place: str) -> dict[str, str]:
-    """role -> field, as the first record shows it."""
+    """role -> name of its field, by the first record. Raises UsageError if a field is missing."""
     for shape in SHAPES[kind]:
         roles = {
             role: _field(record, (fields[role],) if role in fields else names)
@@ -121,7 +128,8 @@ def _roles(record: Record, kind: str, fields: Mapping[str, str], place: str) -> 
     )
     example = ",".join(f"{role}=FIELD" for role in SHAPES[kind][0])
     raise UsageError(
-        f"{place} has {', '.join(record) or 'no fields'}, and {kind} needs {needed}: --fields {example} names them"
+        f"{place} has {', '.join(record) or 'no fields'}, and {kind} needs {needed}:"
+        f" --fields {example} names them"
     )
 
 
@@ -141,21 +149,12 @@ def _example(record: Record, roles: Mapping[str, str], place: str) -> Example:
         return _text(value(role), f"{place}: the field {roles[role]}")
 
     if "messages" in roles:
-        return Example(
-            place, messages=_messages(value("messages"), f"{place}: the field {roles['messages']}")
-        )
+        messages = _messages(value("messages"), f"{place}: the field {roles['messages']}")
+        return Example(place, messages=messages)
     if "prompt" in roles:
         return Example(place, text("prompt"), (text("completion"),))
     if "instruction" in roles:
-        asked = text("instruction").strip()
-        field = _field(record, _INPUT)
-        about = (
-            _text(record[field], f"{place}: the field {field}").strip()
-            if field and record[field]
-            else ""
-        )
-        if asked and about:
-            asked = f"{asked}\n\n### Input:\n{about}"
+        asked = _with_input(text("instruction").strip(), record, place)
         return Example(place, asked, (text("output").strip(),))
     if "label" in roles:
         label = value("label")
@@ -167,14 +166,22 @@ def _example(record: Record, roles: Mapping[str, str], place: str) -> Example:
         return Example(place, text("text").strip(), (label,))
     summaries = value("summary")
     summaries = summaries if isinstance(summaries, list) else [summaries]
-    answers = [
-        _text(summary, f"{place}: the field {roles['summary']}").strip() for summary in summaries
-    ]
-    return Example(place, text("text").strip(), tuple(answers) or ("",))
+    field = f"{place}: the field {roles['summary']}"
+    answers = tuple(_text(summary, field).strip() for summary in summaries)
+    return Example(place, text("text").strip(), answers or ("",))
+
+
+def _with_input(instruction: str, record: Record, place: str) -> str:
+    """The instruction, with the record's input behind it if it has one, as in Alpaca."""
+    field = _field(record, _INPUT)
+    if not instruction or not field or not record[field]:
+        return instruction
+    about = _text(record[field], f"{place}: the field {field}").strip()
+    return f"{instruction}\n\n### Input:\n{about}" if about else instruction
 
 
 def _text(value: Any, what: str) -> str:
-    """A text, or its sentences."""
+    """A text that stands as one string, or as a list of its sentences."""
     if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
         return " ".join(sentence.strip() for sentence in value)
     if not isinstance(value, str):
@@ -182,13 +189,14 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-_SPEAKERS = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
+_SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's names -> roles
 
 
 def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
         raise UsageError(
-            f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'} list of messages"
+            f"{what} is {'an empty' if value == [] else f'{a_json_kind(value)}, not a'}"
+            " list of messages"
         )
     messages = []
     for number, message in enumerate(value, 1):
@@ -205,6 +213,7 @@ def _messages(value: Any, what: str) -> tuple[dict[str, Any], ...]:
         messages.append(message)
     if not any(message["role"] == "assistant" for message in messages[1:]):
         raise UsageError(
-            f"{what} has no message of the assistant that answers another: there is nothing to learn"
+            f"{what} has no message of the assistant that answers another: there is nothing to"
+            " train on"
         )
     return tuple(messages)

@@ -1,4 +1,4 @@
-"""Documents in; prose, a tokenizer, token ids and batches of them out. What learns from them, it does not know."""
+"""Documents in; a tokenizer, token ids and batches of windows out. Knows no model and no files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from gptx_models.training.loss import IGNORED
 
 END_OF_TEXT = "<|endoftext|>"
-PIECE = 1 << 20  # characters: a longer document is encoded in pieces
+PIECE = 1 << 20  # characters; a longer document is encoded in pieces, to save memory
 
 
 def prose(text: str) -> str:
-    """A book as paragraphs, a line each: headings, rules, [notes] and the underscores of emphasis are left out."""
+    """The text of a book with one line per paragraph.
+
+    Left out are headings (#), ruled lines, lines that begin with "[", and underscores for emphasis.
+    """
     lines = [re.sub(r"\s+", " ", line.replace("_", "")).strip() for line in text.splitlines()]
     lines = ["" if re.match(r"#|[-*=\s]+$|\[", line) else line for line in lines]
     if is_wrapped(lines):
@@ -25,7 +28,8 @@ def prose(text: str) -> str:
 
 
 def is_wrapped(lines: list[str]) -> bool:
-    """Are these lines of a fixed width, most of which break off inside a sentence?"""
+    """True for a hard-wrapped text: lines of at most 80 characters that mostly end within a
+    sentence."""
     filled = sorted((line for line in lines if line), key=len)
     if len(filled) < 6:
         return False
@@ -34,7 +38,10 @@ def is_wrapped(lines: list[str]) -> bool:
 
 
 def unwrapped(lines: list[str]) -> list[str]:
-    """Paragraphs of hard-wrapped lines: one ends at an empty line, or where a short line ends a sentence."""
+    """The paragraphs of hard-wrapped lines.
+
+    A paragraph ends at an empty line, or where a short line ends a sentence.
+    """
     width = max(map(len, lines))
     paragraphs, begun = [], ""
     for line in [*lines, ""]:
@@ -50,7 +57,10 @@ def _ends_sentence(line: str) -> bool:
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE as GPT-2 has it: any text can be written, and <|endoftext|> is its only special token."""
+    """Train a byte-level BPE like GPT-2's.
+
+    It can encode any text, and <|endoftext|> is its only special token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,8 +79,10 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 def encode(
     tokenizer: Tokenizer, documents: Iterable[str], ends: Sequence[int] | None = None
 ) -> Iterator[np.ndarray]:
-    """The documents' ids, in rows of uint16 or uint32: between the tokens that the tokenizer puts around a text (a bos
-    token, for instance), and followed by the first of `ends`. None: <|endoftext|>, where the tokenizer has it.
+    """The token ids of each document: (length,) uint16 or uint32.
+
+    They include the tokens that the tokenizer puts around a text (a bos token, for example), and
+    end with the first of `ends`. ends: None stands for <|endoftext|>, if the tokenizer has it.
     """
     if ends is None:
         ends = [end for end in [tokenizer.token_to_id(END_OF_TEXT)] if end is not None]
@@ -84,7 +96,7 @@ def encode(
 
 
 def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer's post-processor puts before and after a text."""
+    """The ids that the tokenizer's post-processor puts before and after a text."""
     alone, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
     for at in range(len(whole) - len(alone) + 1):
         if whole[at : at + len(alone)] == alone:
@@ -93,11 +105,12 @@ def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def token_type(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
+    """The smallest integer type that holds every id."""
     return np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
 
 
 def _pieces(document: str) -> Iterator[str]:
-    """Cut after ends of lines, where no token of a byte-level BPE joins what stands on either side."""
+    """Cut a document after line ends: no token of a byte-level BPE reaches across such a cut."""
     while len(document) > PIECE:
         cut = document.rfind("\n", 0, PIECE) + 1 or PIECE
         yield document[:cut]
@@ -108,9 +121,10 @@ def _pieces(document: str) -> Iterator[str]:
 def random_windows(
     tokens: np.ndarray, *, batch_size: int, n_ctx: int, seed: int
 ) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """step -> (inputs, targets), each (batch_size, n_ctx) int64, from random places.
+    """A function: step -> (inputs, targets), each (batch_size, n_ctx) int64, from random places.
 
-    A step's places depend on the seed and its number alone, so a resumed run reads what it would have read.
+    The places depend only on the seed and the number of the step, so that a resumed run reads the
+    same.
     """
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +140,11 @@ def random_windows(
 def all_windows(
     tokens: np.ndarray, *, batch_size: int, n_ctx: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of all of `tokens` in order, in windows that do not overlap; the last one is filled with IGNORED."""
+    """Batches (inputs, targets), each (B, n_ctx) int64, that cover all of `tokens` in order.
+
+    The windows do not overlap. The last batch may have fewer rows, and the last window is filled up
+    with targets of IGNORED.
+    """
     n_rows = -(-(len(tokens) - 1) // n_ctx)
     for first in range(0, n_rows, batch_size):
         span = tokens[first * n_ctx : (first + batch_size) * n_ctx + 1].astype(np.int64)

@@ -1,6 +1,6 @@
-"""A file of records in (JSONL, JSON, CSV or TSV, packed or not); the records out, each with its place for a message.
+"""Read records from JSONL, JSON, CSV or TSV files, which may be compressed.
 
-What a record means, it does not know.
+Each record comes with its place (file and line) for messages. Knows no tasks.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def records(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
-    """UsageError names the file, and the line or record, that cannot be read."""
+    """The (place, record) pairs of a file, by its type. read: told the bytes read.
+
+    Raises UsageError, which names the file and the line or record that cannot be read.
+    """
     kind = file_type(file)
     if kind == ".jsonl":
         return json_lines(file, read)
-    return (
-        json_list(file, read)
-        if kind == ".json"
-        else table(file, "\t" if kind == ".tsv" else ",", read)
-    )
+    if kind == ".json":
+        return json_list(file, read)
+    return table(file, "\t" if kind == ".tsv" else ",", read)
 
 
 def json_lines(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
-    """A JSON object a line; blank lines are passed over."""
+    """One JSON object per line; blank lines are skipped."""
     for number, line in lines(file, read):
         place = f"{file}, line {number}"
         yield place, _object(_parsed(line, place), place)
 
 
 def json_list(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
-    """One JSON list of objects; it is held in memory whole."""
+    """One JSON list of objects, which is held in memory as a whole."""
     text = "".join(pieces(file, read))
     if not text.strip():
         return
@@ -51,8 +52,8 @@ def json_list(file: Path, read: Read | None = None) -> Iterator[tuple[str, Recor
 
 
 def table(file: Path, delimiter: str, read: Read | None = None) -> Iterator[tuple[str, Record]]:
-    """CSV whose first line names the fields; quoted fields may hold ends of lines."""
-    csv.field_size_limit(2**31 - 1)  # of the process, and otherwise 128 KB
+    """CSV whose first line names the fields. Quoted fields may hold line ends."""
+    csv.field_size_limit(2**31 - 1)  # for the whole process; the default is 128 KB
     rows = csv.reader(
         (f"{line}\n" for line in split_stream(pieces(file, read), "\n")),
         delimiter=delimiter,

@@ -1,7 +1,7 @@
-"""Text files in; the documents in them out, one after another, so that texts may be larger than memory.
+"""Read the documents of text files one after another, so that texts may be larger than memory.
 
-A path is a text (documents are divided by <|endoftext|>), JSONL (a document a line, in a field), or a folder of both; each
-file may be packed. What becomes of the documents, it does not know.
+A path is a text (documents are separated by <|endoftext|>), a JSONL file (one document per line, in
+a field), or a folder of both. Each file may be compressed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from gptx_models.data.record_files import json_lines
 
 END_OF_TEXT = "<|endoftext|>"
 TEXTS = (".txt", ".md", ".jsonl")
-LONGEST = 1 << 23  # characters; a longer document is handed out in parts, as documents of their own
+LONGEST = 1 << 23  # characters; a longer document is divided into several
 
 
 def documents(
     paths: Sequence[Path], *, field: str = "text", read: Read | None = None
 ) -> Iterator[str]:
-    """The documents that are not blank. UsageError names the file, and the line, that cannot be read.
+    """The documents that are not blank.
 
-    field: of JSONL. read: is told the bytes read, as they lie on disk; the sizes of `list_files` are their sum.
+    field: the field of a JSONL record that holds the text. read: told the bytes read on the
+    disk, whose sum is the size of all files. Raises UsageError, which names the file and the
+    line that cannot be read.
     """
     found = False
     for file in list_files(paths):
@@ -37,8 +39,12 @@ def documents(
 
 
 def list_files(paths: Sequence[Path], *, kinds: Sequence[str] = TEXTS) -> list[Path]:
-    """The files, and those in and under the folders, sorted by name; hidden ones and files of other kinds in folders are
-    left out. A path that is named twice counts twice."""
+    """The files among `paths`, and those in the folders at any depth, sorted by name.
+
+    Hidden files and files of other kinds are left out in folders. A path that is named twice counts
+    twice. Raises UsageError for a path that is missing or of another kind, and for a folder without
+    a file to read.
+    """
     files: list[Path] = []
     known = f"{', '.join(kinds)}, or one of these with {', '.join(COMPRESSED)}"
     for path in paths:

@@ -1,13 +1,14 @@
-"""Examples in; rows of token ids out, with what is trained of each: the answer and the end after it, or the class.
+"""Turn the examples of a task into rows of token ids and targets for the loss.
 
-A prompt's tokens are those that the runtime makes of it, and the answer's follow as if the model had written them. What
-is too long is cut, or left out, and counted. Knows no files and no batches.
+The loss is computed on the answer and the end token after it, or on the class; the rest of a row is
+IGNORED. A prompt has the token ids that the runtime will give the model, and an answer has the ids
+that the model would generate after it.
+
+Examples that are too long are cut or left out, and counted. Knows no files and no batches.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from gptx.artifact.task import Task, prompt
 from gptx.errors import UsageError
 from gptx.text.chat_template import ChatTemplate, Message
 from gptx.text.tokenizer import Tokenizer
+from gptx.text.truncate import Fitted, fit
 from gptx_models.data.batches import TokenRow
 from gptx_models.data.examples import Example
 from gptx_models.training.loss import IGNORED
@@ -27,17 +29,16 @@ from gptx_models.training.loss import IGNORED
 class TokenizedExamples:
     rows: list[TokenRow]
     n_ctx: int
-    cut: int  # texts that lost their end, conversations that lost their last turns
-    left_out: int  # examples whose answer has no room
+    cut: int  # examples that lost the end of their text, or the last turns of their conversation
+    left_out: int  # examples without room for an answer
 
     def __str__(self) -> str:
-        """What became of what did not fit; "" where all of it did."""
-        parts = [f"{self.cut} cut"] * (self.cut > 0) + [f"{self.left_out} left out"] * (
-            self.left_out > 0
-        )
-        return (
-            f"longer than the context of {self.n_ctx} tokens: {', '.join(parts)}" if parts else ""
-        )
+        """What happened to examples that are longer than the context; "" if none is."""
+        parts = [f"{self.cut} cut"] if self.cut else []
+        parts += [f"{self.left_out} left out"] if self.left_out else []
+        if not parts:
+            return ""
+        return f"longer than the context of {self.n_ctx} tokens: {', '.join(parts)}"
 
 
 def tokenize_examples(
@@ -50,26 +51,30 @@ def tokenize_examples(
     pad: int | None = None,
     template: ChatTemplate | None = None,
 ) -> TokenizedExamples:
-    """end: the id of the end of text, which is trained after an answer. pad: that of padding, which a head does not read
-    at a text's end. template: of chat.
+    """The rows of `examples`, each of at most `n_ctx` tokens.
 
-    Too long a text to classify or summarize loses its end, as in transformers' examples. A prompt to complete would mean
-    something else, so its example is left out, as in axolotl. Of a conversation the turns that fit are trained.
-    UsageError where no row is left, or a label is not the task's.
+    end: the id of the end-of-text token, which follows an answer. pad: the id of the padding token,
+    which a classification head does not read at the end of a text. template: needed for chat.
+
+    A text that is too long to classify or summarize loses its end, as in transformers' examples. A
+    prompt to complete would mean something else without its end, so its example is left out, as in
+    axolotl. Of a conversation that is too long, the turns that fit are kept.
+
+    Raises UsageError if no row is left, if a label is not one of the task's, or if a chat template
+    is missing or cannot be used.
     """
+    if task.kind == "chat" and template is None:
+        raise UsageError("this model has no chat template, and chat needs one")
     rows: list[TokenRow] = []
     cut = left_out = 0
     for example in examples:
         if task.kind == "chat":
-            if template is None:
-                raise UsageError("this model has no chat template, and chat needs one")
+            assert template is not None
             made, whole = _conversation(example, template, tokenizer, n_ctx, end)
+        elif task.head:
+            made, whole = _classified(example, task, tokenizer, n_ctx, pad)
         else:
-            if task.head:
-                row, whole = _classified(example, task, tokenizer, n_ctx, pad)
-            else:
-                row, whole = _answered(example, task, tokenizer, n_ctx, end)
-            made = [row] if row else []
+            made, whole = _answered(example, task, tokenizer, n_ctx, end)
         rows += made
         cut += bool(made) and not whole
         left_out += not made
@@ -78,124 +83,119 @@ def tokenize_examples(
     return TokenizedExamples(rows, n_ctx, cut, left_out)
 
 
-def prompt_ids(
-    text: str, task: Task, tokenizer: Tokenizer, *, room: int
-) -> tuple[list[int], bool] | None:
-    """The prompt's ids, at most `room`, and whether the whole text is in it; None where it cannot be."""
-    asked, whole = _fitting(text, task, tokenizer, room)
-    return None if asked is None else (tokenizer.encode(asked), whole)
+def prompt_ids(text: str, task: Task, tokenizer: Tokenizer, *, room: int) -> Fitted | None:
+    """The prompt of a task, of at most `room` tokens; None if it does not fit.
+
+    The end of `text` is cut off, except for completion, whose prompts stay whole.
+    """
+    fitted = fit(text, lambda part: task_prompt(part, task), tokenizer, room)
+    if fitted is not None and fitted.left_out and task.kind == "completion":
+        return None
+    return fitted
+
+
+def task_prompt(text: str, task: Task) -> str:
+    """`text` in the template of the task, if it has one."""
+    return text if task.template is None else prompt(task.template, text)
 
 
 def answer_text(answer: str, task: Task) -> str:
-    """As it follows the prompt: a template's answer after a space, any other as it stands."""
+    """The answer as it follows the prompt: after a template a space comes first."""
     return f" {answer}" if task.template else answer
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
-    """The special token that a template ends an answer with: generation stops at it. None: it has none."""
+    """The id of the special token with which a chat template ends an answer; None if it has none.
+
+    Generation stops at this token.
+    """
     asked: list[Message] = [{"role": "user", "content": "a"}]
     answered: list[Message] = [*asked, {"role": "assistant", "content": "b"}]
     _, answer = _turn(asked, answered, template, tokenizer, "a conversation")
     return answer[-1] if answer[-1] in tokenizer.hidden_ids else None
 
 
+# Each of these three returns the rows of one example ([] if there is no room for an answer), and
+# whether nothing of it was cut off.
+
+
 def _answered(
     example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, end: int | None
-) -> tuple[TokenRow | None, bool]:
+) -> tuple[list[TokenRow], bool]:
+    """The prompt, the answer and the end."""
     if task.kind == "classify":
         _check_label(example, task)
     answer = answer_text(example.answers[0], task)
-    asked, whole = (
-        example.text if task.template is None else prompt(task.template, example.text),
-        True,
-    )
-    ids, trained = _joined(asked, answer, tokenizer, end)
-    if len(ids) + len(trained) > n_ctx + 1:  # the last token is only a target
-        shorter, whole = _fitting(example.text, task, tokenizer, n_ctx + 1 - len(trained))
-        if shorter is None or whole:  # nothing could be cut
-            return None, False
-        ids, trained = _joined(shorter, answer, tokenizer, end)
-    return _row([*ids, *trained], [False] * len(ids) + [True] * len(trained)), whole
+    asked, whole = task_prompt(example.text, task), True
+    ids, target_ids = _encode_pair(asked, answer, tokenizer, end)
+    most = n_ctx + 1  # the last token of a row is only a target
+    if len(ids) + len(target_ids) > most:
+        fitted = prompt_ids(example.text, task, tokenizer, room=most - len(target_ids))
+        if fitted is None or not fitted.left_out:
+            return [], False
+        ids, target_ids = _encode_pair(fitted.prompt, answer, tokenizer, end)
+        whole = False
+    in_loss = [False] * len(ids) + [True] * len(target_ids)
+    return [_row([*ids, *target_ids], in_loss)], whole
 
 
-def _joined(
+def _encode_pair(
     asked: str, answer: str, tokenizer: Tokenizer, end: int | None
 ) -> tuple[list[int], list[int]]:
-    return tokenizer.encode(asked), tokenizer.continuation(asked, answer) + (
-        [] if end is None else [end]
-    )
+    """The ids of a prompt, and those of the answer with the end token behind it."""
+    answer_ids = tokenizer.continuation(asked, answer)
+    return tokenizer.encode(asked), answer_ids + ([] if end is None else [end])
 
 
 def _classified(
     example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, pad: int | None
-) -> tuple[TokenRow | None, bool]:
-    """The text; its class is the target of the last token that is no padding."""
+) -> tuple[list[TokenRow], bool]:
+    """The text, with the class as the target of its last token that is not padding."""
     _check_label(example, task)
-    asked, whole = _fitting(example.text, task, tokenizer, n_ctx)
-    if asked is None:
-        return None, False
-    ids = strip_padding(tokenizer.encode(asked), pad)
+    fitted = prompt_ids(example.text, task, tokenizer, room=n_ctx)
+    if fitted is None:
+        return [], False
+    ids = strip_padding(fitted.ids, pad)
     targets = [IGNORED] * (len(ids) - 1) + [task.labels.index(example.answers[0])]
-    return TokenRow(np.array(ids, np.int32), np.array(targets, np.int32)), whole
+    row = TokenRow(np.array(ids, np.int32), np.array(targets, np.int32))
+    return [row], not fitted.left_out
 
 
 def _check_label(example: Example, task: Task) -> None:
     label = example.answers[0]
     if label not in task.labels:
         raise UsageError(
-            f"{example.place}: the label {label!r} is none of the {len(task.labels)} that are trained"
+            f"{example.place}: the label {label!r} is not one of the task's {len(task.labels)}"
         )
-
-
-def _fitting(text: str, task: Task, tokenizer: Tokenizer, room: int) -> tuple[str | None, bool]:
-    """The prompt of as much of the text as `room` tokens hold (None: of none of it), and whether that is all."""
-
-    def asked(length: int) -> str:
-        return text[:length] if task.template is None else prompt(task.template, text[:length])
-
-    if len(tokenizer.encode(asked(len(text)))) <= room:
-        return asked(len(text)), True
-    if task.kind == "completion":
-        return None, False
-    ends = [
-        0,
-        *(word.end() for word in re.finditer(r"\s*\S{1,20}", text)),
-    ]  # 20: not all languages divide words
-    fit = bisect_right(ends, room, lo=1, key=lambda end: len(tokenizer.encode(asked(end))))
-    return asked(ends[fit - 1]) if fit > 1 else None, False
 
 
 def _conversation(
     example: Example, template: ChatTemplate, tokenizer: Tokenizer, n_ctx: int, end: int | None
 ) -> tuple[list[TokenRow], bool]:
-    """One row of a conversation, in which every answer is trained. Where a template shows earlier turns otherwise when the
-    conversation goes on (reasoning is left out), the row ends and another begins: each answer is trained after what the
-    runtime will feed before it."""
+    """The turns of a conversation, with every answer of the assistant as a target.
+
+    Mostly this is one row. Some templates render an earlier turn differently once the conversation
+    goes on: they leave its reasoning out, for example. A new row begins there, so that each answer
+    follows the ids that the runtime will feed before it.
+    """
     rows: list[TokenRow] = []
     ids: list[int] = []
-    trained: list[bool] = []
-    whole = True
-    for turn, message in enumerate(example.messages):
-        if turn == 0 or message["role"] != "assistant":
+    in_loss: list[bool] = []
+    messages = example.messages
+    for at, message in enumerate(messages):
+        if at == 0 or message["role"] != "assistant":
             continue
-        asked, answer = _turn(
-            example.messages[:turn],
-            example.messages[: turn + 1],
-            template,
-            tokenizer,
-            example.place,
-        )
+        asked, answer = _turn(messages[:at], messages[: at + 1], template, tokenizer, example.place)
         if answer[-1] not in tokenizer.hidden_ids and end is not None:
             answer = [*answer, end]
         if len(asked) + len(answer) > n_ctx + 1:
-            whole = False
-            break
+            return [*rows, _row(ids, in_loss)] if ids else rows, False
         if asked[: len(ids)] != ids:
-            rows.append(_row(ids, trained))
-            trained = []
-        trained = trained + [False] * (len(asked) - len(trained)) + [True] * len(answer)
+            rows.append(_row(ids, in_loss))
+            in_loss = []
+        in_loss = in_loss + [False] * (len(asked) - len(in_loss)) + [True] * len(answer)
         ids = asked + answer
-    return [*rows, _row(ids, trained)] if ids else rows, whole
+    return [*rows, _row(ids, in_loss)] if ids else rows, True
 
 
 def _turn(
@@ -205,7 +205,11 @@ def _turn(
     tokenizer: Tokenizer,
     place: str,
 ) -> tuple[list[int], list[int]]:
-    """The ids before an answer, as the runtime feeds them, and the answer's, with the token that ends a turn."""
+    """The ids before an answer, as the runtime feeds them, and those of the answer.
+
+    asked: the messages before the answer; answered: these and the answer. The answer's ids go to
+    its last special token, which ends the turn, or to its end if it has none.
+    """
     try:
         before = template.render(asked)
         after = template.render(answered, add_generation_prompt=False)
@@ -217,11 +221,12 @@ def _turn(
         )
     answer = tokenizer.continuation(before, after[len(before) :], add_special_tokens=False)
     special = [at for at, token in enumerate(answer) if token in tokenizer.hidden_ids]
-    return tokenizer.encode(before, add_special_tokens=False), answer[
-        : special[-1] + 1
-    ] if special else answer
+    if special:
+        answer = answer[: special[-1] + 1]
+    return tokenizer.encode(before, add_special_tokens=False), answer
 
 
-def _row(ids: list[int], trained: list[bool]) -> TokenRow:
-    targets = [token if wanted else IGNORED for token, wanted in zip(ids[1:], trained[1:])]
+def _row(ids: list[int], in_loss: list[bool]) -> TokenRow:
+    """A row whose targets are the next ids, IGNORED where the next id is not `in_loss`."""
+    targets = [token if wanted else IGNORED for token, wanted in zip(ids[1:], in_loss[1:])]
     return TokenRow(np.array(ids[:-1], np.int32), np.array(targets, np.int32))

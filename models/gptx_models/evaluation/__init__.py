@@ -1,1 +1,1 @@
-"""What a model in training answers, and the metrics of its answers."""
+"""Evaluate a model in training: generate and classify in PyTorch, and the metrics of a task."""

@@ -1,4 +1,4 @@
-"""Text from a GPT in PyTorch, for a look at how training goes. (What runs elsewhere is the exported model.)"""
+"""Sample text from a GPT in PyTorch, to see how training goes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from gptx_models.data.pretraining import around
-from gptx_models.gpt.model import GPT, Cached, Past
+from gptx_models.evaluation.torch_generate import CachedGPT, generate
+from gptx_models.gpt.model import GPT
 
 
-@torch.no_grad()
 def sample(
     gpt: GPT,
     tokenizer: Tokenizer,
@@ -22,29 +22,29 @@ def sample(
     n_tokens: int = 60,
     temperature: float = 0.8,
 ) -> str:
-    """The prompt and what goes on from it, drawn with a seed of its own: the training's random numbers stay as they are.
+    """The prompt and a continuation of up to `n_tokens` tokens. Sets eval mode.
 
-    The text ends at any of `ends`. An empty prompt begins as a document does: after the first of them, or with the
-    tokenizer's bos token.
+    ends: token ids that end the text. An empty prompt begins as a document does: with the bos token
+    that the tokenizer adds, else after the first of `ends`, else with id 0.
+
+    The random generator is the function's own, seeded with 0: training draws the same numbers with
+    and without samples.
     """
-    begin = around(tokenizer)[0]
-    ids = [*begin, *tokenizer.encode(prompt, add_special_tokens=False).ids] or [*ends[:1]] or [0]
-    kept, draw = list(ids), torch.Generator().manual_seed(0)
-    gpt.eval()
-    past: Past | None = None
-    new = torch.tensor([ids])
-    for _ in range(min(n_tokens, gpt.config.n_ctx - len(ids))):
-        logits, past = _next(gpt, new, past)
-        chosen = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
-        if chosen in ends:
-            break
-        kept.append(chosen)
-        new = torch.tensor([[chosen]])
-    return tokenizer.decode(kept)
+    before, _ = around(tokenizer)
+    ids = [*before, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    ids = ids or list(ends[:1]) or [0]
+    generator = torch.Generator().manual_seed(0)
 
+    def choose(logits: Tensor) -> Tensor:
+        probabilities = (logits / temperature).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
-def _next(gpt: GPT, new: Tensor, past: Past | None) -> tuple[Tensor, Past]:
-    held = past[0][0].shape[2] if past else 0
-    position_ids = torch.arange(held, held + new.shape[1])[None]
-    attend = Cached(gpt, position_ids, past=past)
-    return gpt(new, position_ids, attend)[0, -1].float(), attend.present
+    room = gpt.config.n_ctx - len(ids)
+    [new] = generate(
+        CachedGPT(gpt.eval()).next_logits,
+        torch.tensor([ids]),
+        n_tokens=min(n_tokens, room),
+        ends=ends,
+        choose=choose,
+    )
+    return tokenizer.decode([*ids, *new])

@@ -1,4 +1,4 @@
-"""The three attentions, rotary positions and the causal mask, as plain functions on tensors.
+"""The three kinds of attention, rotary positions and the causal mask, as functions on tensors.
 
 Shapes: B rows, S new tokens, T tokens in all, H query heads, G key-value heads, D head_dim.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from gptx_models.gpt.config import AttentionKind, GPTConfig
 
-ADDITIVE_CHUNK = 32  # queries at a time: additive scores take S x T x D values a head
+ADDITIVE_CHUNK = 32  # queries at a time: S queries take S x T x D values per head
 
 
 def rope_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, each (n_ctx, head_dim / 2), float32 (Su et al. 2021)."""
+    """cos and sin of every position's angles (Su et al. 2021): each (n_ctx, head_dim / 2)."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequencies = 1.0 / config.rope_theta ** (half / config.head_dim)
     frequencies = _scaled(frequencies, config.rope_scaling or {})
@@ -27,7 +27,10 @@ def rope_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """rope_scaling as transformers' modeling_rope_utils computes it for rope_type linear and llama3."""
+    """The frequencies after rope_scaling of type linear or llama3.
+
+    Computed as in transformers' modeling_rope_utils.
+    """
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return frequencies
@@ -42,7 +45,10 @@ def _scaled(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
 
 
 def sinusoidal_table(config: GPTConfig) -> Tensor:
-    """Fixed positions (n_ctx, n_embd) of Vaswani et al. 2017: sines in the even columns, cosines in the odd ones."""
+    """The fixed positions of Vaswani et al. 2017: (n_ctx, n_embd).
+
+    Sines stand in the even columns, cosines in the odd ones.
+    """
     even = torch.arange(0, config.n_embd, 2, dtype=torch.float32)
     angles = torch.outer(
         torch.arange(config.n_ctx, dtype=torch.float32), 10000.0 ** (-even / config.n_embd)
@@ -52,16 +58,23 @@ def sinusoidal_table(config: GPTConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x (B, H, S, D), halves paired as in Llama; cos and sin are (B, 1, S, D / 2)."""
+    """Apply rotary positions to x (B, H, S, D), its halves paired as in Llama.
+
+    cos and sin are (B, 1, S, D / 2).
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def causal_mask(attention_mask: Tensor, n_new: int, window: int | None) -> Tensor:
-    """Which keys each query sees: bool (B, 1, S, T) from attention_mask (B, T), whose last S columns are the new tokens.
+    """The keys that each query sees: bool (B, 1, S, T), True where it does.
 
-    Distances in the window are counted in real tokens, so padding may stand anywhere. A padded query sees itself,
-    so that its row stays a number: a NaN there would reach every other row through its value vector.
+    attention_mask: (B, T), 1 for tokens and 0 for padding; its last n_new (S) columns are the new
+    tokens. window: the most tokens that a query sees, itself included. Padding does not count, so
+    it may stand anywhere.
+
+    A padded query sees itself, so that its row stays a number: a NaN there would reach every other
+    row through its value vector.
     """
     total = attention_mask.shape[1]
     key = torch.arange(total, device=attention_mask.device)
@@ -84,8 +97,9 @@ def weigh(
 ) -> Tensor:
     """Attention of q (B, H, S, D) over k and v (B, G, T, D) -> (B, H, S, D).
 
-    mask is bool, (B or 1, 1, S, T), or None for a causal S x S. `score` is the layer's own parameter: (H,) scales for
-    cosine, (H, D) for additive. Keys of a cosine layer come normalized already (`normalized`), as they are cached.
+    mask: bool (B or 1, 1, S, T), or None for the causal mask of S = T tokens.
+    score: the layer's parameter: scales (H,) for cosine, vectors (H, D) for additive, else None.
+    k: for cosine already `normalized`, because the cache holds normalized keys.
     """
     if kind == "additive":
         assert score is not None and mask is not None
@@ -112,8 +126,11 @@ def weigh(
 def _in_matrices(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
 ) -> Tensor:
-    """softmax(scale q k^T) v with whole (S, T) matrices: under autocast on a CPU up to ten times as fast, forward and
-    backward, as PyTorch's fused kernel (benchmarks/training.py)."""
+    """softmax(scale q k^T) v with whole (S, T) matrices.
+
+    Under autocast on a CPU this is up to ten times as fast as PyTorch's fused kernel, forward and
+    backward (benchmarks/training.py).
+    """
     n_head, dtype = q.shape[1], torch.get_autocast_dtype("cpu")
     if mask is None:
         mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool).tril()
@@ -133,18 +150,17 @@ def _in_matrices(
 
 
 def normalized(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension, with the square root kept away from zero."""
+    """x / |x| over the last dimension; 1e-12 keeps a zero vector from a division by zero."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-12)
 
 
 def _additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, score: Tensor) -> Tensor:
-    """softmax(score . tanh(q + k)) v (Bahdanau et al. 2015), a chunk of queries at a time."""
+    """softmax(score . tanh(q + k)) v (Bahdanau et al. 2015), in chunks of queries."""
     heads_per_key = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(heads_per_key, dim=1) if heads_per_key > 1 else k
     v = v.repeat_interleave(heads_per_key, dim=1) if heads_per_key > 1 else v
-    if (
-        torch.compiler.is_exporting()
-    ):  # the runtime cuts the prompt itself: prefill_chunk in gptx.json
+    # The runtime divides a prompt itself: prefill_chunk in gptx.json.
+    if torch.compiler.is_exporting():
         return additive_rows(q, k, v, mask, score)
     size = ADDITIVE_CHUNK
     rows = [
@@ -155,6 +171,7 @@ def _additive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, score: Tensor) -> T
 
 
 def additive_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, score: Tensor) -> Tensor:
+    """Additive attention of all queries at once; k and v have as many heads as q."""
     sums = torch.tanh(q.unsqueeze(3) + k.unsqueeze(2))  # (B, H, S, T, D)
     logits = torch.matmul(sums, score[:, None, :, None]).squeeze(-1)  # (B, H, S, T)
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1) @ v

@@ -1,6 +1,6 @@
-"""GPTConfig: the one description of a GPT's shape, and the presets by name.
+"""GPTConfig, the description of a GPT, and the presets by name.
 
-Every variant that gptx trains, imports or exports is a value of this dataclass; nothing else decides what is computed.
+Every model that gptx trains, imports or exports has one; nothing else decides what is computed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NormPosition = Literal["pre", "post"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of one GPT.
+    """The configuration of a GPT.
 
-    Fields that may be given per layer (`attention`, `window`) take one value for all layers or a tuple of n_layer values.
-    Raises ValueError, naming the field, when the values do not make a model.
+    `attention` and `window` take one value for all layers, or a tuple of n_layer values. Raises
+    ValueError, which names the fields, if the values do not make a model.
     """
 
     vocab_size: int
@@ -38,22 +38,20 @@ class GPTConfig:
     n_inner: int = 0  # width of the feed-forward; 0: 4 * n_embd
     position: Position = "learned"
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = (
-        None  # as in Hugging Face's config.json: rope_type linear or llama3
-    )
+    # As in Hugging Face's config.json: rope_type linear or llama3.
+    rope_scaling: dict[str, Any] | None = None
     attention: AttentionKind | tuple[AttentionKind, ...] = "dot"
-    window: int | None | tuple[int | None, ...] = (
-        None  # tokens a position sees, itself included; None: all before it
-    )
+    # Tokens that a position sees, itself included; None: itself and all before it.
+    window: int | None | tuple[int | None, ...] = None
     activation: Activation = "gelu_tanh"
     norm: Norm = "layernorm"
     norm_position: NormPosition = "pre"
     norm_eps: float = 1e-5
     attn_bias: bool = True
     mlp_bias: bool = True
-    norm_bias: bool = True  # of layernorm; rmsnorm has none
+    norm_bias: bool = True  # layernorm only; rmsnorm has no bias
     head_bias: bool = False
-    tied: bool = True  # the head is the token embedding, transposed
+    tied: bool = True  # the head has the weights of the token embedding
     dropout: float = 0.0
     n_class: int = 0  # outputs of a classification head, which is never tied; 0: a language model
 
@@ -79,6 +77,7 @@ class GPTConfig:
 
     @property
     def head_is_embedding(self) -> bool:
+        """True if the head and the token embedding share their weights."""
         return self.tied and not self.n_class
 
     def attention_of(self, layer: int) -> AttentionKind:
@@ -92,12 +91,13 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """The inverse of to_dict; keys that are not fields are refused by name."""
+        """The inverse of to_dict. Raises ValueError, which names keys that are not fields."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
-                f"GPTConfig: unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+                f"GPTConfig: unknown fields {', '.join(unknown)};"
+                f" known are {', '.join(sorted(known))}"
             )
         return cls(**values)
 
@@ -111,11 +111,11 @@ _NAMES = {
     "norm": Norm,
     "norm_position": NormPosition,
 }
-_TABLE = 2**30  # values in a table of positions: 4 GB
+_TABLE = 2**30  # most values in a table of positions: 4 GB
 
 
 def _type_problems(config: GPTConfig) -> Iterator[str]:
-    """What is wrong with each field alone: files may hold anything."""
+    """A sentence for each field that is wrong by itself. A file may hold values of any type."""
     for name in (*_SIZES, *_SIZES_OR_0):
         if problem := size_problem(name, getattr(config, name), least=int(name in _SIZES)):
             yield problem
@@ -141,7 +141,8 @@ def _type_problems(config: GPTConfig) -> Iterator[str]:
             if name == "attention" and (
                 not isinstance(item, str) or item not in get_args(AttentionKind)
             ):
-                yield f"{name} is {item!r:.80}, expected one of {', '.join(get_args(AttentionKind))}"
+                kinds = ", ".join(get_args(AttentionKind))
+                yield f"{name} is {item!r:.80}, expected one of {kinds}"
                 break
             if name == "window" and item is not None and size_problem(name, item):
                 yield f"{name} is {item!r:.80}, expected positive numbers of tokens or null"
@@ -153,8 +154,10 @@ def _type_problems(config: GPTConfig) -> Iterator[str]:
 def number_problem(
     name: str, value: Any, *, low: float | None = None, high: float | None = None
 ) -> str | None:
-    """What is wrong with a number, in words; None where nothing is. It must be at least `low`, or above 0 where that is
-    None, and at most `high`."""
+    """A sentence if `value` is not a number from `low` to `high`; else None.
+
+    low: None stands for a number above 0. high: None stands for no limit.
+    """
     expected = "a number above 0" if low is None else f"a number of at least {low:g}"
     expected += "" if high is None else f" and at most {high:g}"
     try:
@@ -168,7 +171,8 @@ def number_problem(
     fits = math.isfinite(number) and (number > 0 if low is None else number >= low)
     if fits and (high is None or number <= high):
         return None
-    return f"{name} is {digits(value) if isinstance(value, int) else repr(value)[:80]}, expected {expected}"
+    found = digits(value) if isinstance(value, int) else repr(value)[:80]
+    return f"{name} is {found}, expected {expected}"
 
 
 ROPE_FIELDS = {
@@ -179,7 +183,10 @@ ROPE_FIELDS = {
 
 
 def rope_problems(scaling: Any) -> Iterator[str]:
-    """What is wrong with a rope_scaling, whose kind is `rope_type`, or `type` in older files."""
+    """A sentence for each thing that is wrong with a rope_scaling.
+
+    Its kind stands in `rope_type`, or in `type` in older files.
+    """
     if not isinstance(scaling, dict):
         yield f"rope_scaling is {scaling!r:.80}, expected an object"
         return
@@ -202,13 +209,13 @@ def rope_problems(scaling: Any) -> Iterator[str]:
             and scaling["low_freq_factor"] >= scaling["high_freq_factor"]
         ):
             yield (
-                f"rope_scaling's low_freq_factor is {scaling['low_freq_factor']}, expected less than its"
-                f" high_freq_factor, {scaling['high_freq_factor']}"
+                f"rope_scaling's low_freq_factor is {scaling['low_freq_factor']}, expected less"
+                f" than its high_freq_factor, {scaling['high_freq_factor']}"
             )
 
 
 def _problems(config: GPTConfig) -> Iterator[str]:
-    """What is wrong between fields."""
+    """A sentence for each set of fields that do not go together."""
     if config.n_head % config.n_kv_head:
         yield f"n_head ({config.n_head}) is not a multiple of n_kv_head ({config.n_kv_head})"
     if config.position == "rope" and config.head_dim % 2:
@@ -219,11 +226,14 @@ def _problems(config: GPTConfig) -> Iterator[str]:
         config.position, 0
     )
     if table > _TABLE:
-        yield f"n_ctx is {config.n_ctx:,}, and the tables of its positions take {4e-9 * table:,.0f} GB, expected at most 4"
+        yield (
+            f"n_ctx is {config.n_ctx:,}, and the tables of its positions take"
+            f" {4e-9 * table:,.0f} GB, expected at most 4"
+        )
 
 
 def gpt2(n_layer: int, n_head: int, n_embd: int, **changes: Any) -> GPTConfig:
-    """A GPT-2 of a given depth and width (Radford et al. 2019, table 2)."""
+    """A GPT-2 of the given depth and width (Radford et al. 2019, table 2), with `changes`."""
     shape: dict[str, Any] = dict(
         vocab_size=50257, n_ctx=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd
     )
@@ -237,8 +247,8 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-medium": gpt2(24, 16, 1024),
     "gpt2-large": gpt2(36, 20, 1280),
     "gpt2-xl": gpt2(48, 25, 1600),
-    # Brown et al. 2020, section 2.1: GPT-2 with alternating dense and locally banded layers; the 125M row of table 2.1
-    # (the paper does not give the band's width; 256 is a choice)
+    # Brown et al. 2020, section 2.1: GPT-2 with alternating dense and locally banded layers; the
+    # 125M row of table 2.1. The paper does not give the width of the band: 256 is our choice.
     "gpt3-style": gpt2(12, 12, 768, n_ctx=2048, window=(None, 256) * 6),
     # nanoGPT's character model for a CPU: 4 layers of width 128, no biases
     "nano": gpt2(

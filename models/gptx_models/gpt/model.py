@@ -1,7 +1,8 @@
 """The GPT: token ids in, logits out. One module for every configuration in GPTConfig.
 
-Knows nothing of tokenizers, files or ONNX. What happens between the projections (positions, cache, attention) is a
-function handed down to each layer, `Attend`: training and the reference use `Cached` below, export puts its own there.
+Knows no tokenizers, no files and no ONNX. Each layer is given a function, `Attend`, for the work
+between its projections: positions, cache and attention. Training and the reference use `Cached`
+below; export passes its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ Attend = Callable[["Attention", Tensor], Tensor]  # (layer, packed q|k|v) -> (B,
 
 
 class Attention(nn.Module):
+    """The projections of one attention layer; `attend` does the work between them."""
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
@@ -37,7 +40,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, packed, bias=config.attn_bias)
         self.out = nn.Linear(width, config.n_embd, bias=config.attn_bias)
         self.score: nn.Parameter | None = None
-        if self.kind == "cosine":  # a learned temperature a head, as in QKNorm (Henry et al. 2020)
+        if self.kind == "cosine":  # a temperature per head, as in QKNorm (Henry et al. 2020)
             self.score = nn.Parameter(
                 torch.full((config.n_head,), math.log2(config.n_ctx**2 - config.n_ctx + 1))
             )
@@ -60,12 +63,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The feed-forward of a block: (B, S, n_embd) -> the same."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
-        gates = (
-            2 if config.activation == "swiglu" else 1
-        )  # swiglu: gate | up in one projection (Shazeer 2020)
+        # swiglu: gate | up in one projection (Shazeer 2020)
+        gates = 2 if config.activation == "swiglu" else 1
         self.up = nn.Linear(config.n_embd, gates * config.n_inner, bias=config.mlp_bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
 
@@ -82,6 +86,8 @@ class MLP(nn.Module):
 
 
 class Norm(nn.Module):
+    """LayerNorm or RMSNorm over n_embd values."""
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.kind, self.eps = config.norm, config.norm_eps
@@ -95,6 +101,8 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and feed-forward, each with a norm and a residual."""
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
@@ -139,7 +147,10 @@ class GPT(nn.Module):
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
-        """GPT-2's initialization: normal of 0.02, the projections back into the stream divided by sqrt(2 n_layer)."""
+        """GPT-2's initialization: weights from a normal distribution with deviation 0.02.
+
+        The projections back into the residual stream have 0.02 / sqrt(2 n_layer).
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -150,24 +161,27 @@ class GPT(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """`blocks`, as what they are."""
+        """`blocks`, typed: an nn.ModuleList yields plain modules."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in, whatever its weights are stored as."""
+        """The type in which the model computes, also if its matrices are stored in another."""
         return next(module.weight.dtype for module in self.modules() if isinstance(module, Norm))
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None
     ) -> Tensor:
-        """input_ids (B, S) int64 -> logits (B, S, vocab_size). Without `attend`: causal attention, nothing cached."""
+        """input_ids (B, S) int64 -> logits (B, S, vocab_size), or (B, S, n_class) with such a head.
+
+        position_ids: (B, S); None: 0, 1, 2 ... attend: None: causal attention without a cache.
+        """
         return self.head(self.hidden(input_ids, position_ids, attend))
 
     def hidden(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None
     ) -> Tensor:
-        """What the head reads: (B, S, n_embd)."""
+        """The input of the head: (B, S, n_embd)."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(
                 input_ids.shape
@@ -179,7 +193,10 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """What the first block reads: tokens and, where they are added, positions, (B, S, n_embd)."""
+        """The input of the first block: embeddings of the tokens and, if added, of the positions.
+
+        (B, S, n_embd).
+        """
         x = self.wte(input_ids)
         if self.config.position == "learned":
             x = x + self.wpe(position_ids)
@@ -192,9 +209,9 @@ Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, G, P, D
 
 
 class Cached:
-    """Attention that reads the keys and values in `past` and leaves past + new ones in `present`.
+    """An `Attend` that reads keys and values from `past` and leaves past + new ones in `present`.
 
-    attention_mask is (B, P + S), 1 for tokens and 0 for padding; None: no padding anywhere.
+    attention_mask: (B, P + S), 1 for tokens and 0 for padding; None: no padding anywhere.
     """
 
     def __init__(
@@ -210,9 +227,8 @@ class Cached:
         self.rope = None
         if model.config.position == "rope":
             tables = (model.rope_cos, model.rope_sin)
-            self.rope = [
-                F.embedding(position_ids, table).unsqueeze(1) for table in tables
-            ]  # (B, 1, S, D / 2)
+            # cos and sin, each (B, 1, S, D / 2)
+            self.rope = [F.embedding(position_ids, table).unsqueeze(1) for table in tables]
 
     def __call__(self, layer: Attention, qkv: Tensor) -> Tensor:
         q, k, v = layer.split(qkv)
@@ -236,9 +252,10 @@ class Cached:
         return y.transpose(1, 2).flatten(2)  # (B, S, H * D)
 
     def mask(self, layer: Attention, q: Tensor, k: Tensor) -> Tensor | None:
+        """The mask of a layer; layers with the same window share one. None: plain causal."""
         simple = self.attention_mask is None and self.past is None and layer.window is None
         if simple and layer.kind != "additive":
-            return None  # SDPA's own causal path
+            return None  # SDPA masks by itself (is_causal)
         if layer.window not in self.masks:
             given = self.attention_mask
             if given is None:

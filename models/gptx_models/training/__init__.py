@@ -1,1 +1,1 @@
-"""Training and fine-tuning: the loop and what it needs."""
+"""Training and fine-tuning: the verbs, the loop, and the loop's parts."""

@@ -1,7 +1,8 @@
-"""Where a run computes: one process, or the several that torchrun started; on CPUs or one GPU each.
+"""The processes of a run: one, or those that torchrun started, each on a CPU or a GPU of its own.
 
-Each process takes its share of a step's rows, so any number of them trains on the same batches. DDP keeps the whole
-model in each; FSDP2 (`shard`) divides weights, gradients and optimizer among them.
+Each process takes its share of a step's rows, so any number of them trains on the same batches.
+DDP keeps the whole model in each process. FSDP2 (`shard`) divides weights, gradients and optimizer
+states among them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptx.errors import ProviderError, UsageError
 from gptx_models.training.loss import Objective
+from gptx_models.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Processes:
+    """This process's place among those of the run (torch.distributed's rank and world size)."""
+
     device: torch.device
     rank: int = 0
     size: int = 1
@@ -32,43 +36,51 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """True in the process that prints and writes files."""
         return self.rank == 0
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of every process's `value`."""
+        """The sum of `value` over the processes."""
         if self.size > 1:
             value = value.detach().clone()
             dist.all_reduce(value)
         return value
 
     def any(self, value: bool) -> bool:
-        """Whether it is so in any process: what all of them must decide alike."""
+        """True if `value` holds in any process: all of them then take the same branch."""
         return bool(self.total(torch.tensor(float(value), device=self.device)) > 0)
 
     def from_main(self, value: float) -> float:
-        """The main process's `value`: clocks differ."""
+        """The main process's `value`, in all of them. Their clocks differ, for example."""
         if self.size == 1:
             return value
-        told = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.broadcast(told, src=0)
-        return told.item()
+        sent = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(sent, src=0)
+        return sent.item()
 
-    def synchronize(self, model: nn.Module, now: bool) -> None:
-        """Whether the next backward pass sums gradients over processes: only a step's last one needs to."""
+    def sync_gradients(self, model: nn.Module, sync: bool) -> None:
+        """Set whether the next backward pass averages gradients over the processes.
+
+        Only the last backward pass of a step needs to.
+        """
         if self.shard:
-            cast(FSDPModule, model).set_requires_gradient_sync(now)
+            cast(FSDPModule, model).set_requires_gradient_sync(sync)
         elif self.size > 1:
-            cast(DistributedDataParallel, model).require_backward_grad_sync = now
+            cast(DistributedDataParallel, model).require_backward_grad_sync = sync
 
     def wait(self) -> None:
+        """Wait until every process has come here."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def open_processes(device: str = "auto", *, shard: bool = False) -> Iterator[Processes]:
-    """This run's processes. device: "cpu", "cuda", or "auto": CUDA where it works. Raises ProviderError, UsageError."""
+    """The processes of this run, as torchrun's environment variables describe them.
+
+    device: "cpu", "cuda", or "auto" for CUDA if it works. Raises ProviderError if CUDA is asked for
+    and does not work, and UsageError if `shard` is asked for in a single process.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if shard and size == 1:
@@ -87,14 +99,42 @@ def open_processes(device: str = "auto", *, shard: bool = False) -> Iterator[Pro
         dist.destroy_process_group()
 
 
-def leave(processes: Processes) -> None:
-    """End this process, if it is one of several, with all done: what gloo's and autograd's threads still hold may take the
-    interpreter's lock while it is torn down, which aborts the process (twice in some fifty runs of two on a busy machine;
-    pytorch #179291), and torchrun then ends those that are still writing."""
+def exit_process(processes: Processes) -> None:
+    """End this process at once if it is one of several; all its work must be done.
+
+    At a normal exit, threads of gloo and autograd can ask for the interpreter's lock while it is
+    torn down, which aborts the process (twice in some fifty runs of two processes on a busy
+    machine; pytorch #179291). torchrun then kills the other processes, which may still be writing.
+    """
     if processes.size > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def check_processes(recipe: Recipe, processes: Processes) -> None:
+    """Raise UsageError for a recipe that these processes cannot train."""
+    if processes.shard and (recipe.optimizer == "muon" or recipe.precision == "fp16"):
+        raise UsageError(
+            "--shard goes with optimizer adamw and precision bf16 or fp32: Muon needs whole"
+            " matrices"
+        )
+    if recipe.batch_size % (recipe.accumulate * processes.size):
+        shares = f"{processes.size} processes" if processes.size > 1 else ""
+        pieces = f"{recipe.accumulate} pieces" if recipe.accumulate > 1 else ""
+        among = " times ".join(filter(None, (shares, pieces)))
+        raise UsageError(f"batch_size {recipe.batch_size} does not divide into {among}")
+
+
+def parallelize(objective: Objective, processes: Processes) -> nn.Module:
+    """The objective in DDP or FSDP2 if there are several processes; they average its gradients."""
+    if processes.size == 1:
+        return objective
+    if not processes.shard:
+        return DistributedDataParallel(objective)
+    for block in objective.gpt.blocks:
+        fully_shard(block)
+    return cast(nn.Module, fully_shard(objective))
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -109,14 +149,3 @@ def _device(name: str, local_rank: int) -> torch.device:
             f"asked to train on CUDA, and {why}: see nvidia-smi, or take --device cpu"
         )
     return torch.device("cpu")
-
-
-def parallelize(objective: Objective, processes: Processes) -> nn.Module:
-    """The objective wrapped in DDP or FSDP2 where several processes run it: gradients are then averaged."""
-    if processes.size == 1:
-        return objective
-    if not processes.shard:
-        return DistributedDataParallel(objective)
-    for block in objective.gpt.blocks:
-        fully_shard(block)
-    return cast(nn.Module, fully_shard(objective))

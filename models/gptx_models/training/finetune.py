@@ -1,6 +1,6 @@
-"""gptx finetune: a checkpoint, examples and a task in; a checkpoint or a LoRA adapter out, judged before and after.
+"""gptx finetune: a base checkpoint and a task's dataset in, a checkpoint or a LoRA adapter out.
 
-The rows are `rows`', the steps are `loop`'s, and what is judged is what the runtime will do with the task.
+The steps are `loop`'s. The task's metrics are measured before and after.
 """
 
 from __future__ import annotations
@@ -36,26 +36,35 @@ from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.data.batches import all_rows, row_batches, steps_per_epoch
 from gptx_models.data.finetune_dataset import FinetuneDataset
 from gptx_models.evaluation.metrics import perplexity
+from gptx_models.evaluation.task_metrics import task_metrics
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
-from gptx_models.training.distributed import Processes
-from gptx_models.training.loop import EvalResult, TrainingData, check, evaluate, loop
+from gptx_models.training.distributed import Processes, check_processes
+from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.loss import Objective
 from gptx_models.training.metrics_log import METRICS, PICTURE
-from gptx_models.training.recipe import Recipe, write_recipe
-from gptx_models.training.run_folder import RECIPE, begin, is_begun, open_run, run_folder, settle
+from gptx_models.training.recipe import Recipe, recipe_json, write_recipe
+from gptx_models.training.run_folder import (
+    RECIPE,
+    begin,
+    finish_output,
+    is_begun,
+    open_run,
+    run_folder,
+)
+from gptx_models.training.validation import EvalResult, validation_loss
 
 
 @dataclass(frozen=True)
-class Result:
-    before: dict[str, float]
-    after: dict[str, float]
-    outcome: EvalResult
+class FinetuneResult:
+    before: dict[str, float]  # metrics of the base; {} in all processes but the main one
+    after: dict[str, float]  # metrics of the output
+    last: EvalResult
 
 
 def finetune(
     base: Path,
-    study: FinetuneDataset,
+    dataset: FinetuneDataset,
     out: Path,
     recipe: Recipe,
     *,
@@ -64,84 +73,66 @@ def finetune(
     licence: str | None = None,
     force: bool = False,
     processes: Processes | None = None,
-    set_by_hand: Collection[str] = (),
-) -> Result:
-    """Fine-tune the checkpoint `base` and write `out`: a checkpoint, or with `lora` an adapter in PEFT's format.
+    set_by_user: Collection[str] = (),
+) -> FinetuneResult:
+    """Fine-tune the checkpoint `base` and write `out`.
 
-    epochs: how often each row is trained; None: the recipe's steps. A run in OUT.run that was begun with the same is gone
-    on with. set_by_hand: settings that keep the recipe's value where a short run has a better one.
+    With `lora`, `out` is an adapter in PEFT's format, else a checkpoint. A run that lies in OUT.run
+    is resumed if it was begun with the same base, data and settings.
+
+    epochs: how often each row is trained on; None: train for the recipe's steps.
+    set_by_user: settings that keep the recipe's value, where a short run has a better default.
+
+    Raises UsageError, CheckpointError and OutputError, each with the file or the setting.
     """
     processes = processes or Processes(torch.device("cpu"))
     settings = {**dataclasses.asdict(recipe), "epochs": epochs}
-    recipe = _in_epochs(recipe, epochs, len(study.train), set_by_hand)
-    check(recipe, processes)
-    gpt = _model(base, study.task, recipe, lora)
+    recipe = _fit_to_epochs(recipe, epochs, len(dataset.train), set_by_user)
+    check_processes(recipe, processes)
+    gpt = _model(base, dataset.task, recipe, lora)
     if processes.is_main:
-        run = open_run(out, force=force)
-        whole_origin = {
-            "base": [
-                sha256(file) for file in sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])
-            ],
-            "lora": lora and dataclasses.asdict(lora),
-            **study.origin,
-        }
-        if not is_begun(run, whole_origin, settings):
-            begin(run, whole_origin, settings)
+        _prepare(base, dataset, out, lora, settings, force=force)
     processes.wait()
-    run = run_folder(out)
-    data = TrainingData(
-        batch=row_batches(study.train, batch_size=recipe.batch_size, seed=recipe.seed),
-        validation=lambda: all_rows(study.val, batch_size=recipe.batch_size),
-        bytes_per_token=study.bytes_per_token,
-        masked=True,
-    )
-    about = source_of(base, load_config(base), open_folder(base))
-    before = _judged(gpt, False, study, data, recipe, processes) if processes.is_main else {}
-    source = {
-        "format": "gptx-finetune",
-        "base": about,
-        "task": study.task.kind,
-        "licence": licence or about.get("licence"),
-        "recipe": {
-            name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf
-        },
-        "before": before,
-        "cpu": cpu_name(),
-    }
 
-    def on_eval(gpt: GPT, outcome: EvalResult) -> None:
-        if outcome.best:
-            _save(gpt, outcome, base, out, study, source, lora, recipe)
+    data = _training_data(dataset, recipe)
+    before: dict[str, float] = {}
+    if processes.is_main:
+        before = _metrics(gpt, dataset, data, recipe, processes, trained=False)
+    output = _Output(base, out, dataset, lora, recipe, _source(base, dataset, recipe, licence))
+    output.source["before"] = before
 
-    outcome = loop(gpt, data, recipe, run, processes, on_eval=on_eval)
+    def on_eval(gpt: GPT, result: EvalResult) -> None:
+        if result.best:
+            output.save(gpt, result)
+
+    last = loop(gpt, data, recipe, run_folder(out), processes, on_eval=on_eval)
     after: dict[str, float] = {}
     if processes.is_main:
-        settle(out, generation=_generation(study, recipe), licence=licence)
+        finish_output(out, generation=output.generation(), licence=licence)
         best = load_adapter(out, base) if lora else load_model(out)
-        after = _judged(best, True, study, data, recipe, processes)
+        after = _metrics(best, dataset, data, recipe, processes, trained=True)
         note("; ".join(f"{name} {before[name]:.4g} -> {after[name]:.4g}" for name in after))
-    return Result(before, after, outcome)
+    return FinetuneResult(before, after, last)
 
 
-def _in_epochs(
-    recipe: Recipe, epochs: float | None, n_rows: int, set_by_hand: Collection[str]
+def _fit_to_epochs(
+    recipe: Recipe, epochs: float | None, n_rows: int, set_by_user: Collection[str]
 ) -> Recipe:
-    """The recipe with as many steps as the epochs have, a warm-up of at most a tenth, and at least four evaluations."""
-    steps = (
-        recipe.steps
-        if epochs is None
-        else math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
-    )
+    """The recipe with the steps of `epochs`, a warm-up of at most a tenth of them, and at least
+    four evaluations."""
+    steps = recipe.steps
+    if epochs is not None:
+        steps = math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
     fitted = {
         "warmup": min(recipe.warmup, steps // 10),
         "eval_every": max(1, min(recipe.eval_every, math.ceil(steps / 4))),
     }
-    kept = {name: value for name, value in fitted.items() if name not in set_by_hand}
-    return dataclasses.replace(recipe, steps=max(steps, 1), **kept)
+    changes = {name: value for name, value in fitted.items() if name not in set_by_user}
+    return dataclasses.replace(recipe, steps=max(steps, 1), **changes)
 
 
 def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
-    """The base with the recipe's dropout, with a new head where the task has one, with LoRA where it is asked for."""
+    """The base with the recipe's dropout, a new head if the task has one, and LoRA if asked for."""
     if unknown := sorted(set(recipe.model) - {"dropout"}):
         raise UsageError(
             f"the base decides the model's {', '.join(unknown)}: only model.dropout can be set"
@@ -151,77 +142,118 @@ def _model(base: Path, task: Task, recipe: Recipe, lora: Lora | None) -> GPT:
     torch.manual_seed(recipe.seed)
     if config.n_class and not n_class:
         raise UsageError(
-            f"{base} has a classification head in place of a language model's: fine-tune it with --task classify --head"
+            f"{base} has a classification head in place of a language model's: fine-tune it with"
+            " --task classify --head"
         )
     gpt = GPT(dataclasses.replace(config, n_class=n_class, **recipe.model))
-    weights = {
-        name: value
-        for name, value in loaded.state_dict().items()
-        if not (n_class and name.startswith("head."))
-    }
+    weights = loaded.state_dict()
+    if n_class:
+        weights = {name: w for name, w in weights.items() if not name.startswith("head.")}
     gpt.load_state_dict(weights, strict=not n_class)
     return add_lora(gpt, lora, read_family(base)) if lora else gpt
 
 
-def _judged(
+def _prepare(
+    base: Path,
+    dataset: FinetuneDataset,
+    out: Path,
+    lora: Lora | None,
+    settings: dict[str, Any],
+    *,
+    force: bool,
+) -> None:
+    """Begin a run in OUT.run, or check that the run there was begun with the same."""
+    run = open_run(out, force=force)
+    weight_files = sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])
+    origin = {
+        "base": [sha256(file) for file in weight_files],
+        "lora": lora and dataclasses.asdict(lora),
+        **dataset.origin,
+    }
+    if not is_begun(run, origin, settings):
+        begin(run, origin, settings)
+
+
+def _training_data(dataset: FinetuneDataset, recipe: Recipe) -> TrainingData:
+    return TrainingData(
+        batch=row_batches(dataset.train, batch_size=recipe.batch_size, seed=recipe.seed),
+        validation=lambda: all_rows(dataset.val, batch_size=recipe.batch_size),
+        bytes_per_token=dataset.bytes_per_token,
+        masked=True,
+    )
+
+
+def _metrics(
     gpt: GPT,
-    trained: bool,
-    study: FinetuneDataset,
+    dataset: FinetuneDataset,
     data: TrainingData,
     recipe: Recipe,
     processes: Processes,
+    *,
+    trained: bool,
 ) -> dict[str, float]:
-    """The task's own figures; of all but a head also the perplexity of what is to be answered."""
-    alone = Processes(processes.device)
-    figures = (
-        {}
-        if study.task.head
-        else {
-            "perplexity": perplexity(
-                evaluate(Objective(gpt.to(processes.device), masked=True), data, recipe, alone)
-            )
-        }
-    )
-    figures |= study.judge(gpt.cpu(), trained)
-    return figures
-
-
-def _generation(study: FinetuneDataset, recipe: Recipe) -> dict[str, Any]:
-    """generation_config.json of the output."""
-    generation = study.setup.generation | recipe.generation
-    if study.eos_token_id:
-        generation["eos_token_id"] = (
-            study.eos_token_id if len(study.eos_token_id) > 1 else study.eos_token_id[0]
+    """The task's metrics and, unless the task has a head, the perplexity of the answers."""
+    metrics: dict[str, float] = {}
+    if not dataset.task.head:
+        alone = Processes(processes.device)  # only the main process measures
+        objective = Objective(gpt.to(alone.device), masked=True)
+        metrics["perplexity"] = perplexity(
+            validation_loss(objective, data.validation(), recipe, alone)
         )
-    return generation
+    return metrics | task_metrics(gpt.cpu(), dataset, trained=trained)
 
 
-def _save(
-    gpt: GPT,
-    outcome: EvalResult,
-    base: Path,
-    out: Path,
-    study: FinetuneDataset,
-    source: dict[str, Any],
-    lora: Lora | None,
-    recipe: Recipe,
-) -> None:
-    source = {**source, "training": dataclasses.asdict(outcome)}
-    generation = _generation(study, recipe)
-    with new_folder(out, force=True) as folder:
-        if lora:
-            save_adapter(gpt, folder, lora, base=base, source=source, generation=generation)
-        else:
-            head = (
-                Head(study.task.labels, pad=generation.get("pad_token_id"))
-                if study.task.head
-                else None
+def _source(
+    base: Path, dataset: FinetuneDataset, recipe: Recipe, licence: str | None
+) -> dict[str, Any]:
+    """gptx_source.json of the output, but for the metrics and the training."""
+    about = source_of(base, load_config(base), open_folder(base))
+    return {
+        "format": "gptx-finetune",
+        "base": about,
+        "task": dataset.task.kind,
+        "licence": licence or about.get("licence"),
+        "recipe": recipe_json(recipe),
+        "cpu": cpu_name(),
+    }
+
+
+@dataclass
+class _Output:
+    """The checkpoint or adapter folder that a fine-tuning writes."""
+
+    base: Path
+    out: Path
+    dataset: FinetuneDataset
+    lora: Lora | None
+    recipe: Recipe
+    source: dict[str, Any]
+
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json."""
+        generation = self.dataset.setup.generation | self.recipe.generation
+        if ends := self.dataset.eos_token_id:
+            generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        return generation
+
+    def save(self, gpt: GPT, result: EvalResult) -> None:
+        """Write the folder anew, with the tokenizer, the task, the recipe and the metrics."""
+        with new_folder(self.out, force=True) as folder:
+            self._save_weights(gpt, folder, {**self.source, "training": dataclasses.asdict(result)})
+            self.dataset.setup.write(folder)
+            write_json(folder / TASK_FILE, task_json(self.dataset.task))
+            write_recipe(self.recipe, folder / RECIPE)
+            for name in (METRICS, PICTURE):
+                shutil.copyfile(run_folder(self.out) / name, folder / name)
+
+    def _save_weights(self, gpt: GPT, folder: Path, source: dict[str, Any]) -> None:
+        generation, task = self.generation(), self.dataset.task
+        if self.lora:
+            save_adapter(
+                gpt, folder, self.lora, base=self.base, source=source, generation=generation
             )
-            save_checkpoint(
-                gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head
-            )
-        study.setup.write(folder)
-        write_json(folder / TASK_FILE, task_json(study.task))
-        write_recipe(recipe, folder / RECIPE)
-        for name in (METRICS, PICTURE):
-            shutil.copyfile(run_folder(out) / name, folder / name)
+            return
+        head = Head(task.labels, pad=generation.get("pad_token_id")) if task.head else None
+        save_checkpoint(
+            gpt, folder, tokenizer_files=None, source=source, generation=generation, head=head
+        )

@@ -1,4 +1,4 @@
-"""The training objective: token ids in, the summed loss of what is to be trained out. Knows no optimizer and no data."""
+"""The training objective: token ids in, summed loss out. Knows no optimizer and no data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 from gptx_models.gpt.model import GPT
 
-IGNORED = -100  # a target that nothing is trained from, as in torch's cross_entropy
+IGNORED = -100  # a target that adds nothing to the loss; the default of torch's cross_entropy
 
 
 class Objective(nn.Module):
-    """A GPT and its loss in one module, which is what torch.compile, DDP and FSDP wrap.
+    """A GPT and its loss in one module, for torch.compile, DDP and FSDP to wrap.
 
-    (inputs, targets), each (B, S) int64 -> the sum, in nats, of the cross-entropy of all targets that are not IGNORED.
-    The head is applied to `chunk` positions at a time, so that their logits are still in the cache when the loss
-    reads them: on a CPU two and a half times as fast as all at once.
+    (inputs, targets), each (B, S) int64 -> the cross-entropy, in nats, summed over all targets that
+    are not IGNORED.
+
+    masked: leave out IGNORED positions before the head, which pays where most targets are IGNORED.
+    chunk: positions to which the head is applied at a time. Their logits are then still in the
+    cache when the loss reads them: on a CPU two and a half times as fast as all at once.
     """
 
     def __init__(self, gpt: GPT, *, masked: bool = False, chunk: int = 1024) -> None:
@@ -23,13 +26,11 @@ class Objective(nn.Module):
         self.gpt, self.masked, self.chunk = gpt, masked, chunk
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        hidden, targets = (
-            self.gpt.hidden(inputs).flatten(0, 1),
-            targets.flatten(),
-        )  # (B S, n_embd), (B S)
+        hidden = self.gpt.hidden(inputs).flatten(0, 1)  # (B S, n_embd)
+        targets = targets.flatten()  # (B S)
         if self.masked:
-            trained = targets != IGNORED
-            hidden, targets = hidden[trained], targets[trained]
+            counted = targets != IGNORED
+            hidden, targets = hidden[counted], targets[counted]
         total = hidden.new_zeros((), dtype=hidden.dtype).float()
         for h, t in zip(hidden.split(self.chunk), targets.split(self.chunk)):
             total = total + F.cross_entropy(self.gpt.head(h).float(), t, reduction="sum")

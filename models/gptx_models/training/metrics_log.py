@@ -1,4 +1,4 @@
-"""What a run was like, step by step: metrics.csv, a picture of the losses, and TensorBoard where it is installed."""
+"""The metrics of a run: metrics.csv, loss.png, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ METRICS, PICTURE = "metrics.csv", "loss.png"
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """A row of metrics.csv. Losses are in nats a token; what was not measured at a step is empty."""
+    """A row of metrics.csv. Losses are in nats per token; None (an empty cell): not measured."""
 
     step: int
-    tokens: int
-    seconds: float
+    tokens: int  # so far
+    seconds: float  # of training so far
     learning_rate: float
     train_loss: float  # mean since the row before
     grad_norm: float  # of the last step, before clipping
@@ -27,48 +27,45 @@ class MetricsRow:
 
 
 class MetricsLog:
-    """Appends points to the metrics of a run's folder; those of steps that a killed run lost are dropped first."""
+    """Appends rows to metrics.csv in a run's folder.
+
+    done: the step from which the run goes on. Rows of later steps, which a killed run had reached
+    but not saved, are removed first.
+    """
 
     def __init__(self, folder: Path, *, done: int) -> None:
         self.folder = folder
-        self.points = [point for point in read_metrics(folder) if point.step <= done]
+        self.rows = [row for row in read_metrics(folder) if row.step <= done]
         self._write_all()
         self._board = _tensorboard(folder, purge=done)
 
-    def add(self, point: MetricsRow) -> None:
-        self.points.append(point)
+    def add(self, row: MetricsRow) -> None:
+        self.rows.append(row)
         with open(self.folder / METRICS, "a", newline="") as file:
-            csv.writer(file).writerow(_cells(point))
+            csv.writer(file).writerow(_cells(row))
         if self._board:
-            for name, value in asdict(point).items():
+            for name, value in asdict(row).items():
                 if value is not None and name not in ("step", "tokens"):
-                    self._board.add_scalar(name, value, point.step)
+                    self._board.add_scalar(name, value, row.step)
 
     def draw(self) -> None:
-        """loss.png: both losses over the tokens seen."""
+        """Draw loss.png: training and validation loss over the tokens seen."""
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-        trained = [(p.tokens / 1e6, p.train_loss) for p in self.points]
-        checked = [(p.tokens / 1e6, p.val_loss) for p in self.points if p.val_loss is not None]
-        axes.plot(*zip(*trained), color="#9aa7b8", linewidth=1, label="training")
-        if checked:
-            axes.plot(
-                *zip(*checked),
-                color="#c2410c",
-                linewidth=2,
-                marker="o",
-                markersize=3,
-                label="validation",
-            )
-        low = min(loss for _, loss in trained + checked)
-        high = max(
-            loss for _, loss in trained[len(trained) // 20 :]
-        )  # the first steps would flatten all the rest
-        axes.set(xlabel="million tokens", ylabel="loss, nats a token", ylim=_limits(low, high))
+        train = [(row.tokens / 1e6, row.train_loss) for row in self.rows]
+        val = [(row.tokens / 1e6, row.val_loss) for row in self.rows if row.val_loss is not None]
+        axes.plot(*zip(*train), color="#9aa7b8", linewidth=1, label="training")
+        if val:
+            style: dict[str, Any] = {"linewidth": 2, "marker": "o", "markersize": 3}
+            axes.plot(*zip(*val), color="#c2410c", label="validation", **style)
+        low = min(loss for _, loss in train + val)
+        # Without the first steps, which are so high that they would flatten the rest.
+        high = max(loss for _, loss in train[len(train) // 20 :])
+        axes.set(xlabel="million tokens", ylabel="loss, nats per token", ylim=_limits(low, high))
         axes.grid(alpha=0.3)
         axes.legend()
         part = self.folder / f"{PICTURE}.part"
@@ -79,26 +76,20 @@ class MetricsLog:
     def _write_all(self) -> None:
         part = self.folder / f"{METRICS}.part"
         with open(part, "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow([f.name for f in fields(MetricsRow)])
-            rows.writerows(_cells(point) for point in self.points)
+            writer = csv.writer(file)
+            writer.writerow([f.name for f in fields(MetricsRow)])
+            writer.writerows(_cells(row) for row in self.rows)
         os.replace(part, self.folder / METRICS)
 
 
-def _limits(low: float, high: float) -> tuple[float, float]:
-    """Of the axis of losses; matplotlib warns of an empty one, as of a single point."""
-    return (low - 0.05 * (high - low), high) if high > low else (low - 0.5, low + 0.5)
-
-
 def read_metrics(folder: Path) -> list[MetricsRow]:
-    """The points in a run's folder; a last line that was cut off is left out."""
+    """The rows of a run's metrics.csv; a last line that was cut off is left out."""
     file = folder / METRICS
     if not file.exists():
         return []
     with open(file, newline="") as lines:
-        rows = [
-            row for row in csv.DictReader(lines) if None not in row.values() and None not in row
-        ]
+        # csv.DictReader puts None where a line has too few cells or too many
+        rows = [r for r in csv.DictReader(lines) if None not in r.values() and None not in r]
     return [
         MetricsRow(
             *(int(row[name]) for name in ("step", "tokens")),
@@ -109,8 +100,13 @@ def read_metrics(folder: Path) -> list[MetricsRow]:
     ]
 
 
-def _cells(point: MetricsRow) -> list[Any]:
-    values = asdict(point).values()
+def _limits(low: float, high: float) -> tuple[float, float]:
+    """The limits of the axis of losses. One row gives an empty range, of which matplotlib warns."""
+    return (low - 0.05 * (high - low), high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _cells(row: MetricsRow) -> list[Any]:
+    values = asdict(row).values()
     return [
         "" if value is None else f"{value:.7g}" if isinstance(value, float) else value
         for value in values
@@ -118,6 +114,7 @@ def _cells(point: MetricsRow) -> list[Any]:
 
 
 def _tensorboard(folder: Path, *, purge: int) -> Any:
+    """TensorBoard's writer, without what it holds of steps from `purge` on; None: not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter

@@ -1,8 +1,8 @@
-"""The optimizers of a recipe: which parameter is updated by what, and which decay."""
+"""The optimizers of a recipe: which one updates each parameter, and which parameters decay."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 
 from gptx_models.gpt.model import GPT
@@ -10,30 +10,20 @@ from gptx_models.training.recipe import Recipe
 
 
 def optimizers_of(gpt: GPT, recipe: Recipe) -> list[Optimizer]:
-    """AdamW for everything, or, with `muon`, Muon (Jordan et al. 2024) for the matrices inside the blocks and AdamW for
-    the rest. Matrices decay, gains and biases don't. Parameters that require no gradient are left out.
+    """The optimizers of all parameters that require a gradient.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so one learning rate serves both.
+    adamw: AdamW for all of them. muon: Muon (Jordan et al. 2024) for the matrices in the blocks,
+    AdamW for the rest. Matrices decay; gains and biases do not.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one
+    learning rate serves both.
     """
-    named = {
-        name: parameter for name, parameter in gpt.named_parameters() if parameter.requires_grad
-    }
-    inner: list[Tensor] = []
+    named = {name: p for name, p in gpt.named_parameters() if p.requires_grad}
+    inner: list[Parameter] = []
     if recipe.optimizer == "muon":
-        inner = [
-            named.pop(name)
-            for name in list(named)
-            if name.startswith("blocks.") and named[name].ndim == 2
-        ]
-    matrices = [parameter for parameter in named.values() if parameter.ndim >= 2]
-    rest = [parameter for parameter in named.values() if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    adamw = AdamW(
-        [g for g in groups if g["params"]], betas=(recipe.beta1, recipe.beta2), fused=True
-    )
+        chosen = [name for name, p in named.items() if name.startswith("blocks.") and p.ndim == 2]
+        inner = [named.pop(name) for name in chosen]
+    adamw = _adamw(list(named.values()), recipe)
     if not inner:
         return [adamw]
     muon = Muon(
@@ -44,6 +34,17 @@ def optimizers_of(gpt: GPT, recipe: Recipe) -> list[Optimizer]:
         adjust_lr_fn="match_rms_adamw",
     )
     return [muon, adamw]
+
+
+def _adamw(parameters: list[Parameter], recipe: Recipe) -> AdamW:
+    matrices = [p for p in parameters if p.ndim >= 2]
+    rest = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
 def set_learning_rate(optimizers: list[Optimizer], learning_rate: float) -> None:

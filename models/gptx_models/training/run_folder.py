@@ -1,7 +1,8 @@
-"""OUT.run, the folder beside a checkpoint where its run keeps tokens, state and curve; and what the run is of.
+"""OUT.run: the folder beside a checkpoint in which its run keeps tokens, state and metrics.
 
-What a run was begun with stands in run.json, which is written when all of it lies there: one that was begun with
-something else is not gone on with.
+run.json says what the run was begun with: the origin (hashes of the texts, the tokenizer and so on)
+and the settings. It is written last, when all that the origin decides lies in the folder. A run is
+resumed only with the same origin, and with the same settings except those in MAY_CHANGE.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from gptx_models.training.metrics_log import METRICS, PICTURE
 from gptx_models.training.run_state import STATE
 
 RUN = "run.json"
-RECIPE = "recipe.toml"  # of the checkpoint
+RECIPE = "recipe.toml"  # in the checkpoint folder
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
-SETTINGS = "recipe"  # in run.json
+SETTINGS = "recipe"  # the key of the settings in run.json
+# Settings that decide how long a run is, how it is computed or what is seen of it, but not which
+# weights a step makes.
 MAY_CHANGE = (
     "steps",
     "minutes",
@@ -48,18 +51,23 @@ TOKENIZER = (
 
 
 def run_folder(out: Path) -> Path:
+    """The folder of the run that writes `out`."""
     out = Path(os.path.abspath(out))
     return out.with_name(out.name + ".run")
 
 
 def open_run(out: Path, *, force: bool) -> Path:
-    """The run's folder, made if need be; `force` clears what an earlier run left. Raises OutputError, CheckpointError."""
+    """The run's folder, made if it does not exist. force: clear what an earlier run left in it.
+
+    Raises OutputError if `out` exists and no run wrote it, or if the folder cannot be made, and
+    CheckpointError if the folder holds a state of which no run.json tells the origin.
+    """
     run = run_folder(out)
     if not force and (run / STATE).exists() and not (run / RUN).exists():
         raise CheckpointError(
             f"{run} has a {STATE} and no {RUN}, so its texts are unknown: begin again with --force"
         )
-    check_output(out, force=force or (run / RUN).exists())  # the run's own output is replaced
+    check_output(out, force=force or (run / RUN).exists())  # a run may replace its own output
     remove_leftovers(out)
     if force:
         _clear(run)
@@ -72,12 +80,12 @@ def open_run(out: Path, *, force: bool) -> Path:
 
 @contextmanager
 def beginning(run: Path) -> Iterator[None]:
-    """Remove what was written of a run that could not begin, and its folder if nothing else lies there."""
+    """Clear the run's folder if an error is raised: the run could not begin."""
     try:
         yield
     except BaseException:
         _clear(run)
-        with suppress(OSError):
+        with suppress(OSError):  # other files lie in the folder
             run.rmdir()
         raise
 
@@ -87,28 +95,32 @@ def _clear(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
 
 
+def begin(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Write run.json. All that the origin decides must lie in the folder."""
+    _replace_json(run / RUN, {**_as_json(origin), SETTINGS: _as_json(settings)})
+
+
 def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether a run of this origin, begun with these settings, lies there. Settings that decide only how long a run is
-    and what is seen of it may be others than before, which is said. UsageError where anything else is different."""
+    """True if the folder holds a run of this origin that can go on with these settings.
+
+    Settings of MAY_CHANGE that are new are noted, and written to run.json. Raises UsageError if
+    anything else differs from what the run was begun with.
+    """
     if not (run / RUN).exists():
         return False
     before, origin = read_json(run / RUN), _as_json(origin)
-    other = [
-        key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]
-    ]
-    wrong = [f"{'other' if name.endswith('s') else 'another'} {name}" for name in other]
     old, new = before.get(SETTINGS) or {}, _as_json(settings)
-    changed = [name for name in new if name in old and new[name] != old[name]]
-    if not (run / STATE).exists():  # nothing was trained yet
-        changed = []
-    wrong += [
+    has_trained = (run / STATE).exists()
+    changed = [name for name in new if name in old and new[name] != old[name] and has_trained]
+    wrong = _other_origin(before, origin) + [
         f"{name} {_shown(old[name])} instead of {_shown(new[name])}"
         for name in changed
         if name not in MAY_CHANGE
     ]
     if wrong:
         raise UsageError(
-            f"{run} is of a run with {', '.join(wrong)}: choose another --out, or begin again with --force"
+            f"{run} is of a run with {', '.join(wrong)}: choose another --out, or begin again with"
+            " --force"
         )
     for name in changed:
         note(f"going on with {name} {_shown(new[name])} instead of {_shown(old[name])}")
@@ -117,21 +129,19 @@ def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> boo
     return True
 
 
-def begin(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> None:
-    """To be called when all that the origin decides lies in the folder."""
-    _replace_json(run / RUN, {**_as_json(origin), SETTINGS: _as_json(settings)})
+def _other_origin(before: dict[str, Any], origin: dict[str, Any]) -> list[str]:
+    """ "other texts", "another tokenizer" and so on, for what differs."""
+    names = [
+        key.replace("_", " ") for key in origin if key in before and origin[key] != before[key]
+    ]
+    return [f"{'other' if name.endswith('s') else 'another'} {name}" for name in names]
 
 
-def _replace_json(file: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    write_json(part, value)
-    os.replace(part, file)
+def finish_output(out: Path, *, generation: dict[str, Any], licence: str | None) -> None:
+    """Write the generation settings and the licence of this start of the run into its output.
 
-
-def settle(out: Path, *, generation: dict[str, Any], licence: str | None) -> None:
-    """Write into a run's output what may be other than when its weights were saved: a run that ended, or found nothing
-    better since, saves no weights any more."""
+    They may be other than when the best weights were saved, and no weights are saved any more.
+    """
     if generation != read_json(out / GENERATION):
         _replace_json(out / GENERATION, generation)
     source = read_json(out / SOURCE)
@@ -144,8 +154,15 @@ def size_of(run: Path) -> int:
     return sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
 
 
+def _replace_json(file: Path, value: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    write_json(part, value)
+    os.replace(part, file)
+
+
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """As run.json gives them back: tuples are lists there. JSON has no infinity, which means no limit: null."""
+    """The values as reading run.json gives them: tuples become lists, and infinity becomes null."""
     return json.loads(
         json.dumps({name: None if value == math.inf else value for name, value in values.items()})
     )

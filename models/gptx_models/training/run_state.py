@@ -1,7 +1,8 @@
-"""A run's state on disk: what a killed run needs to go on with the same losses, written whole or not at all.
+"""The state of a run on the disk (state.pt), from which it resumes with the same losses.
 
-A step's batch and dropout depend on the seed and the step's number alone, so there is no position or generator to keep.
-The state does not depend on how many processes wrote it.
+The file is written whole or not at all. It holds no position in the data and no state of a random
+generator: the batch and the dropout of a step depend only on the seed and the number of the step.
+It does not depend on the number of processes either.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     best: float = float("inf")  # lowest validation loss
-    since_best: int = 0  # evaluations since then
-    scale: float = 2.0**16  # of fp16's losses
+    since_best: int = 0  # evaluations since the best one
+    scale: float = 2.0**16  # GradScaler's, for fp16
 
 
 def write_state(
     folder: Path, gpt: GPT, optimizers: list[Optimizer], progress: Progress, processes: Processes
 ) -> None:
-    """Every process calls it; the main one writes. Weights that are not trained are left out."""
+    """Write the state, without frozen weights. All processes call this; the main one writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     model, optimizer = get_state_dict(gpt, optimizers, options=options)
-    # torch leaves a tied weight in under its second name, frozen or not
+    # A tied weight is left in under its second name by torch, frozen or not.
     trained = {name for name, p in gpt.named_parameters(remove_duplicate=False) if p.requires_grad}
     model = {name: value for name, value in model.items() if name in trained}
     if processes.is_main:
@@ -55,7 +56,10 @@ def write_state(
 
 
 def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress | None:
-    """Load what `folder` holds; None where there is no state. Raises CheckpointError."""
+    """Load the state in `folder` into the model and the optimizers; return the progress.
+
+    Returns None if there is no state. Raises CheckpointError if it cannot be read.
+    """
     file = folder / STATE
     if not file.exists():
         return None
@@ -72,7 +76,7 @@ def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress 
             options=options,
         )
         return Progress(**state["progress"])
-    except Exception as error:  # torch names neither the file nor what to do
+    except Exception as error:  # of any kind; torch names neither the file nor a remedy
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read ({reason:.200}): begin again with --force"
@@ -80,7 +84,10 @@ def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress 
 
 
 def full_weights(gpt: GPT, processes: Processes) -> GPT:
-    """The whole model, in fp32 on the CPU: `gpt` itself where no other process holds a part. All processes call it."""
+    """The whole model in fp32 on the CPU; all processes call this.
+
+    It is `gpt` itself if `gpt` is on the CPU and no other process holds a part of it.
+    """
     if not processes.shard and processes.device.type == "cpu":
         return gpt
     weights, _ = get_state_dict(

@@ -1,4 +1,4 @@
-"""torch.compile for a recipe that asks for it, where it can work; what stands in its way is said in one line."""
+"""torch.compile for a recipe that asks for it, where the machine has a C++ compiler."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gptx_models.training.recipe import Recipe
 
 
 def compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The compiled model; the model itself, and a note, if the machine has no C++ compiler."""
     if not recipe.compile:
         return model
     if not has_compiler():

@@ -1,14 +1,15 @@
-"""gptx train: text files and a recipe in, a checkpoint folder out. The steps themselves are `loop`'s."""
+"""gptx train: text files and a recipe in, a checkpoint folder out. The steps are `loop`'s."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptx.artifact.folders import check_apart, new_folder
 from gptx.artifact.hashes import sha256
@@ -27,19 +28,20 @@ from gptx_models.evaluation.sample import sample
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.importers.huggingface import source_of
-from gptx_models.training.distributed import Processes
-from gptx_models.training.loop import EvalResult, TrainingData, check, loop
+from gptx_models.training.distributed import Processes, check_processes
+from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.metrics_log import METRICS, PICTURE
-from gptx_models.training.recipe import Recipe, write_recipe
+from gptx_models.training.recipe import Recipe, recipe_json, write_recipe
 from gptx_models.training.run_folder import (
     RECIPE,
     begin,
     beginning,
+    finish_output,
     is_begun,
     open_run,
     run_folder,
-    settle,
 )
+from gptx_models.training.validation import EvalResult
 
 
 def train(
@@ -55,69 +57,95 @@ def train(
     force: bool = False,
     processes: Processes | None = None,
 ) -> EvalResult:
-    """Train on `files` and write the checkpoint folder `out`, anew at every evaluation that is better than those before.
+    """Train on `files` and write the checkpoint folder `out`.
 
-    A run that lies in OUT.run goes on where it stopped; `force` begins again instead, and replaces `out`.
-    files, validation: see `text_files.documents`; `field` is read of JSONL. tokenizer: a tokenizer.json; without it one
-    is trained on `files`. start: a checkpoint folder of the recipe's shape, whose weights are trained on; its tokenizer,
-    chat template and generation_config.json become the output's. licence: of the text, for the model card; without it
-    the start's.
+    `out` is written anew at every evaluation that is better than all before. A run that lies in
+    OUT.run is resumed; with `force` it begins again, and `out` is replaced.
+
+    files, validation: see text_files.documents. Without `validation` it is the last tenth of the
+    tokens. field: the field of JSONL records that holds the text.
+    tokenizer: a tokenizer.json; without it a BPE is trained on `files`.
+    start: a checkpoint folder of the recipe's shape, to train further. Its tokenizer, chat template
+    and generation_config.json become those of `out`.
+    licence: of the text, for the model card; without it that of `start`.
+
+    Raises UsageError, CheckpointError and OutputError, each with the file or the setting.
     """
     processes = processes or Processes(torch.device("cpu"))
-    check(recipe, processes)
-    n_ctx = recipe.config(1).n_ctx
-    setup = None
-    weights = {}
-    if start is not None:
-        if tokenizer is not None:
-            raise UsageError("a start has its own tokenizer: leave --tokenizer out")
-        check_apart(start, out)
-        config = _shape_of(start, recipe)
-        weights = load_model(start).state_dict()  # damaged ones are found before a run is begun
-        setup = read_text_setup(start, config.vocab_size, tell=note if processes.is_main else quiet)
-    elif tokenizer is not None:
-        setup = text_setup_of_tokenizer(tokenizer, n_ctx)
+    check_processes(recipe, processes)
+    if start is not None and tokenizer is not None:
+        raise UsageError("a start has its own tokenizer: leave --tokenizer out")
+    given = _load_start(start, out, recipe, tell=processes.is_main) if start else None
+    setup = given.setup if given else None
+    if tokenizer is not None:
+        setup = text_setup_of_tokenizer(tokenizer, _n_ctx(recipe))
     if processes.is_main:
-        _prepare(files, validation, field, out, recipe, tokenizer, start, setup, force=force)
+        texts = Texts(tuple(files), field, recipe.prose)
+        held_out = Texts(tuple(validation), field, recipe.prose) if validation else None
+        _prepare(texts, held_out, out, recipe, tokenizer, start, setup, force=force)
     processes.wait()
+
     run = run_folder(out)
     data = corpus.read(run)
-    source = {
-        "format": "gptx-train",
-        "name": ", ".join(dict.fromkeys(file.name for file in files)),
-        "licence": licence,
-        "recipe": {
-            name: value for name, value in dataclasses.asdict(recipe).items() if value != math.inf
-        },
-        "cpu": cpu_name(),
-    }
-    if start is not None:
-        source["start"] = source_of(start, load_config(start), open_folder(start))
-        source["licence"] = licence or source["start"].get("licence")
+    generation = {**data.generation_config(), **recipe.generation}
+    source = _source(files, start, recipe, licence)
 
-    def on_eval(gpt: GPT, outcome: EvalResult) -> None:
+    def on_eval(gpt: GPT, result: EvalResult) -> None:
         if recipe.sample:
             note(sample(gpt, data.tokenizer, recipe.sample, ends=data.ends))
-        if outcome.best:
-            save(gpt, outcome, out, run, recipe, source, {**generation, **recipe.generation})
+        if result.best:
+            save(gpt, result, out, run, recipe, source, generation)
 
-    generation = {**data.generation, "eos_token_id": data.ends if len(data.ends) > 1 else data.end}
-    generation = {name: value for name, value in generation.items() if value is not None}
-    torch.manual_seed(recipe.seed)
-    gpt = GPT(recipe.config(data.vocab_size) if start is None else _shape_of(start, recipe))
-    if start is not None:
-        gpt.load_state_dict(weights)
-        weights.clear()
-    outcome = loop(gpt, _material(data, recipe, n_ctx), recipe, run, processes, on_eval=on_eval)
+    gpt = _model(recipe, data, given)
+    result = loop(gpt, _training_data(data, recipe), recipe, run, processes, on_eval=on_eval)
     if processes.is_main:
-        settle(out, generation={**generation, **recipe.generation}, licence=licence)
-    return outcome
+        finish_output(out, generation=generation, licence=licence)
+    return result
+
+
+@dataclass
+class _Start:
+    """The checkpoint that a run trains further."""
+
+    config: GPTConfig
+    weights: dict[str, Tensor]
+    setup: TextSetup
+
+
+def _load_start(start: Path, out: Path, recipe: Recipe, *, tell: bool) -> _Start:
+    """Load `start` before a run begins, so that a damaged one is found at once."""
+    check_apart(start, out)
+    config = _start_config(start, recipe)
+    weights = load_model(start).state_dict()
+    setup = read_text_setup(start, config.vocab_size, tell=note if tell else quiet)
+    return _Start(config, weights, setup)
+
+
+def _start_config(start: Path, recipe: Recipe) -> GPTConfig:
+    """The configuration of `start`, with the recipe's dropout.
+
+    Raises UsageError if `start` is a classifier, or has another shape than the recipe.
+    """
+    config = dataclasses.replace(load_config(start), dropout=recipe.config(1).dropout)
+    if config.n_class:
+        raise UsageError(
+            f"{start} has a classification head in place of a language model's: gptx finetune goes"
+            " on from it, with --task classify --head"
+        )
+    found, asked = config.to_dict(), recipe.config(config.vocab_size).to_dict()
+    other = [
+        f"{name} {found[name]!r} and not {asked[name]!r}"
+        for name in found
+        if found[name] != asked[name]
+    ]
+    if other:
+        raise UsageError(f"{start} has another shape than the recipe: {', '.join(other)}")
+    return config
 
 
 def _prepare(
-    files: list[Path],
-    validation: list[Path] | None,
-    field: str,
+    texts: Texts,
+    held_out: Texts | None,
     out: Path,
     recipe: Recipe,
     tokenizer: Path | None,
@@ -126,10 +154,10 @@ def _prepare(
     *,
     force: bool,
 ) -> None:
-    """Make the tokens of a run, or see that those that lie there are of the same texts and settings. Texts that cannot be
-    read are found before `force` removes anything."""
-    texts = Texts(tuple(files), field, recipe.prose)
-    held_out = Texts(tuple(validation), field, recipe.prose) if validation else None
+    """Make the tokens of a new run, or check that a run in OUT.run was begun with the same.
+
+    The texts are read before `force` removes anything, so a file that is missing costs nothing.
+    """
     origin = {
         "texts": texts.digest(),
         "validation": held_out.digest() if held_out else None,
@@ -138,62 +166,81 @@ def _prepare(
         "vocab_size": None if setup else recipe.vocab_size,
         "model": recipe.model,
     }
-    settings = {
-        name: value
-        for name, value in dataclasses.asdict(recipe).items()
-        if name not in ("model", "vocab_size")
-    }
+    settings = dataclasses.asdict(recipe)
+    del settings["model"], settings["vocab_size"]  # they belong to the origin
     run = open_run(out, force=force)
-    if not is_begun(run, origin, settings):
-        n_ctx = recipe.config(1).n_ctx
-        with beginning(run):
-            corpus.make(
-                texts,
-                run,
-                n_ctx=n_ctx,
-                vocab_size=recipe.vocab_size,
-                validation=held_out,
-                setup=setup,
-            )
-            begin(run, origin, settings)
-
-
-def _shape_of(start: Path, recipe: Recipe) -> GPTConfig:
-    """The start's configuration with the recipe's dropout. UsageError for a start that writes no text, and where the
-    recipe is of another shape."""
-    shape = dataclasses.replace(load_config(start), dropout=recipe.config(1).dropout)
-    if shape.n_class:
-        raise UsageError(
-            f"{start} has a classification head in place of a language model's: gptx finetune goes on from it, with"
-            " --task classify --head"
+    if is_begun(run, origin, settings):
+        return
+    with beginning(run):
+        corpus.make(
+            texts,
+            run,
+            n_ctx=_n_ctx(recipe),
+            vocab_size=recipe.vocab_size,
+            validation=held_out,
+            setup=setup,
         )
-    found, asked = shape.to_dict(), recipe.config(shape.vocab_size).to_dict()
-    other = [
-        f"{name} {found[name]!r} and not {asked[name]!r}"
-        for name in found
-        if found[name] != asked[name]
-    ]
-    if other:
-        raise UsageError(f"{start} has another shape than the recipe: {', '.join(other)}")
-    return shape
+        begin(run, origin, settings)
+
+
+def _source(
+    files: list[Path], start: Path | None, recipe: Recipe, licence: str | None
+) -> dict[str, Any]:
+    """gptx_source.json of the output, but for the figures of its training."""
+    source: dict[str, Any] = {
+        "format": "gptx-train",
+        "name": ", ".join(dict.fromkeys(file.name for file in files)),
+        "licence": licence,
+        "recipe": recipe_json(recipe),
+        "cpu": cpu_name(),
+    }
+    if start is not None:
+        source["start"] = source_of(start, load_config(start), open_folder(start))
+        source["licence"] = licence or source["start"].get("licence")
+    return source
+
+
+def _model(recipe: Recipe, data: Corpus, start: _Start | None) -> GPT:
+    """A new model, or the start's; the start's copy of the weights is given up."""
+    torch.manual_seed(recipe.seed)
+    if start is None:
+        return GPT(recipe.config(data.vocab_size))
+    gpt = GPT(start.config)
+    gpt.load_state_dict(start.weights)
+    start.weights.clear()
+    return gpt
+
+
+def _training_data(data: Corpus, recipe: Recipe) -> TrainingData:
+    n_val = min(recipe.eval_tokens, len(data.val)) or len(data.val)
+    windows = {"batch_size": recipe.batch_size, "n_ctx": _n_ctx(recipe)}
+    return TrainingData(
+        batch=random_windows(data.train, seed=recipe.seed, **windows),
+        validation=lambda: all_windows(data.val[:n_val], **windows),
+        bytes_per_token=data.bytes_per_token(n_val),
+    )
+
+
+def _n_ctx(recipe: Recipe) -> int:
+    return recipe.config(1).n_ctx
 
 
 def save(
     gpt: GPT,
-    outcome: EvalResult,
+    result: EvalResult,
     out: Path,
     run: Path,
     recipe: Recipe,
     source: dict[str, Any],
     generation: dict[str, Any],
 ) -> None:
-    """Write the checkpoint with its tokenizer, recipe and curve."""
+    """Write the checkpoint with its tokenizer, recipe, metrics and picture."""
     with new_folder(out, force=True) as folder:
         save_checkpoint(
             gpt,
             folder,
             tokenizer_files=run,
-            source={**source, "training": dataclasses.asdict(outcome)},
+            source={**source, "training": dataclasses.asdict(result)},
             generation=generation,
         )
         write_recipe(recipe, folder / RECIPE)
@@ -202,19 +249,12 @@ def save(
 
 
 def example(out: Path, recipe: Recipe) -> tuple[str, str]:
-    """A prompt (the recipe's, else the beginning of a line that was validated on) and what the checkpoint makes of it."""
+    """A prompt, and the checkpoint's continuation of it with the prompt in front.
+
+    The prompt is the recipe's `sample`, else the first words of a line of the validation text.
+    """
     data = corpus.read(run_folder(out))
     lines = data.tokenizer.decode(data.val[:300].tolist()).split("\n")
     opening = next((line for line in lines[1:] if len(line.split()) > 3), lines[0])
     prompt = recipe.sample or " ".join(opening.split()[:3])
     return prompt, sample(load_model(out), data.tokenizer, prompt, ends=data.ends)
-
-
-def _material(data: Corpus, recipe: Recipe, n_ctx: int) -> TrainingData:
-    n_val = min(recipe.eval_tokens, len(data.val)) or len(data.val)
-    windows = {"batch_size": recipe.batch_size, "n_ctx": n_ctx}
-    return TrainingData(
-        batch=random_windows(data.train, seed=recipe.seed, **windows),
-        validation=lambda: all_windows(data.val[:n_val], **windows),
-        bytes_per_token=data.bytes_per_token(n_val),
-    )

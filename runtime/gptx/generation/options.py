@@ -165,6 +165,5 @@ def takes_options(function: Function) -> Function:
         )
         for name, hint in Given.__annotations__.items()
     ]
-    signed: Any = function
-    signed.__signature__ = signature.replace(parameters=own + options)
+    function.__signature__ = signature.replace(parameters=own + options)  # type: ignore[attr-defined]
     return function

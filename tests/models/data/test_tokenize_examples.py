@@ -202,7 +202,7 @@ def test_a_head_learns_the_class_at_the_last_token():
 def test_a_label_that_is_none(head: bool):
     task = Task("classify", None if head else CLASSIFY_TEMPLATE, ("good", "bad"), head=head)
     with pytest.raises(
-        UsageError, match=r"a\.csv, line 3: the label 'fine' is none of the 2 that are trained"
+        UsageError, match=r"a\.csv, line 3: the label 'fine' is not one of the task's 2"
     ):
         tokenize_examples(
             [Example("a.csv, line 3", "the cat", ("fine",))], task, TOKENIZER, n_ctx=128, end=END
@@ -213,10 +213,10 @@ def test_prompts_to_generate_from_are_those_that_were_learnt():
     task = Task("summarize", SUMMARIZE_TEMPLATE)
     row = only([Example("", "the cat", ("the dog",))], task)
     found = prompt_ids("the cat", task, TOKENIZER, room=50)
-    assert found == (ids_of(row)[: len(found[0])], True) if found else False
+    assert found and found.ids == ids_of(row)[: len(found.ids)] and not found.left_out
     assert answer_text("the dog", task) == " the dog"
-    ids, whole = prompt_ids("the cat " * 30, task, TOKENIZER, room=20) or ([], True)
-    assert 0 < len(ids) <= 20 and not whole
+    cut = prompt_ids("the cat " * 30, task, TOKENIZER, room=20)
+    assert cut and 0 < len(cut.ids) <= 20 and cut.left_out
     assert prompt_ids("the cat", task, TOKENIZER, room=3) is None
 
 

@@ -15,7 +15,8 @@ from gptx.artifact.task import read_task
 from gptx.errors import UsageError
 from gptx_models.checkpoints.checkpoint import load_config, load_model
 from gptx_models.cli.finetune import finetune
-from gptx_models.evaluation import answers as judge
+from gptx_models.evaluation.classify import label_scores
+from gptx_models.evaluation.torch_generate import greedy
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.training import train
@@ -201,7 +202,7 @@ def gpt() -> GPT:
 
 def test_label_scores_are_those_of_the_whole_row(gpt: GPT):
     prompt, labels = [3, 14, 15, 9], [[2], [6, 5, 3], [5, 8]]
-    for label, score in zip(labels, judge.label_scores(gpt, prompt, labels)):
+    for label, score in zip(labels, label_scores(gpt, prompt, labels)):
         with torch.no_grad():
             logprobs = gpt(torch.tensor([prompt + label])).log_softmax(-1)[0, len(prompt) - 1 : -1]
         expected = sum(logprobs[at, token] for at, token in enumerate(label))
@@ -210,8 +211,8 @@ def test_label_scores_are_those_of_the_whole_row(gpt: GPT):
 
 def test_greedy_in_a_batch_is_greedy_alone(gpt: GPT):
     prompts = [[3, 14, 15, 9, 2], [6], [5, 3, 5]]
-    together = list(judge.greedy(gpt, prompts, n_tokens=8, ends=[]))
-    alone = [next(judge.greedy(gpt, [prompt], n_tokens=8, ends=[])) for prompt in prompts]
+    together = list(greedy(gpt, prompts, n_tokens=8, ends=[]))
+    alone = [next(greedy(gpt, [prompt], n_tokens=8, ends=[])) for prompt in prompts]
     assert together == alone
     ids = list(prompts[0])
     for _ in range(8):
@@ -219,5 +220,5 @@ def test_greedy_in_a_batch_is_greedy_alone(gpt: GPT):
             ids.append(int(gpt(torch.tensor([ids]))[0, -1].argmax()))
     assert together[0] == ids[5:]
     end = together[0][3]
-    cut = next(judge.greedy(gpt, [prompts[0]], n_tokens=8, ends=[end]))
+    cut = next(greedy(gpt, [prompts[0]], n_tokens=8, ends=[end]))
     assert cut == together[0][: together[0].index(end)]

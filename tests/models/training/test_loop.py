@@ -18,13 +18,16 @@ from gptx_models.data.pretraining import all_windows, random_windows
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 from gptx_models.training.distributed import Processes
-from gptx_models.training.loop import LOG_EVERY, Batch, EvalResult, TrainingData, loop
+from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.loss import IGNORED, Objective
+from gptx_models.training.meters import LOG_EVERY
 from gptx_models.training.metrics_log import METRICS, PICTURE, read_metrics
 from gptx_models.training.optimizer import optimizers_of, set_learning_rate
 from gptx_models.training.recipe import Recipe
 from gptx_models.training.run_state import STATE
 from gptx_models.training.schedule import learning_rate
+from gptx_models.training.step import Batch
+from gptx_models.training.validation import EvalResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
