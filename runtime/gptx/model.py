@@ -68,7 +68,8 @@ def load(
     )
     if tokenizer is None and manifest.tokens.vocab_size is not None:
         raise ArtifactError(
-            f"{folder} has no tokenizer.json, and gptx.json says there is one: copy the artifact again"
+            f"{folder} has no tokenizer.json, and gptx.json says there is one:"
+            " copy the artifact again"
         )
     task, n_class = read_task(folder), manifest.model.n_class
     generation = read_side_file(folder / "generation_config.json")

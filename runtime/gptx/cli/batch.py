@@ -1,5 +1,7 @@
-"""gptx run --batch: lines of prompts in, a JSON result a line out, in the same order. One bad prompt does not stop the
-others: its line says why."""
+"""gptx run --batch: one prompt per line in, one JSON object per line out, in the same order.
+
+A prompt that cannot be run does not stop the others: its object has the error.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from gptx.generation.options import Given
 if TYPE_CHECKING:
     from gptx.model import Model
 
-Outcome = dict[str, Any]
+Result = dict[str, Any]
 
 
 def run_lines(
@@ -27,20 +29,21 @@ def run_lines(
     batch_size: int,
     echo: bool,
 ) -> bool:
-    """Print a result for every line, `batch_size` of them decoded together; whether all of them could be run.
+    """Print a result for every line. Returns whether all lines could be run.
 
-    Line i of a run with --seed N draws with N + i, however the lines are grouped.
+    `batch_size` lines are decoded together. With --seed N, line i (from 0) draws with the seed N +
+    i, whatever the batch size.
     """
     if chat:
         model.need_chat()
     all_ran = True
     for first in range(0, len(lines), batch_size):
         group = lines[first : first + batch_size]
-        for line, outcome in zip(
+        for line, facts in zip(
             group, _run_group(model, group, sampling, first, chat=chat, system=system)
         ):
-            all_ran = all_ran and "error" not in outcome
-            write_json_line(({"prompt": line} if echo else {}) | outcome)
+            all_ran = all_ran and "error" not in facts
+            write_json_line(({"prompt": line} if echo else {}) | facts)
     return all_ran
 
 
@@ -52,7 +55,11 @@ def _run_group(
     *,
     chat: bool,
     system: str | None,
-) -> list[Outcome]:
+) -> list[Result]:
+    """The results of lines that are decoded together; `first` is the number of the first line.
+
+    If one of them cannot be run, each is run alone, to find out which.
+    """
     try:
         prompts = [_prompt(model, line, chat=chat, system=system) for line in lines]
         completions = model.generate(prompts, **_seeded(sampling, first))
@@ -60,13 +67,14 @@ def _run_group(
     except PromptError as error:
         if len(lines) == 1:
             return [{"error": str(error)}]
-    alone = enumerate(lines, first)  # find out which of them it is
     return [
-        _run_group(model, [line], sampling, at, chat=chat, system=system)[0] for at, line in alone
+        _run_group(model, [line], sampling, at, chat=chat, system=system)[0]
+        for at, line in enumerate(lines, first)
     ]
 
 
 def _prompt(model: Model, line: str, *, chat: bool, system: str | None) -> list[int]:
+    """The token ids of a line. Raises PromptError if it cannot be run."""
     if not line:
         raise PromptError("the line is empty")
     if chat:
@@ -76,7 +84,10 @@ def _prompt(model: Model, line: str, *, chat: bool, system: str | None) -> list[
 
 
 def _seeded(sampling: Given, first: int) -> Given:
-    """generate adds a prompt's place in its list to the seed; this adds the list's place in the file."""
+    """The options, with `first` added to the seed.
+
+    `generate` adds a prompt's place in the group itself.
+    """
     options = sampling.copy()
     seed = options.get("seed")
     if seed is not None:

@@ -1,6 +1,6 @@
-"""gptx chat: a conversation in the terminal, or through a pipe, a message a line. The cache is kept between turns.
+"""gptx chat: a conversation in the terminal, or through a pipe with one message per line.
 
-Answers go to standard output; the prompt sign, figures and remarks to standard error.
+Answers go to standard output; the prompt sign, figures and notes go to standard error.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from gptx.model import Model
     from gptx.tasks.chat import Chat
 
-HELP = """/reset  start over    /exit  leave (or Ctrl-D)    /help  this
-Ctrl-C stops an answer; what was written of it stays in the conversation."""
+HELP = """/reset  start over    /exit  leave (or Ctrl-D)    /help  show this
+Ctrl-C stops an answer; its text so far stays in the conversation."""
 SIGN = "> "
 
 
@@ -36,7 +36,7 @@ SIGN = "> "
 @model_options
 @sampling_options
 @click.option("--system", metavar="TEXT", help="The system message.")
-@click.option("--quiet", is_flag=True, help="No figures after an answer.")
+@click.option("--quiet", is_flag=True, help="Print no figures after an answer.")
 def chat(
     artifact: Path | None,
     device: str,
@@ -45,9 +45,10 @@ def chat(
     system: str | None,
     quiet: bool,
 ) -> None:
-    """A conversation in the terminal; what was said stays in the model's cache.
+    """Talk with a chat model in the terminal.
 
-    Piped in, every line is a message, and standard output is the answers. /help lists the commands.
+    Each turn computes only the new tokens. If standard input is piped, every line is a message, and
+    standard output has the answers. /help lists the commands.
     """
     if system is not None:
         system = checked(system, "--system")
@@ -74,7 +75,7 @@ def chat(
 
 
 def _obey(command: str, talk: Chat) -> bool:
-    """Do what a line that begins with / says; False to leave."""
+    """Run a command, a line that begins with /. Returns False if the user wants to leave."""
     if command in ("/exit", "/quit", "/bye"):
         return False
     if command == "/reset":
@@ -83,14 +84,17 @@ def _obey(command: str, talk: Chat) -> bool:
     elif command == "/help":
         note(HELP)
     else:
-        note(f"{command.split()[0]} is no command\n{HELP}")
+        note(f"{command.split()[0]} is not a command\n{HELP}")
     return True
 
 
 def _answer(
     model: Model, talk: Chat, message: str, sampling: Given, *, quiet: bool
 ) -> tuple[Chat, bool]:
-    """Print the answer as it comes. Returns the conversation to go on with, and whether Ctrl-C was pressed."""
+    """Print the answer while it is generated.
+
+    Returns the conversation to go on with, and whether Ctrl-C was pressed.
+    """
     stream = talk.stream(message, **sampling)
     with _ctrl_c() as pressed:
         try:
@@ -112,7 +116,7 @@ def _answer(
 
 
 def _reopened(model: Model, talk: Chat) -> Chat:
-    """The same conversation with a new cache, which the next turn fills."""
+    """The same conversation with an empty KV cache, which the next turn fills."""
     fresh = model.chat()
     fresh.messages = talk.messages
     return fresh
@@ -120,8 +124,11 @@ def _reopened(model: Model, talk: Chat) -> Chat:
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[bool]]:
-    """Yields a list that Ctrl-C makes true. It waits for the step that is going on, so that the cache stays in order;
-    pressed again, it is a KeyboardInterrupt, in the middle of whatever that is."""
+    """Yields a list that is empty until Ctrl-C is pressed.
+
+    So the step that runs can end, which keeps the cache valid. A second Ctrl-C raises
+    KeyboardInterrupt at once.
+    """
     pressed: list[bool] = []
 
     def handle(_: int, frame: FrameType | None) -> None:
@@ -137,12 +144,12 @@ def _ctrl_c() -> Iterator[list[bool]]:
 
 
 def _typed() -> Iterator[str]:
-    """Messages from the keyboard, until Ctrl-D. Ctrl-C drops the line."""
-    with suppress(ImportError):  # line editing and history, where Python has them
+    """Yield messages from the keyboard until Ctrl-D. Ctrl-C drops the line."""
+    with suppress(ImportError):  # line editing and history, if Python was built with readline
         import readline  # noqa: F401
-    sign = SIGN
-    if not sys.stdout.isatty():  # keep standard output to the answers
-        sign = ""
+    # input() writes its prompt to standard output, which must hold nothing but answers if it is
+    # redirected.
+    sign = SIGN if sys.stdout.isatty() else ""
     while True:
         try:
             if not sign:

@@ -1,4 +1,7 @@
-"""Where the prompt comes from: the argument, standard input, both, or token ids. Nothing here knows a model."""
+"""Read a prompt: from the argument, from standard input, from both, or as token ids.
+
+This file knows no model.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,18 @@ import click
 from gptx.cli.output import note
 from gptx.errors import PromptError, UsageError
 
-NOTICE_AFTER = 2.0  # seconds of silence on a pipe until we say what we wait for
-SOCKET_WAIT = 1.0  # seconds that a socket has, see _something_piped
+NOTICE_AFTER = 2.0  # seconds without data on a pipe, until a notice says what gptx waits for
+SOCKET_WAIT = 1.0  # seconds to wait for data on a socket
 
 
 def read_prompt(argument: str | None, name: str = "the prompt") -> str:
-    """What is called `name`: the argument; or standard input for `-` or no argument; or both, with an empty line between.
+    """The argument, or standard input, or both with an empty line between them.
 
-    Line ends at the end of standard input are dropped: `echo Once upon a time | gptx run` goes on in that line.
+    Standard input is read if the argument is `-` or missing, and also beside an argument if
+    something is piped. Line ends at its end are dropped, so `echo Once upon a time | gptx run`
+    continues that line.
+
+    name: what messages call the prompt. Raises PromptError if it is empty or not UTF-8.
     """
     if argument is not None and argument != "-":
         prompt = checked(argument, name)
@@ -39,13 +46,16 @@ def read_prompt(argument: str | None, name: str = "the prompt") -> str:
 
 
 def hint_of_a_file(text: str | None, instead: str) -> None:
-    """Say so where a text is the name of a file, which was probably meant to be read."""
+    """Print a hint if a text is the name of a file, whose text was probably meant.
+
+    instead: the command line that reads the file.
+    """
     if text is not None and os.path.isfile(text):
         note(f"hint: {text} is a file, and its name is taken as the text: {instead} reads the file")
 
 
 def read_lines(source: str) -> list[str]:
-    """The lines of a text file, or of standard input for `-`."""
+    """The lines of a text file, or of standard input for `-`. Raises UsageError, PromptError."""
     if source == "-":
         text = decoded(_stdin_bytes(), "standard input")
     else:
@@ -60,7 +70,7 @@ def read_lines(source: str) -> list[str]:
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """The lines of standard input as they come."""
+    """Yield the lines of standard input when they arrive."""
     stream, offset = _stdin(), 0
     for line in stream or ():
         yield decoded(line, "standard input", offset=offset).rstrip("\r\n")
@@ -68,7 +78,10 @@ def lines_of_stdin() -> Iterator[str]:
 
 
 def parse_tokens(text: str, name: str = "--tokens") -> list[int]:
-    """Token ids with commas or spaces between; `-` reads them from standard input."""
+    """Token ids, separated by commas or spaces; `-` reads them from standard input.
+
+    Raises PromptError.
+    """
     if text == "-":
         text = decoded(_stdin_bytes(), "standard input")
     words = text.replace(",", " ").split()
@@ -81,7 +94,10 @@ def parse_tokens(text: str, name: str = "--tokens") -> list[int]:
 
 
 def decoded(data: bytes, name: str, *, offset: int = 0) -> str:
-    """UTF-8 to text, without a byte order mark. `offset`: of these bytes in what is called `name`."""
+    """UTF-8 bytes as text, without a byte order mark. Raises PromptError if they are not UTF-8.
+
+    name, offset: where the bytes come from, and at which offset there, for the message.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,7 +109,10 @@ def decoded(data: bytes, name: str, *, offset: int = 0) -> str:
 
 
 def checked(text: str, name: str) -> str:
-    """Text of the command line, where Python keeps bytes that are not UTF-8 as lone surrogates."""
+    """A text of the command line. Raises PromptError if it was not UTF-8.
+
+    (Python keeps such bytes of an argument as lone surrogates.)
+    """
     try:
         return decoded(text.encode("utf-8", "surrogateescape"), name)
     except UnicodeEncodeError as error:  # Windows keeps half a UTF-16 pair
@@ -112,9 +131,8 @@ def _stdin_bytes() -> bytes:
 
 
 def _stdin() -> IO[bytes] | None:
-    return (
-        None if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer
-    )  # None: closed by <&- or a service
+    """Standard input; None if it is closed, by `<&-` in a shell or by a service manager."""
+    return None if sys.stdin is None or sys.stdin.closed else sys.stdin.buffer
 
 
 def _is_terminal() -> bool:
@@ -122,18 +140,20 @@ def _is_terminal() -> bool:
 
 
 def _something_piped() -> bool:
-    """Whether standard input is to be read although a prompt was given as well.
+    """Whether standard input holds something for the model, in addition to the prompt argument.
 
-    A file or a pipe is; /dev/null, other devices and a closed one are not. A pipe that stays silent is waited for, as
-    its writer may be slow (`make 2>&1 | gptx run "What failed?"`), and a notice says so. A socket is what Node's
-    child_process and sshd put there without meaning anything by it, so that one must show something within a second.
+    - Files and pipes: yes. A pipe's writer may be slow (`make 2>&1 | gptx run "What failed?"`), so
+      gptx waits for its end, and says so after NOTICE_AFTER seconds.
+    - Sockets: only if something arrives within SOCKET_WAIT seconds. Node's child_process and sshd
+      connect a socket even if nothing will be sent.
+    - Terminals, /dev/null, other devices, and a closed standard input: no.
     """
     stream = _stdin()
     if stream is None:
         return False
     try:
         kind = os.fstat(stream.fileno()).st_mode
-    except OSError:  # not a real file: a test's or a notebook's
+    except OSError:  # not a real file, but an object of a test or a notebook
         return not sys.stdin.isatty()
     if stat.S_ISREG(kind) or os.name == "nt":
         return not sys.stdin.isatty()
@@ -143,7 +163,8 @@ def _something_piped() -> bool:
         return False
     if not select.select([stream], [], [], NOTICE_AFTER)[0]:
         click.echo(
-            "gptx: waiting for the end of standard input (close it with < /dev/null if there is none)",
+            "gptx: waiting for the end of standard input"
+            " (close it with < /dev/null if there is none)",
             err=True,
         )
     return True

@@ -1,5 +1,7 @@
-"""gptx run: a prompt in, the text that goes on from it on standard output, its figures on standard error. Where a
-prompt comes from, how text is printed and how a file of prompts is run stand in the files beside this one."""
+"""gptx run: a prompt in, the text that continues it on standard output, figures on standard error.
+
+prompt.py reads the prompt, output.py prints the text, and batch.py runs a file of prompts.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 import gptx
+from gptx.cli.batch import run_lines
 from gptx.cli.options import model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, result, write_json_line
-from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_prompt
+from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_lines, read_prompt
 from gptx.errors import UsageError
 from gptx.generation.options import MAX_NEW_TOKENS, Given
 from gptx.generation.resolve_options import limits_length
@@ -38,14 +41,14 @@ if TYPE_CHECKING:
 @click.option(
     "--batch",
     metavar="FILE",
-    help="Run each line of FILE (- is standard input); prints a JSON result a line.",
+    help="Run each line of FILE as a prompt (- is standard input); print a JSON object for each.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Lines run together.",
+    help="With --batch: lines that are decoded together.",
 )
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option(
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print one JSON object: text, token ids, timings, seed ...",
 )
-@click.option("--quiet", is_flag=True, help="No figures and no hints on standard error.")
+@click.option("--quiet", is_flag=True, help="Print no figures and no hints on standard error.")
 def run(
     prompt: str | None,
     artifact: Path | None,
@@ -70,10 +73,11 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Generate text that goes on from PROMPT.
+    """Generate text that continues PROMPT.
 
-    PROMPT can be piped in too (or be -). With both, the model gets PROMPT, an empty line, and what was piped.
-    Standard output is the text and nothing else; figures go to standard error.
+    Without PROMPT (or with -), the prompt is read from standard input. If both are given, the model
+    gets PROMPT, an empty line, and standard input. Standard output is the text and nothing else;
+    figures go to standard error.
     """
     _check_combination(prompt, chat=chat, system=system, tokens=tokens, batch=batch)
     if system is not None:
@@ -82,9 +86,6 @@ def run(
         hint_of_a_file(prompt, f"gptx run < {shlex.quote(prompt or '')}")
         hint_of_a_file(system, f'--system "$(cat {shlex.quote(system or "")})"')
     if batch is not None:
-        from gptx.cli.batch import run_lines
-        from gptx.cli.prompt import read_lines
-
         lines = read_lines(batch)
         model = gptx.load(artifact, device=device, threads=threads)
         _hint(model, chat=chat, quiet=quiet)
@@ -102,15 +103,12 @@ def run(
         )
     _hint(model, chat=chat, quiet=quiet)
     stream = start(model, given, sampling, chat=chat, system=system)
-    interrupted = _print_text(
-        model, stream, _echoed(model, given, chat=chat) if echo else "", silent=as_json
-    )
+    echoed = _echoed(model, given, chat=chat) if echo else ""
+    interrupted = _print_text(model, stream, echoed, silent=as_json)
     completion = stream.completion
     if as_json:
-        facts = result(model, completion) | {
-            "load_seconds": load_seconds,
-            "seconds": time.perf_counter() - began,
-        }
+        facts = result(model, completion)
+        facts |= {"load_seconds": load_seconds, "seconds": time.perf_counter() - began}
         facts |= {"prompt": given} if echo else {}
         facts |= {"finish_reason": "interrupted"} if interrupted else {}
         write_json_line(facts)
@@ -123,7 +121,10 @@ def run(
 def start(
     model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None
 ) -> Stream:
-    """The stream for one prompt, with the limit of `generate`, which a chat does not have."""
+    """The stream for one prompt.
+
+    With `chat` it gets the limit of `generate` (256 new tokens), which a chat does not have.
+    """
     if not chat:
         return model.stream(given, **sampling)
     assert isinstance(given, str)
@@ -134,7 +135,11 @@ def start(
 
 
 def _print_text(model: Model, stream: Stream, echoed: str, *, silent: bool) -> bool:
-    """Print the stream as it comes, unless `silent`; whether Ctrl-C ended it. A model without a tokenizer gives ids."""
+    """Print the text of a stream while it is generated. Returns whether Ctrl-C ended it.
+
+    silent: read the stream, but print nothing. Without a tokenizer, the token ids are printed at
+    the end.
+    """
     try:
         if silent:
             for _ in stream:
@@ -155,27 +160,29 @@ def _print_text(model: Model, stream: Stream, echoed: str, *, silent: bool) -> b
 
 
 def _echoed(model: Model, given: str | list[int], *, chat: bool) -> str:
+    """The prompt as --echo prints it."""
     if isinstance(given, str):
         return f"{given}\n\n" if chat else given
     return model.tokenizer.decode(given) if model.tokenizer else ",".join(map(str, given)) + ","
 
 
 def _hint(model: Model, *, chat: bool, quiet: bool) -> None:
-    if model.template is not None and not chat and not quiet:
+    """Hints about the model that the user has chosen."""
+    if quiet:
+        return
+    if model.template is not None and not chat:
         note("hint: this is a chat model, --chat puts the prompt into its template")
-    if (
-        model.manifest.precision == "fp16"
-        and model.provider == "CPUExecutionProvider"
-        and not quiet
-    ):
+    if model.manifest.precision == "fp16" and model.provider == "CPUExecutionProvider":
         note(
-            "hint: ONNX Runtime computes most of fp16 in fp32 on a CPU: int8 is smaller and faster here"
+            "hint: ONNX Runtime computes most of fp16 in fp32 on a CPU:"
+            " int8 is smaller and faster here"
         )
 
 
 def _check_combination(
     prompt: str | None, *, chat: bool, system: str | None, tokens: str | None, batch: str | None
 ) -> None:
+    """Raise click.UsageError for options that exclude each other."""
     if system is not None and not chat:
         raise click.UsageError("--system needs --chat")
     if batch is None:

@@ -110,7 +110,8 @@ class LoadedModel:
         self._need_language("generated")
         resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
         batch = is_batch(prompt)
-        prompts = [self.encode(one) for one in (prompt if batch else [prompt])]  # type: ignore[arg-type]
+        given: Any = prompt if batch else [prompt]
+        prompts = [self.encode(one) for one in given]
         seeds = [
             None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))
         ]

@@ -17,8 +17,8 @@ from gptx.generation.options import Options
 
 Processor = Callable[[np.ndarray, Sequence[int]], None]
 
-# Factors and biases are limited to this, so that a logit stays a finite float32, even divided by the
-# lowest temperature.
+# Factors and biases are limited to this, so that a logit stays a finite float32, even divided by
+# the lowest temperature.
 LARGEST = 1e20
 
 
@@ -59,10 +59,10 @@ def processors(
 
 
 def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
-    """Make the tokens in `seen` less likely, in place (Keskar et al. 2019,
-    https://arxiv.org/abs/1909.05858).
+    """Make the tokens in `seen` less likely, in place.
 
-    Each token is penalized once, however often it occurred.
+    Each token is penalized once, however often it occurred (Keskar et al. 2019,
+    https://arxiv.org/abs/1909.05858).
     """
     penalty = min(max(penalty, 1 / LARGEST), LARGEST)
     values = logits[seen]
@@ -137,14 +137,13 @@ def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | No
 
 
 def _bans(rules: Rules, ends: np.ndarray) -> list[tuple[tuple[int, ...], float]]:
-    """bad_words_ids as biases. A single token that ends the text is not banned, as in transformers."""
+    """bad_words_ids as biases. A token that ends the text is not banned, as in transformers."""
     alone = {(int(end),) for end in ends}
     return [(word, -np.inf) for word in rules.bad_words_ids if word not in alone]
 
 
 def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> Processor | None:
-    """Add each bias to the logit of its sequence's last token if the tokens before it occurred just
-    now.
+    """Add a bias to the last token of a sequence if the row ends in the tokens before it.
 
     biases: (sequence of tokens, bias) pairs.
     """

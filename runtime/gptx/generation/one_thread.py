@@ -8,10 +8,10 @@ from gptx.errors import UsageError
 
 
 class OneThread:
-    """A reentrant lock that does not wait: `with guard:` raises UsageError if another thread holds
-    it.
+    """A reentrant lock that does not wait.
 
-    message: the text of the error.
+    `with guard:` raises UsageError if another thread holds the lock. message: the text of the
+    error.
     """
 
     def __init__(self, message: str) -> None:

@@ -165,5 +165,6 @@ def takes_options(function: Function) -> Function:
         )
         for name, hint in Given.__annotations__.items()
     ]
-    function.__signature__ = signature.replace(parameters=own + options)  # type: ignore[attr-defined]
+    signed: Any = function
+    signed.__signature__ = signature.replace(parameters=own + options)
     return function

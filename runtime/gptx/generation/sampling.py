@@ -1,12 +1,11 @@
-"""From the logits of one row to a token id: pure functions, and `make_sampler`, which chooses among
-them.
+"""Sample a token id from the logits of one row: pure functions, chosen once by `make_sampler`.
 
 First come the logits processors (logits_processors.py). Then greedy decoding takes the likeliest
 token, or a token is drawn at random from those that temperature, top_k, top_p, min_p, typical_p,
 epsilon_cutoff and eta_cutoff leave. The order and meaning of all these are those of transformers.
 This file knows no text.
 
-V: the number of logits. Weights are not normalized: they are proportional to probabilities.
+V: the number of logits. Weights are proportional to probabilities; they need not add up to 1.
 """
 
 from __future__ import annotations
@@ -151,8 +150,9 @@ def _narrow(
 
 
 def kth_largest(values: np.ndarray, k: int) -> float:
-    """The k-th largest value. np.partition of 50,000 values takes 0.25 ms, so most are left out
-    before.
+    """The k-th largest value.
+
+    np.partition of 50,000 values takes 0.25 ms, so most values are left out before.
     """
     chunks = len(values) // CHUNK
     if k <= chunks:
@@ -164,14 +164,13 @@ def kth_largest(values: np.ndarray, k: int) -> float:
 
 
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of the fewest largest weights whose share of the total is at least top_p, largest
-    first.
+    """Indices of the fewest largest weights whose share is at least top_p, largest first.
 
     (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751.)
     """
     total = weights.sum(dtype=np.float64)
-    # Weights below (1 - top_p) / V of the total add up to less than a share of 1 - top_p. So none of
-    # them is in the nucleus, and they need not be sorted.
+    # Weights below (1 - top_p) / V of the total add up to less than a share of 1 - top_p. So none
+    # of them is in the nucleus, and they need not be sorted.
     candidates = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
     order = candidates[np.argsort(-weights[candidates], kind="stable")]
     before = np.cumsum(weights[order], dtype=np.float64)
@@ -192,17 +191,17 @@ def typical(weights: np.ndarray, mass: float) -> np.ndarray:
 
 
 def likely(weights: np.ndarray, least: float) -> np.ndarray:
-    """Indices for epsilon sampling: tokens with a probability of at least `least`, and the
-    likeliest.
+    """Indices of the tokens with a probability of at least `least`, and of the likeliest token.
 
-    (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191.)
+    (Epsilon sampling, Hewitt et al. 2022, https://arxiv.org/abs/2210.15191.)
     """
     return np.flatnonzero((_shares(weights)[0] >= least) | (weights == weights.max()))
 
 
 def eta(weights: np.ndarray, cutoff: float) -> float:
-    """The least probability for eta sampling (Hewitt et al. 2022): it is lower where entropy is
-    high.
+    """The least probability of eta sampling: the higher the entropy, the lower it is.
+
+    (Hewitt et al. 2022, https://arxiv.org/abs/2210.15191.)
     """
     return min(cutoff, math.sqrt(cutoff) * math.exp(-_entropy(*_shares(weights))))
 
@@ -240,7 +239,10 @@ def draw_index(weights: np.ndarray, uniform: float) -> int:
 
 
 def _inverse(ends: np.ndarray, uniform: float) -> int:
-    """The first index whose cumulative weight exceeds the share `uniform`; never one of weight 0."""
+    """The first index whose cumulative weight exceeds the share `uniform`, never one of weight 0.
+
+    ends: the cumulative weights.
+    """
     total = ends[-1]
     index = int(np.searchsorted(ends, uniform * total, side="right"))
     return index if index < len(ends) else int(np.searchsorted(ends, total))

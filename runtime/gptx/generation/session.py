@@ -261,9 +261,7 @@ class Session:
         self._finish(call, [held + len(ids) for held, ids in zip(self._lengths, new)])
 
     def _finish(self, call: object, lengths: list[int]) -> None:
-        """Make the result of a call valid. This is one assignment, so no signal can interrupt it
-        half-way.
-        """
+        """Make the result of a call valid, by one assignment, which no signal can interrupt."""
         if self._unfinished is not call:
             self._cache = _Closed()
             raise UsageError(
@@ -281,8 +279,8 @@ class Session:
             name, held = f"row {row}", self._lengths[row]
             if is_list(given) and held + len(given) > self.limit:
                 raise PromptError(
-                    f"{name}: {held} tokens held and {len(given)} new ones do not fit into a context"
-                    f" of {self.limit}"
+                    f"{name}: {held} tokens held and {len(given)} new ones do not fit into a"
+                    f" context of {self.limit}"
                 )
             new.append(token_ids(name, given, self.vocab_size))
         if not any(new):

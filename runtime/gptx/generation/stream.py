@@ -180,9 +180,7 @@ class Stream:
         return self
 
     def is_read_elsewhere(self) -> bool:
-        """Whether the stream goes on, and the last thread that read it is another one, which still
-        runs.
-        """
+        """Whether the stream goes on and was last read by another thread, which still runs."""
         if self._ended or self._asked_to_end or self._reader is threading.current_thread():
             return False
         return self._reader.is_alive()
@@ -228,7 +226,7 @@ class Stream:
         if not isinstance(wait, bool):
             raise UsageError(f"wait is {shown(wait)}, expected True or False")
         self._asked_to_end = True
-        # If another thread holds the lock, it calls close itself when it has released it (__next__).
+        # If another thread holds the lock, it calls close itself after it has released the lock.
         if not self._lock.acquire(wait):
             return
         try:

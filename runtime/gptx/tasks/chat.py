@@ -37,8 +37,8 @@ class Chat:
         if system is not None and not isinstance(system, str):
             raise UsageError(f"system is {shown(system)}, expected a text")
         self._call = OneThread(
-            "another thread is calling this chat: wait until it is done, or give each thread a chat of"
-            " its own"
+            "another thread is calling this chat: wait until it is done, or give each thread a chat"
+            " of its own"
         )
         self._model = model
         self._session = model.session()
@@ -141,8 +141,9 @@ class Chat:
             ]
 
     def close(self) -> None:
-        """End an open answer, and free the memory of the KV cache. The chat cannot be used
-        afterwards.
+        """End an open answer, and free the memory of the KV cache.
+
+        The chat cannot be used afterwards.
         """
         with self._call:
             self._settle()

@@ -59,8 +59,8 @@ class Classification:
       type.
     - "regression": `probabilities` are the values that the head computed, in any range.
 
-    The scores of a language model are log P(label | prompt) in nats (with normalization "mean": nats
-    per token). With `calibrate`, the logarithm of the label's probability after texts without
+    The scores of a language model are log P(label | prompt) in nats (with normalization "mean":
+    nats per token). With `calibrate`, the logarithm of the label's probability after texts without
     content is subtracted. The scores of a classification head are its logits.
     """
 
@@ -180,8 +180,8 @@ def _check_answers(model: LoadedModel, labels: Sequence[str], examples: Sequence
 class _LabelScorer:
     """Scores the labels for one text after another.
 
-    All texts share one session: the tokens that a prompt shares with the one before are not computed
-    again.
+    All texts share one session: the tokens that a prompt shares with the one before are not
+    computed again.
     """
 
     def __init__(

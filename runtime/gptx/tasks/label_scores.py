@@ -47,8 +47,6 @@ def label_scores(
 def _log_probabilities(
     session: Session, ids: Sequence[int], *, each: bool = False
 ) -> list[np.ndarray]:
-    """Feed tokens. Returns the log-probabilities after each of them, or after the last one: float64
-    (V,) each.
-    """
+    """Feed tokens, and return the log-probabilities after each, or after the last: float64 (V,)."""
     rows = session.feed([ids], all_logits=True)[0] if each and len(ids) > 1 else session.feed([ids])
     return list(log_softmax(rows.astype(np.float64)))

@@ -1,5 +1,4 @@
-"""How likely a model finds a text: the log-probability of each token after the tokens in front of
-it.
+"""How likely a model finds a text: the log-probability of each token after those in front of it.
 
 A text that is longer than the context is read in windows that overlap, so that each token is judged
 by many tokens in front of it.
@@ -115,7 +114,7 @@ def windows(length: int, n_ctx: int, overlap: int) -> Iterator[tuple[int, int, i
 
 
 def _window(session: Session, ids: Sequence[int], start: int, first: int, end: int) -> list[float]:
-    """The log-probabilities of tokens `first` to before `end`, of a window that begins at `start`."""
+    """The log-probabilities of tokens `first` to before `end`, in a window from `start` on."""
     session.rewind([0])
     if start < first - 1:
         # Repeated tokens, which need no logits

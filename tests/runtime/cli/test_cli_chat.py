@@ -63,7 +63,7 @@ def test_commands(artifact: Path) -> None:
     assert (outcome.status, outcome.text) == (0, answers(artifact, "hello") * 2)
     assert (
         "started over" in outcome.err
-        and "/nonsense is no command" in outcome.err
+        and "/nonsense is not a command" in outcome.err
         and "Ctrl-C" in outcome.err
     )
 
