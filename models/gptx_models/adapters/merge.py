@@ -41,13 +41,7 @@ def merge(
     in the base's type, so a base in 16 bits rounds the adapter too. exact: store fp32 whatever the
     base's type is. force: replace `out`. Raises CheckpointError, OutputError.
     """
-    if not (adapter / CONFIG).is_file():
-        what = "is no adapter folder: it has no " + CONFIG if adapter.exists() else "does not exist"
-        inner = sorted(file.parent.name for file in adapter.glob(f"*/{CONFIG}"))
-        raise CheckpointError(
-            f"{adapter} {what}"
-            + (f", but holds adapters: {first_of(inner, 20)}: name one" if inner else "")
-        )
+    _check_is_adapter(adapter)
     base = base_of(adapter, base)
     for source in (adapter, base):
         check_apart(source, out)
@@ -75,6 +69,18 @@ def merge(
             weight_type=stored,
         )
     return base
+
+
+def _check_is_adapter(folder: Path) -> None:
+    if (folder / CONFIG).is_file():
+        return
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist")
+    inner = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
+    raise CheckpointError(
+        f"{folder} is no adapter folder: it has no {CONFIG}"
+        + (f", but holds adapters: {first_of(inner, 20)}: name one" if inner else "")
+    )
 
 
 def _tokenizer(adapter: Path, base: Path, vocab_size: int) -> TokenizerFiles:

@@ -153,7 +153,7 @@ def _family_of_modules(gpt: GPT, base: Path, modules: set[str], folder: Path) ->
         if not unknown:
             return family
     raise CheckpointError(
-        f"{folder} adapts what is no matrix of the base's layers:"
+        f"{folder} adapts modules that are no matrix of the base's layers:"
         f" {first_of(sorted(unknown), _MOST_NAMES)}; gptx computes those of attention and"
         " feed-forward: merge it with PEFT"
     )

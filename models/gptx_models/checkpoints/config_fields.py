@@ -32,7 +32,7 @@ class ConfigFields:
         values = [self.size(each, 1) for each in names]
         if len(set(values)) > 1:
             self.problems.append(
-                f"{name} is {values[0]} and {alias} is {values[1]}: these are two names of one field"
+                f"{name} is {values[0]} and {alias} is {values[1]}: two names of one field"
             )
         return values[0] if values else 1
 

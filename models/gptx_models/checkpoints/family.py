@@ -14,7 +14,7 @@ Family = Literal["gpt2", "openai-gpt", "llama", "gptx"]
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The Hugging Face family whose model class computes exactly this configuration, else "gptx"."""
+    """The Hugging Face family that computes exactly this configuration, else "gptx"."""
     rules: dict[Family, Callable[[GPTConfig], bool]] = {
         "gpt2": _is_gpt2,
         "openai-gpt": _is_openai_gpt,

@@ -1,6 +1,7 @@
-"""Where each parameter of a GPT is stored in a file: names, packed or split rows, transposed or not.
+"""Where each parameter of a GPT is stored in a file.
 
-One table for each family serves reading and writing. Knows names and shapes only, no files.
+A tensor in the file may have another name, hold only some of the rows, and be transposed. One table
+for each family serves reading and writing. Knows names and shapes only, no files.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _GPT2_BLOCK = {
 
 
 def _prefixed(modules: dict[str, tuple[str, ...]], prefix: str) -> dict[str, tuple[str, ...]]:
-    """The names of the base model's modules, with its prefix. The head is outside the base model."""
+    """The modules' names with the base model's prefix, which the head does not have."""
     return {
         module: tuple(name if name == "lm_head" else prefix + name for name in names)
         for module, names in modules.items()

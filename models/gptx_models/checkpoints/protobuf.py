@@ -53,7 +53,7 @@ def as_int(value: int | bytes) -> int:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """(the number that starts at byte `at`, the position behind it): 7 bits a byte, lowest first."""
+    """(the number at byte `at`, the position behind it). 7 bits a byte, the lowest first."""
     value = 0
     for shift in range(0, 70, 7):
         byte = raw[at]

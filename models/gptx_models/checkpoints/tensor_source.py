@@ -1,4 +1,4 @@
-"""The named tensors of one checkpoint, read one at a time. Knows neither models nor file formats."""
+"""The named tensors of one checkpoint, read one at a time. Knows no models and no file formats."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The tokenizer classes of transformers 4.57: their default special tokens and own settings.
 
-The values are those of each class's __init__ (the "Fast" one where there are two).
+The values are the defaults in each class's __init__; of two classes, the Fast one's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The metadata of a GGUF file of architecture llama or gpt2 -> GPTConfig.
 
-A key that may change what is computed and that our GPT does not compute is refused by name. What
-the keys mean is llama.cpp's src/llama-arch.cpp and src/llama-model.cpp.
+A key that may change what is computed and that our GPT does not compute is refused by name. The
+keys are those of llama.cpp's src/llama-arch.cpp.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _llama(
 
 
 def _check_window(fields: _ArchitectureFields, n_ctx: int) -> None:
-    """Refuse a sliding window: llama.cpp ignores it in this architecture, Mistral's class not."""
+    """Refuse a sliding window: llama.cpp computes none here, transformers' Mistral does."""
     window = fields.get("attention.sliding_window") or 0
     if window and (problem := size_problem("llama.attention.sliding_window", window)):
         fields.problems.append(problem)

@@ -219,7 +219,7 @@ def _tensor(
     start: int,
     alignment: int,
 ) -> StoredTensor:
-    """A tensor by its entry in the list: shape, number of its type, offset in bytes from `start`."""
+    """The tensor of an entry: its shape, its type's number, its offset from byte `start`."""
     where = header.path
     try:
         kind = GGMLQuantizationType(number)

@@ -60,18 +60,16 @@ def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> Token
     ends = end_tokens(ids, vocab)
     _add_tokens(tokenizer, vocab, [ids["bos"], *ends])
     special = {name: vocab.tokens[token] for name, token in ids.items() if token is not None}
-    add_bos = fields.get("add_bos_token", bool, adds_bos) and "bos" in special
-    add_eos = fields.get("add_eos_token", bool, False) and "eos" in special
-    if add_bos or add_eos:
-        set_bos_eos(
-            tokenizer, special["bos"] if add_bos else None, special["eos"] if add_eos else None
-        )
+    bos = special.get("bos") if fields.get("add_bos_token", bool, adds_bos) else None
+    eos = special.get("eos") if fields.get("add_eos_token", bool, False) else None
+    if bos is not None or eos is not None:
+        set_bos_eos(tokenizer, bos, eos)
     files = new_tokenizer_files(
         tokenizer,
         tokenizer_class="GPT2Tokenizer" if kind == "gpt2" else "LlamaTokenizer",
         special={name: special[name] for name in ("bos", "eos", "unk", "pad") if name in special},
-        add_bos=add_bos,
-        add_eos=add_eos,
+        add_bos=bos is not None,
+        add_eos=eos is not None,
         chat_template=fields.get("tokenizer.chat_template", str),
     )
     return TokenizerFiles(files, _generation(fields, vocab, ids, ends))

@@ -1,4 +1,4 @@
-"""The vocabulary and special tokens in a GGUF file's tokenizer.ggml.* metadata, by llama.cpp's rules."""
+"""The vocabulary and special tokens in a GGUF file's metadata, by llama.cpp's rules."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
     `tell` is given a line for each thing that is left out. Raises CheckpointError.
     """
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
-    with showing_progress(source) as read:
-        model = build(config, layout, read)
+    with showing_progress(source) as tensors:
+        model = build(config, layout, tensors)
     tokenizer = None if tokenizer_wanted else TokenizerFiles()
     side = read_side_files(folder, config.vocab_size, tokenizer=tokenizer, tell=tell)
     about = source_of(folder, config, source)

@@ -56,8 +56,8 @@ def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = qu
     check_file(path)
     header = _read_header(path)
     source = _source(path, header)
-    with showing_progress(source) as read:
-        model = build(header.config, LAYOUTS["llama"], read)
+    with showing_progress(source) as tensors:
+        model = build(header.config, LAYOUTS["llama"], tensors)
     assert family_of(header.config) == "llama"
     about = {
         "format": "llama2.c",

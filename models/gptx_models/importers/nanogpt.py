@@ -46,8 +46,8 @@ def import_nanogpt(
         )
     config = _config(checkpoint["model_args"], str(path))
     source = without_wrappers(state_dict_source(checkpoint["model"], str(path)))
-    with showing_progress(source) as read:
-        model = build(config, LAYOUT, read)
+    with showing_progress(source) as tensors:
+        model = build(config, LAYOUT, tensors)
     names = written_names(model, LAYOUT, LAYOUTS[family_of(config)])
     about = {
         "format": "nanogpt",

@@ -17,9 +17,9 @@ from gptx.errors import UsageError
 from gptx.progress import note
 from gptx.system.cpu import cpu_name
 from gptx_models.checkpoints.checkpoint import load_config, load_model, save_checkpoint
+from gptx_models.checkpoints.tell import quiet
 from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.checkpoints.text_setup import TextSetup, read_text_setup, text_setup_of_tokenizer
-from gptx_models.checkpoints.tokenizer_files import quiet
 from gptx_models.checkpoints.weight_files import weight_files
 from gptx_models.data import corpus
 from gptx_models.data.corpus import Corpus, Texts

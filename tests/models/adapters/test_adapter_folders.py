@@ -1,4 +1,7 @@
-"""Adapters in folders that hold more: a config.json, a whole model. transformers is the reference."""
+"""Adapters in folders that also hold a config.json or a whole model.
+
+transformers is the reference.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ pytest.importorskip("peft")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, Path, Path]:
-    """(the adapted model, its adapter's folder, its base's)"""
+    """(the adapted model, the adapter's folder, the base's folder)"""
     folder = tmp_path_factory.mktemp("made")
     gpt, adapter = saved(folder, "llama", Lora(rank=2, alpha=4.0))
     return gpt, adapter, folder / "base"
@@ -44,7 +47,7 @@ def with_config(made: tuple[GPT, Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def whole(made: tuple[GPT, Path, Path], with_config: Path) -> Path:
-    """The same, with a model's weights too, which are not those of the base that the adapter names."""
+    """The same, with the weights of a model that is not the base that the adapter names."""
     save_file({name: value * 2 for name, value in load_file(made[2] / "model.safetensors").items()},
               with_config / "model.safetensors", {"format": "pt"})  # fmt: skip
     return with_config
@@ -111,11 +114,15 @@ def test_what_takes_a_checkpoint_calls_it_an_adapter(
 
 @pytest.mark.parametrize(
     "words",
-    [("train", "{text}", "--from", "{folder}", "--out", "{out}"), ("inspect", "{folder}"), ("run", "-m", "{folder}", "a"),
-     ("finetune", "{folder}", "{rows}", "--task", "text", "--out", "{out}"),
-     ("quantize", "{folder}", "{out}", "--to", "int8"),
-     ("export", "{folder}", "{out}", "--via", "optimum")],
-)  # fmt: skip
+    [
+        ("train", "{text}", "--from", "{folder}", "--out", "{out}"),
+        ("inspect", "{folder}"),
+        ("run", "-m", "{folder}", "a"),
+        ("finetune", "{folder}", "{rows}", "--task", "text", "--out", "{out}"),
+        ("quantize", "{folder}", "{out}", "--to", "int8"),
+        ("export", "{folder}", "{out}", "--via", "optimum"),
+    ],
+)
 def test_every_verb(words: tuple[str, ...], with_config: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 50)
     (tmp_path / "rows.jsonl").write_text('{"text": "the cat sat on the mat"}\n' * 50)
@@ -155,7 +162,7 @@ def test_its_base_is_not_here(whole: Path, made: tuple[GPT, Path, Path], tmp_pat
 def test_an_adapter_for_the_model_in_its_own_folder(
     whole: Path, made: tuple[GPT, Path, Path], tmp_path: Path
 ) -> None:
-    """transformers applies it; here the sentence says how to."""
+    """transformers applies such an adapter; gptx says how to."""
     path = whole / "adapter_config.json"
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(whole)})
@@ -201,9 +208,14 @@ def test_adapters_of_other_kinds(kind: Any, with_config: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"r": True}, "r is True"), ({"r": 2**70}, "r is .*at most"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-     ({"lora_alpha": 0}, "lora_alpha is 0"), ({"r": "2"}, "r is '2'")],
-)  # fmt: skip
+    [
+        ({"r": True}, "r is True"),
+        ({"r": 2**70}, "r is .*at most"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"r": "2"}, "r is '2'"),
+    ],
+)
 def test_numbers_that_are_none(
     changes: dict[str, Any], says: str, with_config: Path, tmp_path: Path
 ) -> None:

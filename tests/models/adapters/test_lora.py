@@ -1,4 +1,4 @@
-"""LoRA against PEFT: what we save it computes as we do, and what it saves we read."""
+"""LoRA against PEFT: PEFT computes our adapters as we do, and we read PEFT's adapters."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ def test_modules_by_a_pattern(options: dict, tmp_path: Path):
 
 
 def test_a_model_that_we_write_in_a_form_of_our_own(tmp_path: Path):
-    """Mistral with a window: read from its family's names, and the adapter keeps those, so that PEFT reads it."""
+    """A Mistral with a window, which gptx writes as model_type gptx.
+
+    An adapter for the original keeps llama's names, so PEFT reads it.
+    """
     assert IDS.shape[1] > WINDOW
     kept = base(tmp_path / "base", "mistral")
     model = AutoModelForCausalLM.from_pretrained(kept, attn_implementation="eager")
@@ -115,7 +118,10 @@ def test_an_adapter_of_2023(tmp_path: Path):
     ("family", "targets"), [("gpt2", ("c_attn", "c_fc")), ("llama", ("all-linear",))]
 )
 def test_gradients_are_those_of_peft(family: str, targets: tuple[str, ...], tmp_path: Path):
-    """In training, with dropout before A: PEFT draws a mask a module, in the order of the forward pass."""
+    """Gradients in training, with dropout before A.
+
+    PEFT draws one mask for each module, in the order of the forward pass.
+    """
     gpt, adapter = saved(tmp_path, family, Lora(rank=4, alpha=12.0, targets=targets, dropout=0.5))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
@@ -141,7 +147,10 @@ def test_gradients_are_those_of_peft(family: str, targets: tuple[str, ...], tmp_
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_classification_head_of_peft_is_read(family: str, tmp_path: Path):
-    """PEFT names "classifier" and "score" in modules_to_save; the base here is the language model."""
+    """PEFT names "classifier" and "score" in modules_to_save.
+
+    The base here is the language model.
+    """
     folder = base(tmp_path / "base", family)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     theirs = adapted(model, tmp_path / "adapter", task_type="SEQ_CLS")
@@ -175,7 +184,7 @@ def test_our_classification_head_is_read_by_peft(family: str, tmp_path: Path):
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_base_in_16_bits(stored: torch.dtype, autocast: bool, tmp_path: Path):
-    """A and B stay fp32, and the logits are those of fp32 to the precision of what computes."""
+    """A and B stay fp32, and the logits equal those of fp32 to the base type's precision."""
     lora = Lora(rank=4, targets=("all-linear",))
     exact, _ = saved(tmp_path, "llama", lora)
     gpt = add_lora(load_model(tmp_path / "base").to(stored), lora)
@@ -192,7 +201,7 @@ def test_a_base_in_16_bits(stored: torch.dtype, autocast: bool, tmp_path: Path):
 
 
 def test_a_is_drawn_as_in_peft():
-    """Uniform with a variance of 1 / (3 in), and B nothing."""
+    """A is uniform with a variance of 1 / (3 n_in), B is zero."""
     torch.manual_seed(0)
     gpt = add_lora(
         GPT(GPTConfig(vocab_size=8, n_ctx=8, n_layer=1, n_head=1, n_embd=256)), Lora(rank=64)
@@ -206,7 +215,7 @@ def test_a_is_drawn_as_in_peft():
 
 
 def test_the_whole_model_where_others_hold_a_part():
-    """On CUDA, and under --shard, what is saved is a copy: it has the adapter too."""
+    """On CUDA and with --shard a copy is saved, which has the adapter too."""
     gpt = randomized(
         add_lora(
             GPT(GPTConfig(vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16)), Lora(rank=2)
@@ -251,19 +260,15 @@ def test_a_base_that_moved_is_asked_for(tmp_path: Path):
         ({"use_dora": True}, "use_dora True"),
         ({"peft_type": "IA3"}, "is an adapter of the kind IA3, and gptx reads LORA"),
         ({"a_variant_of_2027": {"depth": 3}}, r"a_variant_of_2027 \{'depth': 3\}"),
-        (
-            {"init_lora_weights": "pissa"},
-            "init_lora_weights 'pissa'",
-        ),  # the base it goes with is another
+        # PiSSA changes the base's weights before training
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\]"),
         ({"r": None}, "r is None, expected a positive whole number"),
         ({"rank_pattern": {"c_attn": 3}}, "rank_pattern"),
         ({"bias": "all"}, "bias 'all'"),
         ({"r": 3}, r"r is 3, and the weights are of rank \[2\]"),
-        (
-            {"r": 2**24},
-            r"r is 16777216, and the weights are of rank \[2\]",
-        ),  # matrices of gigabytes
+        # would allocate matrices of gigabytes
+        ({"r": 2**24}, r"r is 16777216, and the weights are of rank \[2\]"),
         ({"modules_to_save": 5}, "modules_to_save 5"),
         ({"modules_to_save": [["score"]]}, r"modules_to_save \[\['score'\]\]"),
         ({"base_model_name_or_path": "a" * 5000}, "which is not here: gptx merge"),
@@ -316,7 +321,7 @@ def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):
 
 
 def test_a_model_of_our_own_kind(tmp_path: Path):
-    """Additive attention: no PEFT model reads it, and the format is the same."""
+    """A model with additive attention, which PEFT does not read; the format is the same."""
     torch.manual_seed(0)
     config = GPTConfig(
         vocab_size=64, n_ctx=32, n_layer=1, n_head=2, n_embd=16, attention="additive"

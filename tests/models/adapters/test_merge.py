@@ -1,4 +1,7 @@
-"""gptx merge, and export of an adapter: the weights are those that transformers and PEFT compute with, the rest is kept."""
+"""gptx merge, and gptx export of an adapter.
+
+The merged weights are those of transformers and PEFT; the other files are kept.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def test_merge_writes_a_checkpoint_that_export_takes(tmp_path: Path):
 
 
 def with_tokenizer(folder: Path, **files: str) -> Path:
-    """A word-level tokenizer of 64 words, and files beside it."""
+    """Write a word-level tokenizer of 64 words and other files into a folder."""
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     words.pre_tokenizer = Whitespace()
     words.save(str(folder / "tokenizer.json"))
@@ -53,7 +56,10 @@ def with_tokenizer(folder: Path, **files: str) -> Path:
 
 
 def test_merge_keeps_what_lies_beside_the_weights(tmp_path: Path):
-    """The adapter's files where it has them, else the base's; ids of special tokens that only config.json names."""
+    """The adapter's files win over the base's.
+
+    Ids of special tokens that only config.json states are kept.
+    """
     _, adapter = saved(tmp_path, "llama", Lora(rank=2))
     with_tokenizer(tmp_path / "base", chat_template__jinja="base's")
     (tmp_path / "base/generation_config.json").write_text('{"temperature": 0.5}')
@@ -81,7 +87,10 @@ def test_merge_keeps_what_lies_beside_the_weights(tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_merged_weights_have_the_type_of_the_base(dtype: torch.dtype, tmp_path: Path):
-    """The sum is rounded once, as transformers reads it; what the adapter leaves alone stays as it was to the bit."""
+    """The sum is rounded once, as transformers rounds it.
+
+    Weights that the adapter does not change keep their bits.
+    """
     _, adapter = saved(tmp_path, "llama", Lora(rank=2, targets=("k_proj",)))
     AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype).save_pretrained(
         tmp_path / "base"

@@ -1,4 +1,4 @@
-"""Checkpoint folders against transformers, both ways, and what is said of folders that cannot be read."""
+"""Checkpoint folders read and written, against transformers, and errors for damaged folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Artifacts and checkpoints whose files are links: every verb reads them, and none is led outside by them."""
+"""Artifacts and checkpoints whose files are links.
+
+Every verb reads them, and none follows a link to a file outside the folder.
+"""
 
 from __future__ import annotations
 
@@ -83,9 +86,8 @@ def test_what_is_a_blob_of_the_cache(fp32: Path, tmp_path: Path) -> None:
     assert is_hub_blob(config) and is_hub_blob(data) and lies_inside(data, snapshot)
     (tmp_path / "model").symlink_to(snapshot)  # the folder's own name may be a link too
     assert is_hub_blob(tmp_path / "model/onnx/model.onnx_data")
-    assert not is_hub_blob(
-        blobs / os.readlink(config).rpartition("/")[2]
-    )  # no link from a snapshot
+    # the blob itself is no link from a snapshot
+    assert not is_hub_blob(blobs / os.readlink(config).rpartition("/")[2])
     outside = tmp_path / "secret"
     outside.write_text("{}")
     for name, target in (("straight", outside), ("of a blob", blobs / "00")):

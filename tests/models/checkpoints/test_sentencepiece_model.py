@@ -1,4 +1,4 @@
-"""A bare tokenizer.model (SentencePiece): read as transformers converts it, or refused in a sentence."""
+"""A tokenizer.model (SentencePiece) is read as transformers converts it, or refused by name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from gptx.text.tokenizer import load_tokenizer
 from gptx_models.checkpoints.tokenizer_files import read_tokenizer_folder
 from gptx_models.importers.tokenizer_path import read_tokenizer_path
 
-sentencepiece = pytest.importorskip(
-    "sentencepiece"
-)  # transformers converts with it; gptx does not need it
+# transformers converts with it; gptx does not need it
+sentencepiece = pytest.importorskip("sentencepiece")
 
 CORPUS = [
     "the cat sat on the mat",
@@ -150,7 +149,7 @@ def test_other_files_are_refused(raw: bytes, says: str, tmp_path: Path) -> None:
 
 
 def test_damage(trained: dict[str, bytes], tmp_path: Path) -> None:
-    """Cut short or changed anywhere, the file is read or refused, and nothing else happens."""
+    """A file that is cut short or changed at any byte is read, or is a CheckpointError."""
     model = trained["bpe"]
     refused = 0
     for number, at in enumerate(range(1, len(model), len(model) // 60)):

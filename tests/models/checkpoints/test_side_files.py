@@ -1,4 +1,8 @@
-"""The files beside the weights: import and export read them alike, and the ids that end a text come from one order."""
+"""The files beside the weights.
+
+Import and export read them alike, and the ids that begin, end and pad a text are resolved in one
+order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from gptx.errors import CheckpointError
 from gptx_models.checkpoints.token_ids import resolve_ids, token_ids
 from gptx_models.importers import import_checkpoint
 
-VOCABULARY = 320  # ids of the model; the tokenizer has some 300
+VOCABULARY = 320  # the model's ids; the tokenizer has about 300
 KNOWN = byte_level().get_vocab_size()
 CHATML = ("<|im_start|>", "<|im_end|>")
 
@@ -31,13 +35,19 @@ def flags(content: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of transformers with a tokenizer.json, and no word on ids."""
+    """A transformers model with a tokenizer.json; its files state no token ids."""
     folder = tmp_path_factory.mktemp("side") / "model"
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
     model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape) * 0.3
@@ -56,7 +66,7 @@ def drop(file: Path, *names: str) -> None:
 
 
 def copy(folder: Path, place: Path, files: dict[str, Any]) -> Path:
-    """A copy of a folder, in which the JSON files have these fields besides."""
+    """A copy of a folder whose JSON files have these fields too."""
     shutil.copytree(folder, place)
     for name, values in files.items():
         file = place / name
@@ -124,7 +134,10 @@ def test_an_export_is_the_same_with_and_without_an_import(
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file: bytes, but of gptx.json, and of the reference with the seal, without what names the exported weights."""
+    """The content of every file: bytes or parsed JSON.
+
+    What names the exported weights is taken out of gptx.json, the reference and its seal.
+    """
     files: dict[str, Any] = {
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }
@@ -145,7 +158,10 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def found(*values: Any, name: str = "eos_token_id", vocab_size: int = 320) -> Any:
-    """What is resolved from the values in generation_config.json, config.json and the tokenizer, in this order."""
+    """The id that resolve_ids finds.
+
+    values: of generation_config.json, config.json and the tokenizer, in this order.
+    """
     places = [
         (place, {name: value})
         for place, value in zip(("generation", "config", "tokenizer"), values)
@@ -196,7 +212,7 @@ def test_there_is_one_beginning_and_one_padding() -> None:
 
 @pytest.mark.parametrize("form", ["{}", "[{}]", "[[{}]]", "{}.0", "[{}, -1]", "[{}, 9999]"])
 def test_forms_of_an_end_are_transformers(form: str, llama: Path, tmp_path: Path) -> None:
-    """A text ends where transformers ends it, in each form of the value that transformers takes."""
+    """A text ends where transformers ends it, for each form of eos_token_id that it accepts."""
     model = transformers.LlamaForCausalLM.from_pretrained(llama)
     prompt = torch.tensor([[40, 41, 42]])
     options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
@@ -208,14 +224,17 @@ def test_forms_of_an_end_are_transformers(form: str, llama: Path, tmp_path: Path
 
 
 def test_an_end_in_the_padding_of_the_vocabulary(llama: Path, tmp_path: Path) -> None:
-    """transformers ends a text with an id that the tokenizer does not know; other ids there are never picked here."""
+    """An eos id that only the tokenizer lacks ends a text, as in transformers.
+
+    Other ids that the tokenizer lacks are never generated.
+    """
     model = transformers.LlamaForCausalLM.from_pretrained(llama)
     row = model.lm_head.weight.data
     prompt = [40, 41, 42]
     with torch.no_grad():
         states = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
-    row[KNOWN + 5] = states / states.norm() * 100  # now the likeliest id after the prompt
-    row[KNOWN + 6] = row[KNOWN + 5] * 2  # likelier still, and no id of anything
+    row[KNOWN + 5] = states / states.norm() * 100  # the likeliest id after the prompt
+    row[KNOWN + 6] = row[KNOWN + 5] * 2  # likelier still; neither a token nor an eos id
     folder = copy(
         llama, tmp_path / "model", {"generation_config.json": {"eos_token_id": [0, KNOWN + 5]}}
     )
@@ -230,7 +249,8 @@ def test_an_end_in_the_padding_of_the_vocabulary(llama: Path, tmp_path: Path) ->
             prompt, max_new_tokens=4, temperature=1.0, seed=3, repetition_penalty=1.1
         )
         assert (sampled.token_ids, sampled.finish_reason) == ([KNOWN + 5], "stop")
-        # a prompt may hold an id of the padding, and a penalty must not look for it among those that can be picked
+        # A prompt may hold such an id. The repetition penalty must not look for it among the ids
+        # that can be generated.
         assert ours.generate(
             [40, VOCABULARY - 1], max_new_tokens=2, repetition_penalty=1.2
         ).token_ids

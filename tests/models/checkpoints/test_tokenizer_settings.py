@@ -1,4 +1,7 @@
-"""Tokenizer settings outside tokenizer.json: what gptx reads equals transformers' AutoTokenizer, token for token."""
+"""Tokenizer settings outside tokenizer.json.
+
+The tokenizer that gptx reads equals transformers' AutoTokenizer, token for token.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from gptx.errors import CheckpointError
 from gptx.text.tokenizer import load_tokenizer
 from gptx_models.checkpoints.tokenizer_files import read_tokenizer_folder
 
-VOCABULARY = 400  # ids of the model: more than any of the tokenizers has
+VOCABULARY = 400  # the model's ids: more than any of the tokenizers has
 TEXTS = (
     "the cat",
     " The  cat sat.\n",
@@ -221,7 +224,10 @@ def folder_of(place: Path, make: Make, beside: dict[str, Files], model_type: str
 
 @pytest.mark.parametrize("name", CASES)
 def test_as_transformers(name: str, tmp_path: Path) -> None:
-    """The same ids, texts and special tokens; and transformers reads the files that were written as those it was given."""
+    """The ids, texts and special tokens are transformers'.
+
+    transformers reads the written files as it reads the given ones.
+    """
     folder = folder_of(tmp_path / "in", *CASES[name])
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     out = tmp_path / "out"
@@ -260,8 +266,11 @@ def test_as_transformers(name: str, tmp_path: Path) -> None:
 def test_the_space_before_a_llamas_text(
     wanted: bool, legacy: bool, tokens: str, tmp_path: Path
 ) -> None:
-    """By hand from transformers' LlamaConverter: it asks for a tokenizer.model here. With `legacy` a text
-    begins after each special token."""
+    """With `legacy`, a space is put before each text between special tokens.
+
+    The expected values are those of transformers' LlamaConverter, by hand: transformers would need
+    a tokenizer.model here.
+    """
     folder = folder_of(
         tmp_path / "in", llama, files({**LLAMA, "add_prefix_space": wanted, "legacy": legacy})
     )
@@ -298,7 +307,7 @@ def test_written_files_are_read_as_they_are(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_vocab_json_and_merges_txt(config: Files, tmp_path: Path) -> None:
-    """Without a tokenizer.json transformers converts the older files, each class in its own way."""
+    """Without tokenizer.json, transformers converts the older files, each class in its way."""
     folder, out = tmp_path / "in", tmp_path / "out"
     folder_of(folder, byte_level, files(config))
     (folder / "tokenizer.json").unlink()
@@ -325,7 +334,7 @@ def test_vocab_json_of_another_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_class_of_transformers_5(tmp_path: Path) -> None:
-    """Loaders that are older do not know its name."""
+    """Its name is replaced by the older one, which all loaders know."""
     folder = folder_of(
         tmp_path / "in", byte_level, files({**FAST, "tokenizer_class": "TokenizersBackend"})
     )

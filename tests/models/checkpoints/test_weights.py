@@ -1,5 +1,8 @@
-"""Weights that are not what the config says: NaN, heads that differ from what they are tied to, wrapped names, tensors that
-nothing reads. Each is read as transformers reads it, told, or refused by name."""
+"""Weights that are not what config.json says.
+
+NaN, tied heads that differ from the embedding, names of wrapper modules, and tensors that no
+parameter reads: each is read as transformers reads it, or refused by name.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,16 @@ transformers = pytest.importorskip("transformers")  # the independent reference
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]])
 SHAPES: dict[str, Any] = {
     "gpt2": transformers.GPT2Config(vocab_size=61, n_positions=24, n_embd=24, n_layer=2, n_head=3),
-    "llama": transformers.LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
-                                      num_attention_heads=4, max_position_embeddings=32, tie_word_embeddings=True),
-}  # fmt: skip
+    "llama": transformers.LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+    ),
+}
 
 
 def written(folder: Path, family: str = "llama", **changes: Any) -> Path:
@@ -71,7 +81,7 @@ def theirs(folder: Path) -> torch.Tensor:
         return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(IDS).logits
 
 
-# --- NaN and infinity -----------------------------------------------------------------------------------------------
+# --- NaN and infinity -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -93,7 +103,8 @@ def test_a_checkpoint_with_a_value_that_is_no_number(
     weights = tensors(folder)
     weights[name][place] = value
     rewrite(folder, weights)
-    says = rf"model.safetensors: {name} holds {value} at \[{', '.join(map(str, place))}\], which is no weight"
+    index = ", ".join(map(str, place))
+    says = rf"model.safetensors: {name} holds {value} at \[{index}\], which is no weight"
     for act in (
         lambda: import_checkpoint(str(folder), tmp_path / "out"),
         lambda: export_checkpoint(folder, tmp_path / "out"),
@@ -122,8 +133,13 @@ def test_verbs_that_read_a_checkpoint(
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["c_attn"]}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
     module = "base_model.model.transformer.h.0.attn.c_attn"
-    save_file({f"{module}.lora_A.weight": torch.zeros(2, 64), f"{module}.lora_B.weight": torch.zeros(192, 2)},
-              tmp_path / "adapter/adapter_model.safetensors")  # fmt: skip
+    save_file(
+        {
+            f"{module}.lora_A.weight": torch.zeros(2, 64),
+            f"{module}.lora_B.weight": torch.zeros(192, 2),
+        },
+        tmp_path / "adapter/adapter_model.safetensors",
+    )
     paths = {"model": "model", "rows": "rows.jsonl", "adapter": "adapter", "out": "out"}
     given = [
         word.format(**{name: tmp_path / path for name, path in paths.items()}) for word in words
@@ -140,7 +156,7 @@ def test_verbs_that_read_a_checkpoint(
 
 @pytest.mark.parametrize("to", ["int8", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"])
 def test_an_artifact_with_a_value_that_is_no_number(to: str, fp32: Path, tmp_path: Path) -> None:
-    """The row of a token that no text holds: the certificate would not see it."""
+    """The NaN is in the row of a token that no text holds, so the certificate would miss it."""
     folder = Path(shutil.copytree(fp32, tmp_path / "artifact"))
     spoil(folder, "wte.weight", (303, 5), float("nan"))
     with pytest.raises(
@@ -187,7 +203,7 @@ def test_weights_beyond_fp16(fp32: Path, tmp_path: Path) -> None:
     ("to", "value", "says"), [("int8", float("nan"), "holds nan"), ("fp16", 1e5, "holds 100,000")]
 )
 def test_graphs_of_optimum(to: str, value: float, says: str, fp32: Path, tmp_path: Path) -> None:
-    """They have no module behind them, and are rewritten as a graph; so is ours here."""
+    """Graphs of optimum are quantized without a PyTorch module; here our own graph is."""
     folder = Path(shutil.copytree(fp32, tmp_path / "artifact"))
     spoil(folder, "wte.weight", (303, 5), value)
     with pytest.raises((ArtifactError, UsageError), match=says):
@@ -204,7 +220,7 @@ def test_finite_numbers_with_an_infinite_sum_are_weights() -> None:
     check_finite(torch.empty(0, 4), "a", "here")
 
 
-# --- tied heads -----------------------------------------------------------------------------------------------------
+# --- tied heads -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +236,8 @@ def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
     head = weights[embedding].clone()
     head[-1, -1] += 1e-3
     rewrite(folder, {**weights, "lm_head.weight": head})
-    # transformers 4.57 ties and says nothing; version 5 and llama.cpp take the head: the user has to say which is meant
+    # transformers 4.57 ties the two without a word; version 5 and llama.cpp take the head. So the
+    # user has to say which one is meant.
     with pytest.raises(
         CheckpointError,
         match=rf"lm_head.weight differs from {embedding}, and the configuration ties",
@@ -245,11 +262,21 @@ def test_a_tied_head(family: str, embedding: str, tmp_path: Path) -> None:
     assert torch.equal(ours(folder), expected)
 
 
-# --- wrappers -------------------------------------------------------------------------------------------------------
+# --- wrappers -------------------------------------------------------------------------------------
 
-WRAPPERS = ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "_orig_mod.module.",
-            "_fsdp_wrapped_module._orig_mod.", "module.base_model.model.", "model.", "_forward_module.",
-            "pretrained_model.", "module.module."]  # fmt: skip
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "base_model.model.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "_fsdp_wrapped_module._orig_mod.",
+    "module.base_model.model.",
+    "model.",
+    "_forward_module.",
+    "pretrained_model.",
+    "module.module.",
+]
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -271,7 +298,7 @@ def test_names_of_wrappers(wrapper: str, binary: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_lightning_calls_the_model_model(tied: bool, tmp_path: Path) -> None:
-    """Around GPT-2 with its head and without it: neither is a llama's own prefix."""
+    """The prefix "model." is a wrapper's around GPT-2, though it is llama's own prefix."""
     folder = written(tmp_path, "gpt2", tie_word_embeddings=tied)
     expected, weights = ours(folder), tensors(folder)
     bare = {name.removeprefix("transformer."): value for name, value in weights.items()}
@@ -333,14 +360,21 @@ def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
     assert torch.isfinite(ours(rewrite(folder, {n: w.clone() for n, w in merged.items()}))).all()
 
 
-# --- tensors that nothing reads -------------------------------------------------------------------------------------
+# --- tensors that nothing reads -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name",
-    ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight",
-     "lm_head.bias", "model.norm.bias", "model.layers.0.self_attn.sinks", "model.layers.1.mlp.experts.0.up_proj.weight"],
-)  # fmt: skip
+    [
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.2.mlp.up_proj.weight",
+        "lm_head.bias",
+        "model.norm.bias",
+        "model.layers.0.self_attn.sinks",
+        "model.layers.1.mlp.experts.0.up_proj.weight",
+    ],
+)
 def test_tensors_that_would_change_what_is_computed_are_refused(name: str, tmp_path: Path) -> None:
     folder = written(tmp_path, tie_word_embeddings=False)
     rewrite(folder, {**tensors(folder), name: torch.ones(8)})
@@ -379,7 +413,7 @@ def test_buffers_of_old_versions_carry_nothing(
     assert "left out" not in capsys.readouterr().err
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
@@ -398,10 +432,18 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
         ours(folder)
 
 
-@pytest.mark.parametrize(("index", "says"), [
-    ({"weight_map": {"a": "../outside.safetensors"}}, "names files outside its folder: ../outside.safetensors"),
-    ({"weight_map": ["a"]}, "no weight_map"), ({"weight_map": {"a": 5}}, "no weight_map"), ({}, "no weight_map"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        (
+            {"weight_map": {"a": "../outside.safetensors"}},
+            "names files outside its folder: ../outside.safetensors",
+        ),
+        ({"weight_map": ["a"]}, "no weight_map"),
+        ({"weight_map": {"a": 5}}, "no weight_map"),
+        ({}, "no weight_map"),
+    ],
+)
 def test_indices_that_are_none(index: dict[str, Any], says: str, tmp_path: Path) -> None:
     folder = written(tmp_path / "model")
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
@@ -456,11 +498,17 @@ def test_weights_under_other_names_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "says"),
-    [({"state_dict": {}, "epoch": 3}, "state_dict is of type dict, epoch is of type int: save the model's own"),
-     ({7: torch.ones(2)}, "7 is no name"), ([1], r"it holds \[1\], expected tensors by name"),
-     (Path("x"), "save it again as safetensors")],
+    [
+        (
+            {"state_dict": {}, "epoch": 3},
+            "state_dict is of type dict, epoch is of type int: save the model's own",
+        ),
+        ({7: torch.ones(2)}, "7 is no name"),
+        ([1], r"it holds \[1\], expected tensors by name"),
+        (Path("x"), "save it again as safetensors"),
+    ],
     ids=["nested", "a number as name", "a list", "Python objects"],
-)  # fmt: skip
+)
 def test_torchs_files_that_hold_other_things(entry: Any, says: str, tmp_path: Path) -> None:
     folder = written(tmp_path)
     weights = tensors(folder)

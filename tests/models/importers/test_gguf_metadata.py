@@ -1,4 +1,7 @@
-"""GGUF's metadata and its file format: what llama.cpp obeys is obeyed, and all else is one sentence that names the key."""
+"""GGUF's metadata and file format.
+
+What llama.cpp obeys is obeyed. Anything else is an error of one sentence that names the key.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,16 @@ from gptx_models.importers import import_checkpoint
 transformers = pytest.importorskip("transformers")  # the independent reference
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32]])
-SHAPE = dict(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False)  # fmt: skip
+SHAPE = dict(
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=False,
+)
 
 
 def model(**changes: Any) -> Any:
@@ -69,18 +80,18 @@ def refused(file: Gguf, says: str, folder: Path) -> None:
     )
 
 
-# --- obeyed ---------------------------------------------------------------------------------------------------------
+# --- obeyed ---------------------------------------------------------------------------------------
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 SCALED: list[tuple[dict[str, Key | None], dict[str, Any]]] = [
     ({"rope__scaling__type": (STRING, "linear"), "rope__scaling__factor": (FLOAT, 4.0)}, LINEAR),
-    ({"rope__scaling__factor": (FLOAT, 4.0)}, LINEAR),  # llama.cpp: linear where no type is named
-    ({"rope__scale_linear": (FLOAT, 4.0)}, LINEAR),  # the old name
+    # without a type it is linear, as in llama.cpp
+    ({"rope__scaling__factor": (FLOAT, 4.0)}, LINEAR),
+    # the factor's old name
+    ({"rope__scale_linear": (FLOAT, 4.0)}, LINEAR),
     ({"rope__scaling__factor": (FLOAT, 4.0), "rope__scale_linear": (FLOAT, 2.0)}, LINEAR),
-    (
-        {"rope__scaling__type": (STRING, "none"), "rope__scaling__factor": (FLOAT, 4.0)},
-        {},
-    ),  # none is never scaled
+    # with the type none the factor is ignored
+    ({"rope__scaling__type": (STRING, "none"), "rope__scaling__factor": (FLOAT, 4.0)}, {}),
     ({"rope__scaling__type": (STRING, "linear"), "rope__scaling__factor": (FLOAT, 0.0)}, {}),
     (
         {
@@ -132,7 +143,7 @@ def test_alignment_and_version(alignment: int, version: int, plain: Gguf, tmp_pa
 
 
 def test_a_head_that_differs_is_the_head(plain: Gguf, tmp_path: Path) -> None:
-    """As in llama.cpp, which takes output.weight where there is one."""
+    """llama.cpp takes output.weight if there is one."""
     assert plain.tensors["output.weight"][2] != plain.tensors["token_embd.weight"][2]
     check(plain, model(), tmp_path)
     assert not load_config(tmp_path / "out").tied
@@ -145,13 +156,19 @@ def test_a_head_that_differs_is_the_head(plain: Gguf, tmp_path: Path) -> None:
     assert load_config(tmp_path / "tied").tied
 
 
-# --- refused --------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 NAN = float("nan")
 REFUSED: list[tuple[dict[str, Key | None], str]] = [
-    ({"rope__scaling__type": (STRING, "yarn")}, "rope.scaling.type is 'yarn', expected none or linear"),
+    (
+        {"rope__scaling__type": (STRING, "yarn")},
+        "rope.scaling.type is 'yarn', expected none or linear",
+    ),
     ({"rope__scaling__type": (UINT32, 1)}, "rope.scaling.type is 1"),
-    ({"rope__scaling__factor": (FLOAT, -2.0)}, "rope.scaling.factor is -2.0, expected a number of at least 0"),
+    (
+        {"rope__scaling__factor": (FLOAT, -2.0)},
+        "rope.scaling.factor is -2.0, expected a number of at least 0",
+    ),
     ({"rope__scaling__factor": (FLOAT, NAN)}, "rope.scaling.factor is nan"),
     ({"rope__scaling__factor": (STRING, "2")}, "rope.scaling.factor is '2'"),
     ({"rope__scaling__attn_factor": (FLOAT, 0.8)}, "rope.scaling.attn_factor is 0.8"),
@@ -161,12 +178,21 @@ REFUSED: list[tuple[dict[str, Key | None], str]] = [
     ({"rope__freq_base": (FLOAT, 0.0)}, "rope.freq_base is 0.0"),
     ({"rope__dimension_count": (UINT32, 8)}, "rope.dimension_count is 8, expected the head's 16"),
     ({"rope__dimension_sections": (ARRAY, (INT32, [1, 2]))}, "rope.dimension_sections is"),
-    ({"attention__value_length": (UINT32, 8)}, "attention.value_length is 8, expected the head's 16"),
+    (
+        {"attention__value_length": (UINT32, 8)},
+        "attention.value_length is 8, expected the head's 16",
+    ),
     ({"attention__key_length": (UINT32, 8)}, "rope.dimension_count is 16, expected the head's 8"),
-    ({"attention__scale": (FLOAT, 0.5)}, "attention.scale is 0.5, which gptx's GPT does not compute"),
+    (
+        {"attention__scale": (FLOAT, 0.5)},
+        "attention.scale is 0.5, which gptx's GPT does not compute",
+    ),
     ({"attention__causal": (BOOL, False)}, "attention.causal is False"),
     ({"attention__sliding_window": (STRING, "4")}, "attention.sliding_window is '4'"),
-    ({"attention__sliding_window": (UINT32, 4)}, "attention.sliding_window is 4, which llama.cpp does not compute here"),
+    (
+        {"attention__sliding_window": (UINT32, 4)},
+        "attention.sliding_window is 4, which llama.cpp does not compute here",
+    ),
     ({"attention__sliding_window_pattern": (UINT32, 4)}, "attention.sliding_window_pattern is 4"),
     ({"attention__max_alibi_bias": (FLOAT, 8.0)}, "attention.max_alibi_bias is 8.0"),
     ({"attention__clamp_kqv": (FLOAT, 8.0)}, "attention.clamp_kqv is 8.0"),
@@ -177,25 +203,45 @@ REFUSED: list[tuple[dict[str, Key | None], str]] = [
     ({"embedding_scale": (FLOAT, 12.0)}, "embedding_scale is 12.0"),
     ({"use_parallel_residual": (BOOL, True)}, "use_parallel_residual is True"),
     ({"expert_count": (UINT32, 8)}, "a mixture of 8 experts"),
-    ({"something__new": (STRING, "yes")}, "llama.something.new is 'yes', which gptx's GPT does not compute"),
-    ({"attention__head_count_kv": (ARRAY, (UINT32, [2, 4]))}, "attention.head_count_kv differs between layers"),
-    ({"attention__head_count_kv": (ARRAY, (UINT32, [2]))}, "attention.head_count_kv is a list of 1, expected one value a"),
+    (
+        {"something__new": (STRING, "yes")},
+        "llama.something.new is 'yes', which gptx's GPT does not compute",
+    ),
+    (
+        {"attention__head_count_kv": (ARRAY, (UINT32, [2, 4]))},
+        "attention.head_count_kv differs between layers",
+    ),
+    (
+        {"attention__head_count_kv": (ARRAY, (UINT32, [2]))},
+        "attention.head_count_kv is a list of 1, expected one value a",
+    ),
     ({"attention__head_count": (ARRAY, (UINT32, []))}, "attention.head_count is a list of 0"),
     ({"attention__head_count_kv": (UINT32, 3)}, "not a multiple of n_kv_head"),
-    *[({"attention__head_count": (kind, value)}, f"attention.head_count is {value!r}, expected a positive whole number")
-      for kind, value in ((UINT32, 0), (INT32, -4), (FLOAT, 4.0), (STRING, "4"), (BOOL, True))],
-    ({"attention__head_count": (UINT64, 2**63)}, "attention.head_count is 9223372036854775808, expected at most"),
+    *[
+        (
+            {"attention__head_count": (kind, value)},
+            f"attention.head_count is {value!r}, expected a positive whole number",
+        )
+        for kind, value in ((UINT32, 0), (INT32, -4), (FLOAT, 4.0), (STRING, "4"), (BOOL, True))
+    ],
+    (
+        {"attention__head_count": (UINT64, 2**63)},
+        "attention.head_count is 9223372036854775808, expected at most",
+    ),
     ({"attention__head_count": None}, "llama.attention.head_count is missing"),
     ({"attention__head_count_kv": (UINT32, 0)}, "attention.head_count_kv is 0"),
     ({"block_count": (UINT32, 10**7)}, "block_count is 10000000, expected at most 10,000"),
     ({"block_count": (UINT32, 3)}, "missing tensors: blk.2.attn_q.weight"),
     ({"block_count": (UINT32, 1)}, "unexpected tensors: blk.1"),
-    ({"context_length": (UINT64, 2**63)}, "context_length is 9223372036854775808, expected at most"),
+    (
+        {"context_length": (UINT64, 2**63)},
+        "context_length is 9223372036854775808, expected at most",
+    ),
     ({"embedding_length": (UINT32, 0)}, "embedding_length is 0"),
     ({"attention__layer_norm_rms_epsilon": None}, "attention.layer_norm_rms_epsilon is missing"),
     ({"attention__layer_norm_rms_epsilon": (FLOAT, NAN)}, "layer_norm_rms_epsilon is nan"),
     ({"attention__layer_norm_rms_epsilon": (FLOAT, -1.0)}, "layer_norm_rms_epsilon is -1.0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("keys", "says"), REFUSED)
@@ -254,7 +300,10 @@ def test_other_versions(version: int, says: str, plain: Gguf, tmp_path: Path) ->
 @pytest.mark.parametrize("number", [4, 31, 42, 99, 2**31, 2**32 - 1])
 def test_a_type_of_tensor_that_is_unknown(number: int, plain: Gguf, tmp_path: Path) -> None:
     shape, _, data = plain.tensors["blk.1.ffn_up.weight"]
-    says = f"blk.1.ffn_up.weight is of type {number}, which is unknown to the installed gguf package: update it"
+    says = (
+        f"blk.1.ffn_up.weight is of type {number}, which is unknown to the installed gguf package:"
+        " update it"
+    )
     refused(plain.with_tensor("blk.1.ffn_up.weight", shape, number, data), says, tmp_path)
 
 
@@ -316,16 +365,22 @@ def test_tensors_that_are_not_what_they_say(plain: Gguf, tmp_path: Path) -> None
 
 
 def test_a_place_of_a_value_that_is_no_number(plain: Gguf, tmp_path: Path) -> None:
-    """As the file has it, though the rows of Q change places."""
+    """The index is the file's, before the rows of Q are reordered."""
     weight = np.ones((64, 64), np.float32)
     weight[1, 5] = np.nan
     refused(plain.with_tensor("blk.0.attn_q.weight", (64, 64), F32, weight.tobytes()),
             r"blk.0.attn_q.weight holds nan at \[1, 5\]", tmp_path)  # fmt: skip
 
 
-@pytest.mark.parametrize(("factors", "says"), [
-    ([1.0] * 7 + [8.0], "are not those of Llama 3.1"), ([NAN] * 8, "no list of 8 positive"), ([-1.0] * 8, "no list of 8"),
-    ([2.0] * 4, "no list of 8 positive factors")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("factors", "says"),
+    [
+        ([1.0] * 7 + [8.0], "are not those of Llama 3.1"),
+        ([NAN] * 8, "no list of 8 positive"),
+        ([-1.0] * 8, "no list of 8"),
+        ([2.0] * 4, "no list of 8 positive factors"),
+    ],
+)
 def test_factors_of_rope(factors: list[float], says: str, plain: Gguf, tmp_path: Path) -> None:
     raw = np.array(factors, np.float32).tobytes()
     refused(plain.with_tensor("rope_freqs.weight", (len(factors),), F32, raw), says, tmp_path)
@@ -349,11 +404,11 @@ def test_an_adapter_beside_it_is_told(plain: Gguf, tmp_path: Path) -> None:
     assert f"{tmp_path} holds an adapter too, which is not applied" in said
 
 
-# --- types of tensors -----------------------------------------------------------------------------------------------
+# --- types of tensors -----------------------------------------------------------------------------
 
 
 def unpacked(kind: str, block: bytes) -> list[float]:
-    """One block by ggml-quants.c's own loops: dequantize_row_q4_0 and its sisters."""
+    """The values of one block, by the loops of ggml-quants.c (dequantize_row_q4_0, ...)."""
     d = float(np.frombuffer(block[:2], np.float16)[0])
     if kind == "Q8_0":
         return [d * q for q in np.frombuffer(block[2:], np.int8).tolist()]
@@ -387,13 +442,16 @@ def test_types_with_blocks_of_32(kind: str, plain: Gguf, tmp_path: Path) -> None
     torch.testing.assert_close(down.detach(), expected, atol=1e-6, rtol=1e-6)
 
 
-OTHERS = [name for name in gguf.GGMLQuantizationType.__members__ if name[0] in "QITMN" and name not in (
-    "Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0")]  # fmt: skip
+OTHERS = [
+    name
+    for name in gguf.GGMLQuantizationType.__members__
+    if name[0] in "QITMN" and name not in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0")
+]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_every_type_is_read_or_refused(kind: str, plain: Gguf, tmp_path: Path) -> None:
-    """Blocks of zeros: what they stand for is a matrix of one value, or of a codebook's."""
+    """Blocks of zero bytes stand for a matrix of one value, or of a codebook's values."""
     number = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[number]
     wide = llama(model(intermediate_size=256))

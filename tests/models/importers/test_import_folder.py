@@ -1,4 +1,4 @@
-"""Hugging Face folders, the hub by name, and what `gptx import` says: the tokenizer's files, the ids, the errors."""
+"""gptx import of Hugging Face folders and hub names: tokenizer files, token ids, errors."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ def test_a_folder_whole(theirs: Path, tmp_path: Path) -> None:
     assert about["tensor_types"]["transformer.h.0.attn.c_attn.weight"] == "F32"
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == 0 and "pad_token_id" not in generation
-    again = import_checkpoint(
-        str(folder), tmp_path / "again"
-    )  # a checkpoint of ours goes through unchanged
+    # A checkpoint of gptx is copied unchanged.
+    again = import_checkpoint(str(folder), tmp_path / "again")
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == {
         f.name: f.read_bytes() for f in again.iterdir()
     }
@@ -282,11 +281,11 @@ def test_command_line(theirs: Path, tmp_path: Path) -> None:
     assert f"next: gptx export {tmp_path / 'out'}" in result.stderr
 
 
-# --- the hub, which is a small server here -------------------------------------------------------------------------
+# --- the hub, which is a small server here --------------------------------------------------------
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of a server: a model's files, and each file's head and content."""
+    """A server with what huggingface_hub asks for: the list of files, and each file."""
 
     models: dict[str, Path] = {}
     asked: list[str] = []
@@ -353,7 +352,10 @@ for name in names:
 def hub(
     theirs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., dict[str, str]]]:
-    """A function that imports models by name in a process whose HF_ENDPOINT is a small server: name -> what it said."""
+    """A function that imports models by name in another process; returns the output by name.
+
+    HF_ENDPOINT of that process is a small server here.
+    """
     home = tmp_path_factory.mktemp("hub")
     extra = copy(theirs, home / "served")
     (extra / "original").mkdir()
@@ -429,7 +431,7 @@ def test_hub_by_name(hub: Callable[..., dict[str, str]], theirs: Path, tmp_path:
     old = json.loads((tmp_path / "first" / "org" / "old" / "gptx_source.json").read_text())
     assert old["format"] == "huggingface" and "licence" not in old  # it has no model card
 
-    # without the network: what is in the cache, and a sentence for the rest
+    # Without the network: models in the cache are read, others are an error of one sentence.
     said = hub(tmp_path / "second", "org/tiny-gpt2", "org/other", port=9)
     assert said["org/tiny-gpt2"].startswith("wrote") and Hub.asked == []
     assert "http://127.0.0.1:9 cannot be reached: check the network" in said["org/other"]

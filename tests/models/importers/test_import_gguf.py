@@ -1,4 +1,7 @@
-"""GGUF files: weights against transformers and llama.cpp's own dequantization, token ids against llama.cpp."""
+"""GGUF files: weights and token ids.
+
+Weights are compared with transformers and llama.cpp's dequantization, token ids with llama.cpp.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ from gptx_models.importers.gguf_pre_tokenizers import PRE_TOKENIZERS
 
 transformers = pytest.importorskip("transformers")  # the independent reference
 
-# --- weights -------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,10 @@ def test_llama_equals_the_model_it_was_written_from(
 
 
 def with_rope_factors(path: Path, model: transformers.LlamaForCausalLM) -> Path:
-    """llama.cpp's converter stores Llama 3.1's scaling as the factor of each frequency, in rope_freqs.weight."""
+    """A GGUF file with Llama 3.1's scaling, as llama.cpp's converter stores it.
+
+    The tensor rope_freqs.weight has one factor for each rotary frequency.
+    """
     plain = model.config.rope_theta ** (
         -np.arange(0, model.config.head_dim, 2) / model.config.head_dim
     )
@@ -151,7 +157,7 @@ def test_gpt2(repeat_head: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(load_model(folder)), logits(reference), atol=1e-4, rtol=0)
 
 
-# --- tokenizers ----------------------------------------------------------------------------------------------------
+# --- tokenizers -----------------------------------------------------------------------------------
 
 
 def llama_cpp_vocabulary(path: Path) -> Any:
@@ -174,7 +180,8 @@ def test_token_ids_of_each_pre_tokenizer_equal_llama_cpp(pre: str | None, tmp_pa
     folder = imported(path, tmp_path, tell=said.append)
     assert any("names no pre-tokenizer" in line for line in said) == (pre is None)
     reference = llama_cpp_vocabulary(path)
-    # llama.cpp writes tekken's cut without combining marks; ours is the one of the model's own tokenizer.json
+    # llama.cpp's pattern for tekken lacks combining marks; ours is that of the model's own
+    # tokenizer.json.
     marks = [
         text
         for text in SAMPLES
@@ -187,7 +194,7 @@ def test_token_ids_of_each_pre_tokenizer_equal_llama_cpp(pre: str | None, tmp_pa
 
 
 def test_default_and_gpt2_cut_differently(tmp_path: Path) -> None:
-    """Guards the test above: the vocabulary must tell pre-tokenizers apart."""
+    """The vocabulary of the test above tells these pre-tokenizers apart."""
     ids = {}
     for pre in ("default", "gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "tekken"):
         path = tokenizer_only(
@@ -227,7 +234,7 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation == {"bos_token_id": 1, "eos_token_id": [0, 2]}
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert tokenizer.token_to_id("[PAD1]") is None  # an empty id, never to be sampled
+    assert tokenizer.token_to_id("[PAD1]") is None  # an unused id
     assert tokenizer.encode("hi").ids[0] == 1
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert [theirs(text).input_ids for text in SAMPLES] == [
@@ -252,7 +259,7 @@ def test_ends_are_special_and_words_are_not(tmp_path: Path) -> None:
     assert tokenizer.decode([2, 3, 0, 1], skip_special_tokens=True) == "ab!"
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -290,7 +297,7 @@ def test_unknown_pre_tokenizer_is_an_error_unless_a_tokenizer_is_given(tmp_path:
     )
     folder = imported(path, tmp_path, tokenizer=known)
     assert (folder / "tokenizer.json").read_text() == (known / "tokenizer.json").read_text()
-    # what ends a text stands in the GGUF file, which the tokenizer.json alone does not say
+    # The end tokens are taken from the GGUF file; the tokenizer.json does not state them.
     bare = imported(path, tmp_path / "bare", tokenizer=known / "tokenizer.json")
     assert (bare / "generation_config.json").read_text() == (
         known / "generation_config.json"
@@ -321,7 +328,7 @@ def test_missing_tensors_are_all_named(tmp_path: Path) -> None:
     refused(path, tmp_path, "missing tensors: blk.1.attn_q.weight, .*blk.1.ffn_norm.weight")
 
 
-# --- the real file -------------------------------------------------------------------------------------------------
+# --- the real file --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""llama2.c's .bin of versions 0, 1 and 2 and its tokenizer.bin, against run.c written down again in numpy."""
+"""llama2.c's .bin (versions 0, 1, 2) and tokenizer.bin, against run.c rewritten in numpy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def weights(*, shared: bool) -> Weights:
 
 
 def write(path: Path, w: Weights, version: int, *, group: int = 32) -> Weights:
-    """As export.py of llama2.c writes it; returns the weights that a reader sees (int8 rounds them)."""
+    """Write a .bin as llama2.c's export.py does.
+
+    Returns the weights that a reader sees: int8 rounds them.
+    """
     shared = "output" not in w
     header = [DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT]
     tables = {
@@ -99,7 +102,7 @@ def write(path: Path, w: Weights, version: int, *, group: int = 32) -> Weights:
 
 
 def run_c(w: Weights, ids: list[int]) -> np.ndarray:
-    """forward() of run.c: one position at a time, pairs of neighbours rotated."""
+    """forward() of run.c: one position at a time, neighbouring rows as rotary pairs."""
     head = DIM // HEADS
     caches = [([], []) for _ in range(LAYERS)]
     rows = []
@@ -157,7 +160,10 @@ def test_logits(version: int, shared: bool, tmp_path: Path) -> None:
 
 
 def vocabulary() -> list[tuple[str, float]]:
-    """(text, score) as tokenizer.bin holds them: spaces are spaces, bos and eos stand between line ends."""
+    """(text, score) of each token, as tokenizer.bin holds them.
+
+    Spaces are written as spaces; bos and eos have line breaks around them.
+    """
     rows = [
         ("<unk>", 0.0),
         ("\n<s>\n", 0.0),
@@ -194,7 +200,11 @@ def write_tokenizer(path: Path) -> None:
 
 
 def encode_c(text: str) -> list[int]:
-    """encode() of run.c: a space before, then the best-scored pair of neighbours is merged until there is none."""
+    """encode() of run.c.
+
+    A space is put before the text; then the pair of neighbours with the best score is merged, until
+    no pair makes a token.
+    """
     rows = vocabulary()
     ids = {token: i for i, (token, _) in enumerate(rows)}
     tokens = [1, ids[" "]] if text else [1]

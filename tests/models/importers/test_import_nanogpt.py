@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt and meta.pkl, with nanoGPT's own model written down again as the reference."""
+"""nanoGPT's ckpt.pt and meta.pkl, against nanoGPT's model rewritten here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = torch.tensor([[1, 5, 3, 19, 0, 7], [2, 2, 4, 8, 16, 11]])
 
 
 class Block(nn.Module):
-    """karpathy/nanoGPT, model.py, at inference."""
+    """A block of karpathy/nanoGPT's model.py, at inference."""
 
     def __init__(self, width: int, n_head: int, bias: bool) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class NanoGPT(nn.Module):
 
 
 def checkpoint(path: Path, *, prefix: str = "", **changes: Any) -> NanoGPT:
-    """Write what nanoGPT's train.py writes."""
+    """Write a ckpt.pt as nanoGPT's train.py does, and return its model."""
     args = {**ARGS, **changes}
     torch.manual_seed(0)
     model = NanoGPT(args).eval()
@@ -219,7 +219,7 @@ def test_damaged(damage: Any, tmp_path: Path) -> None:
     "settings", [5, [], {"dataset": 5}, {"dataset": "a" * 5000}, {"dataset": "\0"}]
 )
 def test_settings_that_name_no_data_set(settings: Any, tmp_path: Path) -> None:
-    """The weights are of parameters, as they are where no state_dict was saved."""
+    """The weights are nn.Parameters, as in a file that was not made from a state_dict."""
     path = tmp_path / "ckpt.pt"
     model = checkpoint(path)
     content = torch.load(path, weights_only=True)
@@ -241,10 +241,20 @@ BROKEN_META = {
     "a list as a key": b"\x80\x02}]K\x01s.",
     **{
         f"{stoi!a:.30}": pickle.dumps({"stoi": stoi})
-        for stoi in ({"ab": 0}, {"a": "b"}, {"a": 1.5}, {"a": -1}, {"a": 2**31}, {"a": 2**5000}, {"a": 0, "b": 0},
-                     {"a": 0, "b": 15}, {"a": True}, {"\ud800": 0})
+        for stoi in (
+            {"ab": 0},
+            {"a": "b"},
+            {"a": 1.5},
+            {"a": -1},
+            {"a": 2**31},
+            {"a": 2**5000},
+            {"a": 0, "b": 0},
+            {"a": 0, "b": 15},
+            {"a": True},
+            {"\ud800": 0},
+        )
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("raw", BROKEN_META.values(), ids=list(BROKEN_META))
@@ -252,7 +262,5 @@ def test_broken_meta(raw: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[st
     (tmp_path / "meta.pkl").write_bytes(raw)
     with pytest.raises(CheckpointError, match="meta.pkl"):
         read_meta(tmp_path / "meta.pkl")
-    assert capfd.readouterr() == (
-        "",
-        "",
-    )  # the tokenizers library prints a line about a hole in the ids
+    # Given a hole in the ids, the tokenizers library would print a line.
+    assert capfd.readouterr() == ("", "")
