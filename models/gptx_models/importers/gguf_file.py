@@ -221,15 +221,7 @@ def _tensor(
 ) -> StoredTensor:
     """The tensor of an entry: its shape, its type's number, its offset from byte `start`."""
     where = header.path
-    try:
-        kind = GGMLQuantizationType(number)
-        block, size = GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise CheckpointError(
-            f"{where}: {name} is of type {number}, which is unknown to the installed gguf package:"
-            " update it with `pip install -U gguf`, or write the file anew in a known type with"
-            " llama.cpp's llama-quantize"
-        ) from None
+    kind, block, size = _type(number, f"{where}: {name}")
     *outer, width = shape or (1,)
     if width % block:
         raise CheckpointError(
@@ -250,3 +242,16 @@ def _tensor(
         )
     data = header.raw[start + offset : start + offset + total]
     return StoredTensor(name, kind, shape, data.reshape(*outer, row))
+
+
+def _type(number: int, what: str) -> tuple[GGMLQuantizationType, int, int]:
+    """(the type, weights in a block, bytes of a block). `what` names the tensor in messages."""
+    try:
+        kind = GGMLQuantizationType(number)
+        return kind, *GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise CheckpointError(
+            f"{what} is of type {number}, which is unknown to the installed gguf package: update it"
+            " with `pip install -U gguf`, or write the file anew in a known type with llama.cpp's"
+            " llama-quantize"
+        ) from None

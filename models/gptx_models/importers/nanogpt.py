@@ -121,14 +121,22 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
 
     allow_pickle: the file may run code. Raises CheckpointError.
     """
+    ids = _character_ids(_unpickle(path, allow_pickle=allow_pickle), path)
+    return TokenizerFiles(
+        new_tokenizer_files(
+            character_tokenizer(ids), tokenizer_class="PreTrainedTokenizerFast", special={}
+        )
+    )
+
+
+def _unpickle(path: Path, *, allow_pickle: bool) -> Any:
+    """The object in a pickle file. Raises CheckpointError."""
     check_file(path)
     try:
-        with path.open("rb") as file:
-            meta = (
-                pickle.load(file)
-                if allow_pickle
-                else _PlainUnpickler(io.BytesIO(file.read())).load()
-            )
+        if allow_pickle:
+            with path.open("rb") as file:
+                return pickle.load(file)
+        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than plain values, or is broken ({error}): if you trust its author,"
@@ -137,6 +145,10 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
     except Exception as error:  # a file that is no pickle can raise anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is not a whole pickle file: {first}") from error
+
+
+def _character_ids(meta: Any, path: Path) -> dict[str, int]:
+    """The id of each character: meta's `stoi`, with the ids 0 to its size - 1, each once."""
     stoi = meta.get("stoi") if isinstance(meta, dict) else None
     if not isinstance(stoi, dict) or not all(
         isinstance(c, str) and len(c) == 1 and not _is_surrogate(c) for c in stoi
@@ -150,11 +162,7 @@ def read_meta(path: Path, *, allow_pickle: bool = False) -> TokenizerFiles:
         raise CheckpointError(
             f"{path}: stoi has other ids than 0 to {len(stoi) - 1}, each once, as nanoGPT writes"
         )
-    return TokenizerFiles(
-        new_tokenizer_files(
-            character_tokenizer(stoi), tokenizer_class="PreTrainedTokenizerFast", special={}
-        )
-    )
+    return stoi
 
 
 def _is_surrogate(character: str) -> bool:
