@@ -1,4 +1,4 @@
-"""gptx chat: through a pipe, and at a terminal (a pseudo one) where Ctrl-C stops an answer and Ctrl-D leaves."""
+"""gptx chat, through a pipe and at a pseudo terminal: Ctrl-C stops an answer, Ctrl-D leaves."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_ctrl_c_in_a_pipe_ends_it(artifact: Path) -> None:
 
 
 class Terminal:
-    """A command at a pseudo terminal; `wait_for` reads what it shows."""
+    """A command at a pseudo terminal. `wait_for` reads what it shows."""
 
     def __init__(self, *args: str | Path) -> None:
         ours, theirs = pty.openpty()
@@ -115,7 +115,7 @@ class Terminal:
         os.write(self.fd, text.encode())
 
     def wait_for(self, pattern: str, *, seconds: float = 30) -> str:
-        """Everything shown since the last match, up to the end of this one."""
+        """Everything shown since the last match, up to the end of this match."""
         until = time.monotonic() + seconds
         while not (match := re.search(pattern, self.seen, re.DOTALL)):
             if time.monotonic() > until or not select.select([self.fd], [], [], seconds)[0]:
@@ -155,7 +155,10 @@ def test_a_conversation_at_a_terminal(artifact: Path) -> None:
 
 
 def test_an_interrupted_answer_stays_in_the_conversation(artifact: Path) -> None:
-    """Both ways: stopped between two steps, and (Ctrl-C twice) in the middle of one, where the cache is made again."""
+    """Ctrl-C stops an answer between two steps; pressed twice, it interrupts a step.
+
+    Then the chat opens a new cache.
+    """
     from gptx.cli.chat import _reopened
 
     model = api.load(artifact)

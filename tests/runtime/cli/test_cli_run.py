@@ -1,4 +1,4 @@
-"""gptx run: what reaches standard output, where the prompt comes from, batches, JSON, leaving early, bad input."""
+"""gptx run: standard output, sources of the prompt, batches, JSON, leaving early, bad input."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_dev_null_and_a_pipe(artifact: Path) -> None:
 
 
 def test_an_idle_socket_is_not_waited_for(artifact: Path) -> None:
-    """Node's child_process gives a command a socket and leaves it open."""
+    """Node's child_process connects a socket to a command and leaves it open."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         outcome = finished(
@@ -320,7 +320,7 @@ def test_batch_of_chats_and_of_ids(chatty: Path, ids_only: Path) -> None:
 
 
 def started_long(artifact: Path, *args: str) -> subprocess.Popen[bytes]:
-    """A run of some seconds, of which something has been printed."""
+    """A run that takes some seconds and has printed something."""
     return process(
         "run",
         "-m",

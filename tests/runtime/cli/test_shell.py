@@ -46,7 +46,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_standard_output_in_ascii(artifact: Path, args: tuple[str, ...]) -> None:
-    """A pipe gets UTF-8; a terminal shows a question mark for a character that it lacks."""
+    """A pipe gets UTF-8. A terminal shows a question mark for a character that it lacks."""
     text = () if args[0] == "inspect" else ("é à ü",)
     piped = gptx(*args, artifact, *text, encoding="ascii")
     assert piped.status == 0 and re.search("[éèü]|\N{REPLACEMENT CHARACTER}", piped.text)
@@ -65,7 +65,7 @@ def test_a_path_that_is_no_text(tmp_path: Path) -> None:
 def test_what_onnxruntime_says_does_not_reach_standard_output(
     artifact: Path, tmp_path: Path
 ) -> None:
-    """Its messages hold the graph's names. Here these are not UTF-8, which makes it print."""
+    """ONNX Runtime prints a message because the graph's names are not UTF-8 here."""
     broken = write_artifact(tmp_path / "broken")
     graph = broken / "onnx/model.onnx"
     graph.write_bytes(graph.read_bytes().replace(b"GroupQueryAttention", b"GroupQuer\xffAttention"))
@@ -163,7 +163,7 @@ DRAWING = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "seed": 3}
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_an_option_of_drawing_where_nothing_is_drawn(artifact: Path, name: str) -> None:
-    """transformers warns about the same, such as top_k without do_sample."""
+    """transformers warns of the same, for instance of top_k without do_sample."""
     model = api.load(artifact)
     given: dict[str, Any] = {name: DRAWING[name], "max_new_tokens": 1}
     calls = [model.generate, model.stream, model.summarize, model.chat().stream]

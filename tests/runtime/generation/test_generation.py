@@ -1,4 +1,4 @@
-"""Model.generate and stream: limits, ends, batches, seeds, and what a Completion says."""
+"""Model.generate and Model.stream: limits, ends, batches, seeds, and the fields of a Completion."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def shared(artifacts: dict[str, Path]) -> Model:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """No token ends its text."""
+    """A model whose texts are never ended by a token."""
     return gptx.load(write_artifact(tmp_path_factory.mktemp("endless") / "a", eos=[]), threads=1)
 
 
 def by_hand(model: Model, prompt: str, n: int) -> list[int]:
-    """Greedy tokens with nothing cached: everything is read again for each."""
+    """Greedy tokens without a KV cache: the whole text is fed again for each token."""
     assert model.tokenizer is not None
     known = model.manifest.tokens.vocab_size
     ids = model.tokenizer.encode(prompt)
@@ -93,7 +93,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(endless: Model) -> Non
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str) -> None:
-    """Also where it is no special token, and its text could be shown."""
+    """This also holds for a token that is not special and whose text could be shown."""
     assert endless.tokenizer is not None
     whole = endless.generate(prompt, max_new_tokens=25, temperature=1.0, seed=8).token_ids
     last = max(
@@ -109,7 +109,7 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str
 
 
 class Clock:
-    """A clock that only a session moves on: prompts take 5 seconds, each step a quarter."""
+    """A clock that only a session advances: 5 s for a prompt, 0.25 s for a decode step."""
 
     now = 100.0
 
@@ -193,7 +193,7 @@ def test_to_the_end_of_the_context(endless: Model) -> None:
     text = "".join(stream)
     completion = stream.completion
     assert completion.finish_reason == "context"
-    assert len(completion.token_ids) == 64 - 3 + 1  # the last one needs no place
+    assert len(completion.token_ids) == 64 - 3 + 1  # the last token is not fed
     assert text == completion.text
     assert endless.generate([1, 2, 3]).finish_reason == "context"
     assert len(endless.generate([1] * 64).token_ids) == 1
@@ -263,7 +263,7 @@ def test_the_first_empty_id_is_not_picked_where_it_is_the_likeliest(
 def test_leaving_a_stream_early(endless: Model) -> None:
     with endless.stream("the cat", temperature=1.0, seed=4) as stream:
         pieces = [next(stream) for _ in range(3)]
-        assert stream.completion.finish_reason is None  # it goes on
+        assert stream.completion.finish_reason is None  # the stream has not ended
     completion = stream.completion
     assert completion.text == "".join(pieces)
     assert completion.finish_reason == "closed"
@@ -360,7 +360,7 @@ def test_threads_share_a_model(shared: Model) -> None:
 
 
 def change_embedding(folder: Path, change: Callable[[np.ndarray], None]) -> None:
-    """Of a tiny artifact, which uses it as the head as well."""
+    """Change the embedding of a tiny artifact, which is its head as well (tied weights)."""
     graph = onnx.load(folder / "onnx/model.onnx")
     embedding = next(tensor for tensor in graph.graph.initializer if tensor.name == "constant_0")
     table = numpy_helper.to_array(embedding).copy()
@@ -378,12 +378,17 @@ def test_logits_of_a_damaged_model(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    """gptx alone brings neither numpy nor ONNX Runtime; a loaded model neither torch, transformers, onnx nor rich."""
+    """Importing gptx imports neither numpy nor ONNX Runtime.
+
+    gptx.load and gptx.Chat import none of torch, transformers, onnx and rich.
+    """
     code = """
 import sys, gptx
-assert not {"numpy", "onnxruntime", "tokenizers", "rich", "jinja2"} & set(sys.modules), sys.modules.keys()
+heavy = {"numpy", "onnxruntime", "tokenizers", "rich", "jinja2"}
+assert not heavy & set(sys.modules), sys.modules.keys()
 gptx.load, gptx.Chat
-assert not {"torch", "transformers", "onnx", "rich", "onnxruntime", "jinja2"} & set(sys.modules), sys.modules.keys()
+heavy = {"torch", "transformers", "onnx", "rich", "onnxruntime", "jinja2"}
+assert not heavy & set(sys.modules), sys.modules.keys()
 assert set(gptx.__all__) <= set(dir(gptx))
 for name in gptx.__all__:
     getattr(gptx, name)

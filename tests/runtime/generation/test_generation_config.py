@@ -1,4 +1,7 @@
-"""generation_config.json: each field is obeyed as transformers obeys it, changes nothing, or is named."""
+"""generation_config.json: gptx obeys a field as transformers does, or names it in a warning.
+
+Fields that are neither obeyed nor named must not change the text.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ Reference = Callable[
 
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
-    """transformers' generate, and our model of the same weights."""
+    """transformers' generate, and our model with the same weights."""
     theirs, ours = (
         transformers.AutoModelForCausalLM.from_pretrained(checkpoint),
         gptx.load(fp32, threads=1),
@@ -52,7 +55,11 @@ def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
     )  # ids of no token
 
     class Empty(transformers.SuppressTokensLogitsProcessor):
-        """A class of its own: one of transformers' would take the place of the field's."""
+        """A class of its own.
+
+        transformers lets a processor that is given replace its own processor of the same class,
+        which it makes from suppress_tokens.
+        """
 
     processors = transformers.LogitsProcessorList([Empty(empty)])
 
@@ -72,7 +79,11 @@ def test_the_table_has_transformers_fields() -> None:
 
 
 def ends(fields: dict[str, Any]) -> dict[str, Any]:
-    """The artifact of `pair` ends at token 0, whatever a test's fields say: other ends are given to the call."""
+    """The end tokens of a test.
+
+    The artifact of `pair` ends at token 0 whatever fields a test sets, so other end tokens are
+    given to the call.
+    """
     return (
         {"stop_tokens": fields["eos_token_id"]}
         if isinstance(fields.get("eos_token_id"), list)
@@ -92,7 +103,9 @@ GREEDY: dict[str, dict[str, Any]] = {
     "bad words": {"bad_words_ids": [[A], [B, C], [0]]},
     "a longer bad word": {"bad_words_ids": [[A, B, C]]},
     "sequence_bias": {"sequence_bias": [[[A], -100.0], [[B, C], 2.5]]},
-    "a bias for a sequence": {"sequence_bias": [[[A, B], -1.0], [[A, B, C], -50.0], [[B, C], -0.5]]},
+    "a bias for a sequence": {
+        "sequence_bias": [[[A, B], -1.0], [[A, B, C], -50.0], [[B, C], -0.5]]
+    },
     "no_repeat_ngram_size 1": {"no_repeat_ngram_size": 1},
     "no_repeat_ngram_size 2": {"no_repeat_ngram_size": 2, "max_new_tokens": 40},
     "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 1},
@@ -108,15 +121,32 @@ GREEDY: dict[str, dict[str, Any]] = {
     "max_new_tokens beats max_length": {"max_length": 5, "max_new_tokens": 8},
     "min_length": {"min_length": 15, "eos_token_id": [A, B, C]},
     "min_new_tokens": {"min_new_tokens": 7, "eos_token_id": [A, B, C]},
-    "min_new_tokens beats min_length": {"min_length": 15, "min_new_tokens": 2, "eos_token_id": [A, B, C]},
-    "a minimum over the maximum": {"min_new_tokens": 30, "max_new_tokens": 5},
-    "exponential_decay_length_penalty": {"exponential_decay_length_penalty": [2, 1.6], "eos_token_id": [1, 2]},
-    "a decay that goes on": {"exponential_decay_length_penalty": [1, 1.05], "eos_token_id": [1, 2], "max_new_tokens": 40},
-    "all at once": {
-        "suppress_tokens": [A], "no_repeat_ngram_size": 2, "repetition_penalty": 1.2, "min_length": 9,
-        "bad_words_ids": [[B]], "sequence_bias": [[[C], 1.5]], "forced_eos_token_id": 0, "max_new_tokens": 15,
+    "min_new_tokens beats min_length": {
+        "min_length": 15,
+        "min_new_tokens": 2,
+        "eos_token_id": [A, B, C],
     },
-}  # fmt: skip
+    "a minimum over the maximum": {"min_new_tokens": 30, "max_new_tokens": 5},
+    "exponential_decay_length_penalty": {
+        "exponential_decay_length_penalty": [2, 1.6],
+        "eos_token_id": [1, 2],
+    },
+    "a decay that goes on": {
+        "exponential_decay_length_penalty": [1, 1.05],
+        "eos_token_id": [1, 2],
+        "max_new_tokens": 40,
+    },
+    "all at once": {
+        "suppress_tokens": [A],
+        "no_repeat_ngram_size": 2,
+        "repetition_penalty": 1.2,
+        "min_length": 9,
+        "bad_words_ids": [[B]],
+        "sequence_bias": [[[C], 1.5]],
+        "forced_eos_token_id": 0,
+        "max_new_tokens": 15,
+    },
+}
 
 
 @pytest.mark.parametrize("name", GREEDY)
@@ -142,7 +172,10 @@ def test_greedy_as_transformers(pair: tuple[Reference, Model], name: str) -> Non
 
 
 def test_forced_bos_as_transformers(pair: tuple[Reference, Model]) -> None:
-    """It holds where the prompt is a single token, and moves the place of begin_suppress_tokens."""
+    """forced_bos_token_id acts only behind a prompt of one token.
+
+    It also moves the place where begin_suppress_tokens act.
+    """
     reference, ours = pair
     second = reference([40], {"forced_bos_token_id": 7, "max_new_tokens": 2})[1]
     fields = {"forced_bos_token_id": 7, "begin_suppress_tokens": [7, second], "max_new_tokens": 8}
@@ -155,16 +188,46 @@ def test_forced_bos_as_transformers(pair: tuple[Reference, Model]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"temperature": 0.0, "top_p": 0.0, "top_k": -1, "min_p": 7.0, "typical_p": -3, "epsilon_cutoff": "a"},
-        {"use_cache": False, "prompt_lookup_num_tokens": 3, "renormalize_logits": True, "remove_invalid_values": True},
-        {"length_penalty": 2.0, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 1.0, "made_up": []},
+        {
+            "temperature": 0.0,
+            "top_p": 0.0,
+            "top_k": -1,
+            "min_p": 7.0,
+            "typical_p": -3,
+            "epsilon_cutoff": "a",
+        },
+        {
+            "use_cache": False,
+            "prompt_lookup_num_tokens": 3,
+            "renormalize_logits": True,
+            "remove_invalid_values": True,
+        },
+        {
+            "length_penalty": 2.0,
+            "early_stopping": True,
+            "num_beam_groups": 2,
+            "diversity_penalty": 1.0,
+            "made_up": [],
+        },
         {"penalty_alpha": -0.6, "top_h": 0.4},
-        {"penalty_alpha": 0.6, "top_k": 1, "cache_implementation": "static", "do_sample": None, "stop_strings": None},
+        {
+            "penalty_alpha": 0.6,
+            "top_k": 1,
+            "cache_implementation": "static",
+            "do_sample": None,
+            "stop_strings": None,
+        },
         dict.fromkeys(FIELDS),
     ],
-    ids=["only sampling reads them", "another way to the same", "only beams read them", "not in greedy",
-         "conditions not met", "null"],
-)  # fmt: skip
+    ids=[
+        "only sampling reads them",
+        "another way to the same",
+        "only beams read them",
+        "not in greedy",
+        "conditions not met",
+        "null",
+    ],
+)
 def test_what_changes_nothing(pair: tuple[Reference, Model], fields: dict[str, Any]) -> None:
     reference, ours = pair
     ours.generation = {**fields, "max_new_tokens": 12}
@@ -186,7 +249,7 @@ def test_what_changes_nothing(pair: tuple[Reference, Model], fields: dict[str, A
     ],
 )
 def test_absent_fields_have_transformers_defaults(fields: dict[str, Any], top_k: int) -> None:
-    """The warpers that transformers makes of the same file are the reference."""
+    """The reference are the logits warpers that transformers makes of the same file."""
     options = resolve({}, {"do_sample": True, **fields}, max_new_tokens=None)
     assert (options.top_k, options.temperature, options.top_p) == (top_k, 1.0, 1.0)
     config = transformers.GenerationConfig(do_sample=True, **fields)
@@ -240,7 +303,7 @@ def test_the_rarer_filters_as_transformers(
 
 
 def test_typical_p_next_to_1_keeps_all() -> None:
-    """Whichever side of it the sum of all shares falls."""
+    """Rounding may put the sum of all probabilities on either side of typical_p."""
     for seed in range(30):
         weights = np.random.default_rng(seed).random(50).astype(np.float32) + np.float32(0.1)
         assert typical(weights, np.nextafter(1, 0)).tolist() == list(range(50))
@@ -266,7 +329,10 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
     [
         ({"num_beams": 3}, {"num_beams"}),
         ({"num_beams": 3, "length_penalty": 2.0}, {"num_beams", "length_penalty"}),
-        ({"do_sample": True, "num_beams": 2, "num_return_sequences": 2}, {"num_beams", "num_return_sequences"}),
+        (
+            {"do_sample": True, "num_beams": 2, "num_return_sequences": 2},
+            {"num_beams", "num_return_sequences"},
+        ),
         ({"penalty_alpha": 0.6}, {"penalty_alpha"}),
         ({"do_sample": True, "top_h": 0.4}, {"top_h"}),
         ({"guidance_scale": 1.5}, {"guidance_scale"}),
@@ -278,7 +344,7 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
         ({"cache_implementation": "quantized"}, {"cache_implementation"}),
         ({"is_assistant": True}, {"is_assistant"}),
     ],
-)  # fmt: skip
+)
 def test_what_gptx_does_not_do_is_named(
     fields: dict[str, Any], names: set[str], tmp_path: Path
 ) -> None:
@@ -293,7 +359,7 @@ def test_what_gptx_does_not_do_is_named(
 
 
 def test_every_other_field_is_obeyed_or_without_effect() -> None:
-    """A value that transformers acts on is named or obeyed: the table has no third kind."""
+    """The table has no field that transformers acts on and that gptx neither obeys nor names."""
     named = {name for name, role in FIELDS.items() if role == "not obeyed"}
     values = {
         "num_beams": 2,
@@ -476,11 +542,14 @@ def test_what_genai_is_told(fields: dict[str, Any], said: dict[str, Any]) -> Non
         ({"max_length": 20}, {"max_length"}),
         ({"min_p": 0.1}, set()),
         ({"do_sample": True, "min_p": 0.1, "typical_p": 0.3}, {"min_p", "typical_p"}),
-        ({"suppress_tokens": [3], "forced_eos_token_id": 0, "min_length": 3}, {"suppress_tokens", "forced_eos_token_id"}),
+        (
+            {"suppress_tokens": [3], "forced_eos_token_id": 0, "min_length": 3},
+            {"suppress_tokens", "forced_eos_token_id"},
+        ),
         ({"num_beams": 2, "length_penalty": 2, "guidance_scale": 2}, {"guidance_scale"}),
         ({"repetition_penalty": 1.2, "max_length": 50, "no_repeat_ngram_size": 2}, set()),
     ],
-)  # fmt: skip
+)
 def test_what_genai_cannot_be_told_is_named(
     fields: dict[str, Any], names: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -513,7 +582,7 @@ def test_an_export_names_them_first(
 def test_fields_of_config_json_where_there_is_no_generation_config_json(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Where they stood before generation_config.json was invented. transformers is the reference."""
+    """Older checkpoints have these fields in config.json. The reference is transformers."""
     folder = shutil.copytree(checkpoint, tmp_path / "c")
     fields = {
         "do_sample": True,

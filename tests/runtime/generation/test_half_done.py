@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 def fail_at(
     monkeypatch: pytest.MonkeyPatch, holder: type, method: str, call: int, error: BaseException
 ) -> None:
-    """Raise `error` in place of one call of a method, the `call`-th."""
+    """Make one call of a method, number `call`, raise `error`."""
     run, left = getattr(holder, method), iter(range(call + 1))
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
@@ -47,7 +47,7 @@ def fail_at(
 def test_a_stream_whose_step_failed_refuses_to_go_on(
     model: Model, holder: type, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It went on with a token twice in the model, or one less in the text."""
+    """Otherwise a token would be fed twice, or be missing in the text."""
     expected = model.generate("the cat", max_new_tokens=9)
     fail_at(monkeypatch, holder, "run" if holder is Binding else "push", 4, error)
     stream = model.stream("the cat", max_new_tokens=9)
@@ -70,7 +70,7 @@ def test_a_stream_whose_step_failed_refuses_to_go_on(
 def test_a_message_that_failed_is_no_part_of_the_chat(
     model: Model, call: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stayed in the conversation, with a part of an answer that its caller never got."""
+    """Neither the message nor the beginning of an answer that its caller never got."""
     chat = model.chat(system="short")
     chat.send("hello", max_new_tokens=3)
     before = list(chat.messages)
@@ -89,7 +89,7 @@ def test_a_message_that_failed_is_no_part_of_the_chat(
 def test_a_message_that_cannot_be_sent_leaves_the_open_answer_alone(
     model: Model, message: str
 ) -> None:
-    """The answer was closed, and its reader's text ended there in silence."""
+    """The open answer can still be read to its end."""
     chat = model.chat()
     stream = chat.stream("hello", max_new_tokens=12)
     pieces = [next(stream)]
@@ -118,7 +118,7 @@ def test_a_message_over_max_length_leaves_the_cache_alone(
 def test_ctrl_c_while_an_answer_joins_the_conversation(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The answer was lost, and the chat was open for ever."""
+    """The answer must not be lost, and the chat must not stay open."""
     chat = model.chat()
     with monkeypatch.context() as patch:
         fail_at(patch, Transcript, "completion", 0, KeyboardInterrupt())
@@ -131,7 +131,7 @@ def test_ctrl_c_while_an_answer_joins_the_conversation(
 def test_a_reader_is_a_thread_and_not_its_number(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads get the numbers of those that have ended."""
+    """A new thread may get the number (ident) of one that has ended."""
     chat, go_on = model.chat(), threading.Event()
     first = threading.Thread(target=lambda: next(chat.stream("hello", max_new_tokens=5)))
     first.start()
@@ -149,7 +149,7 @@ def test_a_reader_is_a_thread_and_not_its_number(
 def test_two_threads_close_a_model(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """The second one's close ended in an AttributeError."""
+    """Both calls of close return without an error."""
     model = gptx.load(write_artifact(tmp_path_factory.mktemp("half") / "a"), threads=1)
     graph = model._graph
     assert graph is not None

@@ -1,4 +1,4 @@
-"""Sampling against Hugging Face's logits processors, which are the independent reference."""
+"""Sampling, compared with transformers' logits processors, which are an independent reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gptx.generation.sampling import (
 )
 
 OPTIONS = Options()
-KNOWN = 4  # logits, where a processor changes them
+KNOWN = 4  # the number of logits in tests of processors
 
 
 def logits_of(seed: int, size: int, spread: float = 3.0) -> np.ndarray:
@@ -187,7 +187,7 @@ def test_near_ties_at_small_temperatures(temperature: float) -> None:
 
 @pytest.mark.parametrize("size", [7, 5000])
 def test_draws_follow_the_probabilities(size: int) -> None:
-    """Chi-squared over the 6 likeliest tokens and the rest."""
+    """Chi-squared test over the 6 likeliest tokens and all others together."""
     logits = logits_of(2, size)
     sample = make_sampler(
         replace(OPTIONS, temperature=1.0), prompt=[], end_tokens=[], seed=11, n_logits=KNOWN
@@ -354,7 +354,7 @@ def test_numbers_that_no_float_holds(name: str, value: Any) -> None:
 @pytest.mark.parametrize("value", [5e-324, 1e-310, 1e-30, 1e30, 1e300, 1.7e308])
 @pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
 def test_numbers_near_the_ends_of_floats(name: str, value: float) -> None:
-    """They take part in the draw, and nothing overflows."""
+    """Such options are used in the draw, and nothing overflows."""
     options = resolve({"temperature": 1.0, "seed": 1, name: value}, {}, max_new_tokens=None)
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32) * 10
     with warnings.catch_warnings():

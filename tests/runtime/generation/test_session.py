@@ -1,4 +1,8 @@
-"""The step-level API: logits depend neither on how tokens are cut, nor on other rows, the cache's form or rewinding."""
+"""The step-level interface: the same tokens give the same logits.
+
+They depend neither on how tokens are divided into calls, nor on other rows, the cache's form or
+rewinding.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ def graph(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterato
 
 @pytest.fixture(scope="module")
 def expected(artifacts: dict[str, Path]) -> np.ndarray:
-    """Logits after each of IDS, by one plain run of the growing graph with no past."""
+    """Logits after each token of IDS, from one run of the growing graph with an empty cache."""
     graph = open_graph(read_manifest(artifacts["growing"]), threads=1)
     model = graph.manifest.model
     empty = np.zeros((1, model.n_kv_head, 0, model.head_dim), np.float32)
@@ -83,7 +87,7 @@ def test_rows_of_different_lengths(graph: OnnxGraph, expected: np.ndarray) -> No
 
 
 def test_rows_stop_and_go_on(graph: OnnxGraph, expected: np.ndarray) -> None:
-    """Any row may be idle in any step; what it holds must not change."""
+    """Any row may be idle in any step; its tokens and cache must not change."""
     random = np.random.default_rng(3)
     session = Session(graph, 4)
     held = [0, 0, 0, 0]
@@ -177,7 +181,7 @@ def test_feed_returns_arrays_of_its_own(graph: OnnxGraph) -> None:
 
 
 def test_graph_without_num_logits_to_keep(tmp_path: Path, expected: np.ndarray) -> None:
-    """As optimum's exporter writes them."""
+    """A graph without that input, as optimum's exporter writes it."""
     graph = open_graph(
         read_manifest(
             write_artifact(tmp_path / "a", "growing", keep=False, padding=3, prefill_chunk=8)

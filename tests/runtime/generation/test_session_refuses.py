@@ -1,4 +1,4 @@
-"""A session that refuses a call, or whose run fails, goes on as if it had never seen the call."""
+"""A session that refuses a call, or whose run fails, goes on as if there had been no such call."""
 
 from __future__ import annotations
 
@@ -43,16 +43,18 @@ def graph(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterato
 
 # Calls that are refused. Two rows each.
 BAD_FEEDS: list[Any] = [
-    None, 5, 2.5, True, "ab", b"ab", {}, {0: [1], 1: [2]}, {1, 2}, object(), np.array(5), np.array([1, 2]),
-    np.zeros((2, 2)), np.ones((2, 2), bool), np.zeros((2, 1, 1), int), [], [[], []], [[1]], [[1], [2], [3]], [1, 2],
-    [[1], 2], [[1], None], [[1], "a"], [[1], b"a"], [[1], {2}], [[1], {2: 3}], [[1, 2], [None]], [[1, 2], [2.0]],
-    [[1], [True]], [[1], [[2]]], [[1], [-1]], [[1, 2], [3, 280]], [[1, 2], [2**31]], [[1, 2], [2**64, 1]],
-    [[1], [10**30]], [[1, 2], [NAN]], [[1], [0] * 65], [[1, 2, 3], [4] * 100], [[1], np.array([1.0])],
+    None, 5, 2.5, True, "ab", b"ab", {}, {0: [1], 1: [2]}, {1, 2}, object(), np.array(5),
+    np.array([1, 2]), np.zeros((2, 2)), np.ones((2, 2), bool), np.zeros((2, 1, 1), int), [],
+    [[], []], [[1]], [[1], [2], [3]], [1, 2], [[1], 2], [[1], None], [[1], "a"], [[1], b"a"],
+    [[1], {2}], [[1], {2: 3}], [[1, 2], [None]], [[1, 2], [2.0]], [[1], [True]], [[1], [[2]]],
+    [[1], [-1]], [[1, 2], [3, 280]], [[1, 2], [2**31]], [[1, 2], [2**64, 1]], [[1], [10**30]],
+    [[1, 2], [NAN]], [[1], [0] * 65], [[1, 2, 3], [4] * 100], [[1], np.array([1.0])],
     [np.array([1]), np.array([280])], [[1], range(10**12)],
 ]  # fmt: skip
 BAD_LENGTHS: list[Any] = [
-    None, 0, 5, 2.5, True, "ab", b"ab", {}, {0: 1, 1: 1}, {0, 1}, object(), np.array(0), [], [0], [0, 0, 0],
-    [0, -1], [0, 65], [0, 1.0], [0, None], [0, "0"], [0, [0]], [0, NAN], [0, True], [0, 10**30], np.zeros(2),
+    None, 0, 5, 2.5, True, "ab", b"ab", {}, {0: 1, 1: 1}, {0, 1}, object(), np.array(0), [], [0],
+    [0, 0, 0], [0, -1], [0, 65], [0, 1.0], [0, None], [0, "0"], [0, [0]], [0, NAN], [0, True],
+    [0, 10**30], np.zeros(2),
 ]  # fmt: skip
 SHORT = st.lists(st.integers(0, 249), max_size=6)
 CALLS = st.one_of(
@@ -122,7 +124,7 @@ def test_a_refused_call_changes_nothing(graph: OnnxGraph, calls: list[tuple[str,
 
 @pytest.mark.parametrize("kind", ["bad feed", "bad feed all", "bad advance", "bad rewind"])
 def test_every_refusal_is_a_sentence(graph: OnnxGraph, kind: str) -> None:
-    """Also of a session of one row, whose steps take a shorter way."""
+    """Sessions of one row are tested, too, because their decode steps take a fast path."""
     session, lone = Session(graph, 2), Session(graph)
     session.feed([IDS[:5], IDS[:3]])
     lone.feed([IDS[:5]])
@@ -149,7 +151,7 @@ def test_every_refusal_is_a_sentence(graph: OnnxGraph, kind: str) -> None:
 
 
 def test_rewinding_to_a_float(graph: OnnxGraph) -> None:
-    """It changed the mask before it failed."""
+    """It must be refused before the mask is changed."""
     session, spared = Session(graph), Session(graph)
     for token in IDS[:6]:
         session.feed([[token]])
@@ -185,7 +187,10 @@ def test_a_run_that_fails(
     all_logits: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A step comes before the prompts, and a prompt has pieces: whichever fails, none of it has happened."""
+    """If any run of a call fails, the session is as before the call.
+
+    A call runs a decode step first, then prompts in chunks.
+    """
     session, spared = Session(graph, 2), Session(graph, 2)
     for each in (session, spared):
         each.feed([IDS[:5], IDS[:9]])
@@ -219,8 +224,10 @@ def test_a_run_that_fails(
 
 
 def interrupted(call: Callable[[], object], at: int) -> bool:
-    """Press Ctrl-C at the `at`-th line of the session or the cache that a call runs through.
-    False if the call has fewer lines."""
+    """Raise KeyboardInterrupt at line number `at` of the session or cache during a call.
+
+    Returns False if the call has fewer lines.
+    """
     left = iter(range(at))
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -250,8 +257,11 @@ def interrupted(call: Callable[[], object], at: int) -> bool:
     ],
 )
 def test_ctrl_c_at_any_line(graph: OnnxGraph, verb: str, argument: Any) -> None:
-    """The call counts or it does not, row by row, and what follows is right. A rewind that was
-    interrupted changed logits by 32, and one row's tokens were one more than its length."""
+    """The call has happened or it has not, in each row, and later calls give the right logits.
+
+    Without care, an interrupted rewind changed logits by 32, and a row had one token more than its
+    length.
+    """
     rows, row_count = [IDS[:5], IDS[:9]], len(argument)
     spared, at = Session(graph, row_count), 0
     for at in range(0, 10**6, 5 if verb == "feed" else 1):  # all lines of a feed take 2 seconds
@@ -272,7 +282,7 @@ def test_ctrl_c_at_any_line(graph: OnnxGraph, verb: str, argument: Any) -> None:
 def test_ctrl_c_while_the_cache_grows(
     fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some layers have grown then. The prompt that follows needs no larger buffer."""
+    """Some layers have larger buffers then, and the next prompt fits into the old ones."""
     graph = open_graph(read_manifest(write_artifact(tmp_path / "a", n_ctx=300)), threads=1)
     session, spared = Session(graph), Session(graph)
     for each in (session, spared):
@@ -295,7 +305,7 @@ def test_ctrl_c_while_the_cache_grows(
 def test_a_signals_handler_uses_the_session_that_it_interrupts(
     artifacts: dict[str, Path], handler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never a wrong logit: the session refuses, or (after close) the step still has its logits."""
+    """Logits are never wrong: the session refuses, or (after close) the step still returns its own."""
     graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
     session, run = Session(graph), Binding.run
     session.feed([IDS[:5]])
@@ -326,7 +336,7 @@ def test_a_signals_handler_uses_the_session_that_it_interrupts(
 def test_a_cache_that_cannot_grow(
     form: str, fail_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some layers have grown then, and some have not."""
+    """Some layers have larger buffers then, and some have not."""
     graph = open_graph(read_manifest(write_artifact(tmp_path / "a", form, n_ctx=300)), threads=1)
     ids = [int(i) for i in np.random.default_rng(3).integers(0, 250, 300)]
     session, spared = Session(graph, 2), Session(graph, 2)
@@ -382,7 +392,10 @@ def test_more_rows_than_the_machine_has_memory_for(graph: OnnxGraph, batch_size:
 def test_memory_is_compared_with_what_the_rows_take(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2 layers, keys and values, 2 heads of 8, float32: 256 bytes a token; 280 logits of 4 bytes a row."""
+    """Keys and values of 2 layers with 2 heads of 8 floats (float32) take 256 bytes per token.
+
+    The logits of a row take 280 floats.
+    """
     graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
     needed = 3 * (64 * 256 + 280 * 4)
     monkeypatch.setattr("gptx.kv_cache.memory_limit.memory", lambda: (needed, 0))
@@ -399,7 +412,7 @@ def test_memory_is_compared_with_what_the_rows_take(
 def test_a_device_gets_its_cache_by_way_of_one_buffer_here(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the 4 that the test before this one counts."""
+    """Only 1 of the 4 buffers that the test above counts is in this machine's memory at a time."""
     needed = 3 * (64 * 64 + 280 * 4)
     graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
     monkeypatch.setattr(OnnxGraph, "device", "cuda")

@@ -1,4 +1,4 @@
-"""Stop strings: found where transformers' StopStringCriteria finds them, and cut from the text wherever the tokens lie."""
+"""Stop strings: found where transformers' StopStringCriteria finds them, and cut from the text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def byte_fallback() -> tokenizers.Tokenizer:
-    """As Llama's: a line's end is the byte <0x0A>."""
+    """A tokenizer like Llama's: a line end is the byte token <0x0A>."""
     words = [
         "<unk>",
         *(f"<0x{byte:02X}>" for byte in range(256)),
@@ -64,7 +64,7 @@ def byte_fallback() -> tokenizers.Tokenizer:
 
 @cache
 def pair(kind: str) -> tuple[Tokenizer, transformers.PreTrainedTokenizerFast, list[int]]:
-    """Our tokenizer, transformers', and the tokens that are whole characters."""
+    """Our tokenizer, transformers' tokenizer, and the ids of tokens that are whole characters."""
     inner = {"byte-level": byte_level, "byte-fallback": byte_fallback}[kind]()
     ours = Tokenizer(inner)
     whole = [
@@ -84,7 +84,7 @@ def first_stop(
     prompt: list[int],
     ids: list[int],
 ) -> int:
-    """How many of the new tokens transformers would write."""
+    """The number of new tokens that transformers would write."""
     criterion = transformers.StopStringCriteria(theirs, stops)
     for n in range(1, len(ids) + 1):
         if criterion(torch.tensor([prompt + ids[:n]]), torch.empty(0))[0]:
@@ -100,8 +100,10 @@ def transcribe(
     *,
     end: int | None = None,
 ) -> tuple[Transcript, list[str]]:
-    """What a Transcript makes of `ids`, as far as it reads them: itself, and the pieces that it showed. `end`: a token
-    that ends the text."""
+    """A Transcript that has read `ids` until it ended, and the pieces that it showed.
+
+    end: a token that ends the text.
+    """
     transcript = Transcript(
         Detokenizer(tokenizer, prompt),
         StopStrings(StopSet(stops), tokenizer, prompt),
@@ -118,7 +120,7 @@ def transcribe(
 
 
 def shown(tokenizer: Tokenizer, prompt: list[int], ids: list[int]) -> str:
-    """The text of all new tokens, going on from the prompt."""
+    """The text of all new tokens behind the prompt."""
     detokenizer = Detokenizer(tokenizer, prompt)
     return "".join([*(detokenizer.push(token) for token in ids), detokenizer.flush()])
 
@@ -127,7 +129,7 @@ def shown(tokenizer: Tokenizer, prompt: list[int], ids: list[int]) -> str:
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
 def test_as_transformers(kind: str, data: st.DataObject) -> None:
-    """Inside a token, across tokens, across special tokens and across the prompt's end; one stop string or several."""
+    """Stop strings inside a token, and across tokens, special tokens and the prompt's end."""
     ours, theirs, whole = pair(kind)
     few = st.sampled_from([*whole[-12:], *(theirs.convert_tokens_to_ids(text) for text in SPECIAL)])
     prompt = data.draw(st.lists(few, min_size=1, max_size=6))
@@ -162,7 +164,10 @@ def test_as_transformers(kind: str, data: st.DataObject) -> None:
 
 
 def written(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text without the spaces that Llama's tokenizer puts at its beginning and behind special tokens."""
+    """The tokens of a text, without spaces that Llama's tokenizer adds.
+
+    It adds them at the beginning and behind special tokens.
+    """
     ids = tokenizer.encode(text, add_special_tokens=False)
     return ids if " " in text else [token for token in ids if tokenizer.token(token) != "▁"]
 
@@ -170,7 +175,7 @@ def written(tokenizer: Tokenizer, text: str) -> list[int]:
 def case(
     kind: str, text: str, stop: str | list[str], prompt: str = "the"
 ) -> tuple[str | None, int, str | None]:
-    """Text, tokens and finish reason where a model writes `text`."""
+    """Text, tokens and finish reason if a model writes `text`."""
     tokenizer = pair(kind)[0]
     ids = written(tokenizer, text)
     stops = [stop] if isinstance(stop, str) else stop
@@ -218,8 +223,11 @@ def test_text_is_cut_before_the_stop_string(
     ("text", "stop", "n_tokens"), [("a\nb", "\n", 2), ("aéb", "é", 3), ("\n\n", "\n", 1)]
 )
 def test_a_stop_string_of_bytes_ends_the_text_at_once(text: str, stop: str, n_tokens: int) -> None:
-    """Llama's line end is a byte, and how a run of bytes is spelt is known only when it has ended. (transformers looks
-    at each token alone, and never finds the é of two bytes.)"""
+    """Llama's line end is a byte token; how byte tokens decode is known only after the last in a
+    row.
+
+    (transformers looks at each token alone, and never finds an é of two bytes.)
+    """
     tokenizer = pair("byte-fallback")[0]
     transcript, _ = transcribe(tokenizer, [stop], tokenizer.encode("ab"), written(tokenizer, text))
     assert (len(transcript.token_ids), transcript.finish) == (n_tokens, "stop")
@@ -258,7 +266,10 @@ def test_the_token_that_ends_a_text_may_complete_a_stop_string() -> None:
 )
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
 def test_text_is_what_a_reader_of_characters_cuts(kind: str, text: str, stops: list[str]) -> None:
-    """The rule, said plainly: read on a character at a time, until what was read ends with a stop string."""
+    """The rule in its simplest form.
+
+    Read one character at a time, until the text read so far ends with a stop string.
+    """
     tokenizer = pair(kind)[0]
     prompt, ids = tokenizer.encode("x"), tokenizer.encode("|" + text, add_special_tokens=False)
     text, expected = shown(tokenizer, prompt, ids), None
@@ -280,7 +291,10 @@ def test_only_what_may_be_a_stop_string_is_held_back() -> None:
 
 
 def test_many_stop_strings_cost_no_more_than_few() -> None:
-    """100,000 of them: less than a hundredth of a second for 100 tokens, beside 40 s when each was looked for."""
+    """100,000 stop strings take less than 0.01 s for 100 tokens.
+
+    Looking for each of them took 40 s.
+    """
     tokenizer = pair("byte-level")[0]
     stops = [f"stop number {n:06d}" for n in range(100_000)]
     matcher = StopStrings(StopSet(stops), tokenizer, [40])

@@ -1,4 +1,4 @@
-"""Two threads in one chat or one stream: one sentence, and never a text that is lost."""
+"""Two threads in one chat or stream: the second one gets an error, and no text is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 class Paused:
-    """Runs of the model in any thread but the test's wait here, from the third on."""
+    """From the third run on, runs of the model in other threads wait here."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running, self.go_on = threading.Event(), threading.Event()
@@ -62,7 +62,7 @@ class Paused:
 
 
 def test_two_threads_ask_one_chat(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them got "" in silence."""
+    """Neither of them may get an empty answer without an error."""
     chat, answers = model.chat(), []
 
     def meanwhile() -> None:
@@ -81,7 +81,7 @@ def test_two_threads_ask_one_chat(model: Model, monkeypatch: pytest.MonkeyPatch)
     )
     assert answers[0].finish_reason == "length"
     assert len(chat.messages) == 2
-    chat.send("and I", max_new_tokens=3)  # now it may
+    chat.send("and I", max_new_tokens=3)  # the other answer has ended
     assert len(chat.messages) == 4
 
 
@@ -95,11 +95,11 @@ def test_an_answer_that_a_dead_thread_left_is_settled(model: Model) -> None:
 
 
 def test_a_stop_button(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`close` from another thread ended in an IndexError of the thread that reads."""
+    """`close` from another thread ends the stream without an error in the thread that reads."""
     stream, pieces = model.stream("the cat", max_new_tokens=50), []
     Paused(monkeypatch).during(lambda: pieces.extend(stream), stream.close)
     assert stream.completion.finish_reason == "closed"
-    assert len(stream.completion.token_ids) == 3  # the last is that of the step that was running
+    assert len(stream.completion.token_ids) == 3  # the last one is from the step that ran
     assert "".join(pieces) == stream.completion.text
 
 
@@ -144,7 +144,7 @@ def test_two_threads_read_one_stream(model: Model, monkeypatch: pytest.MonkeyPat
 def test_a_signal_closes_the_stream_that_it_interrupts(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler runs in the middle of the main thread's own step."""
+    """A signal handler runs in the middle of the main thread's own step."""
     stream, run, calls = model.stream("the cat", max_new_tokens=20), Binding.run, iter(range(2))
 
     def interrupted(binding: Binding, options: object = None) -> None:

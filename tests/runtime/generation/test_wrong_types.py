@@ -1,4 +1,4 @@
-"""Values of wrong types, in every public method: a result or a GptxError, never Python's own exception."""
+"""Values of wrong types in every public method give a result or a GptxError, no other exception."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from gptx.model import Model
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 chat: Any = gptx.Chat
-load: Any = gptx.load  # which a type checker would not let be called so
+load: Any = gptx.load  # Any, so that type checkers allow wrong arguments
 HALF = "a\ud800b"  # half of a surrogate pair
 
 
 class Index:
-    """An integer, of a class that has nothing else of one."""
+    """An integer only by its __index__."""
 
     def __index__(self) -> int:
         return 3
 
 
 VALUES: list[Any] = [
-    None, 5, -1, 2.5, float("nan"), float("inf"), 10**400, True, b"x", bytearray(b"x"), "", "\0", HALF, [], (), {},
-    {"a": 1}, set(), {"a"}, {1}, object(), int, len, range(3), np.array(5), np.array([1, 2]), np.array([1.5]),
-    np.array(["a", "b"]), np.zeros((2, 2), int), [None], [[]], [["a"]], ["a", 5], [1, "a"], [HALF, "b"], [[1], "a"],
-    [[1], [None]], [{"role": 5}], [{5: 5}], [("a",)], [("a", 5)], [b"a", b"b"],
-    range(10**12), range(10**30), deque([1, 2]), deque(["a", "b"]), deque([("a", "b")]), Index(), [Index()],
-    memoryview(b"ab"), torch.tensor([[5]]), torch.tensor([1.5]), Decimal("NaN"), Decimal("sNaN"), Fraction(1, 2), 1j,
+    None, 5, -1, 2.5, float("nan"), float("inf"), 10**400, True, b"x", bytearray(b"x"), "", "\0",
+    HALF, [], (), {}, {"a": 1}, set(), {"a"}, {1}, object(), int, len, range(3), np.array(5),
+    np.array([1, 2]), np.array([1.5]), np.array(["a", "b"]), np.zeros((2, 2), int), [None], [[]],
+    [["a"]], ["a", 5], [1, "a"], [HALF, "b"], [[1], "a"], [[1], [None]], [{"role": 5}], [{5: 5}],
+    [("a",)], [("a", 5)], [b"a", b"b"], range(10**12), range(10**30), deque([1, 2]),
+    deque(["a", "b"]), deque([("a", "b")]), Index(), [Index()], memoryview(b"ab"),
+    torch.tensor([[5]]), torch.tensor([1.5]), Decimal("NaN"), Decimal("sNaN"), Fraction(1, 2), 1j,
 ]  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def methods(kind: type) -> list[str]:
     ]
 
 
-# How each argument of a public method is given a value that is wrong, while the others are right.
+# Right arguments of each public method. A test replaces one of them by a wrong value.
 GOOD: dict[str, dict[str, Any]] = {
     "Model.generate": {"prompt": "the cat"},
     "Model.stream": {"prompt": "the cat"},
@@ -77,7 +78,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "Session.begin_at": {},
     "Stream.close": {},
 }
-# takes no argument, or only what the library itself hands over
+# Methods without arguments, or whose arguments only gptx itself passes
 NO_ARGUMENTS = {
     "Model.close", "Model.need_chat", "Model.stream_ids", "Model.stream_options",
     "Chat.reset", "Chat.close", "Session.close", "Stream.is_read_elsewhere",
@@ -166,26 +167,53 @@ def test_task(argument: str) -> None:
         (lambda m: m.classify(["a", 5], ["a", "b"]), "text 2 of 2 is 5"),
         (lambda m: m.classify("a", "bc"), "labels are 'bc', expected a list of texts"),
         (lambda m: m.classify("a", {"b", "c"}), "labels are {"),
-        (lambda m: m.classify("a", ["b", None]), r"labels are \['b', None\], expected a list of texts"),
-        (lambda m: m.classify("a", ["b", "c"], examples=5), "examples are 5, expected a list of pairs"),
-        (lambda m: m.classify("a", ["b", "c"], examples=[5]), "example 1 is 5, expected a text and its answer"),
-        (lambda m: m.classify("a", ["b", "c"], template=5), "the template is 5, expected a text with"),
-        (lambda m: m.classify("a", ["b", "c"], calibrate="x"), "calibrate is 'x', expected True or False"),
+        (
+            lambda m: m.classify("a", ["b", None]),
+            r"labels are \['b', None\], expected a list of texts",
+        ),
+        (
+            lambda m: m.classify("a", ["b", "c"], examples=5),
+            "examples are 5, expected a list of pairs",
+        ),
+        (
+            lambda m: m.classify("a", ["b", "c"], examples=[5]),
+            "example 1 is 5, expected a text and its answer",
+        ),
+        (
+            lambda m: m.classify("a", ["b", "c"], template=5),
+            "the template is 5, expected a text with",
+        ),
+        (
+            lambda m: m.classify("a", ["b", "c"], calibrate="x"),
+            "calibrate is 'x', expected True or False",
+        ),
         (lambda m: m.summarize(3), "the text is 3: give a text to summarize"),
         (lambda m: m.summarize("a", template=""), r"holds \{text\} nowhere"),
         (lambda m: m.score(["a"]), "and this one holds 'a'"),
         (lambda m: m.score(3.5), "a prompt is a text or a list of token ids, not float"),
         (lambda m: m.score("a", overlap="x"), "overlap is 'x', expected 1 to 64"),
         (lambda m: m.session("a"), "batch_size is 'a', expected at least 1"),
-        (lambda m: m.session().rewind(0), "rewind got 0, expected a list with an entry for each of the 1 rows"),
+        (
+            lambda m: m.session().rewind(0),
+            "rewind got 0, expected a list with an entry for each of the 1 rows",
+        ),
         (lambda m: m.chat(system=5), "system is 5, expected a text"),
         (lambda m: m.chat().send(None), "the message is None, expected a text"),
         (lambda m: m.chat().stream(5), "the message is 5, expected a text"),
         (lambda m: m.chat_ids(None), "the messages are None, expected a list of messages such as"),
         (lambda m: m.chat_ids(["hi"]), "message 1 is 'hi', expected"),
-        (lambda m: m.chat_ids([{"role": 5, "content": "hi"}]), "the role of message 1 is 5, expected"),
-        (lambda m: m.chat_ids([{"role": "user"}]), "the content of message 1 is None, expected a text"),
-        (lambda m: m.template.render([{"role": "user", "content": 5}]), "the content of message 1 is 5, expected a text"),
+        (
+            lambda m: m.chat_ids([{"role": 5, "content": "hi"}]),
+            "the role of message 1 is 5, expected",
+        ),
+        (
+            lambda m: m.chat_ids([{"role": "user"}]),
+            "the content of message 1 is None, expected a text",
+        ),
+        (
+            lambda m: m.template.render([{"role": "user", "content": 5}]),
+            "the content of message 1 is 5, expected a text",
+        ),
         (lambda m: m.encode(5), "a prompt is a text or a list of token ids, not int"),
         (lambda m: m.encode(itertools.count()), "token id 277 is outside the model's vocabulary"),
         (lambda m: m.generate("a", stop_tokens=b"ab"), "stop_tokens is b'ab', expected token ids"),
@@ -195,9 +223,12 @@ def test_task(argument: str) -> None:
         (lambda m: m.tokenizer.decode(["a"]), r"\['a'\] cannot be decoded"),
         (lambda m: m.tokenizer.decode([-1]), r"\[-1\] cannot be decoded"),
         (lambda m: chat(5), "model is 5, expected what gptx.load returns"),
-        (lambda m: gptx.Session(m), "graph is <gptx.model.Model object .*: Model.session opens a session"),
+        (
+            lambda m: gptx.Session(m),
+            "graph is <gptx.model.Model object .*: Model.session opens a session",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_sentence_says(model: Model, call: Callable[[Model], Any], says: str) -> None:
     with pytest.raises((UsageError, PromptError), match=says):
         call(model)
@@ -223,7 +254,7 @@ def test_a_refused_message_leaves_the_open_answer_alone(model: Model) -> None:
 
 
 def test_prompts_of_other_sequences(model: Model) -> None:
-    """Arrays, ranges and what yields token ids are prompts as lists are."""
+    """Arrays, ranges and generators of token ids are prompts, like lists."""
     expected = model.generate([3, 4, 5]).token_ids
     others: list[Any] = [
         (3, 4, 5),
@@ -235,4 +266,5 @@ def test_prompts_of_other_sequences(model: Model) -> None:
     assert [model.generate(prompt).token_ids for prompt in others] == [expected] * len(others)
     tensor: Any = torch.tensor([[5]])  # a list of one prompt, though it may be an index
     assert [one.token_ids for one in model.generate(tensor)] == [model.generate([5]).token_ids]
-    assert [one.token_ids for one in model.generate(np.array([[3, 4, 5]] * 2))] == [expected] * 2  # type: ignore[call-overload]
+    batch: Any = np.array([[3, 4, 5]] * 2)
+    assert [one.token_ids for one in model.generate(batch)] == [expected] * 2

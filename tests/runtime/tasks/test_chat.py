@@ -1,4 +1,4 @@
-"""Chat templates as Hugging Face renders them, and conversations that feed only what is new."""
+"""Chat templates, compared with transformers, and conversations that feed only new tokens."""
 
 from __future__ import annotations
 

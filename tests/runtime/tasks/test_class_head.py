@@ -1,4 +1,4 @@
-"""Classification heads as Hugging Face checkpoints have them, through the pipeline: against transformers' own."""
+"""Classification heads of Hugging Face checkpoints, compared with transformers' pipeline."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def write_classifier(folder: Path, n_labels: int, family: str = "llama") -> Path
 
 
 def described(folder: Path, values: dict[str, Any]) -> Path:
-    """Let config.json describe the head with these fields alone."""
+    """Write a config.json that describes the head with these fields alone."""
     path = folder / "config.json"
     fields = ("id2label", "label2id", "num_labels", "problem_type", "pad_token_id")
     config = {
@@ -116,7 +116,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture(scope="module")
 def artifacts(checkpoints: dict[int, Path]) -> dict[int, Path]:
-    """Number of labels -> the artifact that export makes of the checkpoint."""
+    """Number of labels -> the artifact that was exported from the checkpoint."""
     made = {n: checkpoints[n].with_name(f"{n}-onnx") for n in (1, 3)}
     for n, out in made.items():
         export_checkpoint(checkpoints[n], out)
@@ -129,7 +129,7 @@ def artifacts(checkpoints: dict[int, Path]) -> dict[int, Path]:
 def test_a_head_says_what_transformers_pipeline_says(
     name: str, checkpoints: dict[int, Path], artifacts: dict[int, Path], tmp_path: Path
 ) -> None:
-    """The artifact's config.json is the checkpoint's; the graph is the same whatever it says."""
+    """The artifact's config.json is that of the checkpoint; the graph does not depend on it."""
     n_labels, values = CASES[name]
     checkpoint = described(shutil.copytree(checkpoints[n_labels], tmp_path / "checkpoint"), values)
     artifact = described(shutil.copytree(artifacts[n_labels], tmp_path / "artifact"), values)
@@ -152,7 +152,10 @@ def test_a_head_says_what_transformers_pipeline_says(
 def test_an_imported_head_is_described_as_it_was(
     name: str, checkpoints: dict[int, Path], tmp_path: Path
 ) -> None:
-    """The pad token of the tokenizer is not the head's: it would move the token whose logits count."""
+    """The head's pad token is kept, and not replaced by the tokenizer's.
+
+    It decides which token's logits count.
+    """
     n_labels, values = CASES[name]
     source = described(shutil.copytree(checkpoints[n_labels], tmp_path / "theirs"), values)
     import_checkpoint(str(source), tmp_path / "ours")
@@ -169,7 +172,10 @@ def test_an_imported_head_is_described_as_it_was(
 def test_token_types_that_the_pipeline_adds_are_told(
     checkpoints: dict[int, Path], tmp_path: Path
 ) -> None:
-    """GPT-2 of transformers adds the embedding of each token type, and a tokenizer of no class of its own gives types."""
+    """transformers' GPT-2 adds the embedding of each token type if the tokenizer returns types.
+
+    Tokenizers without a class of their own return them.
+    """
     values = {"num_labels": 2, "problem_type": "regression", "pad_token_id": 0}
     source = described(shutil.copytree(checkpoints[2], tmp_path / "theirs"), values)
     gpt, ids = (
@@ -208,7 +214,7 @@ def test_import_and_export_make_what_export_makes(
 
 
 def test_a_head_of_our_own_kind_keeps_its_description(tmp_path: Path) -> None:
-    """A window makes a mistral model_type gptx, whose config.json must still say where the text ends."""
+    """A mistral with a window becomes model_type gptx, and its config.json keeps the pad token."""
     shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     heads: dict[str, Any] = {
         "num_attention_heads": 4,

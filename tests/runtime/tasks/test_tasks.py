@@ -1,4 +1,7 @@
-"""classify, score and summarize of the runtime against the PyTorch model that the artifact was made from; and the verbs."""
+"""classify, score and summarize, compared with the PyTorch model that the artifact was made from.
+
+Their commands are tested, too.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def gpt(checkpoint: Path) -> GPT:
 
 
 def logprobs(gpt: GPT, ids: list[int]) -> list[float]:
-    """log P of each token but the first."""
+    """log P of each token but the first, by PyTorch."""
     with torch.no_grad():
         rows = gpt(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
     return [float(rows[at, token]) for at, token in enumerate(ids[1:])]
@@ -57,7 +60,7 @@ def test_scores_are_the_models(model: gptx.Model, gpt: GPT):
 
 
 def test_an_overlap_near_the_context_is_told(model: gptx.Model):
-    """It takes a window for every token."""
+    """Such an overlap needs a window for every token."""
     ids = [int(token) for token in np.random.default_rng(0).integers(0, 300, 300)]
     says = (
         "an overlap of 128 tokens reads this text 73 times, in 172 windows of 128 tokens:"
@@ -120,7 +123,7 @@ NESTED = ("the", "the cat", "the cat sat on the mat", "the cat sat on the log", 
 def test_labels_that_begin_alike_are_each_as_likely_as_alone(
     labels: tuple[str, ...], after: str, turned: bool, model: gptx.Model, gpt: GPT
 ):
-    """With the first token of an empty line after each, where one label is the beginning of another."""
+    """If one label begins another, each is scored with the first token of an empty line after it."""
     asked = prompt(CLASSIFY_TEMPLATE, TEXT)
     ids, ending = model.encode(asked), model.encode(after)[:1] if after else []
     found = model.classify(TEXT, labels[::-1] if turned else labels)
@@ -158,7 +161,7 @@ def test_a_list_is_each_alone(model: gptx.Model):
 
 
 def test_calibration_divides_by_what_texts_that_say_nothing_give(model: gptx.Model, gpt: GPT):
-    """Zhao et al. 2021, section 5: the mean of the probabilities after "N/A", "[MASK]" and none."""
+    """The mean of the probabilities after "N/A", "[MASK]" and "" (Zhao et al. 2021, section 5)."""
 
     def scores(text: str) -> np.ndarray:
         asked = prompt(CLASSIFY_TEMPLATE, text)
