@@ -1,4 +1,4 @@
-"""Batches of rows, as properties: nothing is lost, doubled or trained from padding, and every step stands for itself."""
+"""Properties of batches: no row is lost or doubled, padding has no target, steps are independent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = st.integers(1, 9)
 
 
 def made(lengths: list[int]) -> list[TokenRow]:
-    """Each row's ids name it (its number and one), and it is trained from its second half."""
+    """Rows whose ids are their number plus one; the second half of each has targets."""
     return [
         TokenRow(
             np.full(length, n + 1, np.int32),
@@ -30,7 +30,7 @@ def made(lengths: list[int]) -> list[TokenRow]:
 def content(
     batches: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> Counter[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The rows without padding, in which ids are 0; and padding teaches nothing."""
+    """The rows without their padding, whose ids are 0 and whose targets are IGNORED."""
     found: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for inputs, targets in batches:
         assert inputs.dtype == targets.dtype == torch.int64 and inputs.shape == targets.shape

@@ -1,4 +1,4 @@
-"""Records to examples, and examples to rows of token ids: what is read, what is trained, and one clear error a fault."""
+"""Records of every file type become examples, and each fault is one clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents of text files: streamed, packed, split_stream, and one clear error a fault."""
+"""Documents of text files: streamed, decompressed, divided; each fault is one clear error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture(params=[7, 1 << 18], autouse=True)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Everything is read in pieces of 7 bytes too: characters, separators and packed streams are cut through."""
+    """Read in pieces of 7 bytes too, which cut characters, separators and streams."""
     monkeypatch.setattr(compressed_text, "_CHUNK", request.param)
 
 

@@ -1,6 +1,7 @@
-"""Examples to rows of token ids: what is trained and what is not, at the boundaries that generation will see.
+"""Examples become rows of token ids whose targets are the answers, tokenized as in generation.
 
-Conversations are compared with the assistant's mask that transformers makes of a template's {% generation %} marks.
+Conversations are compared with the assistant's mask of transformers, which it makes from the
+{% generation %} marks of a template.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def only(examples: list[Example], task: Task, **options) -> TokenRow:
     return row
 
 
-def test_an_answer_and_the_end_are_learnt_and_nothing_else():
+def test_only_the_answer_and_the_end_are_targets():
     row = only([Example("", "the cat", ("good",))], CLASSIFY)
     prompt = TOKENIZER.encode("Text: the cat\nLabel:")
     answer = TOKENIZER.encode(" good")
@@ -97,7 +98,7 @@ def test_an_answer_and_the_end_are_learnt_and_nothing_else():
 
 
 def test_a_completion_stands_as_it_is_and_an_instruction_in_its_template():
-    row = only([Example("", "the cat", ("sat\n", "never trained"))], Task("completion"))
+    row = only([Example("", "the cat", ("sat\n", "never a target"))], Task("completion"))
     assert TOKENIZER.decode(ids_of(row), skip_special_tokens=False) == "the catsat\n<|endoftext|>"
     assert TOKENIZER.decode(trained(row), skip_special_tokens=False) == "sat\n<|endoftext|>"
     row = only([Example("", "the cat", ("sat",))], Task("completion", "Do {text}:"))
@@ -113,7 +114,7 @@ def test_without_an_end_of_text_the_answer_is_the_last():
 
 @pytest.mark.parametrize("inner", [byte_level(), sentence_piece()])
 def test_an_answer_goes_on_from_its_prompt(inner: Inner):
-    """The row is the tokenization of the whole text: what a sentencepiece tokenizer makes of an answer alone is not."""
+    """A row is the tokenization of the whole text; SentencePiece puts a space before an answer alone."""
     tokenizer = Tokenizer(inner)
     example = Example("", "the cat", ("good",))
     [row] = tokenize_examples([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows
@@ -179,7 +180,7 @@ def test_a_row_may_fill_the_context_and_its_last_token_lies_beyond():
     assert tokenize_examples([example], CLASSIFY, TOKENIZER, n_ctx=length - 2, end=END).cut == 1
 
 
-def test_a_head_learns_the_class_at_the_last_token():
+def test_a_head_has_the_class_as_target_of_the_last_token():
     task = Task("classify", labels=("good", "bad"), head=True)
     rows = tokenize_examples(
         [Example("", "the cat", ("bad",)), Example("", "the cat " * 30, ("good",))],
@@ -209,7 +210,7 @@ def test_a_label_that_is_none(head: bool):
         )
 
 
-def test_prompts_to_generate_from_are_those_that_were_learnt():
+def test_prompts_to_generate_from_are_those_of_the_rows():
     task = Task("summarize", SUMMARIZE_TEMPLATE)
     row = only([Example("", "the cat", ("the dog",))], task)
     found = prompt_ids("the cat", task, TOKENIZER, room=50)
@@ -256,7 +257,7 @@ CALLS = ({"role": "assistant", "content": "sat<|im_start|>on<|endoftext|> the ma
         TALK[:2] + CALLS + TALK[3:],
     ],
 )
-def test_what_is_learnt_of_a_conversation_is_transformers_mask(messages):
+def test_the_targets_of_a_conversation_are_transformers_mask(messages):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=byte_level(), chat_template=CHATML
@@ -271,8 +272,8 @@ def test_what_is_learnt_of_a_conversation_is_transformers_mask(messages):
     assert [target != IGNORED for target in row.targets] == mask[1 : last + 1]
 
 
-def test_every_answer_is_learnt_after_what_the_runtime_feeds():
-    """Also where the template tells of earlier turns otherwise than it did: then in rows of their own."""
+def test_every_answer_follows_the_ids_that_the_runtime_feeds():
+    """Also if the template renders earlier turns differently later: then there are several rows."""
     shown = "(message['content'] if loop.last else '...')"
     forgetful = CHATML.replace(
         "{% generation %}{{ message['content']", "{% generation %}{{ " + shown
@@ -296,7 +297,7 @@ def test_every_answer_is_learnt_after_what_the_runtime_feeds():
         )
 
 
-def test_turns_that_do_not_fit_are_not_learnt():
+def test_turns_that_do_not_fit_are_left_out():
     whole = len(chat(TALK).rows[0].inputs)
     assert chat(TALK, n_ctx=whole).cut == 0
     rows = chat(TALK, n_ctx=whole - 1)
@@ -314,7 +315,7 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text():
     assert end_of_turn(ChatTemplate(CHATML, {}), TOKENIZER) == 2
 
 
-def test_templates_that_cannot_be_learnt_from():
+def test_templates_that_cannot_be_used():
     with pytest.raises(
         UsageError,
         match="line 1: the chat template writes an answer otherwise than it asks for one",

@@ -1,4 +1,4 @@
-"""Scores: classification by scikit-learn's definition and documented examples, ROUGE against Google's rouge-score."""
+"""Metrics: accuracy and F1 as scikit-learn defines them, ROUGE as Google's rouge-score computes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gptx finetune on tasks that a model of one layer can learn: from examples to figures, a checkpoint and an adapter."""
+"""gptx finetune on tasks that a tiny model can learn: the metrics, the checkpoint, the adapter."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_learns_to_summarize(base: Path, tmp_path: Path):
     assert figures(done.output)["rouge1"][1] > 0.9 > figures(done.output)["rouge1"][0]
 
 
-def test_only_the_answer_is_learnt(base: Path, tmp_path: Path):
-    """What is asked is noise that nothing can predict, the answer is always the same: the loss goes to nothing."""
+def test_only_the_answer_is_in_the_loss(base: Path, tmp_path: Path):
+    """Prompts are noise that nothing can predict and all answers are equal: the loss goes to 0."""
     draw = random.Random(0)
     records = [{"prompt": f"{draw.random()}", "completion": " good"} for _ in range(120)]
     done = run(

@@ -1,4 +1,4 @@
-"""The training loop on batches made here: against a plain PyTorch loop, resumed, in pieces, and where it must stop."""
+"""The training loop: equal to a plain PyTorch loop, resumable, in pieces, and where it must stop."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_no_number_for_a_loss_stops_the_run(tmp_path: Path):
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path: Path):
-    """Targets that turn against what was trained: the last state is of before."""
+    """From step 60 on the targets are others; the last state is of step 50."""
 
     def turned(step: int) -> Batch:
         inputs, targets = training_data().batch(step)

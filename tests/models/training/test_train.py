@@ -1,4 +1,4 @@
-"""gptx train: text to tokens, the loop, resuming, and the checkpoint that comes out, on a model of a few steps."""
+"""gptx train from texts to a checkpoint: tokens, the loop, resuming, recipes; on a tiny model."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_given_tokenizer_is_used(text: Path, tmp_path: Path):
 
 
 def test_a_start_is_trained_on(text: Path, tmp_path: Path):
-    """With a learning rate of nothing the weights stay the start's; a start of another shape is refused."""
+    """With a learning rate of 0 the weights stay the start's. Another shape is refused."""
     train.train([text], tmp_path / "first", RECIPE)
     still = dataclasses.replace(RECIPE, learning_rate=0.0, seed=9)
     train.train([text], tmp_path / "second", still, start=tmp_path / "first")

@@ -1,5 +1,7 @@
-"""Training that goes on from a checkpoint: its ends of text, special tokens, template and settings, as transformers reads
-them from the start and from what was trained."""
+"""Training a checkpoint further keeps its end tokens, special tokens, template and settings.
+
+transformers reads both the start and the output.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def write_start(
     generation: dict[str, Any] | None = None,
     named: dict[str, str] | None = None,
 ) -> Path:
-    """A llama of transformers, whose vocabulary is padded by four ids, with the files that describe its texts."""
+    """A llama of transformers with a vocabulary padded by four ids, and its tokenizer files."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
     shape |= {
@@ -207,7 +209,7 @@ def test_fine_tuning_carries_the_same(how: str, texts: Path, tmp_path: Path) -> 
 
 
 def test_the_starts_settings_go_before_a_shipped_recipes(texts: Path, tmp_path: Path) -> None:
-    """The recipe minute samples with a temperature of its own; what is given on the command line goes before both."""
+    """The start replaces the temperature of the recipe minute; the command line replaces both."""
     start = plain(tmp_path / "start")
     settings = ["--set", "generation.top_k=3", "--set", "model.dropout=0.25", "--learning-rate", 0]
     done = run(texts, "--from", start, "--out", tmp_path / "out", "--steps", 1, *settings)
@@ -333,8 +335,8 @@ def test_a_long_document_has_one_beginning_and_one_end(
     assert (row[0], row[-1], [*row].count(1), [*row].count(2)) == (1, 2, 1, 1)
 
 
-def test_a_head_is_taught_at_the_token_that_it_will_read(tmp_path: Path) -> None:
-    """transformers takes the logits of the last token that is no padding; this tokenizer ends texts with its padding."""
+def test_the_target_of_a_head_is_at_the_token_that_it_will_read(tmp_path: Path) -> None:
+    """transformers reads the last token that is not padding; this tokenizer ends texts with it."""
     setup = read_text_setup(adds_bos_and_eos(tmp_path / "start"), 304)
     task = Task("classify", labels=("a", "b"), head=True)
     examples = [Example("line 1", "the cat", ("b",))]

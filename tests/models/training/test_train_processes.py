@@ -1,4 +1,4 @@
-"""gptx train as processes: two of them train like one, and one that is killed goes on as if it had not been."""
+"""gptx train in processes: two train like one, and a killed one resumes with the same losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gptx train and finetune say: settings that changed or do nothing, progress, the end; and how --set is read."""
+"""Messages of gptx train and finetune, options that are refused, and how --set is read."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def test_a_classifier_is_fine_tuned_as_one(reviews: Path, tmp_path: Path) -> Non
 def test_a_small_adapter_is_small_and_readable(
     checkpoint: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    """The state of a run holds what is trained: not the frozen weights, of which a tied head is a second name."""
+    """The state of a run lacks the frozen weights, also the tied head, a second name of one."""
     options = "--task classify --lora --rank 2 --steps 2 --warmup 1 --set learning_rate=1e-9 --set generation.top_k=7"
     done = tune(checkpoint, reviews, tmp_path / "out", options)
     assert done.exit_code == 0, done.output
