@@ -1,4 +1,7 @@
-"""gptx runs GPT artifacts on this machine.
+"""gptx runs GPT models on this machine, with ONNX Runtime.
+
+A model is opened from an artifact: the folder that `gptx export` writes, with the ONNX graph, the
+weights and the tokenizer.
 
     import gptx
 
@@ -61,7 +64,7 @@ __all__ = [
     "load",
 ]
 
-# The module that defines each public name, but for the errors.
+# The module that defines each public name (except the errors)
 _HOMES = {
     "Chat": "gptx.tasks.chat",
     "Classification": "gptx.tasks.classify",

@@ -24,12 +24,12 @@ from typing import Any
 
 
 class GptxError(Exception):
-    """Every error that gptx raises on purpose. Its text says what was wrong, and what to do.
+    """The base class of all errors that gptx raises on purpose.
 
-    Raised itself if none of the classes below fits, for instance if there is not enough free memory
-    for a KV cache.
+    The message says what is wrong and what to do. GptxError itself is raised if no subclass fits,
+    for instance if there is not enough free memory for a KV cache.
 
-    Example: an app catches GptxError around `gptx.load` and shows its text to the user.
+    Example: an app catches GptxError around `gptx.load` and shows its message to the user.
     """
 
 
@@ -39,7 +39,7 @@ class UsageError(GptxError, ValueError):
     Raised for temperature=-1, for a chat with a model that has no chat template, or for a session
     that two threads use at the same time.
 
-    Example: change the call. The text names the argument, its value and what was expected.
+    Example: change the call. The message names the argument, its value and what was expected.
     """
 
 
@@ -55,7 +55,7 @@ class ArtifactError(GptxError):
 
     Also raised if ONNX Runtime fails while it opens or runs the artifact's graph.
 
-    Example: copy the artifact again; if the text asks for it, export it again or update gptx.
+    Example: copy the artifact again; if the message asks for it, export it again or update gptx.
     """
 
 
@@ -71,7 +71,7 @@ class CheckpointError(GptxError):
 class ProviderError(GptxError, RuntimeError):
     """The device that was asked for cannot be used here, or ONNX Runtime is missing or too old.
 
-    The text names the missing library or GPU, and the pip command that installs what is missing.
+    The message names the missing library or GPU, and the pip command that installs what is missing.
 
     Example: load with device="auto", which takes the CPU if CUDA cannot be used.
     """
@@ -82,7 +82,7 @@ class ParityError(GptxError):
 
     Raised by export, quantize and compile before anything is written.
 
-    Example: quantize to a larger recipe (int8 in place of int4), or accept it with --accept.
+    Example: quantize to more bits (int8 in place of int4), or write the output anyway: --accept.
     """
 
 

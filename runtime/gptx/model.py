@@ -1,4 +1,4 @@
-"""gptx.load and gptx.Model: an artifact's path in, an opened model out, each task a method."""
+"""gptx.load and gptx.Model: an artifact's path in, an opened model out. Each task is a method."""
 
 from __future__ import annotations
 
@@ -93,12 +93,13 @@ class Model(LoadedModel):
     Attributes:
 
     - path: the artifact's folder.
-    - manifest: what gptx.json says of the artifact, for instance manifest.model.vocab_size.
+    - manifest: the contents of gptx.json, for instance manifest.model.vocab_size.
     - n_ctx: the model's context in tokens.
-    - provider: ONNX Runtime's name of what computes: "CPUExecutionProvider" or
+    - provider: ONNX Runtime's execution provider, "CPUExecutionProvider" or
       "CUDAExecutionProvider".
-    - graph: the ONNX file that was opened: onnx/model.onnx, or one that gptx compile made of it.
-    - decode: the file of a second graph, for single rows (int8-fast artifacts); else None.
+    - graph: the ONNX file that was opened: onnx/model.onnx, or the graph of gptx compile.
+    - decode: the ONNX file of a second graph, used for batches of one row. Only int8-fast artifacts
+      have one; else None.
     - tokenizer, template: the tokenizer and the chat template; None if the artifact has none.
     - generation: the fields of generation_config.json, the defaults of the options.
     - task: what the model was fine-tuned for (gptx_task.json); None if it was not.
@@ -170,12 +171,13 @@ class Model(LoadedModel):
 
         A language model scores each label by log P(" " + label | prompt), its log-probability as
         the answer to a prompt. A model with a classification head computes a value for each of its
-        own labels from the text alone, without examples and calibrate; Classification.problem_type
-        says what its probabilities mean.
+        own labels from the text alone; it takes neither examples nor calibrate.
+        Classification.problem_type says what the probabilities mean.
 
         labels: two or more. Default: those that the model was fine-tuned for.
 
-        examples: (text, label) pairs to put in front of the prompt (few-shot). None: zero-shot.
+        examples: (text, label) pairs to put in front of the prompt (few-shot). Without
+        examples, the prompt is zero-shot.
 
         template: the prompt, with {text} in it. Default: the one that the model was fine-tuned
         with, else "Text: {text}\nLabel:".
@@ -186,9 +188,9 @@ class Model(LoadedModel):
         (EleutherAI's evaluation harness has a similar choice: acc sums, acc_norm divides by the
         label's characters.)
 
-        calibrate: divide each label's probability by the one it has after texts without content
-        ("N/A", "[MASK]" and ""). This removes what the prompt alone prefers. It helps few-shot
-        prompts of models that were not fine-tuned (Zhao et al. 2021,
+        calibrate: divide each label's probability by its probability after texts without content
+        ("N/A", "[MASK]" and ""). This corrects for labels that the prompt alone makes likely. It
+        helps few-shot prompts of models that were not fine-tuned (Zhao et al. 2021,
         https://arxiv.org/abs/2102.09690).
 
         A text that is too long for the context is cut at its end; Classification.left_out is the

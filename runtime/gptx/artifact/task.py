@@ -24,12 +24,20 @@ SUMMARIZE_TEMPLATE = "{text}\n\nSummary:"
 
 @dataclass(frozen=True)
 class Task:
-    """A task. Raises UsageError for values that do not fit together.
+    """The task that a model was fine-tuned for.
 
-    kind: "text" (go on with a text), "completion" (prompts and completions), "chat", "classify" or
-    "summarize". template: the prompt with {text} in it, such as "{text}\\nLabel:"; the answer
-    follows after one space. labels: of classify. head: the model classifies by a classification
-    head, and not by the tokens of the labels.
+    kind: "text" (continue a text), "completion" (answer a prompt), "chat", "classify" or
+    "summarize".
+
+    template: the prompt with {text} in it, such as "{text}\\nLabel:". The answer follows after one
+    space. None: the task's default template.
+
+    labels: the labels to choose from, only for "classify".
+
+    head: True if the model classifies with a classification head, False if it scores the tokens of
+    the labels.
+
+    Raises UsageError for values that do not fit together.
     """
 
     kind: Kind

@@ -41,7 +41,7 @@ VERBS = {
     ),
     "compile": (
         "gptx.cli.compile:compile_",
-        "Artifact -> the same, opens faster on machines like this one.",
+        "Artifact -> the same artifact, opening faster on machines like this one.",
     ),
     "run": ("gptx.cli.run:run", "Generate text."),
     "classify": ("gptx.cli.tasks:classify", "Choose the label that fits a text."),
@@ -49,7 +49,10 @@ VERBS = {
     "score": ("gptx.cli.tasks:score", "Print the log-probability of each token of a text."),
     "chat": ("gptx.cli.chat:chat", "Talk with a chat model in the terminal."),
     "verify": ("gptx.cli.verify:verify", "Prove an artifact's certificate again on this machine."),
-    "bench": ("gptx.cli.bench:bench", "Measure speed, memory and quality, also of other engines."),
+    "bench": (
+        "gptx.cli.bench:bench",
+        "Measure speed, memory and quality, also of other engines.",
+    ),
     "inspect": ("gptx.cli.inspect:inspect", "Describe an artifact or a checkpoint."),
     "doctor": ("gptx.cli.doctor:doctor", "Check this machine: versions, providers, conflicts."),
     "completion": ("gptx.cli.completion:completion", "Print the shell's completion script."),
@@ -57,7 +60,7 @@ VERBS = {
 
 
 class Verbs(click.Group):
-    """The group of verbs; it imports a verb when it is called, and handles what the verb raises."""
+    """The group of verbs. It imports a verb's module when the verb is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -120,7 +123,7 @@ class _ClosedPipe(Exception):
 
 
 def _missing(verb: str, error: ModuleNotFoundError) -> str:
-    """A sentence on the package that `verb` lacks, with the command that installs it.
+    """The message that names the package that `verb` lacks, and the command that installs it.
 
     Raises `error` again if the missing module is one of gptx's own.
     """

@@ -1,7 +1,7 @@
-"""gptx bench: an artifact beside other engines on this machine; tables, and JSON and a picture.
+"""gptx bench: measure an artifact, alone or beside other engines; tables, JSON or a picture out.
 
-Here are the options and the order of things. bench_plan.py checks what is asked for, bench_run.py
-measures, bench_report.py prints.
+This file has the options. bench_plan.py checks them, bench_run.py measures, and bench_report.py
+prints the tables.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class SeveralValues(click.Command):
 @click.option("--new-tokens", type=POSITIVE, metavar="N",
               help="Tokens to decode after the first.  [default: 64]")
 @click.option("--batch", type=POSITIVE, default=8, show_default=True, metavar="N",
-              help="Rows to decode together; 1 leaves this out.")
+              help="Rows to decode together in the measurement of batches; 1: no batches.")
 @click.option("--rounds", type=click.IntRange(min=0), default=3, show_default=True, metavar="N",
-              help="Rounds of all engines in turn; 0 measures no speed.")
+              help="Rounds; in each, all engines run in turn. 0: measure no speed.")
 @click.option("--repeats", type=POSITIVE, default=2, show_default=True, metavar="N",
-              help="Runs of each prompt length in a round.")
+              help="Runs for each prompt length in a round.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="Where all engines compute.")
 @threads_option
@@ -61,11 +61,11 @@ class SeveralValues(click.Command):
 @click.option("--reference", type=FILE, metavar="ARTIFACT",
               help="The fp32 artifact that --quality compares with.")
 @click.option("--text", type=FILE, metavar="FILE",
-              help="Cut prompts and scored text from this file.")
+              help="Take the prompts, and the text that --quality scores, from this file.")
 @click.option("--tokens", type=click.IntRange(min=3), metavar="N",
-              help="Tokens of --text to score at most.  [default: 8192]")
+              help="Most tokens of --text that --quality scores.  [default: 8192]")
 @click.option("--window", type=click.IntRange(min=3), metavar="N",
-              help="Tokens to score at once.  [default: 1024]")
+              help="Tokens that --quality scores at once.  [default: 1024]")
 @click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write all figures as JSON.")
 @click.option("--picture", "png_file", type=FILE, metavar="FILE.png", help="Draw the speed.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
@@ -73,9 +73,9 @@ class SeveralValues(click.Command):
 def bench(**options: Any) -> None:
     """Measure the speed of ARTIFACT on this machine, alone or beside other engines.
 
-    Measured are prefill, decoding, batches, memory and loading, and how far decoding is from the
-    limit that the memory's speed sets. Each engine runs in a process of its own. Without ARTIFACT,
-    the model that ships with gptx is measured.
+    The command measures prefill, decoding, batches, memory and loading. It also compares decoding
+    with the limit that memory bandwidth sets. Each engine runs in a process of its own. Without
+    ARTIFACT, the model that ships with gptx is measured.
 
     PEER is NAME[:PATH[:VARIANT]], one of:
 

@@ -1,6 +1,6 @@
-"""What gptx bench is asked for, checked before anything is measured: options in, a Work out.
+"""Check the options of gptx bench before anything is measured: options in, a Work out.
 
-Every combination of options that cannot be measured is refused here with a sentence.
+Combinations of options that cannot be measured are errors here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gptx.system.cpu import cpu_cores
 PROMPT_TOKENS = (128, 512)
 NEW_TOKENS = 64
 COLD_TOKENS = 128  # length of the first prompt after loading
-SCORED_TOKENS = 8192  # of --text, where --tokens is not given
-WINDOW = 1024  # tokens that are scored at once, where --window is not given
+SCORED_TOKENS = 8192  # of --text, unless --tokens is given
+WINDOW = 1024  # tokens that are scored at once, unless --window is given
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be measured, and the conditions under which it is."""
+    """What to measure, and on which machine."""
 
     request: Request
     engines: list[Contender]
@@ -63,14 +63,14 @@ class Work:
     speed: SpeedPlan
     quality: QualityPlan | None
     machine: dict[str, Any]  # see gptx.bench.machine
-    kernels: dict[str, str]  # by artifact: how its weights are stored
+    kernels: dict[str, str]  # by engine label: how its weights are stored
     notes: list[str]  # what differs from the defaults
 
 
 def plan(request: Request) -> Work:
-    """Check `request` and find out all that it leaves open.
+    """Check `request`, and fill in the defaults of options that were not given.
 
-    Raises UsageError, ArtifactError, PromptError, OutputError or ProviderError for whatever cannot
+    Raises UsageError, ArtifactError, PromptError, OutputError or ProviderError if something cannot
     be measured or written.
     """
     _check_options(request)
@@ -178,11 +178,11 @@ def _notes(request: Request, speed: SpeedPlan, n_ctx: int) -> list[str]:
 
 
 def _lengths(given: tuple[int, ...], *, room: int) -> list[int]:
-    """Lengths of the prompts, ascending; the usual ones, cut to `room` tokens, if none is given."""
+    """The prompt lengths, ascending. Default: PROMPT_TOKENS, cut to `room` tokens."""
     beyond = next((n for n in given if n > room), None)
     if beyond is not None:
         raise UsageError(
-            f"a prompt of {beyond} tokens and what follows do not fit into the context: at most"
+            f"a prompt of {beyond} tokens and the new ones do not fit into the context: at most"
             f" {room}"
         )
     if room < 1:
@@ -212,7 +212,10 @@ def _plan_quality(
 
 
 def _weights_in_words(one: Contender) -> str:
-    """How an artifact stores its weights, and for which processor that was chosen; else ""."""
+    """How an artifact's weights are stored, and the processor that it was chosen for.
+
+    "" for other engines' checkpoints.
+    """
     if kind_of(one.path) != "artifact":
         return ""
     manifest = read_manifest(one.path)

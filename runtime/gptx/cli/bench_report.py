@@ -1,4 +1,4 @@
-"""The results of gptx bench on standard output: tables, what their columns mean, and verdicts."""
+"""Print the results of gptx bench: tables, a legend of their columns, and comparisons in words."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ MEMORY = {
 }
 LEGEND = {
     "": "All figures are medians, with (lowest-highest) where these are more than 1% apart.",
-    "x1st": "x1st: times the figure of the first engine. Same tokens: new tokens equal to the"
-    " first engine's, before the first that differs.",
+    "x1st": "x1st: ratio to the figure of the first engine. Same tokens: the number of new tokens"
+    " that equal the first engine's, before the first that differs.",
     "prefill": "Prefill: time to the first new token. Decode: speed of the tokens after it, at"
     " batch 1. Limit: the decoding speed if a token did nothing but read all weights once from"
     " memory.",
     "cache": "These weights fit into the processor's cache, which is faster than memory: the limit"
     " does not hold for them.",
-    "loading": "Loading: files are in the page cache, and the library is imported before. First"
-    " token: from the start of loading, after a prompt of {cold} tokens.",
-    "memory, MB": "Memory: what loading and running add to the process after the import, and"
-    " times the size of the weights. PSS, without mapped weights that were not read yet; peaks are"
-    " RSS.",
-    "GPU memory, MB": "GPU memory: what is taken of it, less what was taken before loading.",
+    "loading": "Loading: files are in the page cache, and the library is already imported. First"
+    " token: time from the start of loading to the first token after a prompt of {cold} tokens.",
+    "memory, MB": "Memory: what loading and running add to the process after the import; x: ratio"
+    " to the size of the weights. Figures are PSS, which leaves out mapped weights that were not"
+    " read yet; peaks are RSS.",
+    "GPU memory, MB": "GPU memory: the memory in use, less that in use before loading.",
 }
 
 
 def print_conditions(work: Work) -> None:
-    """The command, the machine, and where weights and prompts come from."""
+    """Print the command, the machine, how weights are stored, and the source of the prompts."""
     for words in work.notes:
         note(words)
     command, *others = lines(work.machine)
@@ -65,7 +65,7 @@ def print_conditions(work: Work) -> None:
 
 
 def print_speed(results: Sequence[EngineSpeed], bandwidth: Bandwidth, plan: SpeedPlan) -> None:
-    """A table for each thing that was measured, and a legend for the tables that are there."""
+    """Print a table for each measurement, then the legend of those tables."""
     write_prose(
         f"threads {plan.threads}, new tokens {plan.new_tokens}, rounds {plan.rounds},"
         f" runs in each {plan.repeats}"
@@ -110,7 +110,7 @@ def print_speed(results: Sequence[EngineSpeed], bandwidth: Bandwidth, plan: Spee
 
 
 def print_verdicts(results: Sequence[EngineSpeed]) -> None:
-    """For each peer: "gptx:a after 128 tokens decodes 1.31 times as fast as llamacpp:b ..."."""
+    """Print a sentence for each peer: "gptx:a ... decodes 1.31 times as fast as llamacpp:b ..."."""
     for peer in results[1:]:
         first = results[0]
         after = ", ".join(map(str, first.prompts))
@@ -127,7 +127,7 @@ def print_verdicts(results: Sequence[EngineSpeed]) -> None:
 
 
 def print_next(work: Work) -> None:
-    """Compare with a peer; then keep the figures; then use the artifact."""
+    """Print the next step: compare with genai, else write the JSON, else use the artifact."""
     request, engines = work.request, work.engines
     command = work.machine["command"]
     if len(engines) == 1 and (engines[0].path / "genai_config.json").exists():
@@ -139,7 +139,7 @@ def print_next(work: Work) -> None:
 
 
 def print_quality(quality: Quality) -> None:
-    """One row for each engine: perplexity, and how far it is from the reference."""
+    """Print a row for each engine: perplexity, and the distance from the reference."""
     facts = quality.protocol.to_dict()
     write_out("\n")
     write_prose(
@@ -148,8 +148,8 @@ def print_quality(quality: Quality) -> None:
         f" first token of each window not scored: {facts['scored']} scored"
     )
     write_prose(
-        f"against {quality.reference}; KL in nats; +- is one standard error, the change's of"
-        " paired tokens"
+        f"against {quality.reference}; KL in nats; +- is one standard error; that of the change is"
+        " computed from paired tokens"
     )
     write_out("\n")
     heads = ["", "perplexity", "change %", "mean KL", "99.9% KL", "same top-1 %"]
@@ -192,7 +192,7 @@ def _versions(result: EngineSpeed) -> str:
 
 
 def _section(title: str, heads: list[str], results: Sequence[EngineSpeed], cells: Cells) -> None:
-    """A table with a row for each engine; one engine alone needs no columns of comparison."""
+    """Print a table with a row for each engine; for a single engine, without comparisons."""
     rows = [[one.contender.label, *cells(one, results[0])] for one in results]
     kept = [
         column
@@ -246,12 +246,12 @@ def _with_ratio(values: Spreads, first: Spreads, name: str, scale: float = 1) ->
 
 
 def spread(value: Spread, scale: float = 1) -> str:
-    """The median, and (lowest-highest) if these are more than 1% of the median apart."""
+    """The median, with (lowest-highest) if they are more than 1% of the median apart."""
     low, middle, high = (number(x * scale) for x in (value.lowest, value.median, value.highest))
     apart = value.highest - value.lowest > 0.01 * value.median and low != high
     return f"{middle} ({low}-{high})" if apart else middle
 
 
 def number(value: float) -> str:
-    """With three significant digits: 1928, 608, 98.4, 0.0312."""
+    """A figure with at least three significant digits: 1928, 608, 98.4, 0.0312."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

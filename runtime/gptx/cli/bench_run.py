@@ -1,4 +1,7 @@
-"""Measure what gptx bench has planned, with progress on standard error and tables as they come."""
+"""Run the measurements of gptx bench, with progress on standard error.
+
+A table is printed as soon as its measurement ends.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from gptx.progress import has_bars, note, stage
 
 @dataclass(frozen=True)
 class Results:
-    """All that goes into files: `facts` as JSON, `speed` under `title` as a picture."""
+    """The contents of the output files: `facts` for --json, `speed` and `title` for --picture."""
 
     facts: dict[str, Any]
     speed: list[EngineSpeed]
@@ -27,7 +30,7 @@ class Results:
 
 
 def run(work: Work) -> Results:
-    """Measure speed and quality, whichever is planned, and print them."""
+    """Measure and print speed, quality, or both, as planned."""
     facts: dict[str, Any] = {
         "benchmark": "bench",
         **work.machine,
@@ -88,7 +91,7 @@ def _prepared(engines: list[Contender], threads: int) -> Iterator[list[Contender
 
 @contextmanager
 def _progress(text: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yields a function that announces what is measured next: beside a bar, or as a line each."""
+    """Yield a function that announces the next measurement, beside the bar or on a line."""
     with stage(text, total=total) as advance:
         begun = 0
 

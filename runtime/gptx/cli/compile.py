@@ -1,4 +1,4 @@
-"""gptx compile: add to an artifact a graph that is compiled for machines like this one."""
+"""gptx compile: copy an artifact, and add a graph that is compiled for machines like this one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     of ONNX Runtime load the portable graph, which stays in OUT. An int8-fast artifact has two
     graphs, and both are compiled.
 
-    The compiled graph is run and compared with the artifact's certificate. If it fails, nothing is
-    written.
+    The compiled graph is run, and its predictions are compared with the artifact's certificate. If
+    they are outside the certificate's limits, nothing is written (unless --accept is given).
     """
     from gptx.artifact.manifest import read_manifest
     from gptx.compile import compile_artifact

@@ -1,4 +1,4 @@
-"""gptx doctor: print what gptx.doctor found on this machine."""
+"""gptx doctor: print the report of gptx.doctor on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gptx inspect: print what gptx.inspect found in a folder."""
+"""gptx inspect: print the description of an artifact or a checkpoint by gptx.inspect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def inspect(artifact: Path | None, as_json: bool) -> None:
     """Describe ARTIFACT: model, precision, cache, tokenizer, files and certificate.
 
-    ARTIFACT is the folder of a model, or a checkpoint folder. Without it, the model that ships
+    ARTIFACT is an artifact's folder or a checkpoint folder. Without ARTIFACT, the model that ships
     with gptx is described.
     """
     from gptx.inspect import describe

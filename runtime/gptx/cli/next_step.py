@@ -8,9 +8,9 @@ EXAMPLE = '"Once upon a time"'
 
 
 def use(artifact: Path | None, *, device: str = "cpu") -> str:
-    """The command that uses `artifact` for its task, on the device that was asked for.
+    """The command that uses an artifact for its task, on the device that the user asked for.
 
-    None is the model that ships with gptx.
+    artifact: None for the model that ships with gptx.
     """
     command = _command(artifact)
     return command if device == "cpu" else f"{command} --device {device}"

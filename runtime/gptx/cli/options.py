@@ -1,8 +1,7 @@
-"""Decorators that add the options which several commands share: the model, and text generation.
+"""Decorators for options that several commands share: the model, and text generation.
 
 A command gets the options of text generation as one dict, `sampling`, with the keywords of
-Model.stream. It holds only options that were given: the others come from the artifact's
-generation_config.json or from the defaults, neither of which this file knows.
+Model.stream. The dict holds only options that were given. This file does not know the defaults.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def was_given(name: str) -> bool:
 
 
 def refuse_without(other: str, *names: str) -> None:
-    """Raise click.UsageError if one of these options was given, as it needs the option `other`."""
+    """Raise click.UsageError if an option of `names` was given, because it needs `other`, too."""
     given = next((f"--{name.replace('_', '-')}" for name in names if was_given(name)), None)
     if given is not None:
         raise click.UsageError(f"{given} does nothing without {other}: give both, or neither")

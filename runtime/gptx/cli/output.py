@@ -1,7 +1,7 @@
 """Standard output and standard error of all verbs: text, JSON lines, remarks, errors, next steps.
 
-Control characters in a stranger's text do not reach a terminal. Prose is wrapped to the width of a
-terminal; commands and errors, which people copy, are not.
+Control characters in text from outside do not reach a terminal. On a terminal, prose is wrapped to
+its width; commands and errors are not wrapped, because people copy them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gptx.generation.stream import Completion
     from gptx.model import Model
 
-# Characters that end a line somewhere (U+2028 in str.splitlines, say) and that json.dumps leaves
-# as they are. It escapes those below a space itself.
+# Characters at which some readers end a line (str.splitlines at U+2028, for instance) and which
+# json.dumps does not escape. json.dumps itself escapes the control characters below a space.
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
@@ -80,7 +80,7 @@ class Printer:
 
 
 def printable(text: str) -> str:
-    """`text` for standard output: on a terminal without the control characters it would obey."""
+    """`text` for standard output. On a terminal, control characters are removed."""
     return without_control_characters(text.replace("\r", "")) if sys.stdout.isatty() else text
 
 
@@ -110,7 +110,7 @@ def write_next(command: str) -> None:
 
 
 def write_json_line(facts: Mapping[str, Any]) -> None:
-    """Write one JSON object as one line, escaping every character that any reader ends lines at."""
+    """Write one JSON object as one line. Characters at which a reader may end it are escaped."""
     line = json.dumps(facts, ensure_ascii=False)
     write_out(_LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n")
 
@@ -125,14 +125,14 @@ def finite(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """Write a remark to standard error, dim on a coloured terminal to set it off from the text."""
+    """Write a remark to standard error. A coloured terminal shows it dim."""
     if sys.stderr.isatty():
         text = _fitted(without_control_characters(text), sys.stderr)
     click.echo(click.style(text, dim=True) if color_system() else text, err=True)
 
 
 def fail(text: str) -> None:
-    """Write an error or a warning to standard error as one line, whatever characters it holds."""
+    """Write an error or a warning to standard error as one line, without control characters."""
     click.echo(f"gptx: {without_control_characters(' '.join(text.splitlines()))}", err=True)
 
 
@@ -183,7 +183,7 @@ def figures(completion: Completion, *, interrupted: bool = False) -> str:
 
 
 def result(model: Model, completion: Completion) -> dict[str, Any]:
-    """One completion as --json and --batch print it."""
+    """The JSON object of a completion, for --json and --batch."""
     return dataclasses.asdict(completion) | {
         "new_tokens": len(completion.token_ids),
         "artifact": str(model.path),

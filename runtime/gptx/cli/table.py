@@ -1,8 +1,8 @@
 """Tables on standard output: the same words on a terminal and in a pipe.
 
-In a pipe each row is one line. On a terminal a table that is too wide for it takes one of three
-narrower forms, which break no number, name or path: the column of prose is wrapped, or moved
-below the row, or every cell gets a line of its own.
+In a pipe, each row is one line. If a table is too wide for a terminal, the column of prose is
+wrapped or moved below its row, or every cell gets a line of its own. Numbers, names and paths are
+never broken.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def print_table(
 ) -> None:
     """Print `rows`; an empty table prints nothing.
 
-    header: names of the columns. bad: rows that a terminal shows in red (say in words, too, what
-    is wrong: a pipe has no colour). prose: the column of sentences, which may be wrapped. right:
-    align all columns but the first to the right.
+    header: names of the columns.
+    bad: whether a row is shown in red on a terminal. A pipe has no colour, so the row must also say
+    in words what is wrong.
+    prose: the index of the column of sentences, which may be wrapped.
+    right: align all columns except the first to the right.
     """
     if not rows:
         return
@@ -61,9 +63,9 @@ def _styled(text: str, colored: bool, **style: object) -> str:
 def _layout(
     rows: Sequence[Row], width: int | None, prose: int | None, *, right: bool
 ) -> list[list[str]]:
-    """The lines of each row, of the header first, in the shortest form that fits `width` columns.
+    """The lines of each row, in the form with the fewest lines that fits `width` columns.
 
-    width None: one line each, for a pipe.
+    rows: the header first. width: None for a pipe, where each row is one line.
     """
     widths = [max(map(cell_len, column)) for column in zip(*rows)]
     needed = sum(widths) + len(GAP) * (len(widths) - 1)
@@ -97,7 +99,7 @@ def _wrapped(row: Row, widths: Sequence[int], prose: int, room: int) -> list[str
 
 
 def _below(rows: Sequence[Row], prose: int, width: int) -> list[list[str]]:
-    """Each row without its prose, which follows on lines of its own; the header has none."""
+    """Each row without its prose, which follows on lines of its own. The header has no prose."""
     others = [[cell for column, cell in enumerate(row) if column != prose] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*others)]
     below = [[GAP + line for line in wrap(row[prose], width - len(GAP))] for row in rows[1:]]
@@ -105,7 +107,7 @@ def _below(rows: Sequence[Row], prose: int, width: int) -> list[list[str]]:
 
 
 def _records(rows: Sequence[Row], width: int) -> list[list[str]]:
-    """The first cell of each row, and below it every other one with its column's name."""
+    """The first cell of each row; below it, each other cell with the name of its column."""
     header = rows[0]
     longest = max(map(cell_len, header[1:]), default=0)
     space = longest + len(GAP) if longest else 0

@@ -1,4 +1,4 @@
-"""gptx verify: print what gptx.verify found, each figure beside the certified one."""
+"""gptx verify: print the report of gptx.verify, with each figure beside the certified one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ def verify(
 ) -> None:
     """Prove ARTIFACT's certificate again on this machine, without torch.
 
-    ARTIFACT is the folder of a model; without it, the model that ships with gptx is verified.
+    Without ARTIFACT, the model that ships with gptx is verified.
 
-    The command checks the hash of every file, searches the weights for values that are no
-    numbers, and compares tokenizer and chat template with the artifact's record of them. Then it
-    runs the model and compares its predictions with those of the fp32 reference, which the
-    artifact carries.
+    The command checks the hash of every file, and searches the weights for NaN and infinity. It
+    compares the tokenizer and the chat template with examples that were recorded at export. Then it
+    runs the model and compares its predictions with recorded predictions of the fp32 reference.
 
     The exit status is 0 if every check holds and every figure is within the certificate's
     limits, else 1.
@@ -108,7 +107,7 @@ def _verdict(report: Report) -> str:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A progress bar; yields a function that takes the share of the work that is done."""
+    """Show a progress bar. Yields a function that takes the share of work done (0 to 1)."""
     with stage("Verifying", total=1.0, quiet=quiet) as advance:
         done = 0.0
 

@@ -1,1 +1,1 @@
-"""From token ids to new token ids: sessions, sampling, the decode loop, streams."""
+"""Text generation: options, sessions, sampling, the token loop, and streams of text."""

@@ -38,12 +38,13 @@ _ROLES: tuple[tuple[Role, str], ...] = (
     # What transformers' generate returns beside the tokens
     ("no effect", "output_attentions output_hidden_states output_scores output_logits"),
     ("no effect", "return_dict_in_generate transformers_version _from_model_config _commit_hash"),
-    # Adds the same number to all logits; logits that are not finite (an error in gptx); encoders
+    # renormalize_logits adds the same number to all logits. remove_invalid_values changes logits
+    # that are not finite; in gptx they are an error. The last one is for encoder-decoder models.
     ("no effect", "renormalize_logits remove_invalid_values decoder_start_token_id"),
 )
 FIELDS: dict[str, Role] = {name: role for role, names in _ROLES for name in names.split()}
 
-# Fields of beam search, and the value of each that changes nothing
+# Fields of beam search, each with the value that changes nothing
 _BEAM_FIELDS: dict[str, Any] = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -51,7 +52,8 @@ _BEAM_FIELDS: dict[str, Any] = {
     "length_penalty": 1,
     "early_stopping": False,
 }
-# Fields that stand alone: the value that changes nothing (beside null), and what others ask for
+# Other fields: the value that changes nothing (null changes nothing, either), and what any other
+# value asks for
 _SINGLE_FIELDS: dict[str, tuple[Any, str]] = {
     "num_return_sequences": (1, "several texts for one prompt"),
     "dola_layers": (None, "decoding by contrasting layers"),
@@ -64,7 +66,7 @@ _SINGLE_FIELDS: dict[str, tuple[Any, str]] = {
 
 
 def unsupported(generation: Mapping[str, Any]) -> dict[str, str]:
-    """The fields that gptx does not obey and that change the text: the reason of each, in words."""
+    """The fields that gptx does not obey and that change the text, each with what it asks for."""
     return dict(_unsupported(generation))
 
 

@@ -20,7 +20,7 @@ LARGEST_FLOAT = 1.7e308
 class Rules:
     """The rules of generation_config.json, by transformers' names. The defaults change nothing.
 
-    max_length is in tokens, of prompt and text together; min_length likewise.
+    max_length and min_length count the tokens of prompt and text together.
     """
 
     max_length: int | None = None
@@ -40,10 +40,10 @@ class Rules:
     eta_cutoff: float = 0.0
 
     def ids(self) -> dict[str, list[int]]:
-        """The token ids of fields that may name only ids in the vocabulary.
+        """For each field whose token ids must be in the vocabulary, those ids.
 
-        (transformers ignores unknown ids in suppress_tokens and begin_suppress_tokens, and fails at
-        unknown ids in these fields.)
+        In these fields, transformers fails at an id outside the vocabulary. In suppress_tokens and
+        begin_suppress_tokens, it ignores such an id.
         """
         forced_bos = () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)
         return {
@@ -83,15 +83,15 @@ def _integer(value: Any) -> int:
 
 
 def without_fraction(value: Any) -> Any:
-    """3.0 as 3; any other value stays.
+    """Turn 3.0 into 3; return any other value unchanged.
 
-    Some programs write whole numbers in JSON as 3.0, and transformers takes that as a length.
+    Some programs write whole numbers in JSON as 3.0, and transformers accepts them as lengths.
     """
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _count(value: Any) -> int:
-    return max(_integer(value), 0)  # transformers takes a negative number as 0
+    return max(_integer(value), 0)  # transformers reads a negative number as 0
 
 
 def _id(value: Any) -> int:
@@ -115,9 +115,8 @@ def _penalty(value: Any) -> float:
 
 
 def _typical(value: Any) -> float:
-    return min(
-        _number(value, SMALLEST_FLOAT, math.inf), 1.0
-    )  # 1 or more is off, as in transformers
+    # 1 or more is off, as in transformers
+    return min(_number(value, SMALLEST_FLOAT, math.inf), 1.0)
 
 
 def _cutoff(value: Any) -> float:

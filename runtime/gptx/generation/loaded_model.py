@@ -83,19 +83,19 @@ class LoadedModel:
         """Generate text that continues a prompt, and return all of it.
 
         prompt: a text, or a list of token ids. A list of prompts is decoded as one batch and gives
-        a list of completions; each text is the one that its prompt gives alone.
+        a list of completions. Each text is the same as without the other prompts.
 
         Options have the names of transformers' `generate`:
 
         - max_new_tokens: the most tokens to generate.
-        - min_new_tokens: until so many are generated, the model may not end the text.
+        - min_new_tokens: the least tokens to generate; before, the model may not end the text.
         - temperature: 0 takes the likeliest token each time (greedy decoding). Above 0, tokens are
           drawn at random from softmax(logits / temperature).
         - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
         - repetition_penalty: above 1, tokens that occurred before become less likely.
-        - seed: of the random draws. Prompt i of a list draws with seed + i. Without it a seed is
-          chosen at random; Completion.seed reports it.
-        - stop: a string or several. The text ends before the first of them that occurs.
+        - seed: the seed of the random draws. Prompt i of a list draws with seed + i. Without a
+          seed, one is chosen at random; Completion.seed reports it.
+        - stop: a string, or a list of strings. The text ends before the first that occurs.
         - stop_tokens: token ids that end the text, in addition to the model's own.
 
         An option that is not given comes from the artifact's generation_config.json. If the file
@@ -195,8 +195,9 @@ class LoadedModel:
     ) -> Options:
         """The checked options of a stream: the call's, else those of generation_config.json.
 
-        max_new_tokens: the default of that option; None sets no limit but the context. Raises
-        UsageError.
+        max_new_tokens: the default of that option. None: only the context limits the text.
+
+        Raises UsageError for wrong options or a classification model.
         """
         self._need_language("generated")
         options = resolve(given, self.generation, max_new_tokens=max_new_tokens)
@@ -244,7 +245,8 @@ class LoadedModel:
 
         Afterwards the model cannot be used. Leaving a `with` block closes it as well.
         """
-        graph, self._graph = self._graph, None  # at once: another thread may close it too
+        # Taken before it is closed, so that a second thread that calls close finds None
+        graph, self._graph = self._graph, None
         if graph is not None:
             graph.close()
 
@@ -255,7 +257,7 @@ class LoadedModel:
         self.close()
 
     def _need_language(self, done: str) -> None:
-        """Raise UsageError for a classification model. done: what it cannot do with text."""
+        """Raise UsageError for a classification model. done: the message's verb ("generated")."""
         if self.manifest.model.n_class:
             raise UsageError(
                 f"{self.path} is a classification model, so no text can be {done}: use classify"

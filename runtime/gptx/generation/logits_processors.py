@@ -113,7 +113,7 @@ def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | No
     """
     if size == 0:
         return None
-    # size - 1 tokens: the tokens that followed them
+    # For each sequence of size - 1 tokens, the tokens that followed it
     followed: dict[tuple[int, ...], set[int]] = {}
     read = 0  # sequences that end in the first `read` tokens are in `followed`
 
@@ -224,7 +224,7 @@ def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
 
 
 def _first_free_length(rules: Rules, start: int) -> int:
-    """The length of prompt and text at which the first token is sampled that is not forced."""
+    """The length of prompt and text when the first token that is not forced is sampled."""
     return start + 1 if rules.forced_bos_token_id is not None and start == 1 else start
 
 

@@ -1,7 +1,7 @@
 """The token loop: prompts of token ids in, new token ids out, step by step.
 
-A step computes one token of each row that has not ended. The loop knows no text: its reader may end
-a row with `finish`, for instance at a stop string.
+A step computes one token for each row that has not ended. The loop knows no text. The code that
+iterates over it finds stop strings, and ends a row with `finish`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ class RowPlan:
 class Generation:
     """An iterator over steps: each is a list with a Step for every row that has not ended.
 
-    The first step feeds the prompts to the session, each later one feeds the tokens of the step
+    The first step feeds the prompts to the session. Each later step feeds the tokens of the step
     before. The token that ends a row is not fed.
 
-    prompts: one for each row of the session. They are appended to tokens that the rows hold.
+    prompts: token ids for each row of the session. They are appended to the tokens that the row
+    already holds.
     eos: tokens that end a row, in addition to options.stop_tokens.
-    tokenizer_vocab_size: the number of ids that the tokenizer knows. A padded vocabulary has more;
-    those ids are never sampled, unless they end a row.
+    tokenizer_vocab_size: the number of ids that the tokenizer knows. If the model's vocabulary is
+    padded to more, the additional ids are never sampled, unless they end a row.
     seeds: the seed of each row. Default: options.seed for all rows.
 
     Raises PromptError and UsageError if a prompt or an option does not suit the model.
@@ -94,7 +95,7 @@ class Generation:
         self, row: int, options: Options, end_tokens: frozenset[int], seed: int | None
     ) -> RowPlan:
         prompt = [*self._session.tokens[row], *self._next[row]]
-        # One token more than there are places left, as the last token is not fed
+        # The last token is not fed, so the limit is one more than the free places.
         limit: int = self._session.limit - len(prompt) + 1
         reason: FinishReason = "context"
         max_length = options.rules.max_length
@@ -180,7 +181,9 @@ def check_prompts(
     n_ctx: int,
     max_length: int | None,
 ) -> None:
-    """Raise PromptError for a prompt that is empty or too long. Of several, the error names it.
+    """Raise PromptError for a prompt that is empty or too long.
+
+    If there are several prompts, the message has the number of the wrong one.
 
     lengths: the tokens that each row holds already, in front of its prompt.
     n_ctx: the most tokens that a row may hold.

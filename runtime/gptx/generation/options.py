@@ -16,7 +16,7 @@ from gptx.generation.generation_rules import LARGEST_FLOAT, NO_RULES, SMALLEST_F
 from gptx.generation.option_kinds import TEXTS, TOKEN_IDS, Kind, number, whole_number
 
 # The limit of Model.generate, Model.stream and gptx run, unless the call or generation_config.json
-# sets one. mlx-lm has the same default for both of its functions.
+# sets one. It is the default of mlx-lm, too.
 MAX_NEW_TOKENS = 256
 
 
@@ -118,7 +118,7 @@ class Options:
         "IDS",
         on_command_line=False,
     )
-    # No option of a call: only generation_config.json can set these.
+    # Not options of a call: only generation_config.json can set them.
     rules: Rules = NO_RULES
 
 

@@ -22,11 +22,11 @@ def encode(
 ) -> list[int]:
     """The token ids of a prompt.
 
-    A text gets the special tokens that its tokenizer adds, for instance bos. A list of ids must lie
-    in 0 to vocab_size - 1. path: the artifact's folder, for the message.
+    A text gets the special tokens that its tokenizer adds, for instance bos. Ids must be from 0 to
+    vocab_size - 1. path: the artifact's folder, for the message.
 
-    Raises PromptError for an empty text, an id out of range, and anything else; UsageError for a
-    text if there is no tokenizer.
+    Raises PromptError for an empty text, an id out of range, or a prompt that is neither text nor
+    ids; UsageError for a text if there is no tokenizer.
     """
     if not isinstance(prompt, str):
         return _check_ids(prompt, vocab_size)

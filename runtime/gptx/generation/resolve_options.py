@@ -30,9 +30,9 @@ def resolve(
 
     given: the keywords of the call. None means not given.
     generation: the artifact's generation_config.json.
-    max_new_tokens: the default of that option. None sets no limit but the model's context.
+    max_new_tokens: the default of that option. None: only the model's context limits the text.
 
-    Raises UsageError, which names every option that is unknown or has a wrong value.
+    Raises UsageError if options are unknown or have wrong values; the message names all of them.
     """
     if unknown := sorted(given.keys() - SPECS.keys()):
         raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(SPECS)}")
@@ -56,7 +56,7 @@ def resolve(
     if not samples and "temperature" not in given:
         warn_of_unused(given)
     if "min_new_tokens" in values:
-        rules = replace(rules, min_length=0)  # min_new_tokens replaces it, as in transformers
+        rules = replace(rules, min_length=0)  # replaced by min_new_tokens, as in transformers
     if samples:
         values.setdefault("seed", int.from_bytes(os.urandom(4)))
     else:
@@ -67,9 +67,9 @@ def resolve(
 def _merge(
     given: Mapping[str, Any], generation: Mapping[str, Any], max_new_tokens: int | None
 ) -> tuple[dict[str, Any], int | None]:
-    """The options of the call and the file together, and the file's max_length if it still holds.
+    """The options of the call and the file together, and the file's max_length.
 
-    max_length holds unless there is a max_new_tokens, which takes precedence.
+    The max_length is None if the call or the file has max_new_tokens, which takes precedence.
     """
     values = {**from_generation_config(generation), **given}
     max_length = values.pop("max_length", None)
@@ -129,7 +129,7 @@ def _convert(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_of_unused(given: Mapping[str, Any]) -> None:
-    """Warn of options that only affect sampling. The caller has found that decoding is greedy."""
+    """Warn of options that have an effect only in sampling. Call this if decoding is greedy."""
     unused = [
         name
         for name, spec in SPECS.items()

@@ -25,8 +25,8 @@ Sampler = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overw
 HIGHEST_TEMPERATURE = 1e30
 # Below this one, float32 cannot tell the probabilities from those of greedy decoding.
 LOWEST_TEMPERATURE = 1e-6
-# Values that are first looked at as one: looking at each of 50,000 logits would take a noticeable
-# part of a decode step.
+# Values per chunk. Chunks that cannot hold the result are skipped as a whole, as a look at each of
+# 50,000 logits would take a noticeable part of a decode step.
 CHUNK = 64
 
 

@@ -32,7 +32,8 @@ class Session:
     Attributes:
 
     - batch_size: the number of rows.
-    - lengths, tokens: how many tokens each row holds, and which.
+    - lengths: the number of tokens that each row holds.
+    - tokens: the token ids of each row.
     - limit: the most tokens that a row may hold: `size` of Model.session, or the model's context.
     - capacity: the tokens that each row has memory for at the moment.
     - vocab_size: token ids are 0 to vocab_size - 1.
@@ -57,14 +58,13 @@ class Session:
         self.n_logits: int = graph.manifest.model.n_logits
         self._cache: Cache | _Closed = open_cache(graph, n_rows, limit=self.limit, size=size)
         self._tokens: list[list[int]] = [[] for _ in range(n_rows)]
-        # The valid tokens of each row. _tokens and the cache may hold more: what a call left that
-        # failed half-way.
+        # The number of valid tokens of each row. If a call failed half-way, _tokens and the cache
+        # may hold more.
         self._lengths = [0] * n_rows
         # The mark of the call that runs, or that failed half-way; None after a whole call.
         self._unfinished: object | None = None
-        self._logits = self._cache.logits[
-            :, 0
-        ]  # (B, n_logits), a view of the buffer that runs write to
+        # (B, n_logits): a view of the buffer that every run writes to
+        self._logits = self._cache.logits[:, 0]
         self._huge_pages = graph.huge_pages
         self._call = OneThread(
             "another thread is using this session: give each thread a session of its own"
@@ -135,7 +135,7 @@ class Session:
 
     def _advance(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         self._huge_pages.count_run()
-        # A reference of its own, as a signal handler may close the session during the run.
+        # Taken before the run, as a signal handler may close the session during it.
         logits = self._logits
         if len(self._tokens) > 1 or not self._advance_one(rows):
             self._run(self._check(rows))
@@ -240,8 +240,8 @@ class Session:
     def _begin(self) -> object:
         """Mark the session as unfinished, until `_finish`. Returns the mark of this call.
 
-        If an earlier call failed or was interrupted (by Ctrl-C, for instance), first drop what it
-        left in the cache.
+        If an earlier call failed or was interrupted (by Ctrl-C, for instance), first drop the tokens
+        that it left in the cache.
         """
         if self._unfinished is not None:
             self._drop_the_rest()
@@ -249,7 +249,7 @@ class Session:
         return self._unfinished
 
     def _drop_the_rest(self) -> None:
-        """Drop what the cache and the token lists hold beyond the rows' lengths."""
+        """Drop the tokens beyond the rows' lengths from the cache and the token lists."""
         self._cache.rewind(self._lengths)
         for tokens, length in zip(self._tokens, self._lengths):
             del tokens[length:]

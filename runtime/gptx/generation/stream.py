@@ -32,7 +32,7 @@ class Completion:
 
     Finish reasons:
 
-    - "stop": the model gave a token that ends a text, or a stop string occurred.
+    - "stop": the model generated a token that ends the text, or a stop string occurred.
     - "length": the limit was reached: max_new_tokens, or max_length of generation_config.json.
     - "context": the model's context is full.
     - "closed": the stream was closed before its end.
@@ -67,10 +67,10 @@ class Transcript:
     _withheld: str = ""  # text that may become part of a stop string
 
     def push(self, step: Step) -> str:
-        """Add the token of a step. Returns the text that is certain after it, which may be "".
+        """Add the token of a step. Returns the new text that can be shown, which may be "".
 
-        Text that may become part of a stop string is withheld until that is decided. A stop string
-        sets `finish`.
+        Text that may become part of a stop string is withheld until later tokens decide it. A stop
+        string sets `finish`.
         """
         self.token_ids.append(step.token)
         self.finish = step.finish
@@ -82,7 +82,7 @@ class Transcript:
             self.finish = "stop"
         if self.finish:
             text += self.detokenizer.flush()
-        # A text that ends for another reason is shown whole, also a stop string's beginning in it.
+        # If no stop string occurred, the end of the text is shown even if it could begin one.
         ends_whole = self.finish and not self.stop_strings.found
         certain = max(len(text) - (0 if ends_whole else self.stop_strings.withheld), 0)
         piece, self._withheld = text[:certain], text[certain:]

@@ -1,1 +1,1 @@
-"""What a model is asked to do: chat, classify, score, summarize."""
+"""The tasks of a model: chat, classify, score, summarize."""

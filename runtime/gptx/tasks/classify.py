@@ -48,8 +48,8 @@ class Classification:
     - label: the label with the highest score.
     - probabilities, scores: a value for each label, from the highest to the lowest.
     - prompt_tokens: the number of tokens in the prompt.
-    - left_out: the number of tokens of the text's end that the context had no room for.
-    - problem_type: what `probabilities` are.
+    - left_out: the number of tokens that were cut from the end of the text, to fit the context.
+    - problem_type: the meaning of `probabilities`.
 
     Problem types, by their names in Hugging Face's config.json:
 
@@ -132,7 +132,7 @@ def classify_each(
     labels = labels if labels is not None else task.labels if task else ()
     _check_answers(model, labels, examples)
     ask = functools.partial(prompt_of, template or CLASSIFY_TEMPLATE, examples=examples)
-    # What the model was trained to end its answers with
+    # The token that ends an answer in the training data
     end = model.manifest.tokens.eos[:1] if task else ()
     with model.session() as session:
         scorer = _LabelScorer(

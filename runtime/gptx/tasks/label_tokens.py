@@ -14,8 +14,8 @@ def label_tokens(
     """The token ids of " " + label behind `prompt`, for each label.
 
     If one label begins with all tokens of another ("card lost" and "card"), the shorter one would
-    always be at least as likely. Then each label is scored together with the token that ends it:
-    `end`, or a new line, as behind the answer of an example.
+    always be at least as likely. Then each label is scored together with the tokens that end it:
+    `end`, or without `end` the new line that follows the answer of an example.
 
     Raises UsageError for a label without tokens, and for two labels with the same tokens.
     """
@@ -31,7 +31,7 @@ def label_tokens(
                 f"the labels {same!r} and {label!r} are the same tokens to this model:"
                 " choose other words"
             )
-    # A label that begins another one stands right in front of one of those in sorted order.
+    # In sorted order, a label that is the beginning of others is followed directly by one of them.
     ordered = sorted(ids)
     if any(after[: len(before)] == before for before, after in zip(ordered, ordered[1:])):
         endings = [

@@ -21,7 +21,7 @@ from gptx.parity.metrics import CHUNK
 from gptx.softmax import logsumexp
 from gptx.text.detokenizer import Detokenizer
 
-# The caller is warned if a text is read in more windows than this, and each token this often.
+# Scoring warns if a text has more windows than this, and if each token is read this many times.
 MANY_WINDOWS, MANY_TIMES = 100, 10
 
 
@@ -42,8 +42,8 @@ class Score:
     - bits_per_byte: -total / ln(2) / UTF-8 bytes of the scored tokens. It can be compared between
       models with different tokenizers; perplexity cannot. None without a tokenizer, or if there are
       no bytes.
-    - overlap: the tokens that each window repeats of the one before; 0 if the text fits into the
-      context.
+    - overlap: the number of tokens that each window shares with the window before; 0 if the text
+      fits into the context.
     """
 
     token_ids: list[int]
@@ -102,9 +102,9 @@ def _warn_of_many(n_windows: int, length: int, n_ctx: int, overlap: int) -> None
 def windows(length: int, n_ctx: int, overlap: int) -> Iterator[tuple[int, int, int]]:
     """Windows (start, first, end) of a text of `length` tokens.
 
-    A window begins at token `start`, and scores the tokens from `first` to before `end`; windows
-    score every token but token 0 once. Each feeds at most n_ctx tokens, as its last token is not
-    fed. A later window begins `overlap` tokens in front of the first that it scores.
+    A window begins at token `start` and scores tokens `first` to `end` - 1. Together, the windows
+    score every token except token 0 once. A window has at most n_ctx + 1 tokens, as its last token
+    is not fed. A later window begins `overlap` tokens in front of the first token that it scores.
     """
     start, first = 0, 1
     while first < length:

@@ -22,7 +22,7 @@ SUMMARY_TOKENS = 96  # the limit, unless the call or generation_config.json sets
 class Summary(Completion):
     """A Completion whose `text` is the summary, without white space around it.
 
-    left_out: the number of tokens of the text's end that the context had no room for.
+    left_out: the number of tokens that were cut from the end of the text, to fit the context.
     """
 
     left_out: int
@@ -62,7 +62,7 @@ def _options(
 ) -> tuple[dict[str, Any], int]:
     """The options of `generate` for a summary, and the most tokens that the prompt may have.
 
-    Half of the context is kept for the prompt if the summary may be that long.
+    However long the summary may be, the prompt gets at least half of the context.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     greedy = "temperature" not in given
