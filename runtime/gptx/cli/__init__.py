@@ -194,7 +194,7 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
-        # windows_expand_args: a prompt with a * in it is no pattern of file names.
+        # windows_expand_args: a * in a prompt is not a pattern of file names.
         status = group.main(prog_name="gptx", standalone_mode=False, windows_expand_args=False)
         # click returns the status that ctx.exit() was given.
         sys.exit(status if isinstance(status, int) else 0)

@@ -172,8 +172,8 @@ def _notes(request: Request, speed: SpeedPlan, n_ctx: int) -> list[str]:
     if not request.rounds or request.prompt_tokens or lengths == list(PROMPT_TOKENS):
         return []
     return [
-        f"the context holds {n_ctx} tokens: prompts of {_and(lengths)}, and {speed.new_tokens} new"
-        f" ones, not of {_and(PROMPT_TOKENS)}"
+        f"the context holds {n_ctx} tokens, so prompts have {_and(lengths)} tokens (not"
+        f" {_and(PROMPT_TOKENS)}), and {speed.new_tokens} are generated"
     ]
 
 

@@ -60,7 +60,7 @@ def print_conditions(work: Work) -> None:
     if work.speed.rounds:
         longest = max(work.speed.prompt_tokens)
         short = len(work.source.ids) < longest
-        again = ", again and again: it is shorter than a prompt" if short else ""
+        again = ", repeated because it is shorter than a prompt" if short else ""
         write_prose(f"prompts are cut from {work.source.name}{again}")
 
 

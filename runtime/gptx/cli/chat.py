@@ -126,8 +126,8 @@ def _reopened(model: Model, talk: Chat) -> Chat:
 def _ctrl_c() -> Iterator[list[bool]]:
     """Yields a list that is empty until Ctrl-C is pressed.
 
-    So the step that runs can end, which keeps the cache valid. A second Ctrl-C raises
-    KeyboardInterrupt at once.
+    The first Ctrl-C does not interrupt the running step, so the KV cache stays valid. A second
+    Ctrl-C raises KeyboardInterrupt at once.
     """
     pressed: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""What the commands of tasks share: the options for few-shot prompts, and the text to work on."""
+"""Shared by the commands of tasks: the options of few-shot prompts, and the text to work on."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def summarize(
     "--overlap",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Texts longer than the context: tokens that each window repeats (default: half of it).",
+    help="For long texts: tokens that windows share (default: half of the context).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(

@@ -240,8 +240,8 @@ class Session:
     def _begin(self) -> object:
         """Mark the session as unfinished, until `_finish`. Returns the mark of this call.
 
-        If an earlier call failed or was interrupted (by Ctrl-C, for instance), first drop the tokens
-        that it left in the cache.
+        If an earlier call failed or was interrupted (by Ctrl-C, for instance), first drop the
+        tokens that it left in the cache.
         """
         if self._unfinished is not None:
             self._drop_the_rest()
