@@ -114,7 +114,8 @@ class Model(LoadedModel):
 
         system: the system message, which tells the model how to answer. None: no system message.
 
-        Raises UsageError if the artifact has no tokenizer or no chat template.
+        Raises UsageError if the artifact has no tokenizer or no chat template, or has a
+        classification head.
         """
         return Chat(self, system=system)
 
@@ -176,8 +177,8 @@ class Model(LoadedModel):
 
         labels: two or more. Default: those that the model was fine-tuned for.
 
-        examples: (text, label) pairs to put in front of the prompt (few-shot). Without
-        examples, the prompt is zero-shot.
+        examples: (text, label) pairs to put in front of the prompt (few-shot). Without examples, the
+        prompt is zero-shot.
 
         template: the prompt, with {text} in it. Default: the one that the model was fine-tuned
         with, else "Text: {text}\nLabel:".
@@ -238,7 +239,7 @@ class Model(LoadedModel):
         tokens that were cut.
 
         Raises PromptError for an empty text, or if the prompt leaves no room for the text;
-        UsageError for wrong examples or options.
+        UsageError for wrong examples or options, or a classification model.
         """
         self._need_language("summarized")
         return summarize(self, text, examples=examples, template=template, options=options)

@@ -88,7 +88,7 @@ class LoadedModel:
         Options have the names of transformers' `generate`:
 
         - max_new_tokens: the most tokens to generate.
-        - min_new_tokens: the least tokens to generate; before, the model may not end the text.
+        - min_new_tokens: the model may not end the text before it has this many new tokens.
         - temperature: 0 takes the likeliest token each time (greedy decoding). Above 0, tokens are
           drawn at random from softmax(logits / temperature).
         - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
