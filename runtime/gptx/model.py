@@ -177,8 +177,8 @@ class Model(LoadedModel):
 
         labels: two or more. Default: those that the model was fine-tuned for.
 
-        examples: (text, label) pairs to put in front of the prompt (few-shot). Without examples, the
-        prompt is zero-shot.
+        examples: (text, label) pairs to put in front of the prompt (few-shot). Default: none, so
+        the prompt is zero-shot.
 
         template: the prompt, with {text} in it. Default: the one that the model was fine-tuned
         with, else "Text: {text}\nLabel:".
