@@ -15,10 +15,10 @@ from gptx.errors import PromptError, UsageError, shown
 def integer(value: Any) -> int | None:
     """The value as an int if it is an integer (numpy's too), else None. A bool gives None."""
     try:
-        # torch lets a tensor of several dimensions be an index where it has one element
+        # torch accepts a tensor with one element as an index, also if it has dimensions
         several = isinstance(value, bool) or getattr(value, "ndim", 0)
         return None if several else operator.index(value)
-    except Exception:  # whatever the value's own __index__ does
+    except Exception:  # the value's own __index__ may raise anything
         return None
 
 
@@ -35,7 +35,8 @@ def is_list(value: Any) -> bool:
 def count(name: str, value: Any, expected: str, most: int | None = None) -> int:
     """The value as an int from 1 to `most`. Raises UsageError.
 
-    name and expected: what the message calls the argument, and what it should be.
+    most: None for no limit. name, expected: the argument and the values that it may have, in words
+    for the message.
     """
     number = integer(value)
     if number is None or number < 1 or (most is not None and number > most):
@@ -67,14 +68,14 @@ def token_ids(name: str, value: Any, vocab_size: int) -> list[int]:
 
 
 def text(name: str, value: Any) -> str:
-    """The value, which must be a text. Raises PromptError."""
+    """The value itself. Raises PromptError if it is not a str."""
     if not isinstance(value, str):
         raise PromptError(f"{name} is {shown(value)}, expected a text")
     return value
 
 
 def rows_of(name: str, value: Any, rows: int) -> Sequence[Any]:
-    """The value, which must be a list with an entry for each of `rows` rows. Raises UsageError."""
+    """The value itself. Raises UsageError if it is not a list of `rows` entries."""
     if not is_list(value):
         raise UsageError(
             f"{name} got {shown(value)}, expected a list with an entry for each of the {rows} rows"

@@ -12,7 +12,7 @@
 The command line prints an error as one line on standard error and exits with status 1. Any other
 exception is a bug in gptx, and keeps its traceback.
 
-A GptxWarning tells of something that gptx did, but that the caller probably did not mean.
+A GptxWarning says that gptx goes on, but probably not as the caller meant.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class GptxWarning(UserWarning):
 
 
 def warn(text: str) -> None:
-    """Give a GptxWarning that points to the line of the app's code that called gptx."""
+    """Issue a GptxWarning. Its place is the line of the app's code that called gptx."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "gptx":
         frame, level = frame.f_back, level + 1
@@ -115,7 +115,7 @@ def shown(value: Any, most: int = 80) -> str:
     """The repr of a value for a message: on one line, at most `most` characters. Never fails."""
     try:
         text = repr(value)
-    except Exception:  # from the value's own __repr__, or an integer of more than 4,300 digits
+    except Exception:  # the value's own __repr__ failed, or an integer has more than 4,300 digits
         text = f"a {type(value).__name__} that cannot be printed"
     if "\n" in text:  # an array's rows
         text = " ".join(text.split())
@@ -123,6 +123,6 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def first_of(texts: Sequence[str], most: int, separator: str = ", ") -> str:
-    """The first `most` texts, joined, and how many there are besides: "a, b and 3 more"."""
+    """The first `most` texts, joined, and the number of the others: "a, b and 3 more"."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return separator.join(texts[:most]) + more

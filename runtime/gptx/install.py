@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAME = "gptx-edge"  # the name gptx on PyPI belongs to somebody else
+NAME = "gptx-edge"  # on PyPI, the name gptx belongs to another project
 
 
 def version() -> str:

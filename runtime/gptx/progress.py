@@ -41,7 +41,8 @@ class Advance(Protocol):
     def __call__(self, amount: float, text: str | None = None, /) -> None:
         """Add `amount` to the work done.
 
-        text: where the work is, such as "step 20". It is shown beside the bar, or in the next line.
+        text: the current place in the work, such as "step 20". It is shown beside the bar, or in
+        the next plain line.
         """
 
 
@@ -102,7 +103,7 @@ def note(text: str) -> None:
     print(without_control_characters(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for tab and newline
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all except tab and newline
 
 
 def without_control_characters(text: str) -> str:

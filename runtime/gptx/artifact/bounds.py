@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 MOST_LAYERS = 10_000
-LAYERS = ("n_layer", "num_hidden_layers", "block_count")  # names of the number of layers
-MOST_OF_ANYTHING_ELSE = 2**24  # heads, widths, tokens of the vocabulary and of the context
+# Names of fields that give the number of layers.
+LAYERS = ("n_layer", "num_hidden_layers", "block_count")
+MOST_OF_ANYTHING_ELSE = 2**24  # of heads, a width, the vocabulary, the context
 
 
 def size_problem(name: str, value: Any, *, least: int = 1) -> str | None:
@@ -24,8 +25,8 @@ def size_problem(name: str, value: Any, *, least: int = 1) -> str | None:
 
 
 def digits(value: int) -> str:
-    """A number for a message: in digits, or if it is huge, how many bits it has.
+    """A number for a message: its digits, or for a huge number its count of bits.
 
-    Python refuses to write more than 4,300 digits.
+    Python refuses to print integers of more than 4,300 digits.
     """
     return str(value) if value.bit_length() < 100 else f"a number of {value.bit_length():,} bits"

@@ -34,10 +34,10 @@ class Head:
 
     @property
     def kind(self) -> ProblemType:
-        """The problem type, also if config.json lacks it.
+        """The problem type. If config.json states none, it follows from the number of labels.
 
-        Then one output means that a text has the label or not, and several outputs exclude each
-        other.
+        With one label, each text has it or not (multi-label). With several, each text has exactly
+        one of them (single-label).
         """
         if self.problem_type == "regression":
             return "regression"
@@ -47,8 +47,8 @@ class Head:
     def values(self, logits: np.ndarray) -> np.ndarray:
         """The scores that transformers' pipeline computes from logits (n_labels,).
 
-        Softmax if one label is right, the sigmoid of each logit if several may be, the logits
-        themselves in regression.
+        Single-label: the softmax. Multi-label: the sigmoid of each logit. Regression: the logits
+        themselves.
         """
         if self.kind == "regression":
             return logits
@@ -58,15 +58,19 @@ class Head:
 
 
 def strip_padding(ids: Sequence[int], pad: int | None) -> list[int]:
-    """The tokens up to the last one that is not padding. The head's logits there are the text's."""
+    """The token ids up to the last one that is not padding.
+
+    A head classifies a text by its logits at that token. If all tokens are padding, the first one
+    is kept. pad: the id of the padding token; None if there is none.
+    """
     return list(ids[: 1 + max((at for at, token in enumerate(ids) if token != pad), default=0)])
 
 
 def head_of(folder: Path, n_class: int, task: Task | None) -> Head:
     """The head of the artifact in `folder`, whose graph has `n_class` outputs.
 
-    The labels of the artifact's task, if it has some, are taken in place of those in config.json.
-    Raises ArtifactError.
+    task: the artifact's task, or None. If it names labels for a head, they replace the labels in
+    config.json. Raises ArtifactError.
     """
     path = folder / "config.json"
     try:
@@ -108,7 +112,7 @@ def default_labels(count: int) -> tuple[str, ...]:
 
 
 def _labels(names: Any) -> tuple[str, ...]:
-    """The names in id2label in the order of their ids. Its keys are texts, in any order."""
+    """The names in id2label in the order of their ids. Its keys, the ids, are unordered strings."""
     if not isinstance(names, dict):
         raise ValueError(
             f"id2label is {names!r:.80}, expected an object such as "

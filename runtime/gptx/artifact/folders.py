@@ -18,7 +18,7 @@ from gptx.errors import OutputError, UsageError
 MANIFEST = "gptx.json"
 # The start of the small file that Git LFS leaves in place of a file that was not fetched.
 LFS_POINTER = b"version https://git-lfs"
-# Errors that are the disk's or the path's fault, not a bug.
+# Errors that come from the disk or the path, and not from a bug in gptx.
 _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EACCES,
@@ -34,8 +34,8 @@ _DISK_ERRORS = {
 def not_plain(folder: Path, name: str) -> str | None:
     """Why the file `name` in `folder` must not be read; None if it may be.
 
-    It must be a plain file, and no link may lead out of the folder, except to a blob of the hub's
-    cache. Raises OSError if it is missing or cannot be looked at.
+    It must be a plain file. If it is a link, the link must end inside the folder, or at a blob of
+    the hub's cache. Raises OSError if the file is missing, or if its kind cannot be determined.
     """
     path = folder / name
     mode = path.stat().st_mode
@@ -58,8 +58,9 @@ def is_plain(folder: Path, name: str) -> bool:
 def everything_in(folder: Path) -> Iterator[str]:
     """The paths of all files and links in a folder, at any depth.
 
-    Links are not followed: if `folder` itself is a link or a file, its own path is given. A folder
-    that cannot be read is given in place of its files. If nothing is there, nothing is given.
+    Links are not followed. If `folder` itself is a link or a file, its own path is the only one.
+    For a subfolder that cannot be read, its path stands in place of its files. A folder that does
+    not exist gives no paths.
     """
     if os.path.islink(folder) or not os.path.isdir(folder):
         yield from [str(folder)] if os.path.lexists(folder) else []
@@ -79,12 +80,11 @@ def everything_in(folder: Path) -> Iterator[str]:
 def kind_of(
     path: Path,
 ) -> Literal["artifact", "checkpoint", "adapter", "folder", "file", "missing"]:
-    """The kind of what is at a path.
+    """What a path leads to: an artifact, another kind of folder, a file or nothing.
 
     An artifact has a gptx.json, an adapter an adapter_config.json, a checkpoint a config.json. A
-    folder with both configs is an adapter, even if it has a model's weights: transformers also
-    loads it as an adapter (on the base that it names), and programs that train adapters leave a
-    config.json in their folder.
+    folder with both configs is an adapter, even if it holds a model's weights. transformers loads
+    such a folder as an adapter too, and programs that train adapters leave a config.json there.
     """
     if not os.path.exists(path):  # Path.exists() would raise for a name that is too long
         return "missing"
@@ -176,7 +176,7 @@ def check_output(path: Path, *, force: bool = False, needed: int = 0) -> None:
 
 
 def check_new_file(path: Path, *, force: bool = False) -> None:
-    """Raise OutputError if write_file would fail, or `path` exists and is not to be replaced."""
+    """Raise OutputError if write_file would fail, or if `path` exists and force is False."""
     if path.is_dir():
         raise OutputError(
             f"{path} is a folder, and a file is to be written there: choose another path"
@@ -221,8 +221,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raise UsageError if writing the folder `out` would remove its own source."""
-    if not os.path.exists(source):  # the name of a model on the hub
+    """Raise UsageError if writing the folder `out` would remove `source`."""
+    if not os.path.exists(source):  # `source` is the name of a model on the hub, not a path
         return
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents:
@@ -242,7 +242,7 @@ def _swap(staging: Path, path: Path) -> None:
             os.rename(path, old)
         os.rename(staging, path)
     finally:
-        # Whatever stops it, Ctrl-C too: the old folder or the new one is at `path`.
+        # After any interruption (Ctrl-C too), `path` holds either the old folder or the new one.
         if old.exists() and not path.exists():
             os.rename(old, path)
         shutil.rmtree(old, ignore_errors=True)

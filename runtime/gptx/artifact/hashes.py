@@ -15,7 +15,7 @@ _BLOCK = 1 << 20  # bytes read at once
 def check_hashes(manifest: Manifest, progress: Callable[[str, int], None] | None = None) -> None:
     """Compare the SHA-256 of every listed file with the manifest.
 
-    progress: is called with a file's name and the bytes read since the last call. Raises
+    progress: called with a file's name and the number of bytes read since the last call. Raises
     ArtifactError, which names the files that differ.
     """
     changed = []
@@ -41,9 +41,10 @@ def sha256(
 ) -> str:
     """The SHA-256 of a file, in hexadecimal digits.
 
-    size: bytes that the file must have; the result is "" if it has more or fewer. Never more than
-    that are read, and opening a pipe does not wait for a writer. progress: is called with the bytes
-    read since the last call. Raises OSError.
+    size: the expected size in bytes; if the file has another size, the result is "". A file that
+    grows meanwhile is read only up to the size that it had at first. A pipe is opened without
+    waiting for a writer. progress: called with the number of bytes read since the last call.
+    Raises OSError.
     """
     import hashlib
 

@@ -1,6 +1,7 @@
-"""Read JSON from files and lines: a value, or an error of one sentence that names place and fault.
+"""Read JSON from files and from lines of text.
 
-gptx reads all JSON of others here, so that no file can end a command with a traceback.
+The result is a value, or an error whose one sentence names the file and the fault. gptx reads here
+all JSON that it did not write itself, so that no file can end a command with a traceback.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 from gptx.artifact.folders import LFS_POINTER
 from gptx.errors import ArtifactError, GptxError
 
-# Brackets within brackets. At about a thousand json.dumps fails, and its error cannot name the file
-# that was at fault.
+# The deepest nesting of brackets. Python's json.dumps fails at about a thousand levels, and its
+# error would not name the file.
 MOST_DEEP = 100
 _KINDS = {
     dict: "object",
@@ -30,10 +31,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_json(
     path: Path, error: type[GptxError], *, optional: bool = False, advice: str = ""
 ) -> dict[str, Any]:
-    """The JSON object in a file. Raises `error`.
+    """The JSON object in a file. Raises `error`, an exception class.
 
-    optional: return {} if there is no such file. advice: what the user should do; it ends the
-    messages.
+    optional: return {} if there is no such file. advice: what the user should do, such as "copy the
+    artifact again"; every message ends with it.
     """
     advice = f": {advice}" if advice else ""
     raw = _read_bytes(path, error, advice)
@@ -65,12 +66,12 @@ def _read_bytes(path: Path, error: type[GptxError], advice: str) -> bytes | None
 
 
 def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice: str = "") -> Any:
-    """The value of a JSON text. Raises `error`.
+    """The value of a JSON text. Raises `error`, an exception class.
 
-    where: what the messages call the text. advice: ends the messages, and begins with ": ".
+    where: what the messages call the text. advice: the end of every message; it begins with ": ".
 
-    Refuses two things that Python's reader accepts, but its writer does not: half a surrogate pair,
-    and more than MOST_DEEP brackets within each other.
+    Half a surrogate pair and brackets nested more than MOST_DEEP deep are refused. Python can read
+    both, but may fail when it writes them.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -83,7 +84,7 @@ def parse_json(text: str | bytes, where: str, error: type[GptxError], *, advice:
     except UnicodeEncodeError as fault:
         half = fault.object[fault.start]
         raise error(
-            f"{where} holds half a surrogate pair ({half!a}), which is no text{advice}"
+            f"{where} holds half a surrogate pair ({half!a}), which is not valid text{advice}"
         ) from fault
     except json.JSONDecodeError as fault:
         at = (

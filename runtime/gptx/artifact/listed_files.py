@@ -31,7 +31,7 @@ def file_problem(folder: Path, name: str, size: int) -> str | None:
 
 
 def loadable_files(folder: Path) -> set[str]:
-    """The files in the folder that a loader would open: paths relative to it, links included."""
+    """Paths, relative to the folder, of its files and links that a loader would open."""
     found = {name for name in SIDE_FILES if os.path.lexists(folder / name)}
     for part in GRAPH_FOLDERS:
         found |= {Path(one).relative_to(folder).as_posix() for one in everything_in(folder / part)}

@@ -1,7 +1,8 @@
 """The manifest of an artifact, gptx.json: a folder in, a Manifest out.
 
-`read_manifest` checks the fields of gptx.json, and that the folder holds the listed files in their
-listed sizes, and no others that a loader would open. hashes.py compares the files' contents.
+`read_manifest` checks the fields of gptx.json. It also checks that all listed files are there in
+their listed sizes, and that the folder holds no unlisted file that a loader would open. hashes.py
+compares the files' contents.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from gptx.artifact.manifest_fields import field_problems
 from gptx.errors import ArtifactError, first_of
 
 FORMAT_VERSION = 1
-MOST_PROBLEMS = 20  # in one message; a damaged manifest can list a million files
+MOST_PROBLEMS = 20  # named in one message: a damaged manifest can list a million files
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The model's sizes, as far as running it needs them."""
+    """The sizes of the model that the runtime needs."""
 
     n_layer: int
     n_head: int
@@ -75,7 +76,7 @@ class Manifest:
     model: Shape
     tokens: Tokens
     files: dict[str, FileFacts]  # by path relative to the folder
-    raw: dict[str, Any] = field(repr=False)  # all of gptx.json
+    raw: dict[str, Any] = field(repr=False)  # the whole object in gptx.json
 
     @property
     def graph(self) -> Path:
@@ -115,7 +116,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in gptx.json, of the right format and version."""
+    """The object in gptx.json. Raises ArtifactError for another format or format version."""
     _check_kind(path)
     _check_manifest_file(path)
     raw = read_json(path / MANIFEST, ArtifactError, advice="copy the artifact again")
@@ -150,23 +151,23 @@ def _check_kind(path: Path) -> None:
     if (path / GRAPH).exists():
         raise ArtifactError(
             f"{path} holds {GRAPH} and no {MANIFEST}: "
-            "another tool made it, or the copy is not whole"
+            "another tool made this folder, or a copy is incomplete"
         )
     if kind == "checkpoint":
         raise ArtifactError(
             f"{path} is a checkpoint folder, not an artifact: "
-            f"gptx export {path} OUT makes one of it"
+            f"gptx export {path} OUT makes an artifact of it"
         )
     if kind == "adapter":
         raise ArtifactError(
             f"{path} is a LoRA adapter, not an artifact: "
-            f"gptx export {path} OUT makes one with its base"
+            f"gptx export {path} OUT makes an artifact of it and its base"
         )
     raise ArtifactError(f"{path} is not an artifact: it holds no {MANIFEST}")
 
 
 def _check_manifest_file(path: Path) -> None:
-    """Raise ArtifactError if gptx.json must not be read, or is too large."""
+    """Raise ArtifactError if gptx.json is not a plain file, or is too large."""
     try:
         if problem := not_plain(path, MANIFEST):
             raise ArtifactError(f"{path}: {problem}")

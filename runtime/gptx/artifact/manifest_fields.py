@@ -73,7 +73,7 @@ def _figure_problems(name: str, part: dict[str, Any]) -> Iterator[str]:
     for key, value in part.items():
         if value is None or _is_figure(value):
             continue
-        # A limit of another type is left to gptx verify, which explains it better.
+        # A text or list as a limit is not reported here: gptx verify explains that fault better.
         if name != "limits" or isinstance(value, int):
             yield f"certificate.{name}.{key!a:.80} is {value!a:.80}, expected a number"
 

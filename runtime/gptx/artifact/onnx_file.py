@@ -1,12 +1,12 @@
 """Read the nodes and the stored tensors of an ONNX file.
 
-The runtime has no onnx package, so the file is read here as a protocol buffer. gptx verify needs
-every tensor and node of the graphs that ONNX Runtime will open, also of a stranger's, and no
-library that the runtime depends on shows them: ONNX Runtime names only inputs and outputs. The
-libraries that do (onnx, protobuf) parse a whole file with its weights into memory.
+gptx verify needs every node and tensor of an artifact's graphs, whoever made the artifact. ONNX
+Runtime shows only a graph's inputs and outputs. The packages onnx and protobuf show everything, but
+the runtime does not depend on them, and they load a file's weights into memory. So the file is read
+here, as a protocol buffer.
 
-A file that is damaged, or nests too deep, is an ArtifactError. Weights are not read, only where
-they lie. Field numbers are those of onnx.proto.
+Only the places of the weights are read, not the weights. A damaged file, or one whose graphs nest
+too deep, raises ArtifactError. The field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from gptx.errors import ArtifactError
 
-MOST_DEEP = 16  # graphs within nodes within graphs
+MOST_DEEP = 16  # levels of graphs inside the nodes of other graphs
 VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # protobuf's wire types
 MODEL_GRAPH, MODEL_FUNCTION = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
@@ -30,7 +30,7 @@ ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 2
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that the file stores, with its numbers inside the file or in another one.
+    """A tensor that the file stores. Its numbers are inside the file, or in another file.
 
     values: the fields of TensorProto that hold the numbers inside the file: (field number, value).
     """
@@ -61,7 +61,7 @@ class OnnxFile:
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read an ONNX file. Raises ArtifactError if it is none, or damaged."""
+    """Read an ONNX file. Raises ArtifactError if it is no ONNX file, or is damaged."""
     found = OnnxFile(path)
     try:
         with path.open("rb") as opened:  # mapped, because weights may lie inside the file
@@ -80,7 +80,7 @@ def read_onnx(path: Path) -> OnnxFile:
 
 def _graph(found: OnnxFile, graph: memoryview, depth: int) -> None:
     if depth > MOST_DEEP:
-        raise ValueError(f"graphs stand in graphs more than {MOST_DEEP} deep")
+        raise ValueError(f"its graphs are nested more than {MOST_DEEP} deep")
     for number, _, value in fields_of(graph):
         if number == GRAPH_INITIALIZER:
             found.tensors.append(_tensor(value))

@@ -94,8 +94,8 @@ def task_json(task: Task) -> dict[str, Any]:
 def prompt(template: str, text: str, examples: Sequence[Example] = ()) -> str:
     """The prompt for a text: the template with `text` in it, behind the examples (few-shot).
 
-    Each example (text, answer) is written as the template with its text, a space, its answer and an
-    empty line. Raises UsageError for a template without {text}.
+    An example is a pair (text, answer). It is written as the template with the example's text, then
+    a space, the answer and an empty line. Raises UsageError for a template without {text}.
     """
     check_template(template)
     before, after = template.split(TEXT)
@@ -112,8 +112,8 @@ def check_template(template: str) -> None:
         raise UsageError(f"the template {template!r} holds {TEXT} {_times(count)}, expected once")
     if template.endswith(" "):
         raise UsageError(
-            f"the template {template!r} ends in a space, and the answer brings its own: "
-            "leave it out"
+            f"the template {template!r} ends in a space: "
+            "leave it out, gptx puts a space before the answer"
         )
 
 

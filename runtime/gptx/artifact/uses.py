@@ -1,4 +1,4 @@
-"""For people: the task of the model in a folder, in words, and the command that uses the model."""
+"""Texts for people: what the model in a folder does, and the gptx command that runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import read_task
 from gptx.errors import first_of
 
-MOST_LABELS = 8  # in a message
+MOST_LABELS = 8  # named in one message
 _HEADS = {
     "single_label_classification": "classifies by a head, as one of",
     "multi_label_classification": "classifies by a head, each label by itself:",
@@ -39,7 +39,7 @@ def task_in_words(folder: Path, n_class: int) -> str:
 
 
 def use_command(manifest: Manifest, text: str | None = None) -> str:
-    """The command that uses an artifact: that of its task, or else `gptx run`.
+    """The gptx command for an artifact: classify, summarize or run, according to its task.
 
     text: the input, as it is typed in a shell; None: a placeholder such as PROMPT.
     """

@@ -1,6 +1,7 @@
-"""The KV cache of graphs that return a longer copy of it (cache form growing), and their runs.
+"""The KV cache of graphs that return a longer copy of the cache (cache form growing).
 
-Its methods are explained in open.py. B: rows, G: key-value heads, P: cached tokens, D: head size.
+open.py explains the methods. B: rows, G: key-value heads, P: cached tokens, D: head size, T: new
+tokens, V: logits of one token.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ class ConcatCache:
         self._graph = graph
         self.logits = np.zeros((batch_size, 1, model.n_logits), graph.logits_dtype)
         self._mask = np.zeros((batch_size, 0), np.int64)
-        self._skipped = 0  # positions before the first token, for which the arrays hold nothing
+        self._skipped = 0  # positions before the first token; the arrays have no columns for them
         self._pasts: list[Any] = [self._empty(batch_size, 0) for _ in graph.past_names]
 
     @property
     def capacity(self) -> int:
-        """P: the arrays have no room beyond what they hold."""
+        """P: the arrays have no room for further tokens."""
         return self._mask.shape[1]
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
-        """Run every row, with token 0 in idle rows, whose place is then marked as a hole."""
+        """Run every row. Idle rows run with token 0, whose column is then marked as a hole."""
         limit = self._graph.manifest.model.n_ctx - 1
         ids = np.array([[token or 0] for token in tokens])
         positions = np.array([[min(count, limit)] for count in lengths])
@@ -90,7 +91,7 @@ class ConcatCache:
         self._skipped = n
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Mark what is dropped as holes, and cut off columns that are holes in every row."""
+        """Mark the dropped tokens as holes, and cut off the last columns if no row needs them."""
         mask = self._mask * (np.cumsum(self._mask, axis=1) <= np.array(lengths)[:, None])
         needed = np.flatnonzero(mask.any(axis=0))
         width = int(needed[-1]) + 1 if len(needed) else 0
@@ -102,7 +103,7 @@ class ConcatCache:
         self._pasts, self._mask = pasts, mask
 
     def _row(self, past: Any, row: int) -> Any:
-        """(B, G, P, D) -> (1, G, tokens of the row, D), without its holes"""
+        """The tokens of one row without holes: (B, G, P, D) -> (1, G, length, D)."""
         return self._to_device(_to_host(past)[row : row + 1, :, self._mask[row] == 1])
 
     def _put_back(self, filled: dict[int, list[Any]], lengths: dict[int, int]) -> None:
@@ -149,7 +150,7 @@ class ConcatCache:
     ) -> tuple[np.ndarray, list[Any]]:
         """Run the graph once. Returns the logits (B, T, V) and the longer keys and values.
 
-        n_logits: for how many of the last positions logits are computed; 0: for all.
+        n_logits: the number of last positions to compute logits for; 0: all.
         """
         graph = self._graph
         feeds = {"input_ids": ids, "attention_mask": mask}
@@ -171,7 +172,7 @@ def _to_host(past: Any) -> np.ndarray:
 
 
 def _run_on_cpu(graph: OnnxGraph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    # The arrays that come back use ORT's own memory: nothing is copied.
+    # The returned arrays share memory with ORT: nothing is copied.
     return graph.session.run(["logits", *graph.present_names], feeds)
 
 

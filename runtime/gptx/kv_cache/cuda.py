@@ -1,6 +1,6 @@
 """The KV cache of graphs that write into a buffer (cache forms shared and scatter), on CUDA.
 
-Its methods are explained in open.py. B: rows, G: key-value heads, D: head size, V: logits.
+open.py explains the methods. B: rows, G: key-value heads, D: head size, V: logits of one token.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from gptx.ort.library import onnxruntime
 class CudaCache:
     """The cache of a session on CUDA. All rows take part in every decode step.
 
-    An idle row runs with token 0. It is written behind the row's own tokens, where the row's next
-    token overwrites it. A full row is always idle; there, token 0 overwrites the last place.
+    An idle row runs with token 0. Token 0 is written behind the row's own tokens, and the next
+    token of the row overwrites it. A full row is always idle: there, token 0 overwrites the last
+    place.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
@@ -55,8 +56,8 @@ class CudaCache:
             buffers = self._reserve(int(positions.max()) + 1, max(lengths))
             buffers.ids.update_inplace(np.array([[token or 0] for token in tokens], np.int64))
             buffers.positions.update_inplace(positions)
-            # A graph that can be captured uses the mask's shape only, and finds a row's length by
-            # its position.
+            # A graph that can be captured uses only the shape of the mask. It takes the length of a
+            # row from the position of the row's new token.
             if not self._graph.captures:
                 mask = np.arange(self.capacity) <= positions
                 buffers.mask.update_inplace(mask.astype(np.int64))
@@ -71,8 +72,8 @@ class CudaCache:
     ) -> None:
         """Run the new tokens of one row after the other, in chunks of the artifact's prefill_chunk.
 
-        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, those of all
-        its tokens are written to outs[row] (n, V) instead.
+        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, the logits
+        after each of the n new tokens are written to outs[row] (n, V) instead.
         """
         with self._locked():
             longest = max(lengths[row] + len(ids) for row, ids in new.items())
@@ -92,10 +93,10 @@ class CudaCache:
     def _prefill_chunk(
         self, binding: Binding, chunk: np.ndarray, past: int, *, every: bool
     ) -> np.ndarray:
-        """Run a `chunk` of tokens (n,) behind `past` tokens. Returns logits.
+        """Run a `chunk` of tokens (n,) behind `past` tokens. Returns logits (n, V) or (1, V).
 
-        every: (n, V), for each token. Otherwise (1, V) for the last one, or (n, V) if the graph
-        cannot leave out the others.
+        every: return the logits of all n tokens. Otherwise only the last token's logits are needed,
+        but a graph that cannot leave out the others returns all.
         """
         total = past + len(chunk)
         binding.bind_ids(chunk[None], np.arange(past, total)[None], 0 if every else 1)
@@ -117,7 +118,7 @@ class CudaCache:
         if self._buffers:
             buffers.copy(self._buffers, used)
         before, self._buffers = self._buffers, buffers
-        if before:  # given away only now: no other session may get what this one still uses
+        if before:  # copied by now: another session may use these buffers from here on
             self._graph.buffer_pool.give(before)
         return buffers
 
@@ -171,12 +172,12 @@ class CacheBuffers:
     mask: Any  # (B, capacity) int64
     logits: Any  # (B, 1, V)
     decode: Binding  # all of the above, for decode steps
-    graph_id: int  # of the CUDA graph; NOT_CAPTURED if the session does not capture
+    graph_id: int  # the CUDA graph's id; NOT_CAPTURED if the session does not capture
     options: Any  # RunOptions of decode steps
 
     @classmethod
     def allocate(cls, graph: OnnxGraph, shape: tuple[int, int]) -> CacheBuffers:
-        """New buffers on the graph's device. Raises ONNX Runtime's error if it is full."""
+        """New buffers on the graph's device. Raises ONNX Runtime's error if the device is full."""
         (rows, capacity), model = shape, graph.manifest.model
         cache = (rows, model.n_kv_head, capacity, model.head_dim)
         # Zeros, not NaN: attention multiplies masked values by 0.

@@ -17,8 +17,8 @@ def cache_bytes(graph: OnnxGraph, rows: int, tokens: int) -> int:
 def check_memory(graph: OnnxGraph, rows: int, tokens: int) -> None:
     """Raise UsageError if a cache and its logits need more than all memory of this machine.
 
-    On a device, the cache lies in the device's own memory. There, only the one buffer counts that
-    is filled here before it is copied to the device.
+    On CUDA, the cache lies in the device's own memory. Each of its buffers is first filled in this
+    machine's memory, one at a time. So only one buffer counts.
     """
     model = graph.manifest.model
     cache = cache_bytes(graph, rows, tokens)

@@ -11,7 +11,8 @@ A cache runs the graph, too: token ids in, logits out. All three have these meth
                                    outs: row -> array (n, V) to write the logits of each token to
     .rewind(lengths)               drop the tokens behind these lengths
     .skip(n)                       give the first token of an empty row the position n (CPU only)
-    .logits                        (B, 1, V), after each row's last token
+    .logits                        (B, 1, V), after each row's last token; B: rows, V: the
+                                   vocabulary's size, or the outputs of a classification head
     .capacity                      tokens that each row has room for at the moment
 
 lengths: tokens of each row that the cache holds before the call. The session counts them. A cache
@@ -35,9 +36,9 @@ Cache = SharedBufferCache | CudaCache | ConcatCache
 def open_cache(graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
     """An empty cache of `batch_size` rows.
 
-    limit: the most tokens that a row will ever hold. size: tokens to make room for at once; None:
-    the cache grows with use. Raises UsageError if this machine has too little memory in all,
-    GptxError if the memory is not free at the moment.
+    limit: the most tokens that a row will ever hold. size: tokens per row to allocate now;
+    None: the cache grows with use. Raises UsageError if all memory of this machine would be too
+    little, GptxError if too little of it is free now.
     """
     check_memory(graph, batch_size, size or 1)
     try:

@@ -1,6 +1,6 @@
 """The KV cache of graphs that write into a buffer (cache forms shared and scatter), on the CPU.
 
-Its methods are explained in open.py. B: rows, G: key-value heads, D: head size, V: logits.
+open.py explains the methods. B: rows, G: key-value heads, D: head size, V: logits of one token.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ def capacity_for(length: int, limit: int) -> int:
 class SharedBufferCache:
     """One buffer (B, G, capacity, D) for the keys of each layer, and one for its values.
 
-    Each buffer is bound as past and as present: the graph writes new tokens into it in place.
+    Each buffer is bound as input (past) and as output (present): the graph writes new tokens into
+    the buffer in place.
 
-    A decode step changes three small inputs in place (ids, positions, mask) and runs the graph. For
-    that, the mask is bound with columns to spare; the graph finds a row's length by its last 1.
-    A step makes as few Python calls as possible: after each run the processor's caches hold weights
-    only, and a call that takes 1 us in a loop takes 40 us.
+    A decode step changes three small inputs in place (ids, positions, mask) and runs the graph. The
+    mask is bound with spare columns, so that it need not be bound anew for each token. The graph
+    takes a row's length from the last 1 in the row's mask.
+
+    A step makes as few Python calls as possible. After a run the processor's caches hold only
+    weights, so a Python call that takes 1 us in a loop takes 40 us here.
     """
 
     def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
@@ -55,8 +58,8 @@ class SharedBufferCache:
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run the rows that have a token in one run. Their logits are then in `logits[row, 0]`.
 
-        Idle rows (None) between them run too, with token 0. It is written behind the row's own
-        tokens, where the row's next token overwrites it. Idle rows at either end are left out.
+        Idle rows (None) between them run too, with token 0. Token 0 is written behind the row's own
+        tokens, and the row's next token overwrites it. Idle rows at either end are left out.
         """
         first, last = active_rows(tokens)
         if last - first == 1:
@@ -91,8 +94,8 @@ class SharedBufferCache:
     ) -> None:
         """Run the new tokens of one row after the other, in chunks of the artifact's prefill_chunk.
 
-        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, those of all
-        its tokens are written to outs[row] (n, V) instead.
+        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, the logits
+        after each of the n new tokens are written to outs[row] (n, V) instead.
         """
         self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
         self._bound = None
@@ -164,7 +167,7 @@ class SharedBufferCache:
         more, so that the next steps need not bind again.
         """
         self._reserve(length, max(lengths))
-        # None until all is bound: an exception (KeyboardInterrupt) may come in between.
+        # None until everything is bound: KeyboardInterrupt may stop the binding half-way.
         bound, self._bound = self._bound, None
         self._mask = self._mask_of(lengths[first:last], min(length + MASK_AHEAD, self.capacity))
         binding = self._binding(first, last)

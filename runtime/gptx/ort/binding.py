@@ -1,4 +1,4 @@
-"""The arrays and pointers that a session of the graph reads and writes in its runs (IO binding)."""
+"""IO binding: the memory that the runs of a session read from and write to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gptx.ort.graph import OnnxGraph
 class Binding:
     """One IO binding of ONNX Runtime, with a method for each group of inputs and outputs.
 
-    What is bound stays bound: each `run` reads and writes the same memory, until it is bound anew.
-    The caller keeps that memory alive. On CUDA, ONNX Runtime copies CPU arrays to the device and
-    back.
+    A bound input or output stays bound: every `run` uses the same memory, until the input or output
+    is bound anew. The caller keeps that memory alive. On CUDA, ONNX Runtime copies CPU arrays to
+    the device and back. B: rows, T: new tokens, V: logits of one token.
     """
 
     def __init__(self, graph: OnnxGraph, session: Any) -> None:
@@ -24,7 +24,7 @@ class Binding:
         self._logits_wanted = np.zeros(shape, np.int64)
 
     def bind_cache(self, buffers: Iterable[tuple[int, tuple[int, ...]]]) -> None:
-        """Bind each buffer as past and as present: (pointer, shape), in the order of past_names."""
+        """Bind each buffer (pointer, shape) as past and as present, in the order of past_names."""
         graph, device = self._graph, self._graph.device
         for past, present, (pointer, shape) in zip(graph.past_names, graph.present_names, buffers):
             self._binding.bind_input(past, device, 0, graph.cache_dtype.type, shape, pointer)
@@ -33,8 +33,8 @@ class Binding:
     def bind_ids(self, ids: np.ndarray, positions: np.ndarray, n_logits: int) -> None:
         """Bind token ids and positions, int64 (B, T) on the CPU.
 
-        n_logits: for how many of the last positions logits are computed; 0: for all. A graph
-        without that input computes all.
+        n_logits: the number of last positions to compute logits for; 0: all. A graph without an
+        input for this number (see OnnxGraph.logits_input) always computes all.
         """
         self._binding.bind_cpu_input("input_ids", ids)
         if self._graph.takes_positions:

@@ -1,8 +1,8 @@
 """Buffers of closed KV caches on a device, kept for the next session.
 
-The next session with as many rows and the same capacity takes them over, and with them the CUDA
-graph that was captured for them. Capturing takes several runs of the model: for a short text, that
-would be a large part of the time.
+The next session with as many rows and the same capacity takes the buffers over, together with the
+CUDA graph that was captured for them. Capturing a CUDA graph takes several runs of the model. For a
+short text, that would be a large part of the time.
 
 Threads: hold the device lock during each call.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MOST_BYTES = 256_000_000  # of all buffers in the pool
+MOST_BYTES = 256_000_000  # of all buffers in the pool together
 
 
 class BufferPool:
@@ -29,7 +29,10 @@ class BufferPool:
         return self._free.pop(shape, None)
 
     def give(self, buffers: Any) -> None:
-        """Put buffers into the pool. Release them if it is closed or full, or has such buffers."""
+        """Put buffers into the pool.
+
+        They are released if the pool is closed, is full or has buffers of the same shape.
+        """
         used = sum(one.size for one in self._free.values())
         if self._closed or buffers.shape in self._free or used + buffers.size > MOST_BYTES:
             buffers.release()
@@ -44,6 +47,6 @@ class BufferPool:
         return bool(buffers)
 
     def close(self) -> None:
-        """Release all buffers. Whatever is given afterwards is released at once."""
+        """Release all buffers. Buffers that are given later are released at once."""
         self._closed = True
         self.clear()

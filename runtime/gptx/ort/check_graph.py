@@ -14,12 +14,12 @@ from gptx.errors import ArtifactError, first_of
 # ONNX Runtime's names of types
 LOGITS_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
-MOST_NAMES = 4  # in a message: another tool's graph may lack dozens
+MOST_NAMES = 4  # in one message: a graph of another tool may lack dozens
 INTEGER_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def check_graph(manifest: Manifest, session: Any, file: Path) -> None:
-    """Raise ArtifactError with everything in which the session's graph differs from gptx.json."""
+    """Raise ArtifactError if the session's graph differs from gptx.json; name all differences."""
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = [

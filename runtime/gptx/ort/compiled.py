@@ -14,14 +14,14 @@ from gptx.ort.library import onnxruntime
 
 # No name ends in .onnx: other loaders would open every such file in the folder as a model.
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
-# Of onnx/decode.onnx, if the artifact has it.
+# The compiled form of onnx/decode.onnx, if the artifact has that graph.
 DECODE, DECODE_WEIGHTS = "compiled/decode.pb", "compiled/decode.bin"
 FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS)
 
 
 def facts() -> dict[str, Any]:
     """The field `compiled` of gptx.json for graphs that are compiled on this machine."""
-    # Imported here: artifacts without compiled graphs are loaded without it.
+    # Imported here: only artifacts with compiled graphs need it.
     from gptx.system.cpu import cpu_features, cpu_name
 
     return {
@@ -59,7 +59,10 @@ def misfit(manifest: Manifest) -> str | None:
 
 
 def _features_differ(made: list[str], here: list[str]) -> str:
-    """How this processor differs, as in "lacks avx512 and also has avx_vnni"; "" if it does not."""
+    """How the features of this processor (`here`) differ from those in gptx.json (`made`).
+
+    For instance "lacks avx512 and also has avx_vnni"; "" if they do not differ.
+    """
     parts = (
         ("lacks", [feature for feature in made if feature not in here]),
         ("also has", [feature for feature in here if feature not in made]),

@@ -1,7 +1,7 @@
-"""ONNX Runtime's sessions on CUDA, and what must be there for them.
+"""Open ONNX Runtime's sessions on CUDA, and check that CUDA works.
 
-A session on CUDA either computes all of its graph there, or is refused with a ProviderError that
-names what is missing. Knows nothing of models: it opens any graph.
+A session computes its whole graph on CUDA. Otherwise it is not opened, and a ProviderError names
+what is missing. Knows nothing of models: it opens any graph.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gptx.ort.sessions import session_options
 
 NOT_CAPTURED = -1  # the CUDA graph id of a run that ORT neither captures nor replays
 _cuda_lock = threading.RLock()
-# fp32 is computed in fp32, not in TF32 (PyTorch's default too). Device memory is requested as it is
-# needed, not in powers of two.
+# fp32 products are computed in fp32, not in TF32, as in PyTorch by default. Device memory is
+# requested in the sizes that are needed, not in powers of two.
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-# ONNX Runtime leaves these operators to the CPU on purpose, in sessions on CUDA too: they compute
-# shapes and other small integers.
+# Operators that compute shapes and other small integers. In sessions on CUDA too, ONNX Runtime
+# leaves them to the CPU on purpose.
 # fmt: off
 OF_SHAPES = frozenset((
     "Shape", "Size", "Gather", "Slice", "Concat", "Split", "Cast", "Squeeze", "Unsqueeze",
@@ -43,7 +43,7 @@ def open_on_cuda(graph: Path, threads: int | None, *, capture: bool) -> Any:
 
     Raises ProviderError if CUDA cannot be used, if the weights do not fit into the device's memory,
     or if ONNX Runtime would compute a part of the graph on the CPU. Errors of the graph are ONNX
-    Runtime's own.
+    Runtime's own exceptions.
     """
     need_cuda()
     with _cuda_lock:
@@ -80,7 +80,7 @@ def device_lock(provider: str) -> AbstractContextManager[Any]:
 
 
 def need_cuda() -> None:
-    """Raise ProviderError if ONNX Runtime was built without CUDA, or lacks a library of CUDA's."""
+    """Raise ProviderError if ONNX Runtime was built without CUDA, or a CUDA library is missing."""
     ort = onnxruntime()
     if CUDA not in ort.get_available_providers():
         raise ProviderError(
@@ -110,7 +110,10 @@ def _preload(ort: Any) -> None:
 
 
 def missing_cuda_library() -> str | None:
-    """The dynamic linker's error for ORT's CUDA provider, which ORT only logs; None if it loads."""
+    """The dynamic linker's error when it loads ORT's CUDA provider; None if it loads.
+
+    ORT itself only logs that error.
+    """
     import ctypes
 
     folder = library_folder()
@@ -130,7 +133,7 @@ def _open_session(graph: Path, threads: int | None, *, capture: bool) -> Any:
     ort = onnxruntime()
 
     class Session(ort.InferenceSession):
-        """A session that is closed under the lock: freeing device memory waits for the device."""
+        """A session that takes the lock when it is freed: freeing memory waits for the device."""
 
         def __del__(self) -> None:
             with _cuda_lock:
@@ -142,7 +145,7 @@ def _open_session(graph: Path, threads: int | None, *, capture: bool) -> Any:
     try:
         session = Session(str(graph), options, providers=[(CUDA, cuda), CPU], enable_fallback=0)
     except Exception as error:
-        # ORT has one exception class per status code: only the text tells CUDA's from the graph's
+        # Errors of CUDA and errors of the graph have the same classes; only their texts differ.
         if is_full(error):
             raise ProviderError(
                 f"device 'cuda' has no room for the weights of {graph}: take device 'cpu'"
@@ -176,21 +179,21 @@ def _check_all_on_cuda(session: Any, graph: Path) -> None:
         raise ProviderError(
             f"device 'cuda' would compute {names} of {graph} on the CPU: "
             f"ONNX Runtime {onnxruntime().__version__} has no CUDA kernel for them in these types; "
-            "it runs all of what gptx quantize FP32_ARTIFACT OUT --to fp16 makes"
+            "it has kernels for all of an fp16 artifact: gptx quantize FP32_ARTIFACT OUT --to fp16"
         )
 
 
 def left_to_the_cpu(assigned: Any) -> dict[str, int]:
     """The number of nodes that ORT gave to the CPU, by operator, the most frequent first.
 
-    Operators in OF_SHAPES do not count. `assigned`: what get_provider_graph_assignment_info
-    returns. Nothing else tells whether the CPU takes part: such a session names CUDA as its first
-    provider, and copies tensors to the CPU and back at each of these nodes.
+    Operators in OF_SHAPES do not count. assigned: the result of get_provider_graph_assignment_info.
+    A session that leaves nodes to the CPU still names CUDA as its first provider, and copies
+    tensors to the CPU and back at each of these nodes. Only the assignment shows that.
     """
     kinds = (node.op_type for part in assigned if part.ep_name == CPU for node in part.get_nodes())
     return dict(Counter(kind for kind in kinds if kind not in OF_SHAPES).most_common())
 
 
 def is_full(error: Exception) -> bool:
-    """True if the error says that the device's memory is full: ORT's arena says so, or CUDA."""
+    """True for an error of ORT's arena or of CUDA that says that the device's memory is full."""
     return any(words in str(error) for words in ("Failed to allocate memory", "out of memory"))

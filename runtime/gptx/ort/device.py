@@ -9,7 +9,7 @@ from gptx.ort.library import onnxruntime
 
 Device = Literal["cpu", "cuda", "auto"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"  # ONNX Runtime's names
-MOST_THREADS = 1024  # more than any machine has cores; 99999 threads fill the memory
+MOST_THREADS = 1024  # more than the cores of any machine; 99,999 threads would fill the memory
 
 
 def check_device(device: str, threads: int | None) -> None:

@@ -26,8 +26,8 @@ from gptx.system.huge_pages import HugePages
 class OnnxGraph:
     """An artifact's graph and what the runtime must know to feed it.
 
-    Threads: any number of threads may share an OnnxGraph, and have a KV cache each. On CUDA they
-    hold `device_lock` while they use the device.
+    Threads: any number of threads may share an OnnxGraph, each with its own KV cache. On CUDA a
+    thread holds `device_lock` while it uses the device.
     """
 
     session: Any  # onnxruntime.InferenceSession
@@ -35,17 +35,17 @@ class OnnxGraph:
         Any | None
     )  # a second session, for runs of a single row, if the artifact has such a graph
     manifest: Manifest
-    provider: str  # ONNX Runtime's name of what computes the graph
+    provider: str  # the execution provider: CPUExecutionProvider or CUDA's
     file: Path  # the file of `session`: the artifact's graph, or the one compiled for this machine
     decode_file: Path | None  # the file of `decode`, likewise
-    logits_input: str | None  # the input that says for how many positions to compute logits
+    logits_input: str | None  # input for the number of logits; None: no such input
     takes_positions: (
         bool  # True: position_ids is an input; False: the graph counts positions itself
     )
     logits_dtype: np.dtype
     cache_dtype: np.dtype
-    huge_pages: HugePages  # moves the weights after a number of runs
-    device_lock: AbstractContextManager[Any]  # see cuda.device_lock
+    huge_pages: HugePages  # moves the weights into huge pages after some runs
+    device_lock: AbstractContextManager[Any]  # held while the device is used; see cuda.device_lock
     captures: bool  # runs are captured as CUDA graphs, each under an id from graph_ids
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     buffer_pool: BufferPool = field(
@@ -73,7 +73,7 @@ class OnnxGraph:
         return [(start, ids[start : start + size]) for start in range(0, len(ids), size)]
 
     def close(self) -> None:
-        """Free the pool's buffers, and let it keep no others."""
+        """Free the buffers in the pool. Buffers that are given later are freed at once."""
         with self.device_lock:
             self.buffer_pool.close()
 

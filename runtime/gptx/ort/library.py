@@ -20,11 +20,11 @@ def onnxruntime() -> Any:
         import onnxruntime as ort
 
         found = version_of(ort)
-        ort.InferenceSession  # noqa: B018  (a folder that pip left behind is a module without it)
+        ort.InferenceSession  # noqa: B018  (missing if pip left only an empty folder)
     except (ImportError, AttributeError) as error:
         raise ProviderError(
-            f"ONNX Runtime is not installed{_why(error)}: {pip_command('cpu')} for this processor, "
-            f"{pip_command('cuda')} for an NVIDIA GPU (one of the two, never both)"
+            f"ONNX Runtime is not installed{_why(error)}: {pip_command('cpu')} for the CPU, or "
+            f"{pip_command('cuda')} for an NVIDIA GPU (never both)"
         ) from error
     if found < OLDEST:
         needed = ".".join(map(str, OLDEST))
@@ -36,14 +36,14 @@ def onnxruntime() -> Any:
 
 
 def _why(error: ImportError | AttributeError) -> str:
-    """The reason why onnxruntime cannot be imported, in brackets; "" if it is just not there."""
+    """Why onnxruntime cannot be imported, in brackets; "" if it is not installed at all."""
     if both := conflict():
         return f" ({both})"
     return "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
 
 
 def version_of(ort: Any) -> tuple[int, ...]:
-    """Major and minor version of the onnxruntime module, to be compared."""
+    """Major and minor version of the onnxruntime module, for comparisons."""
     return tuple(int(part) for part in ort.__version__.split(".")[:2])
 
 

@@ -23,11 +23,12 @@ from gptx.progress import note
 from gptx.system.huge_pages import HugePages
 from gptx.system.trim_memory import trim_memory
 
-# One graph is opened at a time: ORT unmaps files while it opens one, and no thread may unmap a file
-# during trim_memory. A session that is freed unmaps its file too: _alive lets trim_memory hold all.
+# No thread may unmap a file during trim_memory. ORT unmaps files while it opens a graph, so one
+# graph is opened at a time. ORT also unmaps a file when it frees a session, so _register keeps all
+# sessions alive during trim_memory.
 _opening = threading.Lock()
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
-LARGE = 100_000_000  # bytes of an artifact; from here on a lower peak of memory is worth 10 ms
+LARGE = 100_000_000  # bytes of an artifact above which a lower peak of memory is worth 10 ms
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class OpenedSessions:
 def open_sessions(
     manifest: Manifest, device: str, threads: int | None, *, adjust_memory: bool
 ) -> OpenedSessions:
-    """Open an artifact's graphs. device: "cpu", "cuda" or "auto", which tries CUDA first.
+    """Open an artifact's graphs. device: "cpu", "cuda" or "auto" (CUDA if it works, else CPU).
 
-    Raises ProviderError for the device, ArtifactError for a graph that cannot be opened.
+    Raises ProviderError if the device cannot be used, ArtifactError if a graph cannot be opened.
     """
     with _opening:
         opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
@@ -64,12 +65,12 @@ def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> Opene
             raise
         note(f"on the CPU: {error}")
         return None
-    except Exception as error:  # ORT has an exception class per status code, and no common base
+    except Exception as error:  # ORT's; its classes have no common base
         raise _cannot_open(file, error) from error
     if manifest.precision == "fp16" and manifest.cache == "shared" and manifest.cuda is None:
         note(
-            f"{manifest.path} has no graph for CUDA, whose attention is faster: "
-            "gptx quantize --to fp16 writes one now"
+            f"{manifest.path} lacks the graph for CUDA with faster attention: "
+            "quantize again with gptx quantize --to fp16, which now writes that graph"
         )
     return OpenedSessions(session, CUDA, file, HugePages(enabled=False))
 
@@ -77,7 +78,7 @@ def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> Opene
 def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -> OpenedSessions:
     huge_pages = HugePages(enabled=adjust_memory)
     if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
-        # memory that imports and the tokenizer needed for a moment does not add to the peak
+        # So that memory that imports and the tokenizer no longer need does not add to the peak.
         trim_memory(library_folder())
     fits = _compiled_fits(manifest)
     # The decode graph comes first: ORT needs extra memory to rearrange its weights, and that memory
@@ -97,7 +98,7 @@ def _open_main(
         session = session or open_on_cpu(file, threads)
     except ProviderError:
         raise
-    except Exception as error:  # ORT's, see above
+    except Exception as error:  # ORT's; its classes have no common base
         raise _cannot_open(file, error) from error
     _register(manifest, session, adjust_memory)
     return session, file
@@ -118,7 +119,7 @@ def _open_decode(
         session = session or open_on_cpu(file, threads)
     except ProviderError:
         raise
-    except Exception as error:  # ORT's, see above
+    except Exception as error:  # ORT's; its classes have no common base
         note(f"{file} is not used: {first_line(error)}; single rows run as all others do")
         return None, None
     _register(manifest, session, adjust_memory)
@@ -141,7 +142,7 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
         return open_on_cpu(manifest.path / name, threads)
     except ProviderError:
         raise
-    except Exception as error:  # ORT's, see above
+    except Exception as error:  # ORT's; its classes have no common base
         _not_used(manifest, name, f"ONNX Runtime cannot open it: {first_line(error)}")
         return None
 
@@ -160,6 +161,6 @@ def _register(manifest: Manifest, session: Any, adjust_memory: bool) -> None:
     """Remember an opened session, and return the memory that was needed only to open it."""
     _alive.add(session)
     if adjust_memory:
-        sessions = list(_alive)  # no session may be freed meanwhile: it would unmap its file
+        sessions = list(_alive)  # keeps all sessions alive: freeing one would unmap its file
         trim_memory(manifest.path, library_folder())
         del sessions

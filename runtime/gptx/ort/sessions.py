@@ -15,14 +15,16 @@ from gptx.ort.device import CPU
 from gptx.ort.library import installed_extra, onnxruntime, version_of
 from gptx.system.cpu import cpu_features, int8_saturates
 
-# ONNX Runtime 1.31 saves packed weights of MatMulNBits that it reads back as NaN (issue 29163).
+# ONNX Runtime 1.31 saves packed weights of MatMulNBits wrongly: they are read back as NaN
+# (issue 29163).
 OLDEST_THAT_COMPILES = (1, 32)
 
 
 def open_on_cpu(graph: Path, threads: int | None) -> Any:
     """The InferenceSession of a graph on the CPU. threads: None for one per core.
 
-    Raises ProviderError for ONNX Runtime itself. Errors of the graph are ONNX Runtime's own.
+    Raises ProviderError if ONNX Runtime is missing or too old. Errors of the graph are ONNX
+    Runtime's own exceptions.
     """
     ort = onnxruntime()
     return open_session(ort, graph, session_options(ort, threads))
@@ -31,8 +33,8 @@ def open_on_cpu(graph: Path, threads: int | None) -> Any:
 def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] = (CPU,)) -> Any:
     """An InferenceSession that raises an error if the graph cannot be opened or run.
 
-    ORT's Python class would otherwise print "EP Error ... Falling back" on standard output, which
-    is for the model's text, and try again on the CPU. enable_fallback=0 prevents that.
+    By default, ORT's Python class prints "EP Error ... Falling back" and tries again on the CPU.
+    enable_fallback=0 prevents both: standard output is for the model's text only.
     """
     return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
 
@@ -43,7 +45,7 @@ def session_options(ort: Any, threads: int | None) -> Any:
     # Only fatal errors are logged: gptx turns the exceptions into messages of its own.
     options.log_severity_level = 4
     # After a run, ORT's threads spin for milliseconds and take the cores from the rest of the app.
-    # 50 us are enough for the time between two decode steps, also if sessions take turns.
+    # Spinning for 50 us covers the time between two decode steps, also if sessions take turns.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     # ORT would keep a memory pattern for each input shape, and every decode step has a new shape.
     options.enable_mem_pattern = False
@@ -62,8 +64,8 @@ def save_optimized(graph: Path, out: Path, weights: str) -> None:
     The optimized graph is written to `out`, its weights to the file `weights` in the same folder.
     Weights are stored twice: unchanged, and packed for this CPU's kernels.
 
-    Raises ProviderError if ONNX Runtime is missing or too old for it. Errors of the graph are ONNX
-    Runtime's own.
+    Raises ProviderError if ONNX Runtime is missing or too old to save packed weights. Errors of the
+    graph are ONNX Runtime's own exceptions.
     """
     ort = onnxruntime()
     if version_of(ort) < OLDEST_THAT_COMPILES:

@@ -1,8 +1,8 @@
 """This machine's processor and memory.
 
-The processor's name, its features (they decide how fast and how exactly ONNX Runtime computes), its
-cores, and the bytes of memory. Read from /proc (Linux), sysctl (macOS) or the registry (Windows).
-Nothing here raises: what cannot be found out is left out.
+Gives the processor's name, its features, its cores and the bytes of memory. The features decide how
+fast and how exactly ONNX Runtime computes. Sources: /proc (Linux), sysctl (macOS), the registry and
+kernel32 (Windows). Nothing here raises: a fact that the system does not tell is left out.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def features_in_cpuinfo(text: str) -> list[str]:
 
 
 def _named(table: dict[str, str], flags: str) -> list[str]:
-    """gptx's names of the features in a text of flags."""
+    """gptx's names of the features in `flags`, a text such as "sse avx2"."""
     have = set(re.sub(r"[_.]", "", flags.lower()).split())
     return [word for word, flag in table.items() if flag in have]
 

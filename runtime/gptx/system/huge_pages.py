@@ -3,11 +3,11 @@
 A decode step reads all weights once, and with small pages most of these reads miss the TLB. Huge
 pages make a step 4 to 10% shorter.
 
-malloc, which ONNX Runtime packs weights into, does not ask for huge pages. So the memory is moved
-afterwards (MADV_COLLAPSE). That takes 0.2 ms per MB, or several times as long if free memory is
-scattered or a virtual machine must ask its host for it: as much as 60 to 400 steps gain
-(benchmarks/large_pages.py). Therefore the move waits until a model has been used for a while.
-Elsewhere than on Linux nothing happens.
+ONNX Runtime packs weights into memory from malloc, which does not ask for huge pages. So the memory
+is moved afterwards (MADV_COLLAPSE). The move takes 0.2 ms per MB. It takes several times as long if
+free memory is scattered, or if a virtual machine must ask its host for memory. The time is gained
+back after 60 to 400 decode steps (benchmarks/large_pages.py). Therefore the move waits until a
+model has been used for a while. On other systems than Linux, nothing happens.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from pathlib import Path
 
 import numpy as np
 
-Range = tuple[int, int]  # addresses: the first, and one past the last
+Range = tuple[int, int]  # addresses: the first byte, and one past the last byte
 
-MOVE_AFTER = 128  # runs of the graph; a model that was used so much is expected to be used on
+MOVE_AFTER = 128  # runs of the graph; after so many, further use is likely
 _MADV_COLLAPSE = 25  # the same number on every processor that ONNX Runtime runs on
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage")
 _AT_ONCE = 16  # huge pages per system call; each call waits once for all cores (3 ms)
-_FULL = 15 / 16  # share of a huge page that must be resident: the rest would be new memory
+# The share of a huge page that must be resident. The move adds memory for the rest of the page.
+_FULL = 15 / 16
 
 
 class HugePages:
     """The memory that was mapped between the creation of this object and the call of `end`.
 
-    After MOVE_AFTER runs it is moved into huge pages. enabled=False: it never is.
+    After MOVE_AFTER runs that memory is moved into huge pages. enabled=False: it is never moved.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -89,16 +90,16 @@ def _new_pages(now: Sequence[Range], before: Sequence[Range], size: int) -> Iter
 
 
 def _collapse(pages: Sequence[Range]) -> None:
-    """Move the pages that are resident into huge pages.
+    """Move the resident ones of these pages into huge pages.
 
-    Memory that was freed and used for something else in the meantime keeps its contents, too.
+    The contents never change, also if the memory was freed and used for something else meanwhile.
     """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
         for start, end in _joined(_resident(pages)):
             failed = madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
-            # EAGAIN: a page was in use at that moment. Any other error: an older kernel, or no huge
-            # pages are left, and the small ones stay.
+            # EAGAIN: a page was in use at that moment; go on with the next range. Any other error:
+            # the kernel is too old, or no huge pages are left; the small pages stay.
             if failed and ctypes.get_errno() != errno.EAGAIN:
                 return
     except (OSError, AttributeError):

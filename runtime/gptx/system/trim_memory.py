@@ -27,8 +27,8 @@ def trim_memory(*folders: Path) -> None:
     Only mappings that this process has not written to are dropped. Takes 15 to 25 ms, most of it to
     read /proc/self/smaps.
 
-    No other thread may unmap a file in these folders meanwhile: if its address were mapped anew,
-    the new memory would lose its contents.
+    No other thread may unmap a file in these folders meanwhile. Other memory could then be mapped
+    at the file's address, and would lose its contents.
     """
     if sys.platform != "linux":
         return

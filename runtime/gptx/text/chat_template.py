@@ -23,7 +23,7 @@ class ChatTemplate:
     """A chat template. `source` is its text in Jinja.
 
     special: the texts of the special tokens by their names (bos_token, eos_token); templates use
-    them as variables. path: the file that messages name.
+    them as variables. path: the file that error messages name.
 
     Threads: any number of threads may render with one template at the same time.
     """
@@ -35,7 +35,7 @@ class ChatTemplate:
         self._special = dict(special)
         self._path = path or "the chat template"
         self._date: datetime | None = None  # None: the current date
-        self._template: Any = None  # the compiled template, once it was used
+        self._template: Any = None  # the compiled template; None before the first use
 
     def with_date(self, date: datetime) -> ChatTemplate:
         """The same template with a fixed date.
@@ -51,9 +51,9 @@ class ChatTemplate:
 
         add_generation_prompt: end with the beginning of the assistant's answer.
 
-        Raises UsageError if the template refuses the messages (with the template's own words),
-        PromptError if they are no messages, ArtifactError if the template is broken, or takes more
-        time or memory than it may.
+        Raises UsageError with the template's own words if the template refuses the messages.
+        Raises PromptError if `messages` is not a list of messages. Raises ArtifactError if the
+        template is broken, or exceeds its limits of time or memory (template_budget.py).
         """
         import jinja2
 
@@ -100,16 +100,16 @@ class ChatTemplate:
                 f"{self._path} is not a template, line {error.lineno}: {error.message}"
             ) from error
         except (RecursionError, SyntaxError, MemoryError):
-            # limits of Python's own compiler, which Jinja gives its code to
+            # Jinja makes Python code of a template, and Python's compiler limits the nesting
             raise ArtifactError(
                 f"{self._path} is not a template that can be read: it nests too deep"
             ) from None
 
 
 def checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Copies of a conversation's messages. Raises PromptError for anything that is no message.
+    """Copies of a conversation's messages. Raises PromptError for a value that is no message.
 
-    Without this check the template would fail, and the error would name the template.
+    Without this check the template would fail, and the error would blame the template.
     """
     if not is_list(messages):
         raise PromptError(
@@ -126,7 +126,8 @@ def _check_message(number: int, message: Any) -> None:
     role, content = message.get("role", ""), message.get("content")
     if not isinstance(role, str):
         raise PromptError(f"the role of message {number} is {shown(role)}, expected {_EXPECTED}")
-    # A list of parts, or no content beside other fields (tool calls): the template decides.
+    # Also accepted: a list of parts, and no content if there are other fields (tool calls). The
+    # template decides whether it supports them.
     accepted = isinstance(content, str | list) or (
         content is None and not set(message) <= {"role", "content"}
     )
@@ -146,9 +147,9 @@ def _environment() -> Any:
     from gptx.text.template_sandbox import LimitedEnvironment
 
     class Generation(Extension):
-        """{% generation %}...{% endgeneration %} gives its content.
+        """{% generation %}...{% endgeneration %} renders as its content.
 
-        In training it marks what the assistant said.
+        transformers uses the tag in training, to find the assistant's part of a conversation.
         """
 
         tags = {"generation"}
@@ -212,8 +213,8 @@ def load_template(folder: Path, special: Mapping[str, str]) -> ChatTemplate | No
 def default_template(value: Any) -> str | None:
     """The template in a tokenizer_config.json's field chat_template; None if there is none.
 
-    The field is a text, or a list of templates with names, of which the one called "default" is
-    taken. Raises ValueError for anything else.
+    The field is a text, or a list of templates with names, of which the template
+    named "default" is taken. Raises ValueError for anything else.
     """
     found = value
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):

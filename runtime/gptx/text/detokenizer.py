@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 from gptx.text.tokenizer import Tokenizer
 
-UNFINISHED = "\ufffd"  # what bytes decode to that are not yet a whole character
+UNFINISHED = "\ufffd"  # the decoder's output for bytes that are not yet a whole character
 CONTEXT = 8  # tokens of the prompt that are decoded with the first new ones
 
 
 class Detokenizer:
     """Pieces of text that together are exactly what decoding all tokens at once gives.
 
-    context: the tokens in front of the first one, for instance the prompt. They decide whether the
-    text begins with a space.
+    context: the tokens before the first generated one, for instance the prompt. They decide whether
+    the text begins with a space.
 
-    Each token costs the decoding of a few: the tokens since the last piece, and those of the last
-    piece.
+    Cost: for each new token, the tokens of the last piece and all tokens since are decoded.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
@@ -28,7 +27,8 @@ class Detokenizer:
         if self._context.endswith(UNFINISHED):
             self._ids, self._context = [], ""
         # _ids[_start:_shown] are the tokens of the last piece, and _shown_text is their text. They
-        # are decoded again with the next tokens, because they decide how these are spelt.
+        # are decoded again together with the next tokens: the text of a token can depend on the
+        # tokens before it.
         self._start, self._shown, self._shown_text = 0, len(self._ids), self._context
         self._pieces: list[str] = []
 
@@ -37,7 +37,7 @@ class Detokenizer:
         if token in self._hidden:
             return ""
         self._ids.append(token)
-        # How byte tokens decode is known only after the last one in a row.
+        # Byte tokens in sequence are decoded together: their text is known only after the last one.
         if token in self._bytes:
             return ""
         text = self._tokenizer.decode(self._ids[self._start :])

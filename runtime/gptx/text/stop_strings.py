@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gptx.text.detokenizer import UNFINISHED
 from gptx.text.tokenizer import Tokenizer
 
-# Tokens that are decoded together to get a whole character; most characters need two or three.
+# The most tokens to wait for a whole character; characters of several tokens mostly have 2 or 3.
 MOST_UNFINISHED = 16
 
 
@@ -25,9 +25,10 @@ class StopSet:
         self.longest: int = self._lengths[-1] if self._lengths else 0  # characters
 
     def find(self, text: str, after: int) -> int | None:
-        """Where the first stop string in `text` begins, among those that end behind text[:after].
+        """The index in `text` where the first stop string begins; None if there is none.
 
-        The first is the one that ends first. Of several that end together, it is the longest.
+        The first stop string is the one that ends first. If several end at the same place, the
+        longest counts. Stop strings that end within text[:after] do not count.
         """
         for end in range(after + 1, len(text) + 1):
             for length in reversed(self._lengths[: bisect_right(self._lengths, end)]):
@@ -36,7 +37,7 @@ class StopSet:
         return None
 
     def unfinished(self, text: str) -> int:
-        """The length of the longest end of `text` that may become a stop string with more text."""
+        """The length of the longest end of `text` that is the beginning of a stop string."""
         for length in range(min(len(text), self.longest - 1), 0, -1):
             end = text[-length:]
             # In sorted order, the stop strings that begin with `end` follow `end` itself.
@@ -52,7 +53,8 @@ class StopStrings:
     A stop string is found in the text of all tokens, special tokens included. It may begin at the
     end of the prompt. The token that completes it ends the row.
 
-    prompt: its last tokens are enough; no others are read.
+    prompt: token ids in front of the generated ones. Only the last ones are read, as many as the
+    longest stop string has characters.
     """
 
     def __init__(self, stops: StopSet, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -63,11 +65,11 @@ class StopStrings:
         self._stops, self._tokenizer = stops, tokenizer
         if not stops.longest:
             return
-        # Tokens are decoded behind this text: it decides whether they begin with a space.
+        # Tokens are decoded behind this text, so that a space in front of the first one is kept.
         self._before = tokenizer.encode("abcdef", add_special_tokens=False)
         self._before_text = tokenizer.decode(self._before, skip_special_tokens=False)
-        # The end of the text that may become a stop string, and "1" for each visible character of
-        # it, "0" for others (the prompt, special tokens).
+        # _text: the end of the text that may become a stop string. _visible: for each character of
+        # _text a "1" if it is visible, "0" if not (it is of the prompt or a special token).
         self._text, self._visible = "", ""
         # The last tokens, if their bytes are not yet a whole character.
         self._unfinished: list[int] = []
@@ -75,9 +77,9 @@ class StopStrings:
             self._read(token, visible=False)
 
     def push(self, token: int, *, visible: bool) -> bool:
-        """Read a new token. Returns whether a stop string was found.
+        """Read a new token. Returns True if a stop string was found, now or before.
 
-        visible: the token's text is part of the completion's text.
+        visible: True if the token's text is part of the completion's text.
         """
         if self._stops.longest and not self.found:
             self._read(
@@ -102,7 +104,7 @@ class StopStrings:
         self.withheld = mask[begins:].count("1")
 
     def _text_of(self, tokens: list[int]) -> str:
-        """The text of tokens that stand behind others."""
+        """The text of tokens, spelt as in the middle of a text."""
         if not tokens:
             return ""
         text = self._tokenizer.decode([*self._before, *tokens], skip_special_tokens=False)

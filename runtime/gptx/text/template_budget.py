@@ -1,9 +1,9 @@
 """The time and memory that one rendering of a chat template may take.
 
-A template comes with the model, from whoever made that. Jinja's sandbox keeps it away from
-Python's objects, but not from running for hours or filling the memory. So each step of a rendering
-is counted here, and the size of each value that it makes is charged. template_sandbox.py calls
-this; nothing here knows Jinja.
+A template comes with a model, and its author may be a stranger. Jinja's sandbox keeps a template
+away from Python's objects. It does not prevent a template from running for hours or filling the
+memory. So a Budget counts each step of a rendering, and subtracts the size of each new value.
+template_sandbox.py calls the methods; nothing here knows Jinja.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from typing import Any
 
 SECONDS = 5.0  # of this thread's processor time; 1,000 messages take some hundredths of a second
-DEPTH = 100  # of calls within calls: of macros, and of recursive loops
+DEPTH = 100  # of nested calls (macros and recursive loops)
 # Limits in bytes: a constant, plus a factor times the size of the messages. The factors are large
 # because a template may put the whole conversation together again for each message.
-MEMORY, MEMORY_FACTOR = 256 * 2**20, 512  # of all values made, also of those that were freed again
-# Of one value. A part that occurs several times in it counts as often: writing it takes that much.
+MEMORY, MEMORY_FACTOR = 256 * 2**20, 512  # of all values made, freed ones included
+# For one value. A part that a value holds several times counts several times, as in its text.
 VALUE, VALUE_FACTOR = 16 * 2**20, 8
-_STEPS_PER_CLOCK = 64  # steps between two readings of the clock, which takes longer than most steps
+_STEPS_PER_CLOCK = 64  # between readings of the clock; one reading takes longer than most steps
 
 TOO_LARGE = "it makes texts, lists or numbers far larger than a conversation needs"
 CONTAINERS = (
@@ -44,10 +44,9 @@ class TemplateStopped(Exception):
 
 
 class Budget:
-    """What one rendering may still take.
+    """The time and memory that are left to one rendering.
 
-    messages: the conversation that the template gets. It is not charged, and its size is computed
-    only once.
+    messages: the conversation that is rendered. It sets the limits, and is not charged itself.
     """
 
     def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -68,12 +67,12 @@ class Budget:
                 raise TemplateStopped(f"it ran for more than {SECONDS:g} seconds")
 
     def expect(self, size: float) -> None:
-        """Raise TemplateStopped if `size` bytes, which are about to be made, are not left."""
+        """Raise TemplateStopped if the budget has less than `size` bytes left."""
         if size > self._memory:
             raise TemplateStopped(TOO_LARGE)
 
     def charge(self, size: int) -> None:
-        """Take `size` bytes from the budget. Raises TemplateStopped if they are not left."""
+        """Take `size` bytes from the budget. Raises TemplateStopped if it has less left."""
         self.expect(size)
         self._memory -= size
 
@@ -87,10 +86,10 @@ class Budget:
         return value
 
     def size(self, value: Any) -> int:
-        """Bytes of a value as if none of its parts were shared.
+        """Bytes of a value, with each part counted as often as the value holds it.
 
-        [x, x] thirty times over is small in memory, but has 2**30 parts once it is written or
-        compared. Raises TemplateStopped for more than one value may have.
+        Thirty steps of x = [x, x] make a list that is small in memory, but has 2**30 parts when it
+        is written or compared. Raises TemplateStopped if the value is larger than the limit.
         """
         total, left = 0, [value]
         while left:
@@ -112,19 +111,22 @@ class Budget:
         return total
 
     def enter(self) -> None:
-        """A call begins. Templates cannot catch errors, so a call that fails needs no `leave`."""
+        """Count the beginning of a call. Raises TemplateStopped if calls nest too deep.
+
+        A call that fails needs no `leave`: templates cannot catch errors.
+        """
         self._depth += 1
         if self._depth > DEPTH:
             raise TemplateStopped(f"its macros or loops call themselves more than {DEPTH} times")
 
     def leave(self) -> None:
-        """A call ends."""
+        """Count the end of a call."""
         self._depth -= 1
 
 
 @contextmanager
 def limited_by(budget: Budget) -> Iterator[None]:
-    """Templates that this thread renders in the block take from `budget`."""
+    """Use `budget` for all templates that this thread renders in the block."""
     before = getattr(_of_thread, "budget", None)
     _of_thread.budget = budget
     try:
@@ -134,5 +136,5 @@ def limited_by(budget: Budget) -> Iterator[None]:
 
 
 def current_budget() -> Budget:
-    """The budget of the rendering that this thread is in."""
+    """The budget of this thread's current rendering."""
     return _of_thread.budget

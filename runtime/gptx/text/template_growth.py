@@ -1,7 +1,7 @@
-"""How many bytes an operation in a chat template may make, estimated before it is done.
+"""Estimate the size of the result of an operation in a chat template before it is computed.
 
-Only for operations whose result may be larger than their operands by more than a fixed factor, such
-as "a" * 10**9. sys.maxsize stands for more than any budget has.
+There are estimates only for operations whose results can be far larger than their operands, such as
+"a" * 10**9. All sizes are in bytes. sys.maxsize means: more than any budget has.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from gptx.text.template_budget import CONTAINERS, current_budget
 
-SLOW_INPUT = 200_000  # bytes; the most for filters that take more than linear time
-MOST_PARTS = 100_000  # of batch, slice and lipsum; range() gives no more either
+SLOW_INPUT = 200_000  # bytes; the largest input of filters that take more than linear time
+MOST_PARTS = 100_000  # of batch, slice and lipsum; Jinja's sandbox limits range() to as many
 MOST_DIGITS = 400  # of round()
 MOST_BITS = 64_000  # of an integer; Python refuses to write more than 14,000 bits
-BYTES_PER_VALUE = 32  # Budget.size counts at least as much for each value
+BYTES_PER_VALUE = 32  # Budget.size counts at least this much for each value
 
 
 def operator_growth(operator: str, left: Any, right: Any) -> float:
-    """Bytes that `left operator right` may make, for the operators + * ** %."""
+    """The estimated bytes of `left operator right`, for the operators + * ** %."""
     if operator == "%":
         return _percent(left, right) if isinstance(left, str | bytes) else 0
     if isinstance(left, int) and isinstance(right, int):
@@ -41,7 +41,7 @@ def as_list(value: Any) -> Any:
     return list(value) if isinstance(value, Iterator) else value
 
 
-# Estimates by operation. Their parameters are those of the method or filter.
+# Estimates, one for each operation. They take the same arguments as the method or filter itself.
 
 
 def _repeated(value: Any, count: Any) -> float:
@@ -68,9 +68,10 @@ def _braces(form: str, *args: Any, **kwargs: Any) -> float:
 def _formatted(
     length: int, specs: Sequence[str], args: Sequence[Any], *, widths_in_args: bool
 ) -> float:
-    """A format text of `length` characters, with a spec such as "10.2" for each field in it.
+    """The result of a format string of `length` characters.
 
-    widths_in_args: arguments may be widths or precisions too.
+    specs: the format of each field, such as "10.2". widths_in_args: True if the arguments may also
+    be widths or precisions.
     """
     width = max((int(number) for spec in specs for number in re.findall(r"\d+", spec)), default=0)
     if widths_in_args:
@@ -119,7 +120,7 @@ def _rounded(value: Any, precision: Any = 0, *_: Any, **__: Any) -> float:
 def _as_json(
     value: Any, ensure_ascii: Any = False, indent: Any = None, *_: Any, **__: Any
 ) -> float:
-    """With an indent, each value has a line, which begins with an indentation for each bracket."""
+    """With an indent, each value has its own line, indented once for each open bracket."""
     size = current_budget().size(value) if isinstance(value, CONTAINERS) else 0
     if indent is None or not size:
         return size
@@ -129,7 +130,7 @@ def _as_json(
 
 
 def _nesting(value: Any) -> int:
-    """How deep containers lie in containers: 1 for [1, 2]."""
+    """The number of levels of a value: 1 for a number or text, 2 for [1, 2]."""
     depth, level = 0, [value]
     while level:
         depth += 1

@@ -1,7 +1,8 @@
 """Jinja's sandbox for chat templates, with a budget of time and memory (template_budget.py).
 
-Every loop iteration, call, filter and operator is a step of the budget, and its result is charged.
-A result that may be far larger than the operands is estimated first (template_growth.py).
+Every loop iteration, call, filter and operator counts as a step, and the size of its result is
+taken from the budget. If the result can be far larger than the operands, its size is first
+estimated (template_growth.py).
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         }
 
     def limited(self, source: str) -> nodes.Template:
-        """The template's syntax tree with steps in it, for `from_string`.
+        """The syntax tree of a template, with steps inserted, for `from_string`.
 
         Raises TemplateStopped for a source that is too long.
         """
         if len(source) > SOURCE:
-            raise TemplateStopped(f"it has {len(source):,} characters, and {SOURCE:,} are the most")
+            raise TemplateStopped(
+                f"it has {len(source):,} characters, and at most {SOURCE:,} are allowed"
+            )
         return _StepInserter(self).visit(self.parse(source))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -79,7 +82,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if growth and isinstance(owner, str | bytes | int):
             args = tuple(map(as_list, args))
             budget.expect(growth(owner, *args, **kwargs))
-        if args or kwargs:  # a macro gets them as values, `varargs` and `kwargs`
+        if args or kwargs:  # a macro can read them as the variables `varargs` and `kwargs`
             budget.size([args, kwargs])
         budget.enter()
         value = super().call(__context, __obj, *args, **kwargs)
@@ -106,7 +109,7 @@ def _write(_: Context, value: Any) -> Any:
 
 @pass_context
 def _step(_: Context, value: Any, text: int = 0) -> Any:
-    """Count a step, in which the template writes `text` characters of its own."""
+    """Count a step in which the template writes `text` characters of its own source."""
     current_budget().step()
     current_budget().charge(text)
     return value
@@ -129,7 +132,7 @@ def _concatenate(context: nodes.EvalContext, values: list[Any]) -> str:
 def _sum(
     context: Context, iterable: Any, attribute: str | int | None = None, start: Any = 0
 ) -> Any:
-    """Jinja's filter `sum`, with a step for each addition: it may add lists."""
+    """Jinja's filter `sum`. Each addition counts as a step, because items may be lists."""
     environment: Any = context.environment
     if attribute is not None:
         iterable = environment.call_filter(
@@ -143,7 +146,7 @@ def _sum(
 def _limited(one: Callable[..., Any], growth: Callable[..., float] | None) -> Callable[..., Any]:
     """A filter or function that takes from the budget.
 
-    growth: gives the bytes that it may make, from its arguments.
+    growth: computes from the arguments how many bytes the result may have; None: not estimated.
     """
     # Jinja passes some filters the context or the environment, in front of the arguments.
     first = int(hasattr(one, "jinja_pass_arg"))

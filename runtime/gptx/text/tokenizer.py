@@ -48,12 +48,12 @@ class Tokenizer:
         try:
             return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:
-            # Half a surrogate pair, a value that is no text, or a word without tokens. For the last
-            # one, the package raises Exception itself.
+            # Half a surrogate pair, a value that is not a string, or a word without tokens. For the
+            # word, the package raises Exception itself.
             raise PromptError(f"the prompt is not text that can be encoded: {error}") from error
 
     def continuation(self, prompt: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of `text` behind `prompt`.
+        """The token ids of `text` where it follows `prompt`, without the ids of the prompt.
 
         They may differ from encode(text): a SentencePiece tokenizer puts a space in front of a text
         that stands alone. Training learns these ids as the answer, and labels are scored by them.
@@ -68,7 +68,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. skip_special_tokens: without the special tokens among them.
 
-        Raises PromptError for what are no token ids.
+        Raises PromptError if `ids` are not token ids.
         """
         try:
             return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -76,7 +76,7 @@ class Tokenizer:
             raise PromptError(f"{shown(ids)} cannot be decoded: {error}") from error
 
     def token(self, token_id: int) -> str | None:
-        """The token with an id, as the vocabulary writes it; None if there is none."""
+        """The token with this id, spelt as in the vocabulary; None if there is none."""
         number = integer(token_id)
         return self._inner.id_to_token(number) if number in range(1 << 32) else None
 
@@ -151,10 +151,11 @@ def load_tokenizer(
 def vocabulary_problem(
     inner: Any, *, tokenizer_vocab_size: int | None, vocab_size: int
 ) -> str | None:
-    """The fault of a tokenizer's ids, worded to follow the file's name; None if there is none.
+    """What is wrong with a tokenizer's ids, as in "is damaged: ..."; None if nothing is.
 
-    Every token must have its own id below `vocab_size`. `tokenizer_vocab_size` is the stated number
-    of ids: the highest id plus one. The check is quick for ids without a hole, as most have.
+    inner: a tokenizers.Tokenizer. Each token must have an id of its own, below `vocab_size` (the
+    number of ids that the model has). tokenizer_vocab_size: the highest id plus one as gptx.json
+    states it; None: not checked. The check is quick if the ids have no gaps, as usual.
     """
     count = inner.get_vocab_size(with_added_tokens=True)
     if (
@@ -162,7 +163,7 @@ def vocabulary_problem(
         and count == tokenizer_vocab_size <= vocab_size
         and None not in map(inner.id_to_token, range(tokenizer_vocab_size))
     ):
-        return None  # there are as many tokens as ids, and each id has a token
+        return None  # as many tokens as ids, and a token for each id
     vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
     highest = max(vocabulary.values(), default=-1)
     if highest >= vocab_size:

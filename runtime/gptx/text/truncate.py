@@ -1,4 +1,4 @@
-"""Cut a text that is too long for the context, so that the prompt around it stays whole."""
+"""Shorten a text that is too long for the context; the prompt around the text stays whole."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from gptx.text.tokenizer import Tokenizer
 
-# Where a text may be cut: behind a word. Words have at most 20 characters here, because not all
-# languages put spaces between words.
+# A text may be cut after each match. Longer words are split every 20 characters, because some
+# languages have no spaces between words.
 WORD = re.compile(r"\s*\S{1,20}")
 
 
@@ -25,8 +25,8 @@ class Fitted(NamedTuple):
 def fit(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room: int) -> Fitted | None:
     """The prompt `ask(text)`, with as many words from the start of `text` as fit.
 
-    ask: puts a text into the prompt's template. room: the most tokens of the prompt. Returns None
-    if not even one word fits.
+    ask: puts a text into the prompt's template. room: the most tokens that the prompt may have.
+    Returns None if not even one word fits.
     """
     whole = tokenizer.encode(ask(text))
     if len(whole) <= room:
@@ -38,8 +38,8 @@ def fit(text: str, ask: Callable[[str], str], tokenizer: Tokenizer, room: int) -
     def tokens(end: int) -> int:
         return len(tokenizer.encode(ask(text[:end])))
 
-    # Mostly a word has a token or more: start from `room` words, so that a very long text is not
-    # encoded again and again.
+    # Most words have at least one token, so `room` words are a good first guess. Without it, a very
+    # long text would be encoded whole again and again.
     most = min(room, len(ends) - 1)
     while most < len(ends) - 1 and tokens(ends[most]) <= room:
         most = min(2 * most, len(ends) - 1)
