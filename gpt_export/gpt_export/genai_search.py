@@ -57,9 +57,9 @@ def search(
 
 
 def note_unsupported(generation: Mapping[str, Any], *, genai: bool) -> None:
-    """Tell the user which fields of generation_config.json will be ignored.
+    """Tell the user which fields of generation_config.json gptx will ignore.
 
-    By gptx; and with `genai` also those that onnxruntime-genai will ignore.
+    genai: also tell which fields onnxruntime-genai will ignore.
     """
     if (line := unsupported_in_words(generation)) is not None:
         note(line)

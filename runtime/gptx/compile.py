@@ -1,4 +1,4 @@
-"""Add a compiled graph to a copy of an artifact: for machines like this one, it opens faster.
+"""Add a compiled graph, which opens faster on machines like this one, to a copy of an artifact.
 
 ONNX Runtime optimizes the graph, and packs the weights as this processor's kernels read them, into
 a file that several processes share. The portable graph stays as it is, for other machines and
@@ -70,8 +70,9 @@ def compile_artifact(
 
 def _bytes_needed(manifest: Manifest, portable: Mapping[str, FileFacts]) -> int:
     """Bytes on the disk for the copied files and, at most, the compiled ones."""
-    # Each graph takes its weights once as they are, and up to 1.2 times packed, because MatMulNBits
-    # adds sums of blocks. A CPU holds fp16 weights as fp32, which is twice as much.
+    # Each compiled graph holds its weights twice: as they are, and packed. Packed ones take up to
+    # 1.2 times their size, because MatMulNBits adds sums of blocks. A CPU holds fp16 weights as
+    # fp32, which doubles both.
     copies = 4.4 if manifest.decode or manifest.precision == "fp16" else 2.2
     sizes = [
         facts.size * (1 + copies if name.startswith("onnx/") else 1)

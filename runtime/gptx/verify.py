@@ -46,7 +46,7 @@ __all__ = [
     "verify",
 ]
 
-# Shares of the work, for the progress: reading files twice, then running the model.
+# Shares of all work, for the progress: hash the files, search the weights, run the model.
 HASHES, WEIGHTS, RUNNING = 0.15, 0.15, 0.7
 
 
@@ -157,13 +157,16 @@ class _Progress:
         self._done, self._total = 0, 1  # amounts of the current stage, in its own unit
 
     def begin(self, share: float, total: int) -> None:
-        """End the current stage and begin one that is `share` of all work and `total` long."""
+        """End the current stage and begin the next one.
+
+        share: of all work, 0 to 1. total: the length of the stage, in the unit that `advance` gets.
+        """
         self._before, self._share = self._before + self._share, share
         self._done, self._total = 0, max(total, 1)
         self._report(min(self._before, 1.0))
 
     def advance(self, amount: int) -> None:
-        """Add `amount`, in the unit of the current stage's total."""
+        """Report that `amount` more of the current stage is done, in the unit of its total."""
         self._done += amount
         of_stage = min(self._done / self._total, 1.0)
         self._report(min(self._before + self._share * of_stage, 1.0))

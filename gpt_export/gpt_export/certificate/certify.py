@@ -80,9 +80,10 @@ class Recording:
 def complete(
     carried: Reference, recording: Recording, folder: Path, tokens: dict[str, Any]
 ) -> Reference:
-    """Complete the reference of an artifact from an older gptx, `carried`, with parts it lacks.
+    """Add the parts that the reference of an artifact from an older gptx lacks.
 
-    The whole-context logits come from `recording`, the tokenizer's words from `folder`.
+    carried: that reference. Its whole-context logits are taken from `recording`. Its text record is
+    made with the tokenizer and chat template in `folder`.
     """
     text = recording.text
     words = carried.words or _record_words(folder, tokens, text, carried.tokens.tolist())
@@ -200,8 +201,8 @@ def certify(
 ) -> dict[str, Any]:
     """Compare `model` with the recording; returns the certificate as gptx.json stores it.
 
-    `passed` tells if all figures are inside `limits`. reference: what the artifact carries; its
-    figures (`verified`) are those that `gptx verify` will measure again.
+    `passed` tells if all figures are inside `limits`. reference: the one that the artifact carries.
+    The figures measured with it (`verified`) are those that `gptx verify` will measure again.
     """
     figures = _compare_logits(recording, model)
     with stage("Measuring as gptx verify will"):

@@ -68,7 +68,7 @@ def load_eval_text(
     if tokens and len(tokens) > 1:
         digest = hashlib.sha256(content).hexdigest()
         return _in_windows(tokens[:most], window, source, digest, words, vocab_size)
-    reason = "the tokenizer cannot write the proof text" if file.exists() else "no tokenizer"
+    reason = "the tokenizer cannot encode the proof text" if file.exists() else "no tokenizer"
     source = f"seeded random token ids ({reason}), seed {RANDOM_SEED}"
     tokens = np.random.default_rng(RANDOM_SEED).integers(0, vocab_size, 2 * window).tolist()
     digest = hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
@@ -115,15 +115,15 @@ def _check_user_text(
     own: str, text: Path, tokens: list[int] | None, *, has_tokenizer: bool
 ) -> None:
     if not has_tokenizer:
-        raise UsageError(f"there is no tokenizer to read the {own} text {text} with: leave it out")
+        raise UsageError(f"there is no tokenizer to encode the {own} text {text}: leave it out")
     if tokens is None:
         raise UsageError(
-            f"the tokenizer cannot write the {own} text {text}: give a text in its alphabet"
+            f"the tokenizer cannot encode the {own} text {text}: give a text in its alphabet"
         )
     if len(tokens) < 2:
         count = f"{len(tokens)} token{'s' * (len(tokens) != 1)}"
         raise UsageError(
-            f"the {own} text {text} holds {count}: give one of 2 at least, better some thousands"
+            f"the {own} text {text} holds {count}: give one with at least 2, better some thousands"
         )
 
 

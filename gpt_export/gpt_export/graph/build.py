@@ -47,10 +47,10 @@ class Step(nn.Module):
         """Returns logits (B, kept, vocab_size), float32, and the new cache.
 
         input_ids, position_ids: int64 (B, S). attention_mask: int64 (B, P + S). past: keys and
-        values of each layer. logits: the input KEEP, for how many of the last positions logits are
-        computed; 0 is all. The form `cuda` has FIRST instead, the first of these positions:
-        computing it from KEEP in the graph would make ONNX Runtime copy the number between the
-        devices.
+        values of each layer. logits: the input KEEP, the number of last positions whose logits are
+        computed; 0 means all. In the form `cuda` it is the input FIRST, the first of these
+        positions. Computing FIRST from KEEP in the graph would make ONNX Runtime copy the number
+        between the devices.
         """
         attend = ATTENDS[self.form](self.gpt, position_ids, attention_mask, past)
         hidden = self.gpt.hidden(input_ids, position_ids, attend)

@@ -232,7 +232,7 @@ class ChannelProduct(nn.Module):
 
 
 def _in_blocks(x: Tensor, block: int) -> Tensor:
-    """(B, S, n_in) -> (B, S, n_in / block, block)"""
+    """Split the last axis into blocks: (B, S, n_in) -> (B, S, n_in / block, block)."""
     count = x.shape[-1] // block
     return _reshape(x, [0, 0, count, block], (*x.shape[:-1], count, block))
 
@@ -254,7 +254,7 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _sum_of_terms(y: Tensor) -> Tensor:
-    """(2, B, S, n_out) -> (B, S, n_out)"""
+    """Add the products of both terms of the activations: (2, B, S, n_out) -> (B, S, n_out)."""
     coarse, fine = y.split(1)
     return (coarse + fine).squeeze(0)
 

@@ -13,11 +13,11 @@ from gpt_export.quantization.gptq import Rounded
 class BlockWeights:
     """A matrix (n_out, n_in) in blocks along n_in: w = scale * (q - zero).
 
-    packed: q, uint8 (n_out, blocks, block * bits / 8); two 4-bit values per byte, the lower half
-    first scales: float32 (n_out, blocks); or int8, to be multiplied by scale_steps, float32 (n_out,
-    1) zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed as q is; None: all are 2^(bits - 1)
-    activation_bits: of the product; 8, with 8-bit weights also 16 (two terms), with 4-bit also 32
-    (fp32)
+    packed: q, uint8 (n_out, blocks, block * bits / 8). Two 4-bit values share a byte, the first one
+    in its lower half. scales: float32 (n_out, blocks), or int8 of that shape, to be multiplied by
+    scale_steps, float32 (n_out, 1). zeros: uint8 (n_out, ceil(blocks * bits / 8)), packed as q is;
+    None if all zero points are 2^(bits - 1). activation_bits: of the product's input: 8; with 8-bit
+    weights also 16 (two terms); with 4-bit weights also 32 (fp32).
     """
 
     packed: np.ndarray
@@ -51,7 +51,7 @@ class StackedWeights:
 
 
 def pack_blocks(rounded: Rounded, *, exact: bool = False) -> BlockWeights:
-    """Lay out a rounded matrix.
+    """Lay out a rounded matrix as MatMulNBits reads it.
 
     exact: activations in more than 8 bits, as the kernels allow: 16 for 8-bit weights, fp32 for
     4-bit.

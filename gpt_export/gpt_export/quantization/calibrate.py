@@ -40,9 +40,10 @@ def round_layers(
 def round_to_each(
     gpt: GPT, windows: list[list[int]], grids_for: Callable[[int], Sequence[Grid]]
 ) -> tuple[dict[str, list[Rounded]], Tensor]:
-    """round_layers to several grids per layer; `gpt` gets the weights of the last grid.
+    """Like round_layers, but round each layer to several grids.
 
-    So later layers are rounded on the activations of the last grid's weights.
+    `gpt` gets the weights of each layer's last grid, so the layers after it are rounded on the
+    activations of these weights.
     """
     rounded: dict[str, list[Rounded]] = {}
     streams = [embedded(gpt, window) for window in windows]

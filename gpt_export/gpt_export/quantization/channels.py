@@ -23,7 +23,10 @@ class ChannelWeights:
 
 
 def pack_channels(rounded: Rounded, *, exact: bool = False) -> ChannelWeights:
-    """Lay out a rounded matrix. exact: activations in 16 bits instead of 8."""
+    """Lay out a rounded matrix as MatMulIntegerToFloat reads it.
+
+    exact: activations in 16 bits instead of 8.
+    """
     levels = rounded.levels.numpy().astype(np.int8)
     return ChannelWeights(
         np.ascontiguousarray(levels.T), rounded.scales[:, 0].numpy().copy(), 16 if exact else 8

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 COLUMNS = 128  # columns that are rounded before one product corrects all columns after them
-# Of the mean moment, added to each column's own. GPTQ's authors take 0.01; 5 times that keeps 4
-# bits nearer on texts of other kinds than the calibration's.
+# By bits: share of the mean second moment that is added to each column's moment. GPTQ's authors
+# take 0.01. For 4 bits, 0.05 loses less on texts of other kinds than the calibration text.
 DAMPING = {8: 0.01, 4: 0.05}
 
 
@@ -124,7 +124,7 @@ def round_gptq(weight: Tensor, moments: Tensor, grid: Grid) -> Rounded:
     """
     moments, damping = moments.double().clone(), DAMPING[grid.bits]
     silent = moments.diagonal() == 0
-    moments[silent, silent] = 1.0  # no input ever: nothing to make good
+    moments[silent, silent] = 1.0  # an input that is always 0; 1 keeps the matrix invertible
     if grid.block:
         return refit(
             weight.float(),

@@ -92,7 +92,7 @@ def _digits(offsets: Tensor) -> tuple[Rounded, int]:
         digits.append(round_nearest(columns, GRID))
         offsets = offsets - digits[-1].values()[:, places]
     copies = -(-((DIGITS - 1) * width + sums) // sums)
-    columns = copies * sums  # the columns after these have no inputs
+    columns = copies * sums  # one column per input; further columns of the blocks are dropped
     levels = torch.cat([digit.levels for digit in digits], 1)[:, :columns]
     levels = torch.nn.functional.pad(levels, (0, columns - levels.shape[1]))
     blocks = -(-columns // GRID.block)

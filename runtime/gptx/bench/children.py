@@ -25,7 +25,10 @@ def ask(
     ends: Sequence[int] = (),
     **asked: Any,
 ) -> Answer:
-    """Have an engine do one of prepare=, speed= and quality=, see gptx.bench.measure.
+    """Run an engine in a process of its own; returns its answer (see gptx.bench.measure).
+
+    threads, device, context, ends: the Job. asked: exactly one request, `prepare`, `speed` or
+    `quality`.
 
     Raises UsageError if a package is missing, GptxError if the engine fails or its process ends.
     """
@@ -51,7 +54,8 @@ def ask(
 def bandwidth(threads: int, device: str = "cpu") -> dict[str, float]:
     """Bytes a second of the CPU's memory (or the GPU's), for each way of reading."""
     module = ["gptx.bench.bandwidth", str(threads)] if device == "cpu" else ["gptx.bench.device"]
-    done = run(module, "", threads=1)  # the module starts its own threads, BLAS none
+    # One thread for BLAS, because gptx.bench.bandwidth starts its own threads.
+    done = run(module, "", threads=1)
     if done.returncode:
         raise GptxError(f"the memory's speed could not be measured{_last_words(done.stderr)}")
     return json.loads(done.stdout)

@@ -21,7 +21,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Raises statistics.StatisticsError if there are no values."""
+        """Sum up the measurements `values`. Raises statistics.StatisticsError if there are none."""
         found = list(values)
         median, lowest, highest = (
             float(f"{value:.6g}") for value in (statistics.median(found), min(found), max(found))
@@ -34,7 +34,10 @@ class Spread:
         )
 
     def ratio(self, first: Spread, of: Which = "median") -> float | None:
-        """This median (or lowest, highest) divided by that of `first`; None if that is 0."""
+        """This median divided by the median of `first`; None if the latter is 0.
+
+        of: "lowest" or "highest" divides these values instead.
+        """
         ours, theirs = getattr(self, of), getattr(first, of)
         return round(ours / theirs, 4) if theirs else None
 

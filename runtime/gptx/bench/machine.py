@@ -36,7 +36,7 @@ def machine(*packages: str, program: str | None = None, device: str = "cpu") -> 
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """What `machine` found, for people; a machine that was busy is called so."""
+    """The facts of `machine` as lines for people, with a warning if the machine was busy."""
     cores, load = facts["cores"], facts["load_average"]
     versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
     found = [

@@ -17,14 +17,15 @@ from gptx.errors import UsageError
 class Contender:
     """An engine with the model that it loads."""
 
-    label: str  # NAME:PATH[:VARIANT]; only the last part of the path, if that is unambiguous
+    # NAME:PATH[:VARIANT]; of PATH only the last part, unless two engines then look alike
+    label: str
     engine: str  # NAME
     path: Path
     variant: str | None = None
 
     @property
     def does(self) -> Engine:
-        """The engine itself."""
+        """The Engine called `engine`."""
         return engines.named(self.engine)
 
 

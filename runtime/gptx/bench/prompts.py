@@ -59,14 +59,14 @@ def _of_text(manifest: Manifest, text: Path) -> Source:
     except OSError as error:
         raise PromptError(f"cannot read {text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PromptError(f"{text} is not UTF-8 text: byte {error.start} is none") from error
+        raise PromptError(f"{text} is not UTF-8 text: byte {error.start} is invalid") from error
     if len(ids) < 3:
-        raise PromptError(f"{text} has {len(ids)} tokens, and three are the fewest to measure with")
+        raise PromptError(f"{text} has {len(ids)} tokens, expected at least three")
     return Source(ids, text.name, hashlib.sha256(data).hexdigest())
 
 
 class Cutter:
-    """Cuts prompts out of `ids`, at most `pieces` of which begin at different places.
+    """Cuts prompts out of `ids`, which begin at about `pieces` evenly spaced places.
 
     Prompts must not begin alike, because some engines keep the cache of a prompt's beginning.
     """

@@ -188,9 +188,9 @@ def _prompt_speed(
 
 
 def _memory(rounds: list[children.Answer]) -> dict[str, Spread]:
-    """Bytes that loading and running added to the process, and to what is taken of the GPU.
+    """Bytes that loading and running added to the process's memory and to the GPU's.
 
-    Left out is what the system does not tell.
+    Figures that the system does not provide are left out.
     """
     found = {}
     if rounds[0]["pss_imported"] is not None:

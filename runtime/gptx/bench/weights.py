@@ -1,8 +1,8 @@
 """Bytes of a model's weights, and how many of them one token reads: a file or folder in.
 
-A token reads all weights, except that it reads one row of a table that is looked up: an embedding
-that is not also the head, position tables. ONNX graphs and safetensors files show which tensors
-these are. In other files all bytes count as read.
+Of a table that is looked up, a token reads one row: of position tables, and of an embedding that is
+not also the head. Of all other weights it reads every byte. ONNX graphs and safetensors files show
+which tensors are such tables. In other files all bytes count as read.
 """
 
 from __future__ import annotations

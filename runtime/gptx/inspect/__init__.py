@@ -27,8 +27,8 @@ _IMPORTABLE = {
 def describe(path: Path) -> Description:
     """Describe the folder `path`.
 
-    Raises ArtifactError or CheckpointError, with the command to type instead, for everything that
-    is neither an artifact nor a checkpoint, and for a damaged one.
+    Raises ArtifactError or CheckpointError if the folder is damaged, or is neither an artifact nor
+    a checkpoint. The message names the command to type instead, if there is one.
     """
     kind = kind_of(path)
     if kind == "artifact":
@@ -42,8 +42,8 @@ def describe(path: Path) -> Description:
         )
     if kind == "adapter":
         raise ArtifactError(
-            f"{path} is a LoRA adapter: inspect what gptx merge {quoted(path)} OUT"
-            f" or gptx export {quoted(path)} OUT makes"
+            f"{path} is a LoRA adapter: make a model of it with gptx merge {quoted(path)} OUT"
+            f" or gptx export {quoted(path)} OUT, and inspect OUT"
         )
     if kind == "folder":
         raise ArtifactError(

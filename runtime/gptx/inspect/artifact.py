@@ -31,11 +31,11 @@ _CACHES = {
 
 
 def describe_artifact(path: Path) -> Description:
-    """Raises ArtifactError for a damaged artifact."""
+    """Describe the artifact folder `path`. Raises ArtifactError if it is damaged."""
     manifest = read_manifest(path)
     config = read_json(path / "config.json", ArtifactError, optional=True)
     generation = read_json(path / "generation_config.json", ArtifactError, optional=True)
-    # A link may lead out of the folder; then not even the size of its target is told.
+    # Links that lead out of the folder are left out: even the size of their target is private.
     files = files_in(path, is_plain)
     raw, n_class = manifest.raw, manifest.model.n_class
     facts = [
@@ -99,7 +99,7 @@ def _quantization_rows(quantization: dict[str, Any]) -> Rows:
 
 
 def _graph_rows(manifest: Manifest) -> Rows:
-    """Graphs beside onnx/model.onnx."""
+    """The graphs that the artifact has in addition to onnx/model.onnx."""
     rows = _compiled_rows(manifest.raw.get("compiled"))
     if manifest.decode:
         rows.append(("decode graph", f"{DECODE}, for steps of a single row on a CPU"))
@@ -109,7 +109,10 @@ def _graph_rows(manifest: Manifest) -> Rows:
 
 
 def _compiled_rows(made: dict[str, Any] | None) -> Rows:
-    """The machine that a compiled graph is for. Only gptx.load can say if it is this one."""
+    """The machine that a compiled graph was made for.
+
+    Only gptx.load can tell whether the graph runs on this machine.
+    """
     if not made:
         return []
     features = " ".join(made.get("cpu_features") or [])

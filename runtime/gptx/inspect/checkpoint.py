@@ -36,7 +36,10 @@ _SHAPE = {
 
 
 def describe_checkpoint(path: Path) -> Description:
-    """Raises CheckpointError for a weight file that is damaged, ArtifactError for broken JSON."""
+    """Describe the checkpoint folder `path`.
+
+    Raises CheckpointError for a damaged weight file, ArtifactError for broken JSON.
+    """
     config = _json(path / "config.json")
     files = files_in(path, lambda folder, name: (folder / name).is_file())
     tensors = _tensors(path)

@@ -53,8 +53,11 @@ def is_number(value: Any) -> bool:
 
 
 def claims(manifest: Manifest, certificate: dict[str, Any]) -> tuple[list[Check], list[str]]:
-    """What the certificate says about itself: a failed check if the artifact did not pass when it
-    was made, and notes on an accepted failure and on limits other than gptx's own."""
+    """What the certificate says about itself, as checks and notes.
+
+    A failed check if the artifact did not pass when it was made. Notes on a failure that the maker
+    accepted, and on limits that differ from gptx's own.
+    """
     checks, notes = [], []
     outside = "; ".join(reason[:200] for reason in certificate.get("outside") or [])
     outside = outside or "it does not say where"

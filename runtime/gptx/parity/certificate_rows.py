@@ -34,12 +34,15 @@ MEANING = {
 }
 
 
-# Figures that certificate_rows shows whether they are judged or not
+# Figures that certificate_rows always shows, even if no limit judges them
 _HEADLINES = ("max_abs", "kl_mean", "same_top1", "perplexity_reference", "perplexity")
 
 
 def certificate_rows(certificate: dict[str, Any]) -> Rows:
-    """A certificate as (name, words), also one of another version of gptx."""
+    """A certificate as rows of (name, words).
+
+    Certificates of other versions of gptx are shown, too, with the figures that they have.
+    """
     if not certificate:
         return [("certificate", "none")]
     return [

@@ -1,7 +1,7 @@
-"""Checks of an artifact that gptx verify makes beside its figures: seal, graphs, tokenizer, texts.
+"""The checks of gptx verify that are not figures: seal, weights, tokenizer, chat template.
 
-Each function returns Checks. The graphs are read, not run; the tokenizer and the chat template are
-used as the runtime uses them.
+Each function returns Checks. The graphs are read, not run. The tokenizer and the chat template are
+run as in generation.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def check_graphs(
 ) -> tuple[list[Check], list[str]]:
     """Are all weights finite numbers, and do the position tables cover n_ctx?
 
-    `progress` is called with bytes that were read. Returns the checks, and notes on tables that
-    are longer than n_ctx.
+    `progress` is called with the number of bytes that were read. Returns the checks, and notes on
+    position tables that are longer than n_ctx.
     """
     graphs = graphs_of(manifest)
     count, bad_weights = check_weights(manifest, graphs, progress)
@@ -57,7 +57,11 @@ def check_graphs(
 
 
 def check_text(model: LoadedModel, reference: Reference) -> list[Check]:
-    """Do tokenizer, special tokens and chat template work as the reference's record says?"""
+    """Do tokenizer, special tokens and chat template give the results that the reference holds?
+
+    See text_record.compare_record. A special token for which gptx.json and the Hugging Face files
+    differ fails a check, too.
+    """
     tokens = model.manifest.tokens
     checks = compare_record(
         reference.words, model.tokenizer, model.template, tokens, reference.tokens.tolist()
@@ -79,7 +83,7 @@ def _contradicting_tokens(model: LoadedModel) -> list[str]:
         theirs: Any = generation[key] if in_generation else config.get(key)
         if isinstance(theirs, int) and name == "eos":
             theirs = [theirs]
-        # The exporter may leave out a token on purpose that config.json alone names.
+        # If only config.json names a token, the exporter may have left it out on purpose.
         counts = in_generation or ours not in (None, [])
         if counts and theirs is not None and theirs != ours:
             wrong.append(

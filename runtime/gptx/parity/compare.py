@@ -18,9 +18,9 @@ Logits = Callable[[list[int]], np.ndarray]
 def compare(reference: Reference, logits: Logits, *, classes: bool = False) -> Figures:
     """Figures of a model over the proof text of `reference`.
 
-    Differences of logits are those of the 64 highest ones, and of all at the full positions. In
-    the KL divergence all other tokens count as one, so it is never more than the true one. Top-1
-    and perplexity are exact.
+    Differences of logits: of the 64 highest logits at every position, and of all logits at the full
+    positions. KL divergence: the tokens outside the 64 count as one token, so the figure is at most
+    the true divergence. Top-1 and perplexity are exact.
 
     classes: the logits are those of a classification head, which has no perplexity.
     """
@@ -28,7 +28,7 @@ def compare(reference: Reference, logits: Logits, *, classes: bool = False) -> F
 
 
 def tally(reference: Reference, logits: Logits, *, classes: bool = False) -> Tally:
-    """The comparisons from which `compare` takes its figures, position by position."""
+    """Compare every position of the proof text; arguments as for `compare`."""
     found = Tally()
     full = dict(zip(reference.full_positions.tolist(), reference.full_logits))
     for start, window in reference.token_windows():
@@ -68,7 +68,7 @@ def _add(tally: Tally, reference: Reference, here: slice, values: np.ndarray) ->
 def _add_loss(
     tally: Tally, reference: Reference, here: slice, values: np.ndarray, window: np.ndarray
 ) -> None:
-    """Add the negative log-likelihoods of the window's tokens but the first."""
+    """Add the negative log-likelihoods of all tokens of the window except the first."""
     nll_reference = reference.logsumexp[here] - reference.target_logits[here]
     tally.nll_reference.append(nll_reference[:-1].astype(np.float64))
     rows = np.arange(len(window) - 1)

@@ -45,10 +45,10 @@ class Measured:
 def measure(
     model: LoadedModel, reference: Reference, progress: Callable[[int], object] = lambda n: None
 ) -> Measured:
-    """Run everything for which `reference` holds the expected results.
+    """Run the model on all texts of `reference`, and compare the results with those it holds.
 
-    `progress` is called with the tokens that were compared since its last call; over the whole
-    call they add up to `tokens_to_compare(reference)`.
+    `progress` is called with the number of tokens that were compared since its last call. These
+    numbers add up to `tokens_to_compare(reference)`.
     """
 
     def logits(window: list[int]) -> np.ndarray:
@@ -69,7 +69,7 @@ def measure(
 
 
 def tokens_to_compare(reference: Reference) -> int:
-    """Tokens that `measure` reports to its `progress` in all."""
+    """Total number of tokens that `measure` reports to its `progress`."""
     context = reference.context
     return len(reference.tokens) + (len(context.context_tokens) if context else 0)
 
@@ -132,8 +132,11 @@ def _in_two_pieces(model: LoadedModel, text: list[int]) -> np.ndarray:
 
 
 def _alone_and_in_a_batch(model: LoadedModel, text: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (rows * steps, vocab_size) of three rows that go on through `text` from prompts of
-    different lengths: each row alone, and all rows together."""
+    """Decode three rows of `text`, with prompts of different lengths, alone and in one batch.
+
+    Returns the logits of each row alone, and those of the batch: (rows * (1 + steps), vocab_size)
+    both.
+    """
     starts = [max(1, len(text) * share // 8) for share in (4, 2, 6)]
     steps = min(BATCH_STEPS, len(text) - max(starts))
 

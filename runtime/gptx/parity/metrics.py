@@ -19,7 +19,7 @@ CHUNK = 64  # positions that are converted to float64 at once
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures over a text, whose tokens are fed as they are (teacher-forced)."""
+    """Figures over a text: the model is fed the text's own tokens (teacher-forced)."""
 
     positions: int
     max_abs: float  # largest absolute difference of a logit
@@ -28,10 +28,10 @@ class Figures:
     kl_mean: float  # nats
     kl_p999: float  # 99.9th percentile over positions, nats
     same_top1: float  # share of positions at which both models prefer the same token
-    # Largest lead (logits) that the reference's token had where the model prefers another; 0 if it
-    # never does.
+    # Over the positions at which the model prefers another token: the largest difference, in the
+    # reference, between the logits of the two tokens. 0 if there is no such position.
     tie_gap: float
-    perplexity_reference: float  # NaN for a classification head, as the next two
+    perplexity_reference: float  # this and the next two: NaN for a classification head
     perplexity: float
     perplexity_error: float  # standard error of `perplexity`
 

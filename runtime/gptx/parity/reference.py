@@ -80,7 +80,7 @@ class Reference:
         """Read gptx_reference.safetensors from `folder`.
 
         shape: the model's shape, which the arrays must fit. Raises ArtifactError if the file is
-        missing or damaged, or holds arrays that no reference of such a model can have.
+        missing or damaged, or holds arrays that do not fit such a model.
         """
         path = folder / FILE
         arrays = _load_arrays(path)
@@ -129,7 +129,8 @@ def _parse(
 ) -> dict[str, Any] | None:
     """The JSON object in an array of bytes; None if there is no such array.
 
-    is_one: checks the form of the object. what: its name in messages. Raises ArtifactError.
+    is_one: tells if the object has the right form. what: its name in messages. Raises ArtifactError
+    if the array is not JSON of that form.
     """
     array = arrays.get(name)
     if array is None:

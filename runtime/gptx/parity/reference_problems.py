@@ -17,15 +17,16 @@ from gptx.parity.whole_context import Context
 if TYPE_CHECKING:
     from gptx.parity.reference import Reference
 
-MOST_POSITIONS = 16_384  # of the proof text, and of the context: verify must not run for hours
-_ANY = -1  # a length that the model does not determine
+# Positions of the proof text, and of the context windows: with more, verify could run for hours.
+MOST_POSITIONS = 16_384
+_ANY = -1  # in an expected shape: a length that does not depend on the model
 
 # array name -> (kind of numpy's dtype, expected shape)
 Forms = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def problems(reference: Reference, shape: Shape) -> Iterator[str]:
-    """A phrase for everything that makes `reference` useless for a model of this `shape`."""
+    """Yield a phrase for each fault for which `reference` cannot serve a model of this `shape`."""
     # Types and shapes come first, because the other checks compute with the arrays.
     wrong = list(_misshapen(reference, _forms(reference, shape)))
     if reference.context is not None:
@@ -35,7 +36,10 @@ def problems(reference: Reference, shape: Shape) -> Iterator[str]:
         return
     count, kept = reference.top_ids.shape
     if not 0 < count <= MOST_POSITIONS or not 0 < kept <= shape.n_logits:
-        yield f"it has {count} positions with {kept} logits each"
+        yield (
+            f"it has {count} positions with {kept} logits each, expected at most"
+            f" {MOST_POSITIONS} with at most {shape.n_logits}"
+        )
         return
     yield from _window_problems(reference, shape)
     yield from _token_problems(reference, shape)
@@ -96,7 +100,7 @@ def _window_problems(reference: Reference, shape: Shape) -> Iterator[str]:
     ):
         yield "windows are not pieces of tokens, one after the other"
     elif lengths.max() > shape.n_ctx:
-        yield f"windows has one of {lengths.max()} tokens, more than the context of {shape.n_ctx}"
+        yield f"a window has {lengths.max()} tokens, more than the context of {shape.n_ctx}"
 
 
 def _token_problems(reference: Reference, shape: Shape) -> Iterator[str]:
@@ -116,22 +120,25 @@ def _token_problems(reference: Reference, shape: Shape) -> Iterator[str]:
 def _value_problems(reference: Reference) -> Iterator[str]:
     for name in ("top_logits", "logsumexp", "full_logits"):
         if not np.isfinite(getattr(reference, name)).all():
-            yield f"{name} holds values that are no numbers"
+            yield f"{name} holds NaN or infinite values"
     # A target logit is NaN at the end of a window, where no token follows, and nowhere else.
     count = len(reference.tokens)
     starts, lengths = reference.windows.astype(np.int64).T
     ends = np.zeros(count, bool)
     ends[np.clip(starts + lengths - 1, 0, count - 1)] = True
     if not np.isfinite(reference.target_logits[~ends]).all():
-        yield "target_logits holds values that are no numbers"
+        yield "target_logits holds NaN or infinite values"
     if (reference.top_logits.max(-1) > reference.logsumexp + 1e-3).any():
-        yield "logsumexp is less than a logit"
+        yield "logsumexp is less than one of the position's logits"
 
 
 def _context_problems(context: Context, shape: Shape) -> Iterator[str]:
     count, kept = context.context_ids.shape
     if not 0 < count <= MOST_POSITIONS or not 0 < kept <= shape.n_logits:
-        yield f"it has {count} positions of the context with {kept} logits each"
+        yield (
+            f"it has {count} positions of the context with {kept} logits each, expected at most"
+            f" {MOST_POSITIONS} with at most {shape.n_logits}"
+        )
         return
     lengths, positions = context.context_windows.astype(np.int64).T
     if not len(lengths) or (lengths < 1).any() or lengths.sum() != count or (positions < 0).any():
@@ -144,7 +151,7 @@ def _context_problems(context: Context, shape: Shape) -> Iterator[str]:
     if not (
         np.isfinite(context.context_logits).all() and np.isfinite(context.context_logsumexp).all()
     ):
-        yield "context_logits or context_logsumexp holds values that are no numbers"
+        yield "context_logits or context_logsumexp holds NaN or infinite values"
     elif (context.context_logits.max(-1) > context.context_logsumexp + 1e-3).any():
         yield "context_logsumexp is less than a logit"
 

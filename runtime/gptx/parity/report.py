@@ -11,7 +11,7 @@ class Check:
     """A statement about the artifact that holds or does not."""
 
     name: str
-    what: str  # the statement where it holds, else a sentence on what is wrong
+    what: str  # if it holds, the statement; else a sentence on what is wrong
     ok: bool
 
 
@@ -25,7 +25,8 @@ class Row:
     here: float
     limit: float | None  # None: the figure is not judged
     ok: bool  # within the limit; without one, a finite number
-    differs: bool = False  # from the certified value by more than another CPU explains
+    # True if `here` and `certified` differ by more than the rounding of another CPU explains
+    differs: bool = False
 
 
 @dataclass

@@ -46,7 +46,7 @@ def what_was_compared(certificate: dict[str, Any], reference: Reference) -> list
 def what_is_not_proved(
     manifest: Manifest, certificate: dict[str, Any], reference: Reference, measured: Measured
 ) -> list[str]:
-    """What neither the certificate states nor this machine could prove."""
+    """What is open: figures that the certificate lacks, and claims not proved on this machine."""
     notes = [
         *_missing_figures(certificate, measured),
         *_unproved_positions(manifest, reference, measured),

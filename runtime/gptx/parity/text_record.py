@@ -66,9 +66,10 @@ def record_text(
 
 
 def text_of(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> str:
-    """A beginning of `text`, up to the end of a word, whose token ids begin with `ids`.
+    """The beginning of `text` that `ids` encode, extended to the end of a word.
 
-    All of `text` where there is none.
+    It is extended further until its own token ids begin with `ids`. If they never do, all of `text`
+    is returned.
     """
     end = len(tokenizer.decode(ids))
     while True:

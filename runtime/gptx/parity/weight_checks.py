@@ -52,8 +52,9 @@ def check_weights(
 ) -> tuple[int, list[str]]:
     """Search all float tensors for NaN and infinity.
 
-    `progress` is called with bytes that were read. Returns how many tensors were searched, and a
-    sentence for each bad one. Raises ArtifactError if a tensor lies outside the listed files.
+    `progress` is called with the number of bytes that were read. Returns how many tensors were
+    searched, and a sentence for each bad one. Raises ArtifactError if a tensor lies outside the
+    listed files.
     """
     seen: set[Place] = set()
     problems = []
@@ -94,7 +95,10 @@ def _count(
     place: Place | None,
     progress: Callable[[int], object],
 ) -> tuple[int, int, bool]:
-    """Count NaNs and infinities; True if any other value than 0 and -inf occurs."""
+    """Count the NaNs and the infinities of a tensor.
+
+    Also returns True if the tensor holds a number other than 0 and -inf.
+    """
     nans = infinities = 0
     ordinary = False
     for stored in _values(manifest, tensor, place):
@@ -109,7 +113,10 @@ def _count(
 
 
 def _as_floats(values: np.ndarray, kind: int) -> np.ndarray:
-    """Floats that are NaN or infinite where the stored values are; 8-bit ones are else 1."""
+    """Convert stored numbers to floats that are NaN or infinite exactly where the stored ones are.
+
+    Finite numbers of 8-bit types become 1; their values are not needed.
+    """
     if kind == BFLOAT16:
         return (values.astype("<u4") << 16).view("<f4")
     if kind in SMALL_FLOATS:
@@ -121,9 +128,9 @@ def _as_floats(values: np.ndarray, kind: int) -> np.ndarray:
 
 
 def _place(manifest: Manifest, graph: OnnxFile, tensor: StoredTensor) -> Place | None:
-    """Where a tensor outside the graph file lies; None for one inside.
+    """The place of a tensor that is stored outside the graph file; None for one inside.
 
-    Raises ArtifactError if that is not within a file that gptx.json lists.
+    Raises ArtifactError if the place is not within a file that gptx.json lists.
     """
     if not tensor.outside:
         return None
@@ -150,7 +157,7 @@ def _place(manifest: Manifest, graph: OnnxFile, tensor: StoredTensor) -> Place |
 def _values(manifest: Manifest, tensor: StoredTensor, place: Place | None) -> Iterator[np.ndarray]:
     """The stored numbers in blocks of at most BLOCK elements, in the type that FLOATS names.
 
-    Bytes behind the last whole number are left out.
+    If the stored bytes end in the middle of a number, these last bytes are left out.
     """
     kind = FLOATS.get(tensor.kind, "u1")
     if place is not None:
@@ -177,8 +184,11 @@ def _values_outside(manifest: Manifest, place: Place, dtype: np.dtype) -> Iterat
 
 
 def position_tables(graph: OnnxFile) -> dict[str, StoredTensor]:
-    """Stored tensors from which the graph takes a row for each position id: learned or computed
-    position embeddings, and the cosines and sines of rotary ones."""
+    """Stored tensors with a row for each position, by name.
+
+    These are position embeddings, learned or sinusoidal, and the cosines and sines of rotary
+    embeddings.
+    """
     # An operator's input that is left out has the name "".
     stored = {tensor.name: tensor for tensor in graph.tensors if tensor.dims and tensor.name}
     positions = {"position_ids"}
@@ -203,7 +213,8 @@ def _tables_of(node: Node, positions: set[str]) -> list[str]:
 def check_tables(manifest: Manifest, graphs: list[OnnxFile]) -> tuple[list[str], list[str]]:
     """Compare the length of every table of positions with n_ctx of gptx.json.
 
-    Returns a phrase for each table of another length, and a sentence for each that is too short.
+    Returns a phrase for each table whose length is not n_ctx, and a sentence for each table that is
+    too short.
     """
     n_ctx = manifest.model.n_ctx
     rows: dict[str, int] = {}
@@ -223,10 +234,11 @@ def check_tables(manifest: Manifest, graphs: list[OnnxFile]) -> tuple[list[str],
 
 
 def rotary_problems(manifest: Manifest, graphs: list[OnnxFile]) -> list[str]:
-    """Find rotary tables that someone cut and filled up: a sentence for each.
+    """Find rotary tables that are only right up to some position: a sentence for each.
 
-    Row n of a rotary table holds the angles n * f. So each row is the row before it, turned by the
-    angles between the first two rows.
+    Such a table may have been cut, and filled up with other rows to its old length. Row n of a
+    correct table holds the cosines (or sines) of the angles n * f. So each row is the row before
+    it, rotated by the angles between the first two rows.
     """
     problems = []
     for graph in graphs:
@@ -247,7 +259,7 @@ def rotary_problems(manifest: Manifest, graphs: list[OnnxFile]) -> list[str]:
 
 
 def _rows_that_break_off(cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rows (of (positions, angles) tables) whose successor is not the row turned once more."""
+    """Every n for which row n + 1 is not row n rotated once more; tables: (positions, angles)."""
     angles = cos + 1j * sin
     with np.errstate(all="ignore"):
         step = angles[1] / angles[0]

@@ -16,7 +16,7 @@ from gptx.ort.device import CPU
 from gptx.softmax import log_softmax, logsumexp
 
 WHOLE = 2048  # a context of at most this many tokens is one window
-PIECES, PIECE = 8, 256  # a longer context: so many windows of so many tokens, spread evenly
+PIECES, PIECE = 8, 256  # in a longer context: number of windows, spread evenly; tokens of each
 TOP = 4  # highest logits that are kept of each position
 
 # (token ids, position of the first) -> logits (length, n_logits), or None if the graph cannot
@@ -52,7 +52,8 @@ class Context:
 def context_windows(n_ctx: int, *, offsets: bool = True) -> list[tuple[int, int]]:
     """(length, position of the first token) of each window in a context of `n_ctx` tokens.
 
-    offsets: the graph can begin at positions above 0; else there is one window at position 0.
+    offsets: True if the graph can begin at positions above 0; else there is a single window, at
+    position 0.
     """
     if n_ctx <= WHOLE or not offsets:
         return [(min(n_ctx, WHOLE), 0)]
@@ -64,9 +65,9 @@ def record_context(
 ) -> Context:
     """Run the reference in `windows` and keep its highest logits.
 
-    tokens: the windows are filled with them, again from the start where they end. windows:
-    (length, position of the first token) of each. logits_at: the reference, which must be able to
-    begin at every position.
+    tokens: a text that fills the windows one after the other; it is repeated if it is too short.
+    windows: (length, position of the first token) of each. logits_at: runs the reference, which
+    must be able to begin at every position.
     """
     ids, kept = [], []
     for length, position in windows:
