@@ -23,7 +23,7 @@ EXAMPLE = '"Once upon a time"'
 
 
 def proof_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What export and quantize both take."""
+    """Add the options that export and quantize share."""
     options = [
         click.option(
             "--text",
@@ -88,13 +88,17 @@ def export(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Export SOURCE, a checkpoint folder, a LoRA adapter or whatever `gptx import` takes, to the artifact folder OUT.
+    """Export SOURCE to the artifact folder OUT.
 
-    The graph is compared with PyTorch on a proof text before anything is written, and the certificate travels with it.
+    SOURCE is a checkpoint folder, a LoRA adapter, or whatever `gptx import` takes.
+
+    The graph is compared with PyTorch on a proof text before anything is written. The artifact
+    carries the certificate.
     """
     if portable and cache not in (None, "growing"):
         raise UsageError(
-            f"--portable is --cache growing, and --cache {cache} was asked for too: give one of them"
+            f"--portable is --cache growing, and --cache {cache} was asked for too:"
+            " give one of them"
         )
     cache = "growing" if portable else cache
     options: dict[str, Any] = dict(text=text, limits=_limits(limit), accept=accept, force=force)
@@ -103,55 +107,86 @@ def export(
             raise UsageError(
                 f"--via optimum writes a growing cache; --cache {cache} is not to be had there"
             )
-        unheard = {"--dry-run": dry_run, "--tokenizer": tokenizer, "--allow-pickle": allow_pickle}
-        for name, given in unheard.items():
+        for name, given in {
+            "--dry-run": dry_run,
+            "--tokenizer": tokenizer,
+            "--allow-pickle": allow_pickle,
+        }.items():
             if given:
                 raise UsageError(f"--via optimum has no {name}: leave it out")
-        from gpt_export.via_optimum.export import export_via_optimum
-        from gptx_models.importers.hub import download
+        certificate = _export_via_optimum(source, out, options)
+    else:
+        check_apart(Path(source), out)
+        check_output(out, force=force)
+        if dry_run:
+            _check_text_options(options)
+        # weights go beside OUT, where there is room for them; /tmp may lie in memory
+        beside = next(parent for parent in out.absolute().parents if parent.exists())
+        with _scratch(beside) as scratch:
+            adapter = kind_of(Path(source)) == "adapter"
+            if dry_run and adapter:
+                checkpoint = _adapter_base(Path(source))
+            else:
+                checkpoint = _as_checkpoint(
+                    source, scratch, tokenizer=tokenizer, allow_pickle=allow_pickle
+                )
+            if dry_run and (adapter or kind_of(checkpoint) == "checkpoint"):
+                _plan_export(checkpoint, cache)
+                return
+            from gpt_export.export import export_checkpoint
 
-        folder = Path(source) if Path(source).exists() else download(source, covered=False)
-        certificate = export_via_optimum(folder, out, **options)
-        _report(out, certificate)
-        return
+            form: Any = cache  # click has checked that it is a CacheForm
+            certificate = export_checkpoint(checkpoint, out, cache=form, **options)
+    _report(out, certificate)
+
+
+def _export_via_optimum(source: str, out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Export a folder, or a model of the Hugging Face hub, that gptx does not know itself."""
+    from gpt_export.via_optimum.export import export_via_optimum
+    from gptx_models.importers.hub import download
+
+    folder = Path(source) if Path(source).exists() else download(source, covered=False)
+    return export_via_optimum(folder, out, **options)
+
+
+def _check_text_options(options: dict[str, Any]) -> None:
+    """Raise UsageError for a limit or a proof text that an export would refuse."""
     from gpt_export.certificate.eval_text import read_text
-    from gpt_export.export import export_checkpoint
     from gptx.parity.limits import limits_for
 
-    check_apart(Path(source), out)
-    check_output(out, force=force)
-    if dry_run:
-        limits_for("fp32", options["limits"])
-        read_text("proof", text)
-    # beside OUT, where there is room for weights, rather than in a /tmp that may be memory
-    beside = next(parent for parent in out.absolute().parents if parent.exists())
-    with _scratch(beside) as scratch:
-        checkpoint = Path(source)
-        if kind_of(checkpoint) == "adapter":
-            from gptx_models.adapters.base import base_of
-            from gptx_models.adapters.merge import merge
+    limits_for("fp32", options["limits"])
+    read_text("proof", options["text"])
 
-            if dry_run:
-                _plan_export(base_of(checkpoint), cache)
-                return
-            merge(checkpoint, scratch / "merged", exact=True)
-            checkpoint = scratch / "merged"
-            source = str(checkpoint)
-        if tokenizer or kind_of(checkpoint) not in (
-            "checkpoint",
-            "artifact",
-        ):  # export refuses the latter
-            from gptx_models.importers import import_checkpoint
 
-            checkpoint = scratch / "checkpoint"
-            import_checkpoint(
-                source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note
-            )
-        if dry_run and kind_of(checkpoint) == "checkpoint":
-            _plan_export(checkpoint, cache)
-            return
-        certificate = export_checkpoint(checkpoint, out, cache=cache, **options)  # type: ignore[arg-type]
-    _report(out, certificate)
+def _adapter_base(adapter: Path) -> Path:
+    from gptx_models.adapters.base import base_of
+
+    return base_of(adapter)
+
+
+def _as_checkpoint(
+    source: str, scratch: Path, *, tokenizer: Path | None, allow_pickle: bool
+) -> Path:
+    """The checkpoint folder of `source`, an adapter or anything that `gptx import` takes.
+
+    A checkpoint that must be made is written to `scratch`. An artifact is returned as it is:
+    export_checkpoint refuses it.
+    """
+    checkpoint = Path(source)
+    if kind_of(checkpoint) == "adapter":
+        from gptx_models.adapters.merge import merge
+
+        checkpoint = scratch / "merged"
+        merge(Path(source), checkpoint, exact=True)
+        source = str(checkpoint)
+    if tokenizer or kind_of(checkpoint) not in ("checkpoint", "artifact"):
+        from gptx_models.importers import import_checkpoint
+
+        checkpoint = scratch / "checkpoint"
+        import_checkpoint(
+            source, checkpoint, tokenizer=tokenizer, allow_pickle=allow_pickle, tell=note
+        )
+    return checkpoint
 
 
 @click.command()
@@ -223,19 +258,13 @@ def quantize(
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
     The result is compared with SOURCE on a proof text, and its certificate says what it cost.
 
-    With --budget each layer takes 4 bits in blocks of 128 (or 64) or of 32, or 8 bits, as is worth it, and the rows of
-    rare tokens 4 or 8: of perplexity, the smallest artifact that keeps it; of size, the best that fits. The mixes that
-    were measured are printed, drawn, and stored in gptx.json.
+    With --budget, each layer has 4 bits in blocks of 128 (or 64) or of 32, or 8 bits, and the rows
+    of rare tokens have 4 or 8, chosen by what each costs. A budget of perplexity gives the smallest
+    artifact inside it, a budget of size the best that fits. The measured mixes are printed, drawn,
+    and stored in gptx.json.
     """
-    from gpt_export.certificate.eval_text import read_text
     from gpt_export.mixed_precision.budget import parse_budget
-    from gpt_export.quantization.quantize import (
-        check_checkpoint,
-        check_recipe,
-        expect_fp32,
-        plan_quantize,
-        quantize_artifact,
-    )
+    from gpt_export.quantization.quantize import quantize_artifact
 
     if (to is None) == (budget is None):
         raise click.UsageError(
@@ -259,24 +288,7 @@ def quantize(
     )
     allowed = parse_budget(budget) if budget is not None else None
     if dry_run:
-        for read in (source, checkpoint or source):
-            check_apart(read, out)
-        check_output(out, force=force)
-        read_text("proof", text)
-        read_text("calibration", calibration)
-        if checkpoint is not None:
-            check_checkpoint(expect_fp32(source), checkpoint)
-        if allowed is not None:
-            from gpt_export.mixed_precision.search import new_picture, plan_within
-
-            new_picture(out, picture, force=force)
-            _print_plan(
-                plan_within(source, allowed, calibration=calibration, limits=options["limits"])
-            )
-        else:
-            assert to is not None
-            manifest, _ = check_recipe(source, to, options["limits"])
-            _print_plan(plan_quantize(manifest, to))
+        _plan_quantize(source, out, to, allowed, picture, options)
         return
     if allowed is not None:
         from gpt_export.mixed_precision.search import quantize_within
@@ -289,9 +301,45 @@ def quantize(
     _report(out, quantize_artifact(source, out, to=to, **options))
 
 
+def _plan_quantize(
+    source: Path,
+    out: Path,
+    to: str | None,
+    budget: Any,
+    picture: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Check what a quantization checks before it reads weights, and print what it takes."""
+    from gpt_export.certificate.eval_text import read_text
+    from gpt_export.mixed_precision.search import new_picture, plan_within
+    from gpt_export.quantization.quantize import (
+        check_checkpoint,
+        check_recipe,
+        expect_fp32,
+        plan_quantize,
+    )
+
+    checkpoint, calibration = options["checkpoint"], options["calibration"]
+    for read in (source, checkpoint or source):
+        check_apart(read, out)
+    check_output(out, force=options["force"])
+    read_text("proof", options["text"])
+    read_text("calibration", calibration)
+    if checkpoint is not None:
+        check_checkpoint(expect_fp32(source), checkpoint)
+    if budget is None:
+        assert to is not None
+        manifest, _ = check_recipe(source, to, options["limits"])
+        _print_plan(plan_quantize(manifest, to))
+        return
+    new_picture(out, picture, force=options["force"])
+    limits = options["limits"]
+    _print_plan(plan_within(source, budget, calibration=calibration, limits=limits))
+
+
 @contextmanager
 def _scratch(beside: Path) -> Iterator[Path]:
-    """A folder that goes when the block ends. Raises OutputError where none can be made."""
+    """A temporary folder in `beside`. Raises OutputError if it cannot be made."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=".gptx-import-", dir=beside)
     except OSError as error:
@@ -332,7 +380,7 @@ def _print_plan(plan: Any) -> None:
 
 
 def _report(out: Path, certificate: dict[str, Any]) -> None:
-    """What was made and what it cost, on standard output."""
+    """Print size, figures and the next command on standard output."""
     figures, greedy = certificate["figures"], certificate["greedy"]
     size = sum(p.stat().st_size for p in (out / "onnx").iterdir())
     against, text = f"against {certificate['against']} on {figures['positions']} tokens:", ""
@@ -347,6 +395,7 @@ def _report(out: Path, certificate: dict[str, Any]) -> None:
     write_out(
         f"{out}: graph and weights {size / 1e6:,.1f} MB\n"
         f"{against} mean KL {figures['kl_mean']:.2e},\n"
-        f"same top-1 {figures['same_top1']:.2%}, largest difference {figures['max_abs']:.2e}{text}\n"
+        f"same top-1 {figures['same_top1']:.2%},"
+        f" largest difference {figures['max_abs']:.2e}{text}\n"
         f"{told}next: {use_command(manifest, EXAMPLE)}\n"
     )

@@ -1,1 +1,1 @@
-"""quantize --budget: the search for the best mix of 4 and 8 bits."""
+"""gptx quantize --budget: search the best mix of 4 and 8 bits inside a budget."""

@@ -1,7 +1,7 @@
-"""What a quantization may cost, read from the command line, and which mixes are tried to find the best one inside it.
+"""Parse --budget, and choose which mixes to measure to find the best one inside it.
 
-A mix is known by a number here: of steps, in an order that is settled before, that each give a layer more bits. What a mix
-is made of and how it is measured is not known.
+A mix is only a number here: how many layers, in a fixed order, have been given more bits. What a
+mix consists of and how it is measured is the caller's concern.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from gptx.errors import UsageError
 
-SPACED = 5  # mixes measured from the smallest to the largest, both included
-STEPS = 3  # of bisection between the last of them outside the budget and the first inside
+SPACED = 5  # evenly spaced mixes that are measured first, from the smallest to the largest
+STEPS = 3  # of bisection afterwards, between a mix outside the budget and one inside
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _PERCENT = re.compile(
@@ -27,10 +27,10 @@ _SIZE = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """Exactly one of: perplexity, how much it may rise, 0.005 for half a percent; size, of the files in onnx/, bytes."""
+    """A limit on exactly one of two: perplexity or size."""
 
-    perplexity: float | None = None
-    size: int | None = None
+    perplexity: float | None = None  # its relative rise: 0.005 is half a percent
+    size: int | None = None  # bytes of the files in onnx/
 
     def __str__(self) -> str:
         if self.size is not None:
@@ -39,7 +39,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """ppl=+0.5%, +0.5%, size=100MB, 100 MB, 1.2GB, 90MiB ...; UsageError for anything else."""
+    """Parse ppl=+0.5%, +0.5%, size=100MB, 100 MB, 1.2GB, 90MiB ... Raises UsageError."""
     text = text.strip()
     if found := _PERCENT.fullmatch(text):
         return Budget(perplexity=float(found[1]) / 100)
@@ -53,12 +53,16 @@ def parse_budget(text: str) -> Budget:
 
 
 def spaced(top: int) -> list[int]:
-    """Some numbers from 0 to `top`, both included."""
+    """At most SPACED evenly spaced numbers from 0 to `top`, both included."""
     return sorted({round(i * top / (SPACED - 1)) for i in range(SPACED)})
 
 
 def smallest_inside(top: int, inside: Callable[[int], bool]) -> None:
-    """Try spaced mixes, then halve the way from the last one outside to the smallest inside, a few times."""
+    """Find the smallest mix for which `inside` is true, approximately.
+
+    Tries spaced mixes, then bisects STEPS times between the smallest mix inside and the next
+    smaller one outside. `inside` records what it measures; nothing is returned.
+    """
     tried = {count: inside(count) for count in spaced(top)}
     for _ in range(STEPS):
         good = min((count for count, ok in tried.items() if ok), default=None)

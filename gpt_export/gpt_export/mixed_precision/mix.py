@@ -1,8 +1,9 @@
-"""A GPT whose layers differ in bits: each is rounded to several forms, what the smaller ones cost it is measured, and the
-mixes lie between all in the smallest and all in the largest.
+"""Make mixes: quantized GPTs whose layers differ in bits.
 
-In: the fp32 module and a calibration text. Out: for a number of steps from one to the other, the weights of all. Which
-number is wanted is not known here.
+Each layer is rounded to several forms, and the loss of each smaller form is measured. The mixes
+lead in steps from all layers in their smallest form to all in their largest; a step gives one layer
+a larger form. In: the fp32 module and a calibration text. Out: the weights of the mix after any
+number of steps.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ from gptx.progress import stage
 from gptx.system.cpu import cpu_features
 from gptx_models.gpt.model import GPT
 
-Piece = dict[str, Quantized]  # what takes a form together: a layer; the tables
+Piece = dict[str, Quantized]  # weights that change form together: one layer, or all tables
 TABLES = "head and embedding"
-# The forms in 4 bits, smallest first: twice the block is half the scales, and a fifth more error. Where 128 do not divide
-# a width, 64 do. The last form is int8's.
+# The 4-bit forms, smallest first; the largest form of a layer is that of int8. A larger block has
+# fewer scales and more error. If 128 does not divide n_in, a smaller block that does is taken
+# (Grid.fitted).
 SMALL = (Grid(4, 128, symmetric=False, scale_bits=8), Grid(4, 32, symmetric=False, scale_bits=8))
 
 
 @dataclass(frozen=True)
 class Mixes:
-    """forms: what each layer, and the tables together (TABLES), may be, smallest first. costs: for each form, the mean KL
-    of it instead of the largest in one of them. steps: (which one, the form that it takes next), those first that save
-    most KL for a byte."""
+    """The forms of each piece (a layer by name, or TABLES), and the order in which pieces grow.
+
+    forms: per form, smallest first: the weights of each piece. costs: per form: the mean KL if only
+    this piece has this form instead of its largest. steps: (piece, index of its next form), the
+    steps that save the most KL per byte first.
+    """
 
     forms: list[dict[str, Piece]]
     costs: list[dict[str, float]]
@@ -56,19 +61,20 @@ class Mixes:
     rotated: bool
 
     def taken(self, count: int) -> dict[str, int]:
-        """The form of each after the first `count` steps."""
+        """Each piece's index of its form after the first `count` steps."""
         return {**dict.fromkeys(self.forms[0], 0), **dict(self.steps[:count])}
 
     def weights(self, count: int) -> dict[str, Quantized]:
+        """Weights by module name after the first `count` steps."""
         pieces = (self.forms[form][name] for name, form in self.taken(count).items())
         return {name: weight for piece in pieces for name, weight in piece.items()}
 
     def predicted_kl(self, count: int) -> float:
-        """What the smaller forms add to a mix that has none."""
+        """Sum of the costs of the pieces, that is the KL above that of the largest mix."""
         return sum(self.costs[form][name] for name, form in self.taken(count).items())
 
     def name(self, count: int) -> str:
-        """28 in 8 bits, 35 in 4/32, 57 in 4/128, rare tokens in 4/32: layers, and rows of the tables"""
+        """The mix in words, as "28 in 8 bits, 35 in 4/32, 57 in 4/128, rare tokens in 4/32"."""
         weights = self.weights(count)
         forms = [
             forms_of(weight)[0] for name, weight in weights.items() if name.startswith("blocks.")
@@ -86,50 +92,80 @@ class Mixes:
 
 
 def make_mixes(gpt: GPT, windows: list[list[int]]) -> Mixes:
-    """Round `gpt` to each form; it is rewritten in place, its layers to the largest."""
+    """Round `gpt` to each form and measure their costs.
+
+    windows: token ids of the calibration text. `gpt` is rewritten in place: rotated, and its layers
+    rounded to their largest form.
+    """
     rotated = rotate_where_possible(gpt)
+    smaller, largest, moments = _round_layers(gpt, windows)
+    small_tables, large_tables, tables_cost = _round_tables(gpt, windows, moments)
+    forms = [{**single(form), TABLES: small_tables} for form in smaller]
+    forms.append({**single(largest), TABLES: large_tables})
+    costs = [
+        {**_layer_costs(gpt, windows[0], form, grid), TABLES: tables_cost}
+        for form, grid in zip(smaller, SMALL)
+    ]
+    costs.append(dict.fromkeys(forms[0], 0.0))
+    return Mixes(forms, costs, by_worth(costs, forms), rotated)
+
+
+def _round_layers(
+    gpt: GPT, windows: list[list[int]]
+) -> tuple[list[dict[str, Quantized]], dict[str, Quantized], Tensor]:
+    """Layers in each form of SMALL; in their largest form; second moments of the head's input."""
     eight = SCHEMES[scheme_name("int8", cpu_features())]
     each, moments = round_to_each(
         gpt, windows, lambda n_in: (*(grid.fitted(n_in) for grid in SMALL), eight.grid_for(n_in))
     )
     finest = {name: rounded[-1] for name, rounded in each.items()}
     largest, _ = pack_layers(gpt, finest, windows[0], eight.activation_kl)
-    layers = [
+    smaller = [
         {name: pack(rounded[form]) for name, rounded in each.items()} for form in range(len(SMALL))
     ]
-    del each, finest
+    return smaller, largest, moments
 
-    def cost(form: dict[str, Quantized], grid: Grid) -> dict[str, float]:
-        what = f"Measuring layers in {grid.bits} bits, blocks of {grid.block} at most"
-        return sensitivities(
-            gpt,
-            windows[0],
-            lambda name: lambda linear: with_weight(linear, values_of(form[name])),
-            what,
-        )
 
+def _round_tables(
+    gpt: GPT, windows: list[list[int]], moments: Tensor
+) -> tuple[Piece, Piece, float]:
+    """The tables with rare tokens in 4 bits; all in 8 bits; and the mean KL of the first.
+
+    They are the same if nearly all tokens of the vocabulary are common.
+    """
+    large = tables(gpt, Form(moments=moments))
     common = common_tokens(windows, gpt.config.vocab_size)
-    large_tables = small_tables = tables(gpt, Form(moments=moments))
-    cost_of_tables = 0.0
-    if common is not None:
-        small_tables = tables(gpt, Form(common=common, moments=moments))
-        values = {name: values_of(weight) for name, weight in small_tables.items()}
-        cost_of_tables = cost_of(gpt, windows[0], values)
-    forms = [{**single(form), TABLES: small_tables} for form in layers]
-    forms.append({**single(largest), TABLES: large_tables})
-    costs = [{**cost(form, grid), TABLES: cost_of_tables} for form, grid in zip(layers, SMALL)]
-    costs.append(dict.fromkeys(forms[0], 0.0))
-    return Mixes(forms, costs, by_worth(costs, forms), rotated)
+    if common is None:
+        return large, large, 0.0
+    small = tables(gpt, Form(common=common, moments=moments))
+    values = {name: values_of(weight) for name, weight in small.items()}
+    return small, large, cost_of(gpt, windows[0], values)
+
+
+def _layer_costs(
+    gpt: GPT, window: list[int], form: Mapping[str, Quantized], grid: Grid
+) -> dict[str, float]:
+    """Mean KL, by layer, of having only this layer in `form`."""
+    return sensitivities(
+        gpt,
+        window,
+        lambda name: lambda linear: with_weight(linear, values_of(form[name])),
+        f"Measuring layers in {grid.bits} bits, blocks of {grid.block} at most",
+    )
 
 
 def single(layers: Mapping[str, Quantized]) -> dict[str, Piece]:
+    """One piece per layer."""
     return {name: {name: weight} for name, weight in layers.items()}
 
 
 def by_worth(
     costs: Sequence[Mapping[str, float]], forms: Sequence[Mapping[str, Piece]]
 ) -> list[tuple[str, int]]:
-    """The steps from the smallest form of every piece on, by the KL that one saves for a byte, the most first."""
+    """Steps from the smallest forms to the largest, ordered by the KL that a step saves per byte.
+
+    Forms off the lower convex hull of size and KL are skipped.
+    """
     steps: list[tuple[float, str, int]] = []
     for name in forms[0]:
         sizes, kls = (
@@ -142,14 +178,17 @@ def by_worth(
             for form, (size, kl) in enumerate(zip(sizes, kls))
             if size > sizes[at] and kl < kls[at]
         ]:
-            steps.append(max(worth))  # the steepest, and so what follows it is less steep
+            steps.append(
+                max(worth)
+            )  # the steepest first, so a piece's later steps save less per byte
             at = steps[-1][2]
-    steps.sort(key=lambda step: -step[0])  # those of a piece that are alike stay in their order
+    # a stable sort: equal steps of a piece stay in order
+    steps.sort(key=lambda step: -step[0])
     return [(name, form) for _, name, form in steps]
 
 
 def values_of(weight: Quantized) -> Tensor:
-    """The float32 matrix (n_out, n_in) that a quantized weight stands for."""
+    """Dequantize: the float32 matrix (n_out, n_in)."""
     match weight:
         case OffsetWeights():
             return torch.from_numpy(dequantize_offsets(weight))
@@ -162,7 +201,7 @@ def values_of(weight: Quantized) -> Tensor:
 
 
 def forms_of(weight: Quantized) -> tuple[tuple[int, int, int], ...]:
-    """Bits, how many activations share a scale (0: a row), and the bits that each activation takes; of each part."""
+    """(bits, block, activation bits) of each part of a weight. A block of 0 is a whole row."""
     match weight:
         case OffsetWeights():
             return forms_of(weight.blocks)
@@ -175,6 +214,7 @@ def forms_of(weight: Quantized) -> tuple[tuple[int, int, int], ...]:
 
 
 def n_bytes(weight: Quantized) -> int:
+    """Bytes that a weight takes in the artifact."""
     match weight:
         case OffsetWeights():
             return n_bytes(weight.blocks)
@@ -185,18 +225,22 @@ def n_bytes(weight: Quantized) -> int:
 
 
 def stored_bytes(weights: Iterable[Quantized]) -> int:
-    """Of weights that are stored once, however often they are named."""
+    """Bytes of several weights; an object that occurs twice (a tied embedding) counts once."""
     return sum(map(n_bytes, {id(weight): weight for weight in weights}.values()))
 
 
 def mean_bits(layers: Sequence[Quantized]) -> float:
+    """Mean bits per weight, without scales."""
     sizes = [weight.shape[0] * weight.shape[1] for weight in layers]
     return float(np.average([forms_of(weight)[0][0] for weight in layers], weights=sizes))
 
 
 def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int) -> int:
-    """The files in onnx/ of `gpt` with such weights: exactly what the weights and the rest of the module take, and a
-    generous estimate for the graph, made of the source's `source_graph` bytes."""
+    """Bytes of the files in onnx/ of `gpt` with these weights.
+
+    Exact for weights and other parameters. For the graph file it is a generous estimate from the
+    size of the source's graph file, `source_graph` bytes.
+    """
     rest = {
         id(p): p for name, p in gpt.named_parameters() if name.rpartition(".")[0] not in weights
     }
@@ -206,7 +250,7 @@ def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int
 
 
 def node_bytes(weight: Quantized) -> int:
-    """What a product adds to a graph beside the node that takes the place of a MatMul."""
+    """Bytes in the graph file for the nodes of a product, beside the one that replaces MatMul."""
     offsets, channels = isinstance(weight, OffsetWeights), isinstance(weight, ChannelWeights)
     if isinstance(weight, StackedWeights):
         return 2000 + sum(map(node_bytes, weight.parts))
@@ -215,7 +259,7 @@ def node_bytes(weight: Quantized) -> int:
 
 
 def least_bytes(gpt: GPT, windows: list[list[int]], source_graph: int) -> int:
-    """What artifact_bytes gives at least, all layers in their smallest forms; known before anything is rounded."""
+    """artifact_bytes of the smallest mix, computed from shapes before anything is rounded."""
     packed = {
         id(p)
         for one in gpt.modules()
@@ -244,8 +288,11 @@ def least_bytes(gpt: GPT, windows: list[list[int]], source_graph: int) -> int:
 def measure(
     gpt: GPT, weights: Mapping[str, Quantized], recording: Recording, tokens: int, what: str
 ) -> Figures:
-    """`gpt` with quantized weights, and activations rounded as the operators will, beside the recorded reference on the
-    first `tokens` of its text, or some more."""
+    """Compare `gpt` with quantized weights with the recorded reference, in PyTorch.
+
+    Activations are rounded as the operators will do it. It runs whole windows of the evaluation
+    text until at least `tokens` tokens are compared. what: label of the progress bar.
+    """
     tally, seen = Tally(), 0
     with ExitStack() as changes, stage(what):
         for name, weight in weights.items():

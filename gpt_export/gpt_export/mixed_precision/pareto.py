@@ -1,4 +1,4 @@
-"""The mixes that were measured, as a table of plain text, as JSON for gptx.json, and as a picture."""
+"""Show the measured mixes: a table of plain text, JSON for gptx.json, and a picture."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gptx.system.cpu import cpu_name
 HEADER = ("", "mix", "MB", "ms a token", "predicted KL", "KL", "perplexity", "change")
 
 
-@dataclass(eq=False)  # a point is itself alone
+@dataclass(eq=False)  # compared by identity
 class Point:
-    """A mix. figures: measured in PyTorch on part of the proof text. predicted_kl: of single layers, added up."""
+    """A measured mix."""
 
     name: str
     made: Quantization
-    size: int  # of the files in onnx/, bytes: estimated until it is written
-    ms: float
-    figures: Figures
-    predicted_kl: float | None = None
+    size: int  # bytes of the files in onnx/; an estimate until the mix is written
+    ms: float  # for the products of one token
+    figures: Figures  # measured in PyTorch on a part of the proof text
+    predicted_kl: float | None = None  # the sum of the layers' single KLs
 
     @property
     def change(self) -> float:
-        """How much the perplexity rises."""
+        """Relative rise of the perplexity: 0.005 is half a percent."""
         return self.figures.perplexity / self.figures.perplexity_reference - 1
 
 
@@ -42,7 +42,7 @@ def by_size(points: Sequence[Point]) -> list[Point]:
 
 
 def is_best(point: Point, points: Sequence[Point]) -> bool:
-    """On the Pareto front: no other is smaller and nearer to the reference."""
+    """True on the Pareto front: no other point has at most this size and at most this KL."""
     return not any(
         other.size <= point.size
         and other.figures.kl_mean <= point.figures.kl_mean
@@ -82,11 +82,14 @@ def number(value: float | None, form: str) -> str:
 
 def notes(tokens: int) -> list[str]:
     return [
-        "> was chosen, - is no better than a smaller one. MB: graph and weights, to some kB but for what was written.",
-        "ms a token: the products of one token's layers and head, each form timed here in ONNX Runtime; no attention.",
-        f"KL, perplexity: measured in PyTorch with rounded weights and activations, on {tokens} tokens of the proof text.",
-        "Predicted KL: of the smallest loss, all in 8 bits, and of each layer in 4 bits alone, added up.",
-        "A mix says how many layers have which form; 4/32: 4 bits, a scale and a zero point for 32 weights.",
+        "> was chosen; - is no better than a smaller mix. MB: graph and weights, estimated to",
+        "some kB (exact for the chosen mix). ms a token: the products of one token's layers and",
+        "head, timed here in ONNX Runtime, without attention.",
+        "KL, perplexity: measured in PyTorch with rounded weights and activations,",
+        f"on {tokens} tokens of the proof text.",
+        "Predicted KL: that of all layers in 8 bits, plus that of each layer in 4 bits alone.",
+        "A mix says how many layers have which form; 4/32: 4 bits, a scale and a zero point for 32",
+        "weights.",
     ]
 
 
@@ -111,16 +114,18 @@ def to_json(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
 
 
 def need_matplotlib() -> None:
+    """Raise UsageError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(
-            "--budget draws a picture with matplotlib, which is not installed: pip install matplotlib"
+            "--budget draws a picture with matplotlib, which is not installed:"
+            " pip install matplotlib"
         ) from error
 
 
 def picture(points: Sequence[Point], chosen: Point, title: str) -> bytes:
-    """A PNG file's bytes: KL over size and over time, the chosen mix marked."""
+    """Draw KL over size and over time, with the chosen mix marked; returns a PNG file's bytes."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,5 +1,7 @@
-"""gptx quantize --budget: an fp32 artifact in, out the mix of 4 and 8 bits that is best inside a budget, with the table and
-a picture of those that were measured."""
+"""gptx quantize --budget: write the mix of 4 and 8 bits that is best inside a budget.
+
+In: an fp32 artifact. Out: the quantized artifact, and a table and a picture of the measured mixes.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.mixed_precision.budget import Budget, smallest_inside, spaced
 from gpt_export.mixed_precision.mix import (
+    Mixes,
     artifact_bytes,
     least_bytes,
     make_mixes,
@@ -59,7 +62,7 @@ from gptx.progress import note, stage
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
-MEASURED = 2048  # tokens of the proof text that each mix is measured on; the certificate takes all
+MEASURED = 2048  # tokens that each mix is measured on; the certificate uses the whole proof text
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,14 @@ def quantize_within(
     accept: bool = False,
     force: bool = False,
 ) -> Outcome:
-    """Quantize the fp32 artifact `source` to `out` inside a budget: of perplexity, the smallest artifact; of size, the one
-    nearest to the reference. picture_file: by default OUT-pareto.png. The other options as in quantize_artifact.
+    """Quantize the fp32 artifact `source` to `out` inside a budget.
 
-    Raises UsageError where the size is too small for any mix, ParityError where none keeps the perplexity.
+    A budget of perplexity gives the smallest artifact inside it; a budget of size the one with the
+    least KL. picture_file: a PNG, by default OUT-pareto.png. The other options are those of
+    quantize_artifact.
+
+    Raises UsageError if the size is too small for any mix, ParityError if no mix keeps the
+    perplexity, and what quantize_artifact raises.
     """
     manifest, config = check_budget(source, budget, limits)
     picture_file = new_picture(out, picture_file, force=force)
@@ -109,8 +116,8 @@ def quantize_within(
 
 
 def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
-    """Where the picture goes, by default OUT-pareto.png. Raises OutputError where it cannot be written."""
-    out = Path(os.path.abspath(out))  # of ".", too, the picture's name is made
+    """The picture's file, by default OUT-pareto.png. Raises OutputError if it cannot be written."""
+    out = Path(os.path.abspath(out))  # so that "." has a name, too
     picture_file = picture_file or out.with_name(f"{out.name}-pareto.png")
     check_new_file(picture_file, force=force)
     return picture_file
@@ -119,7 +126,7 @@ def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
 def check_budget(
     source: Path, budget: Budget, limits: Mapping[str, float] | None = None
 ) -> tuple[Manifest, GPTConfig]:
-    """What can be refused before the weights are read."""
+    """Check source, budget and limits before the weights are read. Raises UsageError."""
     manifest = expect_fp32(source)
     config = gpt_config(manifest)
     if config is None:
@@ -128,9 +135,10 @@ def check_budget(
         )
     if config.n_class and budget.perplexity is not None:
         raise UsageError(
-            f"{source} classifies and has no perplexity: give a budget of size, for example size=100MB"
+            f"{source} classifies and has no perplexity:"
+            " give a budget of size, for example size=100MB"
         )
-    limits_for("int4", limits)  # their names
+    limits_for("int4", limits)  # checks their names
     need_matplotlib()
     return manifest, config
 
@@ -142,7 +150,7 @@ def plan_within(
     calibration: Path | None = None,
     limits: Mapping[str, float] | None = None,
 ) -> Plan:
-    """What quantize_within will take. Raises UsageError where the size is too small for any mix."""
+    """Estimate quantize_within. Raises UsageError if the size is too small for any mix."""
     manifest, config = check_budget(source, budget, limits)
     plan = plan_quantize(manifest, "int8")
     if budget.size is None:
@@ -153,16 +161,16 @@ def plan_within(
 
 
 def expect_room(budget: Budget, least: int) -> None:
-    """UsageError where the smallest mix, of `least` bytes, is above the budget."""
+    """Raise UsageError if the smallest mix, of `least` bytes, is larger than the budget."""
     if budget.size is not None and least > budget.size:
         raise UsageError(
-            f"the budget of {budget} is too small: all layers in 4 bits take {megabytes(least)} MB, "
-            "and nothing smaller is to be had"
+            f"the budget of {budget} is too small: all layers in 4 bits take"
+            f" {megabytes(least)} MB, and nothing smaller is to be had"
         )
 
 
 class Search:
-    """The mixes of one model that were measured, and the best of them written."""
+    """Measures mixes of one model (`points`), and writes the best of them."""
 
     def __init__(self, workspace: Workspace, config: GPTConfig, budget: Budget) -> None:
         self.workspace, self.config, self.budget = workspace, config, budget
@@ -170,22 +178,24 @@ class Search:
         self.points: list[Point] = []
 
     def run(self) -> None:
-        """Round, measure single layers, then whole mixes. PyTorch's copy of the model goes when this ends."""
+        """Round the layers, measure their costs, then measure whole mixes."""
         windows = self.workspace.calibration.windows
         gpt = load_gpt(self.workspace.manifest.path, self.config)
-        expect_room(
-            self.budget, least_bytes(gpt, windows, self.workspace.manifest.graph.stat().st_size)
-        )
+        expect_room(self.budget, least_bytes(gpt, windows, self.graph_bytes))
         if kept_offsets(gpt):
             made = quantize_weights(gpt, SCHEMES["int4"], windows)
             self.timings.time(made.weights.values())
             self.measure(gpt, "the source's 4 bits", made)
         mixes = make_mixes(gpt, windows)
-        top = len(mixes.steps)
         expect_room(self.budget, self.size(gpt, mixes.weights(0)))
         self.timings.time(
             [weight for form in mixes.forms for piece in form.values() for weight in piece.values()]
         )
+        self.measure_mixes(gpt, mixes)
+
+    def measure_mixes(self, gpt: GPT, mixes: Mixes) -> None:
+        """Measure mixes from the smallest to the largest, more of them near the budget."""
+        top = len(mixes.steps)
         found: dict[int, Point] = {}
 
         def at(count: int) -> Point:
@@ -198,15 +208,15 @@ class Search:
             smallest_inside(top, lambda count: self.inside(at(count)))
         else:
             sizes = [self.size(gpt, mixes.weights(count)) for count in range(top + 1)]
-            for count in sorted(
-                {*spaced(top), max(n for n, size in enumerate(sizes) if size <= self.budget.size)}
-            ):
+            largest = max(n for n, size in enumerate(sizes) if size <= self.budget.size)
+            for count in sorted({*spaced(top), largest}):
                 at(count)
-        best = at(top).figures.kl_mean
+        least = at(top).figures.kl_mean
         for count, point in found.items():
-            point.predicted_kl = best + mixes.predicted_kl(count)
+            point.predicted_kl = least + mixes.predicted_kl(count)
 
     def measure(self, gpt: GPT, name: str, made: Quantization) -> Point:
+        """Measure one mix in PyTorch, and add it to `points`."""
         figures = measure(
             gpt, made.weights, self.workspace.recording, MEASURED, f"Measuring {name}"
         )
@@ -216,27 +226,36 @@ class Search:
         return point
 
     def size(self, gpt: GPT, weights: Mapping[str, Quantized]) -> int:
-        return artifact_bytes(gpt, weights, self.workspace.manifest.graph.stat().st_size)
+        return artifact_bytes(gpt, weights, self.graph_bytes)
+
+    @property
+    def graph_bytes(self) -> int:
+        """Size of the source's graph file."""
+        return self.workspace.manifest.graph.stat().st_size
 
     def inside(self, point: Point) -> bool:
-        """By what was measured in PyTorch, and the estimated size."""
+        """True if a point is inside the budget, by its figures in PyTorch or estimated size."""
         if self.budget.perplexity is not None:
             return point.change <= self.budget.perplexity
         assert self.budget.size is not None
         return point.size <= self.budget.size
 
     def candidates(self) -> list[Point]:
-        """What is worth writing, the best first."""
+        """Points to write, the best first, until one is inside the budget."""
         inside = [point for point in self.points if self.inside(point)]
         if self.budget.size is not None:
             return sorted(inside, key=lambda point: point.figures.kl_mean)
-        # part of the proof text may say no where the whole says yes
+        # if none is inside: the whole proof text may judge the nearest one better than this part of
+        # it
         return by_size(inside) or [min(self.points, key=lambda point: point.change)]
 
     def write_best(
         self, limits: Mapping[str, float] | None, *, accept: bool
     ) -> tuple[Point, dict[str, Any]]:
-        """Write mixes, the best first, until one is inside the budget by its certificate."""
+        """Write mixes, the best first, until one is inside the budget by its certificate.
+
+        Returns the point and its certificate. Raises ParityError if none is.
+        """
         last = ""
         for point in self.candidates():
             if last:
@@ -264,7 +283,7 @@ class Search:
         )
 
     def write(self, point: Point) -> None:
-        """The graph, in place of one that was tried before; the point takes its size."""
+        """Write the graph of a mix, replacing an earlier one; correct the sizes of all points."""
         form: CacheForm = self.workspace.manifest.cache  # type: ignore[assignment]
         folder = self.workspace.staging / Path(GRAPH).parent
         shutil.rmtree(folder, ignore_errors=True)
@@ -274,20 +293,20 @@ class Search:
         with stage("Tracing the graph"):
             save_graph(build_graph(graph_layers(gpt, form, point.made.weights), form), folder)
         off = sum(file.stat().st_size for file in folder.iterdir()) - point.size
-        for (
-            one
-        ) in self.points:  # the graph's own size, which was estimated, is nearly the same for all
+        # what was estimated is the graph file, whose error is nearly the same for all mixes
+        for one in self.points:
             one.size += off
 
     def prove(
         self, point: Point, limits: Mapping[str, float] | None, *, accept: bool
     ) -> dict[str, Any]:
+        """Prove the mix that was written; returns its certificate. Raises ParityError."""
         layers = [
             weight for name, weight in point.made.weights.items() if name.startswith("blocks.")
         ]
         bits = mean_bits(layers)
         precision = "int4" if bits < 6 else "int8"
-        # what is called int8 may have layers of 4 bits, and its loss lies between the two recipes'
+        # unless all layers have 8 bits, the loss may lie between those of int8 and int4
         allowed = limits_for("int8" if bits == 8 else "int4", limits)
         facts = {
             **describe("mix", point.made),

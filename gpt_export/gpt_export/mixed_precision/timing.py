@@ -1,6 +1,7 @@
-"""How long a token's products take on this machine: each kind of layer in each form, in ONNX Runtime, its real weights.
+"""Time the products of one token on this machine, by shape and form of the layers.
 
-Attention, norms and the rest of a graph are left out, so that a mix's time is a sum over its layers.
+They run in ONNX Runtime. Attention, norms and the rest of a graph are left out, so that a mix's
+time is a sum over its layers.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from gpt_export.mixed_precision.mix import forms_of
 from gptx.ort.sessions import open_on_cpu
 from gptx.progress import stage
 
-TOGETHER = 4  # products of a kind in a graph: tracing more of them takes longer than they run
-RUNS = 9  # of a graph
-CACHES = 100_000_000  # bytes that are read before each run, so that weights come from memory as they do in a model
+TOGETHER = 4  # products of a kind in one graph; tracing more takes longer than running them
+RUNS = 9  # per graph
+# Bytes that are read before each run to empty the CPU's caches, so that weights come from memory as
+# in a model.
+CACHES = 100_000_000
 
 Kind = tuple[tuple[int, int], tuple[tuple[int, int, int], ...]]  # shape, forms
 
 
 class Several(nn.Module):
-    """The sum of some products of one input."""
+    """The sum of several products of one input."""
 
     def __init__(self, products: Iterable[nn.Module]):
         super().__init__()
@@ -42,12 +45,13 @@ class Several(nn.Module):
 
 
 class Timings:
-    """Milliseconds of a product of one token, by shape and form: measured when `time` is given weights of a new kind."""
+    """Milliseconds that a product takes for one token, by shape and form."""
 
     def __init__(self) -> None:
         self.ms: dict[Kind, float] = {}
 
     def time(self, layers: Iterable[Quantized]) -> None:
+        """Measure those weights whose shape and form were not measured before."""
         found: dict[Kind, list[Quantized]] = defaultdict(list)
         for weight in layers:
             if kind_of_weight(weight) not in self.ms:
@@ -58,7 +62,7 @@ class Timings:
                 advance(1)
 
     def of(self, weights: Mapping[str, Quantized]) -> float:
-        """Of a mix: one token through all layers and the head."""
+        """Milliseconds for one token through all layers and the head of a mix."""
         return sum(
             self.ms[kind_of_weight(w)]
             for name, w in weights.items()
@@ -71,7 +75,7 @@ def kind_of_weight(weight: Quantized) -> Kind:
 
 
 def milliseconds(weights: list[Quantized]) -> float:
-    """Of one product, by the fastest run: other processes only add to it."""
+    """Milliseconds of one product of the same kind: the fastest run, the least disturbed one."""
     n_in = weights[0].shape[1]
     x = torch.ones(1, 1, n_in)
     with quiet(), torch.no_grad():

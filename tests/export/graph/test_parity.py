@@ -1,5 +1,8 @@
-"""PyTorch against the fp32 graph, for the presets and a pairwise cover of the axes: all at once, a token at a time, in
-pieces, in a batch of different lengths, padded on the left and on the right as other loaders pad, and greedily."""
+"""The fp32 graph against PyTorch, for the presets and a pairwise cover of the configuration's axes.
+
+The same text runs in one piece, token by token, in pieces, in a batch of different lengths, padded
+on the left and right as other loaders pad, and greedily.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 
 import gptx
 from builders.configurations import config_of, full_product, name_of, pairwise, small_presets
@@ -32,13 +36,13 @@ class Exported:
     form: CacheForm
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """PyTorch's, (length, vocab_size)"""
+        """PyTorch's logits, (length, vocab_size)."""
         with torch.no_grad():
             return self.gpt(torch.tensor([tokens]))[0].numpy()
 
 
 def random_gpt(config: GPTConfig) -> GPT:
-    """Weights far enough from the initialization that a wrong one shows: biases, gains and scores too."""
+    """A GPT with random biases, gains and scores too, so that an error in one of them shows."""
     torch.manual_seed(7)
     gpt = GPT(config).eval()
     with torch.no_grad():
@@ -64,8 +68,14 @@ CASES |= {name_of(choice): (config_of(choice), choice["cache"]) for choice in pa
 
 
 @pytest.fixture(scope="module", params=list(CASES), ids=str)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(*CASES[request.param], tmp_path_factory.mktemp("case"))
+def case(request: pytest.FixtureRequest, pipeline: Path) -> Exported:
+    """A case of CASES, exported once for all pytest processes."""
+    config, form = CASES[request.param]
+    folder = pipeline / f"parity-{list(CASES).index(request.param)}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            exported(config, form, folder)
+    return Exported(load_model(folder / "checkpoint"), folder / "artifact", form)
 
 
 def test_every_way_of_running_it_gives_pytorchs_logits(case: Exported) -> None:
@@ -78,7 +88,7 @@ def test_greedy_text_is_pytorchs(case: Exported) -> None:
 
 
 def test_the_artifact_gives_the_weights_back(case: Exported) -> None:
-    """What gptx quantize begins with."""
+    """`gptx quantize` begins by reading the weights back."""
     found = load_gpt(case.folder, case.gpt.config).state_dict()
     for name, value in case.gpt.state_dict().items():
         assert torch.equal(found[name], value), name
@@ -94,7 +104,7 @@ def test_full_product(choice: dict, tmp_path: Path) -> None:
 
 
 def test_what_a_configuration_can_choose_is_covered() -> None:
-    """A position, an activation or a switch that GPTConfig gains must be compared with PyTorch here too."""
+    """A new value or switch of GPTConfig must be added to CASES."""
     covered = [config for config, _ in CASES.values()]
     for name, hint in get_type_hints(GPTConfig).items():
         kinds = [hint, *get_args(hint)]
@@ -138,7 +148,7 @@ def check_session(one: Exported) -> None:
 
 
 def check_padding(one: Exported) -> None:
-    """Without our runtime: plain ONNX Runtime, two rows padded to one length, then one more token each."""
+    """Plain ONNX Runtime: two rows padded to one length, then one more token each."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     session = onnxruntime.InferenceSession(
