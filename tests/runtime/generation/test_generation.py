@@ -96,9 +96,8 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str
     """This also holds for a token that is not special and whose text could be shown."""
     assert endless.tokenizer is not None
     whole = endless.generate(prompt, max_new_tokens=25, temperature=1.0, seed=8).token_ids
-    last = max(
-        n for n in range(25) if whole[n] not in whole[:n]
-    )  # the last token that is new there
+    # the last token that occurs for the first time
+    last = max(n for n in range(25) if whole[n] not in whole[:n])
     options = {"max_new_tokens": 25, "temperature": 1.0, "seed": 8, "stop_tokens": [whole[last]]}
     stream = endless.stream(prompt, **options)
     shown = "".join(stream)
@@ -245,17 +244,14 @@ def test_the_first_empty_id_is_not_picked_where_it_is_the_likeliest(
         known = model.manifest.model.vocab_size - padding
         with model.session() as session:
             best = int(session.feed([[1, 2, 3]])[0, :known].argmax())
-    change_embedding(
-        folder, lambda table: table.__setitem__(known, 2 * table[best])
-    )  # twice the logit
+    # The padded id `known` gets twice the logit of the best token.
+    change_embedding(folder, lambda table: table.__setitem__(known, 2 * table[best]))
     model = gptx.load(folder, threads=1)
     with model.session() as session:
         assert session.feed([[1, 2, 3]])[0].argmax() == known
     for options in ({}, {"temperature": 1.0, "top_k": 1, "seed": 1}, {"temperature": 1e-6}):
-        for stops in (
-            [],
-            [known + padding - 1],
-        ):  # a token that ends a text may be in the padding, and be picked
+        # A padded id is sampled only if it ends the text.
+        for stops in ([], [known + padding - 1]):
             found = model.generate([1, 2, 3], max_new_tokens=1, stop_tokens=stops, **options)
             assert found.token_ids == [known if known in stops else best]
 

@@ -38,9 +38,8 @@ from gptx_models.checkpoints.side_files import read_side_files
 PROMPT = "the cat sat"
 
 
-Reference = Callable[
-    [list[int], dict[str, Any]], list[int]
-]  # prompt, fields of generation_config.json -> new tokens
+# Prompt, fields of generation_config.json -> new tokens
+Reference = Callable[[list[int], dict[str, Any]], list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +49,8 @@ def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
         transformers.AutoModelForCausalLM.from_pretrained(checkpoint),
         gptx.load(fp32, threads=1),
     )
-    empty = range(
-        ours.manifest.tokens.vocab_size or 0, ours.manifest.model.vocab_size
-    )  # ids of no token
+    # Ids of the padded vocabulary that are no tokens
+    empty = range(ours.manifest.tokens.vocab_size or 0, ours.manifest.model.vocab_size)
 
     class Empty(transformers.SuppressTokensLogitsProcessor):
         """A class of its own.
@@ -91,11 +89,8 @@ def ends(fields: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-A, B, C = (
-    "A",
-    "B",
-    "C",
-)  # stand for the first three tokens that the model writes when nothing is asked of it
+# They stand for the first three tokens that the model writes without any field.
+A, B, C = "A", "B", "C"
 GREEDY: dict[str, dict[str, Any]] = {
     "nothing": {},
     "suppress_tokens": {"suppress_tokens": [A, B, -1, 100_000]},
@@ -501,10 +496,8 @@ SHAPE = {"n_ctx": 128, "vocab_size": 300}
         ({"do_sample": True, "top_k": 0}, {"do_sample": True, "top_k": 0, "temperature": 1.0}),
         ({"do_sample": True, "top_k": None}, {"top_k": 0}),
         ({"do_sample": True, "top_k": 7.0}, {"top_k": 7}),
-        (
-            {"do_sample": True, "top_k": 9999},
-            {"top_k": 300},
-        ),  # more than the vocabulary is an error there
+        # A top_k above the vocabulary's size is an error in genai.
+        ({"do_sample": True, "top_k": 9999}, {"top_k": 300}),
         (
             {"do_sample": True, "temperature": 0.4, "top_p": 0.9},
             {"temperature": 0.4, "top_p": 0.9, "top_k": 50},
@@ -519,10 +512,8 @@ SHAPE = {"n_ctx": 128, "vocab_size": 300}
         ({"min_length": 7, "max_length": 60}, {"min_length": 7, "max_length": 60}),
         ({"max_length": 6000}, {"max_length": 128}),
         ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram_size": 3}),
-        (
-            {"no_repeat_ngram_size": 10**12},
-            {"no_repeat_ngram_size": 2**31 - 1},
-        ),  # genai reads it as an int
+        # genai reads it as a C int.
+        ({"no_repeat_ngram_size": 10**12}, {"no_repeat_ngram_size": 2**31 - 1}),
         (
             {"num_beams": 4, "length_penalty": 0.8},
             {"num_beams": 4, "length_penalty": 0.8, "early_stopping": False},

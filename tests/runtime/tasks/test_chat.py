@@ -174,9 +174,8 @@ def test_the_context_runs_full(model: Model) -> None:
 
 
 def test_a_prompt_may_fill_the_context_and_no_more(model: Model) -> None:
-    taken = (
-        len(model.chat_ids([{"role": "user", "content": "#"}])) - 1
-    )  # of the template; "#" is one token
+    # Tokens of the template: "#" is one token.
+    taken = len(model.chat_ids([{"role": "user", "content": "#"}])) - 1
     chat = model.chat()
     with pytest.raises(
         PromptError, match="the conversation has 301 tokens with this message, and .* holds 300"

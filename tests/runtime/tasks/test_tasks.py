@@ -75,11 +75,11 @@ def test_a_long_text_is_scored_in_windows(model: gptx.Model, gpt: GPT):
     ids = [int(token) for token in np.random.default_rng(0).integers(0, 300, 300)]
     found = model.score(ids, overlap=40)
     assert found.overlap == 40 and len(found.logprobs) == 300
-    np.testing.assert_allclose(found.logprobs[1:129], logprobs(gpt, ids[:129]), atol=1e-4)  # type: ignore[arg-type]
-    second = logprobs(gpt, ids[129 - 40 : 129 - 40 + 129])[
-        39:
-    ]  # the window begins 40 before what it scores
-    np.testing.assert_allclose(found.logprobs[129 : 129 + len(second)], second, atol=1e-4)  # type: ignore[arg-type]
+    values: Any = found.logprobs
+    np.testing.assert_allclose(values[1:129], logprobs(gpt, ids[:129]), atol=1e-4)
+    # The second window begins 40 tokens before the first that it scores.
+    second = logprobs(gpt, ids[129 - 40 : 129 - 40 + 129])[39:]
+    np.testing.assert_allclose(values[129 : 129 + len(second)], second, atol=1e-4)
 
 
 @pytest.mark.parametrize(
