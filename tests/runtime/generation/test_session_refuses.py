@@ -305,7 +305,7 @@ def test_ctrl_c_while_the_cache_grows(
 def test_a_signals_handler_uses_the_session_that_it_interrupts(
     artifacts: dict[str, Path], handler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits are never wrong: the session refuses, or (after close) the step still returns its own."""
+    """Logits are never wrong: the session refuses, or (after close) the step returns its own."""
     graph = open_graph(read_manifest(artifacts["shared"]), threads=1)
     session, run = Session(graph), Binding.run
     session.feed([IDS[:5]])

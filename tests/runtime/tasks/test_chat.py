@@ -37,14 +37,18 @@ MESSAGES = [
 TEMPLATES = {
     "chatml": CHATML,
     "plain": PLAIN,
-    "trim_blocks": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  [{{ m.content }}]\n  {% endif %}\n"
+    "trim_blocks": "{% for m in messages %}\n  {% if m.role == 'user' %}\n"
+    "  [{{ m.content }}]\n  {% endif %}\n"
     "{% endfor %}\n{{ bos_token }}",
     "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
-    "loopcontrols": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}{{ m }}{% endfor %}",
-    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "loopcontrols": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}"
+    "{{ m }}{% endfor %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% endfor %}",
     "date": "{{ strftime_now('%Y') }}",
     "tools": "{% if tools %}tools{% else %}none{% endif %}{{ missing is defined }}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% endfor %}{{ ns.n }}",
 }
 
 

@@ -123,7 +123,7 @@ NESTED = ("the", "the cat", "the cat sat on the mat", "the cat sat on the log", 
 def test_labels_that_begin_alike_are_each_as_likely_as_alone(
     labels: tuple[str, ...], after: str, turned: bool, model: gptx.Model, gpt: GPT
 ):
-    """If one label begins another, each is scored with the first token of an empty line after it."""
+    """If a label begins another, both are scored with the first token of an empty line after it."""
     asked = prompt(CLASSIFY_TEMPLATE, TEXT)
     ids, ending = model.encode(asked), model.encode(after)[:1] if after else []
     found = model.classify(TEXT, labels[::-1] if turned else labels)
