@@ -1,8 +1,8 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021) of a GPT: W x + (alpha / rank) B A x, with W frozen.
 
-Targets are named as the model's family names its modules (c_attn; q_proj, v_proj). Our qkv and
-gate|up are one matrix each; if the family has several modules there, each of these pieces has its
-own A and B. Knows no files: peft_files.py does.
+Targets have the module names of the model's family (c_attn; q_proj, v_proj). In gptx, Q, K and V
+are one matrix, and so are gate and up. A family with separate modules for them, such as llama, has
+one A and one B for each of its modules (a Piece). Knows no files: peft_files.py does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
 ALL_LINEAR = "all-linear"
-# PEFT's defaults (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING), and for gptx the same matrix
-# as for gpt2
+# PEFT's defaults (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING). PEFT does not know gptx: its
+# default is the matrix that gpt2 has.
 DEFAULT_TARGETS: dict[Family, tuple[str, ...]] = {
     "gpt2": ("c_attn",),
     "openai-gpt": ("c_attn",),
@@ -36,8 +36,8 @@ class Lora:
     """The settings of an adapter.
 
     alpha: the update is scaled by alpha / rank. targets: names of modules, or ALL_LINEAR; None
-    means the family's DEFAULT_TARGETS. dropout: of the input of A. Raises UsageError for a value
-    out of range.
+    means the family's DEFAULT_TARGETS. dropout: the probability with which each input of A is
+    dropped in training. Raises UsageError for a value out of range.
     """
 
     rank: int = 16
@@ -60,9 +60,10 @@ class Lora:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one of our matrices that are a module of their own in the family.
+    """The rows of one of our matrices that form a separate module in the family.
 
-    name: that module's, such as "model.layers.0.self_attn.q_proj". first: the first row.
+    name: the family's module name, such as "model.layers.0.self_attn.q_proj". first: the index of
+    the piece's first row in our matrix. rows: the number of rows.
     """
 
     name: str
@@ -89,7 +90,7 @@ class LoraLinear(nn.Module):
             torch.zeros(piece.rows, lora.rank, device=device) for piece in pieces
         )
         for a in self.a:
-            nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # as nn.Linear and PEFT do
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5))  # the initialization of nn.Linear and PEFT
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)

@@ -37,9 +37,10 @@ def merge(
 ) -> Path:
     """Write the merged checkpoint folder `out`, and return the base's folder.
 
-    base: taken in place of the base that the adapter names. The sum is computed in fp32 and stored
-    in the base's type, so a base in 16 bits rounds the adapter too. exact: store fp32 whatever the
-    base's type is. force: replace `out`. Raises CheckpointError, OutputError.
+    base: taken in place of the base that the adapter names. The merged weights are computed in fp32
+    and stored in the base's type; if that is a 16-bit type, the adapter's update is rounded too.
+    exact: store fp32 instead of the base's type. force: replace `out`. Raises CheckpointError,
+    OutputError.
     """
     _check_is_adapter(adapter)
     base = base_of(adapter, base)
@@ -107,8 +108,9 @@ def _origin(folder: Path) -> dict[str, Any]:
 def _head(adapter: Path, base: Path, n_class: int) -> Head | None:
     """The head of a merged classifier; None for a language model.
 
-    Its labels are those of the adapter's gptx_task.json, else of the base's config.json. If that
-    has another number of labels, they are transformers' default labels. Raises CheckpointError.
+    The labels are taken from the adapter's gptx_task.json, or else from the base's config.json. If
+    config.json does not have n_class labels, transformers' default labels are used. Raises
+    CheckpointError.
     """
     if not n_class:
         return None

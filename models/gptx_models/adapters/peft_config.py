@@ -53,7 +53,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
 }
-_HEADS = ("score", "classifier")  # PEFT names both for any classifier
+_HEADS = ("score", "classifier")  # PEFT lists both names for every classifier
 
 
 def adapter_config(
@@ -105,8 +105,9 @@ def check_adapter_config(config: dict[str, Any], folder: Path) -> None:
 def lora_of_config(config: dict[str, Any], modules: set[str], folder: Path) -> Lora:
     """The Lora of an adapter_config.json.
 
-    modules: those that the file has tensors of. They are the targets, whatever target_modules says,
-    as that may be a pattern. Raises CheckpointError for a rank or alpha out of range.
+    modules: the modules for which the adapter's file has tensors. They become the targets.
+    target_modules is not used, because it may be a pattern. Raises CheckpointError for a rank or
+    alpha out of range.
     """
     rank, alpha = config.get("r", _PEFT_RANK), config.get("lora_alpha", _PEFT_ALPHA)
     for problem in (size_problem("r", rank), number_problem("lora_alpha", alpha)):

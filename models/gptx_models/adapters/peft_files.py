@@ -76,7 +76,7 @@ def save_adapter(
     write_json(folder / CONFIG, config)
     write_json(folder / SOURCE, source)
     write_json(folder / "generation_config.json", generation)
-    # Not safetensors' save_file: only the owner may read its files.
+    # Not safetensors' save_file, whose files only their owner may read.
     write_safetensors(
         folder / WEIGHTS, [(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
     )
@@ -101,7 +101,7 @@ def load_adapter(folder: Path, base: Path | None = None) -> GPT:
     add_lora(gpt, lora, family)
     _copy_tensors(gpt, tensors, folder)
     merged = merge_lora(gpt).eval()
-    for name, weight in merged.named_parameters():  # a huge scale makes infinities
+    for name, weight in merged.named_parameters():  # infinite after a huge scale
         check_finite(weight.detach(), name, f"{folder} merged into {base}")
     return merged
 
@@ -141,8 +141,9 @@ def _check_rank(lora: Lora, tensors: dict[str, Tensor], folder: Path) -> None:
 def _family_of_modules(gpt: GPT, base: Path, modules: set[str], folder: Path) -> Family:
     """The family whose module names the adapter uses.
 
-    It is the base's as gptx writes it, or as it is stored (a Mistral with a window is written as
-    gptx and stored with llama's names). Raises CheckpointError if neither has all modules.
+    Two families are tried: the one that gptx would write the base as, then the one whose names the
+    base's files use. For a Mistral with a window these are gptx and llama. Raises CheckpointError
+    if neither family has all modules.
     """
     unknown: set[str] = set()
     for family in (family_of(gpt.config), read_family(base)):

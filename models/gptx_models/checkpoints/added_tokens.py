@@ -74,7 +74,8 @@ def added_tokens_json(
 ) -> list[dict[str, Any]]:
     """added_tokens for tokenizer.json, without the ids in `left_out`.
 
-    raw: tokenizer.json as it was. Its list is returned if nothing changed, to keep its order.
+    raw: the tokenizer.json before the change. If no token changed, its own list is returned, so
+    that the order stays.
     """
     made = [
         {"id": i, "content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}

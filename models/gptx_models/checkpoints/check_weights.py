@@ -13,7 +13,7 @@ from gptx_models.checkpoints.hf_names import Layout, StoredParameter
 from gptx_models.checkpoints.tensor_source import TensorSource
 
 MOST_NAMES = 20  # tensor names in a message
-# Types that are no weights, or that need a scale beside them.
+# Storage types that are not weights, or that need a separate scale to be dequantized.
 _NOT_WEIGHTS = re.compile(r"I\d|U\d|BOOL|F[468]_|C\d|q?u?int|float8|bool|complex")
 _PEFT_NAMES = re.compile(
     r"\.(base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector"
@@ -27,14 +27,14 @@ def check_finite(
 ) -> None:
     """Raise `error` if a tensor holds NaN or infinity, with the index of the first such value.
 
-    A chunk with a finite sum has finite values only. The sum reads the memory once and copies
-    nothing.
+    A chunk whose sum is finite holds only finite values. So only chunks with another sum are
+    searched, and the check of a good tensor reads it once and allocates no mask.
     """
     for number, chunk in enumerate(value.reshape(-1).split(_CHUNK)):
         if torch.isfinite(chunk.sum(dtype=torch.float32)):
             continue
         bad = (~torch.isfinite(chunk)).nonzero()
-        if len(bad):  # empty if finite values have an infinite sum
+        if len(bad):  # empty if only the sum overflowed
             first = int(bad[0])
             index = torch.unravel_index(torch.tensor(number * _CHUNK + first), value.shape)
             raise error(
@@ -54,8 +54,9 @@ def check_tensors(
 ) -> None:
     """Raise CheckpointError with all missing, unexpected, wrongly shaped and quantized tensors.
 
-    places and shapes: of each parameter of the model. tied_head: the name of a tensor that repeats
-    the embedding and may be there. Tensors of a head for another task are left out with a note.
+    places: where each parameter of the model is stored. shapes: the shape of each parameter.
+    tied_head: the name of a tensor that is allowed because it repeats the embedding. Tensors of a
+    head for another task are left out with a note.
     """
     expected = {
         name: shape

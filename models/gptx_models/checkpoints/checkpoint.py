@@ -79,7 +79,7 @@ def read_family(folder: Path) -> Family:
 
 
 def weight_type_of(folder: Path) -> WeightType:
-    """The type of a checkpoint's weights; F32, which holds every value, if types are mixed.
+    """The type of a checkpoint's weights. For mixed types it is F32, which loses no value.
 
     Raises CheckpointError.
     """
@@ -153,7 +153,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _config_json(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder. Raises CheckpointError if the folder is none."""
+    """config.json of a checkpoint folder. Raises CheckpointError if it is no checkpoint."""
     kind = kind_of(folder)
     if kind == "missing":
         raise CheckpointError(f"{folder} does not exist")

@@ -52,7 +52,7 @@ class ConfigFields:
         return value if fits else default
 
     def size(self, name: str, default: int) -> int:
-        """A whole number above 0, or `default` (0 too) if the field is absent or null."""
+        """A whole number above 0. `default`, which may be 0, if the field is absent or null."""
         value = self.raw.get(name)
         problem = size_problem(name, value) if value is not None else None
         return default if value is None or self._add(problem) else value
@@ -64,11 +64,11 @@ class ConfigFields:
         return default if value is None or self._add(problem) else float(value)
 
     def expect(self, name: str, expected: bool, *, null_is_default: bool = True) -> None:
-        """Add a problem unless a switch has the one value that our GPT computes.
+        """Add a problem unless a true-or-false field has the only value that our GPT computes.
 
-        `expected` is transformers' default for an absent field, too. null_is_default: null means
-        the same as an absent field; otherwise null is refused, because transformers reads it as
-        false.
+        expected: that value, also transformers' default for an absent field. null_is_default: true
+        if null means the same as an absent field. If false, null is a problem, because transformers
+        reads it as false.
         """
         is_null = name in self.raw and self.raw[name] is None
         found = None if is_null and not null_is_default else self.get(name, expected)
@@ -78,7 +78,7 @@ class ConfigFields:
             )
 
     def choice(self, name: str, default: str, choices: Mapping[str, str]) -> str:
-        """The name that `choices` gives to a field's value; empty if there is a problem."""
+        """The entry of `choices` for a field's value; empty if the value is not among them."""
         found = self.get(name, default)
         if found not in choices:
             self.problems.append(f"{name} is {found!r:.80}, expected one of {', '.join(choices)}")

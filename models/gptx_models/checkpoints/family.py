@@ -50,7 +50,7 @@ def _is_llama(config: GPTConfig) -> bool:
 
 
 def _has_gpt2_blocks(config: GPTConfig) -> bool:
-    """True if GPT-1 or GPT-2 has such blocks, apart from the place of the norm."""
+    """True if the blocks are those of GPT-1 or GPT-2; the place of the norm is not checked."""
     return (
         _has_plain_attention(config)
         and config.position == "learned"

@@ -1,6 +1,6 @@
 """The classification head in config.json: its number of classes, and its fields.
 
-The class that `architectures` names tells a language model from a classifier.
+The class name in `architectures` says whether the model is a language model or a classifier.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CLASSIFIER = "ForSequenceClassification"
 def read_n_class(fields: ConfigFields) -> dict[str, Any]:
     """The field n_class of a classifier's GPTConfig; empty for a language model.
 
-    A head of another kind is a problem.
+    A head for another task is added to the problems of `fields`.
     """
     name = _architecture(fields.raw)
     if name.endswith(_CLASSIFIER):

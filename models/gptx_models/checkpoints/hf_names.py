@@ -21,10 +21,11 @@ from gptx_models.gpt.model import GPT
 class Layout:
     """How the files of one family store our modules.
 
-    names: our module -> the module of the file, with `{i}` for the layer. Several names: our rows
-    are those of these modules, one below the other. transposed: our modules whose weight is stored
-    as (in, out). prefix: begins the base model's names; some files leave it out. ignored: a regular
-    expression for tensors that are no weights, such as the mask buffers of old versions.
+    names: our module -> the modules of the file, with `{i}` for the layer. If there are several,
+    our matrix is their matrices, concatenated along the rows. transposed: our modules whose weight
+    is stored as (in, out). prefix: the start of the names in the base model; some files leave it
+    out. ignored: a regular expression for tensors that are no weights, such as the mask buffers of
+    old versions.
     """
 
     names: dict[str, tuple[str, ...]]
@@ -109,11 +110,11 @@ class StoredParameter:
     transposed: bool
 
     def without_prefix(self, prefix: str) -> StoredParameter:
-        """The same, as a file without the base model's prefix has it."""
+        """The same place in a file whose names lack the base model's prefix."""
         return replace(self, names=tuple(name.removeprefix(prefix) for name in self.names))
 
     def shapes(self, parameter: torch.Size) -> list[tuple[int, ...]]:
-        """The shape of each stored tensor, given the parameter's."""
+        """The shape of each stored tensor; `parameter` is the shape of the whole parameter."""
         shapes = [(rows, *parameter[1:]) for rows in self.rows]
         return [tuple(reversed(shape)) if self.transposed else shape for shape in shapes]
 
@@ -140,8 +141,8 @@ def stored_parameter(
 def written_names(model: GPT, layout: Layout, written: Layout) -> dict[str, str]:
     """Tensor name in a file of `layout` -> its name in a file of `written`.
 
-    Where the two split a parameter into different numbers of tensors, all have the first name of
-    `written`. Names without the base model's prefix are there as well.
+    If the two layouts split a parameter into different numbers of tensors, each tensor of `layout`
+    gets the first name in `written`. The keys include the names without the base model's prefix.
     """
     names: dict[str, str] = {}
     for parameter, weight in model.named_parameters():

@@ -1,6 +1,6 @@
 """Read the fields of a protocol buffers message from its bytes.
 
-Written here because a SentencePiece model needs only three messages of it. The protobuf package
+Written here because a SentencePiece model needs only three message types. The protobuf package
 would need the generated module of the sentencepiece package, and gptx depends on neither. Format:
 https://protobuf.dev/programming-guides/encoding
 """

@@ -1,7 +1,7 @@
 """config.json of Hugging Face's gpt2, openai-gpt, llama and mistral, or of gptx -> GPTConfig.
 
-A field that a GPTConfig cannot express is refused by name, so that no model is computed wrongly
-without a word. Knows no weights.
+A field that a GPTConfig cannot express is an error that names the field; otherwise the model would
+be computed wrongly and nobody would notice. Knows no weights.
 """
 
 from __future__ import annotations
@@ -164,9 +164,9 @@ def _window(
 ) -> int | None | list[int | None]:
     """The sliding window in tokens: for all layers, for each layer, or None.
 
-    An absent field means 4096 in mistral, and null means no window. mistral's layer_types says
-    which layers have the window. llama's attention has none, so a window there is a problem (only
-    transformers' cache obeys it).
+    If sliding_window is absent, it is 4096 in mistral; null means no window. mistral's layer_types
+    says which layers have the window. A window in a llama config is a problem: the attention of
+    transformers' Llama ignores it, and only its cache obeys it.
     """
     absent = "sliding_window" not in fields.raw
     window = fields.size("sliding_window", 4096 if mistral and absent else 0)

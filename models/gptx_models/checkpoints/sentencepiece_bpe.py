@@ -23,7 +23,7 @@ def sentencepiece_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a vocabulary, given by token id.
 
-    mergeable: true for tokens that a merge may make, which control and byte tokens are not.
+    mergeable: for each token, whether a merge may produce it (false for control and byte tokens).
     unknown: the text of the unknown token. space_prefix: a space is put before each text.
     """
     ids = {token: token_id for token_id, token in enumerate(tokens)}
@@ -45,7 +45,7 @@ def sentencepiece_tokenizer(
 def _merges(
     ids: dict[str, int], tokens: Sequence[str], scores: Sequence[float], mergeable: Sequence[bool]
 ) -> list[tuple[str, str]]:
-    """All pairs of tokens that make a token, the best score of the merged token first."""
+    """All pairs of tokens that join to a token, sorted by its score, the highest first."""
     merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for token, score, is_mergeable in zip(tokens, scores, mergeable):
         cuts = range(1, len(token)) if is_mergeable else ()

@@ -1,7 +1,7 @@
 """A SentencePiece model file (tokenizer.model) -> a tokenizer, as transformers converts it.
 
-The conversion is LlamaTokenizer's: transformers' LlamaConverter. Of the files beside the model it
-knows two settings only: `legacy` and `add_prefix_space`.
+The conversion is that of transformers' LlamaConverter, the converter of a LlamaTokenizer. Of the
+settings in the files beside the model, only `legacy` and `add_prefix_space` are used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tell import Tell
 from gptx_models.checkpoints.tokenizer_parts import set_llama_parts
 
-# Numbers of sentencepiece_model.proto.
+# Values of two enums in sentencepiece_model.proto.
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.model_type
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.type
 
@@ -30,8 +30,8 @@ _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.type
 class SentencePieceModel:
     """The content of a model file.
 
-    texts, scores and types: of each token, by its id. unknown: the text of the unknown token.
-    charsmap: the normalizer replaces characters by a table.
+    texts, scores and types: lists with one entry for each token id. unknown: the text of the
+    unknown token. charsmap: true if the normalizer has a table that replaces characters.
     """
 
     texts: list[str]
@@ -157,7 +157,7 @@ def _parse_model(raw: bytes) -> SentencePieceModel:
 
 
 def _other_kind(raw: bytes) -> str:
-    """For the message: which other format called tokenizer.model the file has; empty if unknown."""
+    """Name the other format of a file that is no SentencePiece model; empty if unknown."""
     first = raw[:200].split(b"\n")[0].split(b" ")
     if len(first) == 2 and first[1].strip().isdigit():
         return " (this one is tiktoken's, as of Llama 3)"

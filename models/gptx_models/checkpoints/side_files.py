@@ -19,7 +19,7 @@ from gptx_models.checkpoints.tell import Tell, quiet
 from gptx_models.checkpoints.token_ids import IDS, resolve_ids
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles, read_tokenizer_folder
 
-CARD = "MODEL_CARD.md"  # the checkpoint's description of itself
+CARD = "MODEL_CARD.md"  # a description of the model, for people
 KEPT = (TASK, CARD)  # files that are copied unchanged
 # Tokenizer classes that return token_type_ids unless model_input_names says otherwise.
 _RETURN_TOKEN_TYPES = ("PreTrainedTokenizerFast", "BertTokenizer", "BertTokenizerFast")
@@ -110,8 +110,8 @@ def generation_of(
 def _other_fields(files: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
     """The generation settings other than token ids.
 
-    files: each generation_config.json, the first one wins. Without such a file, the settings are
-    read from config.json, as in transformers: old models have them there.
+    files: the contents of all generation_config.json; the first wins. If there is none, the
+    settings are read from config.json, as in transformers: old models have them there.
     """
     if not files:
         return {
@@ -124,7 +124,7 @@ def _other_fields(files: list[dict[str, Any]], config: dict[str, Any]) -> dict[s
     others: dict[str, Any] = {}
     for fields in reversed(files):
         if fields.get("top_k", 0) is None:
-            others["top_k"] = 0  # null switches top_k off; an absent one would mean 50
+            others["top_k"] = 0  # null switches top_k off; without the field it would be 50
         others |= {
             name: value for name, value in fields.items() if name not in IDS and value is not None
         }

@@ -40,7 +40,8 @@ class TokenizerSettings:
 class NamedTokens:
     """The tokens that the files name, each as its text or as an AddedToken with its flags.
 
-    special: by role; a list under additional_special_tokens. added: the added tokens by id.
+    special: the special tokens by role; the role additional_special_tokens has a list. added: the
+    added tokens by id.
     """
 
     special: dict[str, Any]
@@ -95,7 +96,7 @@ def special_texts(special: Mapping[str, Any], left_out: set[str]) -> dict[str, A
 def _from_config(
     tokenizer: Tokenizer, settings: TokenizerSettings, class_: TokenizerClass
 ) -> dict[str, Any]:
-    """The special tokens of tokenizer_config.json, or else of the tokenizer or its class."""
+    """The special tokens by role: tokenizer_config.json wins over tokenizer and class."""
     config, where = settings.config, f"{settings.where}/tokenizer_config.json"
     special: dict[str, Any] = dict(class_.special_tokens)
     if padding := tokenizer.padding:
@@ -113,7 +114,10 @@ def _from_config(
 def _with_special_tokens_map(
     special: Mapping[str, Any], settings: TokenizerSettings
 ) -> dict[str, Any]:
-    """`special` with the tokens of special_tokens_map.json in place of others."""
+    """`special` with the tokens of special_tokens_map.json.
+
+    For a role in both, the file's token wins. The lists of additional special tokens are joined.
+    """
     where = f"{settings.where}/special_tokens_map.json"
     found = {
         role: _token(settings.special[role], f"{where}: {role}")

@@ -78,7 +78,7 @@ def _open_safetensors(path: Path) -> TensorSource:
 def write_safetensors(
     path: Path, tensors: Iterable[NamedTensor], weight_type: WeightType = "F32"
 ) -> None:
-    """Write tensors to a safetensors file, each made only when it is its turn.
+    """Write tensors to a safetensors file. Each tensor is made just before it is written.
 
     The header is written here because the library's save_file needs all tensors in memory at once.
     Raises CheckpointError if a value is too large for `weight_type`.

@@ -12,10 +12,10 @@ from torch import Tensor
 from gptx.errors import CheckpointError
 from gptx.progress import stage
 
-# torch.compile, FSDP and activation checkpointing wrap any module.
+# Name parts that torch.compile, FSDP and activation checkpointing put before a wrapped module.
 _WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# The embedding's name (or the head's) behind the prefix of a wrapper around the whole model:
-# DistributedDataParallel, PEFT, Lightning, ...
+# The name of the embedding or head. Group 1 is the prefix that a wrapper around the whole model
+# (DistributedDataParallel, PEFT, Lightning, ...) puts before all names.
 _PREFIXED_EMBEDDING = re.compile(
     r"(|.*?\.)(?:transformer\.(?:wte|tokens_embed)|model\.embed_tokens"
     r"|wte|tokens_embed|embed_tokens|lm_head)\.weight"
@@ -33,9 +33,9 @@ def _as_stored(name: str, tensor: Tensor) -> Tensor:
 class TensorSource:
     """The tensors of one checkpoint.
 
-    where: names the checkpoint in messages. types: how each tensor is stored (F32, BF16, ...).
-    reorder_rows: turns a stored tensor into the one of our layout, where the file has the rows in
-    another order.
+    where: names the checkpoint in messages. shapes: the shape of each tensor by name. read: returns
+    the tensor of a name. types: how each tensor is stored (F32, BF16, ...). reorder_rows: from a
+    tensor's name and stored value, the value with its rows in gptx's order.
     """
 
     where: str
@@ -48,8 +48,8 @@ class TensorSource:
 def without_wrappers(source: TensorSource) -> TensorSource:
     """`source` under the model's own tensor names, without those of wrappers around its modules.
 
-    A wrapper around the whole model is a common prefix of all names, whatever its text. Raises
-    CheckpointError if two names become one.
+    A wrapper around the whole model is recognized as a prefix that all names share; the text of the
+    prefix does not matter. Raises CheckpointError if two tensors get the same name.
     """
     names = {_WRAPPED.sub("", name): name for name in source.shapes}
     if len(names) < len(source.shapes):

@@ -1,4 +1,4 @@
-"""A model's tokenizer, the tokens that end its texts, and the files that say so.
+"""A model's tokenizer, the tokens that end its texts, and the checkpoint files of both.
 
 Training that continues from a checkpoint ends documents and answers with these tokens, and writes
 the files into the new checkpoint. Knows no weights.

@@ -4,9 +4,9 @@ Each of the three is taken from the first place that states it: generation_confi
 config.json, then the tokenizer's own special token. Null, a negative number (LLaMA 1 has -1) and an
 empty list state nothing.
 
-An id beyond the model's vocabulary is left out with a line, since the model can never write it; if
-a place has no other id, the next place is asked. An id that only the tokenizer lacks (a model's
-vocabulary may be padded) is kept.
+An id beyond the model's vocabulary is left out, since the model can never generate it, and the
+caller is told. If a place has only such ids, the next place is used. An id that the model has and
+the tokenizer lacks is kept: a model's vocabulary may be padded.
 """
 
 from __future__ import annotations

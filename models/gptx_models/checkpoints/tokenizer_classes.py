@@ -1,6 +1,7 @@
 """The tokenizer classes of transformers 4.57: their default special tokens and own settings.
 
-The values are the defaults in each class's __init__; of two classes, the Fast one's.
+The values are the defaults in each class's __init__. If a class has a slow and a Fast version, they
+are those of the Fast version.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """What a class adds to a tokenizer.json that its files do not say.
+    """The defaults of a class for settings that a tokenizer's files leave out.
 
     special_tokens: by role (bos_token, ...), for roles that no file names. additional: additional
     special tokens. adds_bos: the default of add_bos_token; None if the class ignores that setting.
@@ -64,7 +65,7 @@ CLASSES: dict[str, TokenizerClass] = {
     "DistilBertTokenizer": TokenizerClass(_BERT, bert=True),
     "ElectraTokenizer": TokenizerClass(_BERT, bert=True),
 }
-# Without settings of their own. The second is transformers 5's name of the first.
+# Classes without own defaults. TokenizersBackend is PreTrainedTokenizerFast in transformers 5.
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _CLASS_OF_MODEL_TYPE = {  # if no file names a class
     "llama": "LlamaTokenizer",

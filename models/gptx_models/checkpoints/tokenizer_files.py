@@ -1,7 +1,7 @@
 """Read a tokenizer from a Hugging Face folder or a file, and check it against a vocabulary size.
 
-All forms become one: a tokenizer.json that needs no other file, and files beside it that agree with
-it. Knows nothing of weights.
+Every form of a tokenizer is converted to a tokenizer.json that needs no other file. The files that
+are written beside it agree with it. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def read_tokenizer_json(path: Path) -> TokenizerFiles:
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.json, without truncation and padding. Raises CheckpointError.
 
-    A data pipeline may have left the two switched on. transformers switches both off before each
-    call.
+    A tokenizer.json that was saved by a data pipeline may have truncation or padding switched on.
+    transformers switches both off before each call.
     """
     _, tokenizer = _open_tokenizer_json(path)
     tokenizer.no_truncation()
@@ -167,7 +167,7 @@ def _check_sentencepiece_class(folder: Path, settings: TokenizerSettings) -> Non
 
 def _open_tokenizer_json(path: Path) -> tuple[str, Tokenizer]:
     """(its text, the tokenizer). Raises CheckpointError."""
-    raw = read_json(path)  # first, as it says what is wrong with the file itself
+    raw = read_json(path)  # read first: its errors name faults of the file itself
     text = read_text(path)
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -238,7 +238,7 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if named:
         return read_text(named["default"]) if "default" in named else None
     template = config.get("chat_template")
-    if isinstance(template, dict):  # templates by name, which transformers takes too
+    if isinstance(template, dict):  # a template for each name
         template = template.get("default")
     try:
         return default_template(template)

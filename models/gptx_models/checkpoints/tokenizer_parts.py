@@ -1,6 +1,6 @@
 """The parts of a tokenizer around its model: normalizer, pre-tokenizer, post-processor, decoder.
 
-Each function sets in them what transformers' classes set there.
+The functions that set a part do it as transformers' tokenizer classes do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _state(part: Any) -> dict[str, Any] | None:
 def prefix_space(tokenizer: Tokenizer) -> bool | None:
     """add_prefix_space of the pre-tokenizer; None if it has no such setting.
 
-    A pre-tokenizer inside a sequence does not count: transformers does not set it either.
+    Pre-tokenizers inside a Sequence are ignored: transformers does not change those either.
     """
     return (_state(tokenizer.pre_tokenizer) or {}).get("add_prefix_space")
 
@@ -38,8 +38,10 @@ def prefix_space(tokenizer: Tokenizer) -> bool | None:
 def set_prefix_space(tokenizer: Tokenizer, config: Mapping[str, Any], *, is_llama: bool) -> None:
     """Apply add_prefix_space of tokenizer_config.json, as transformers does.
 
-    A LlamaTokenizer applies the setting only if it is given, and then makes the parts around the
-    vocabulary anew, as the setting `legacy` says. Other classes change the pre-tokenizer.
+    is_llama: the class is LlamaTokenizer. Then an absent setting changes nothing, and a given one
+    replaces normalizer, pre-tokenizer and decoder of a tokenizer that writes spaces as "▁"; the
+    setting `legacy` selects their form. Otherwise only the pre-tokenizer changes, and an absent
+    setting means false.
     """
     wanted = config.get("add_prefix_space", None if is_llama else False)
     if not isinstance(wanted, bool):
@@ -63,8 +65,9 @@ def _is_metaspace(tokenizer: Tokenizer) -> bool:
 def set_llama_parts(tokenizer: Tokenizer, *, add_prefix_space: bool, legacy: bool) -> None:
     """Set the parts that transformers' LlamaConverter puts around a SentencePiece vocabulary.
 
-    legacy: the space before a text comes from the normalizer, so each text between special tokens
-    gets one; else from the pre-tokenizer, and only the first text gets one.
+    add_prefix_space: put a space before the text. legacy: true if the normalizer puts it, so every
+    stretch of text between special tokens gets one; false if the pre-tokenizer puts it, so only the
+    first stretch gets one.
     """
     if legacy:
         prepend = [normalizers.Prepend("▁")] if add_prefix_space else []

@@ -56,10 +56,11 @@ def apply_settings(
     vocab_size: int | None,
     tell: Tell,
 ) -> AppliedSettings:
-    """Apply the files in `settings` to a tokenizer, which is changed.
+    """Apply the files in `settings` to a tokenizer, in place.
 
-    text: its tokenizer.json. Added tokens with an id of `vocab_size` or more are left out, because
-    the model has no rows for them; `tell` is given a line for each. Raises CheckpointError.
+    text: the text of its tokenizer.json. Added tokens with an id of `vocab_size` or more are left
+    out, because the model has no rows for them; `tell` is given a line for each. Raises
+    CheckpointError.
     """
     name = _class_of(tokenizer, settings)
     class_ = CLASSES.get(name or "", TokenizerClass())
@@ -86,11 +87,11 @@ def apply_settings(
 
 
 def _class_of(tokenizer: Tokenizer, settings: TokenizerSettings) -> str | None:
-    """The class that a file names, else that of the model's type, else None.
+    """The tokenizer class that a file names, else the class for the model_type, else None.
 
-    The class of the model's type is taken only if the tokenizer has its special tokens.
-    (transformers takes it anyway, and adds them behind the last token, where models mostly have no
-    rows for them.)
+    The class for the model_type is taken only if the tokenizer has the special tokens of that
+    class. (transformers always takes it, and adds missing special tokens with new ids at the end.
+    Most models have no embedding rows for such ids.)
     """
     name = class_name(settings.config, settings.model)
     if any(isinstance(f.get("tokenizer_class"), str) for f in (settings.config, settings.model)):
@@ -110,7 +111,7 @@ def _class_settings(class_: TokenizerClass, settings: TokenizerSettings) -> dict
 
 
 def _gpt2_adds_bos(name: str | None, settings: TokenizerSettings) -> bool:
-    """True if a GPT-2 class adds a bos token: it obeys add_bos_token only with merges.txt."""
+    """True if a GPT-2 class adds bos: it obeys add_bos_token only if read from merges.txt."""
     return (
         settings.from_merges
         and bool(settings.config.get("add_bos_token"))

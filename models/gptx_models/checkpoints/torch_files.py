@@ -26,7 +26,7 @@ def load_torch_file(path: Path, *, allow_pickle: bool = False, advice: str = _AL
     """The object in a file of torch.save, on the CPU, its tensors mapped from the file.
 
     allow_pickle: objects other than tensors and plain values are allowed, which may run code from
-    the file. advice: what the message tells a user who trusts a file that holds such objects.
+    the file. advice: ends the error for a file with such objects, after "if you trust its author".
     Raises CheckpointError.
     """
     check_file(path)

@@ -1,6 +1,7 @@
 """The fields of config.json that ask for something that our GPT does not compute.
 
-They are refused by name, so that no model is computed wrongly without a word.
+Each is an error that names the field; otherwise the model would be computed wrongly and nobody
+would notice.
 """
 
 from __future__ import annotations

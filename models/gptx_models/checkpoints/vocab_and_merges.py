@@ -1,7 +1,7 @@
 """vocab.json and merges.txt, the older form of a BPE tokenizer, read as transformers converts them.
 
-Three kinds are read: GPT-2's (byte-level), Qwen2's (byte-level, with a pattern of its own that cuts
-words) and GPT-1's (lower case, a word's last token ends in </w>).
+Three kinds are read: GPT-2's (byte-level), Qwen2's (byte-level, with another regular expression to
+cut a text into words) and GPT-1's (lower case, a word's last token ends in </w>).
 """
 
 from __future__ import annotations

@@ -33,15 +33,16 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index names, or the same of pytorch_model.bin.
+    """The files that hold a folder's weights.
 
-    Raises CheckpointError if there are none, or if an index names files that are missing or outside
-    the folder.
+    They are model.safetensors or the shards that its index names; if there are none,
+    pytorch_model.bin or the shards of its index. Raises CheckpointError if there are no such files,
+    or if an index names files that are missing or outside the folder.
     """
     for name in _FILE_NAMES:
         if os.path.lexists(
             folder / name
-        ):  # true for a broken link, too: it must not be passed over
+        ):  # lexists is true for a broken link, too: report it, do not skip it
             return [folder / name]
         if (index := folder / f"{name}.index.json").exists():
             return _shards(index)

@@ -22,7 +22,7 @@ from gptx_models.checkpoints.tensor_source import NamedTensor, TensorSource
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
-_MOST_LAYERS = 1000  # a configuration of more must have as many tensors
+_MOST_LAYERS = 1000  # with more layers, the file must have at least as many tensors
 
 
 class _WithoutInitialization(TorchFunctionMode):
@@ -51,7 +51,7 @@ def build(config: GPTConfig, layout: Layout, source: TensorSource) -> GPT:
     embedding = places["wte.weight"].names[0]
     tied_head = head if config.head_is_embedding and head in source.shapes else None
     if tied_head and embedding not in source.shapes:
-        # A writer may keep the second name of two for one tensor.
+        # A writer that drops one of two names for one tensor may keep the head's.
         places["wte.weight"], tied_head = replace(places["wte.weight"], names=(head,)), None
     is_classifier = config.n_class > 0
     check_tensors(places, shapes, source, layout, tied_head=tied_head, is_classifier=is_classifier)

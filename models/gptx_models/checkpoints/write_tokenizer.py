@@ -56,7 +56,7 @@ def new_tokenizer_files(
         **({"model_max_length": model_max_length} if model_max_length else {}),
         **({"add_prefix_space": True} if prefix_space(tokenizer) else {}),
         "clean_up_tokenization_spaces": False,
-        # null: otherwise transformers adds the class's default token
+        # null, not absent: for an absent role transformers adds the class's default token
         **dict.fromkeys(default_tokens(tokenizer_class)),
         **named,
     }
@@ -68,8 +68,8 @@ def tokenizer_files(
 ) -> dict[str, str]:
     """The files of a tokenizer that was read: text by file name.
 
-    config: its tokenizer_config.json. A setting that tokenizer.json holds after apply_settings is
-    left out of the new tokenizer_config.json, or has the same value there.
+    config: its tokenizer_config.json. apply_settings has moved some settings into tokenizer.json.
+    The new tokenizer_config.json leaves them out, or has the same values.
     """
     name = applied.class_name or _guess_class(tokenizer)
     special = applied.special
@@ -81,7 +81,7 @@ def tokenizer_files(
         **_kept_fields(config, applied),
         "tokenizer_class": name,
         **settings,
-        # null: otherwise transformers adds the class's default token
+        # null, not absent: for an absent role transformers adds the class's default token
         **{role: None for role in default_tokens(name) if role not in named},
         **named,
     }

@@ -104,7 +104,7 @@ def read(
 
 
 def _files_to_name(folder: Path) -> str:
-    """For the message about a folder: the files in it that the user may have meant."""
+    """The part of an error about a folder that lists files that the user may have meant."""
     found = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".pt", ".bin"))
     return f", but {', '.join(found)}: name that file" if found else ""
 

@@ -16,7 +16,7 @@ from gptx_models.gpt.config import GPTConfig, number_problem
 from gptx_models.importers.gguf_file import StoredTensor
 from gptx_models.importers.gguf_rope_factors import with_rope_factors
 
-# Keys behind the architecture's name that change nothing that is computed here.
+# Keys (after "ARCHITECTURE.") that do not change what gptx computes, whatever their values.
 _HARMLESS = {
     "vocab_size",  # the embedding's rows are counted instead
     "tensor_data_layout",
@@ -26,15 +26,15 @@ _HARMLESS = {
     "rope.scaling.yarn_beta_slow",
     "expert_used_count",
     "pooling_type",
-    # of norms that the architecture does not have
+    # settings of norms that the architecture does not have
     "attention.group_norm_epsilon",
     "attention.group_norm_groups",
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
 }
-# Key -> the values that change nothing. Other keys that llama.cpp knows change what is computed in
-# one architecture or another, unless their value is one of _OFF. Lists and texts are always
-# refused.
+# Key -> the values that change nothing. For a key in none of these tables, only the values of _OFF
+# are accepted: in some architecture of llama.cpp, other values change what is computed. Lists and
+# texts are always refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_scale": (0.0, 1.0),
     "embedding_scale": (0.0, 1.0),
@@ -86,7 +86,8 @@ def gguf_config(
 class _ArchitectureFields:
     """The metadata whose keys begin with the architecture's name. `problems` are collected.
 
-    n_layer: set by the caller once it is read; lists must have as many values.
+    n_layer: the number of layers, which the caller sets after reading it. A list must have one
+    value for each layer.
     """
 
     def __init__(self, metadata: dict[str, Any], architecture: str) -> None:
@@ -104,7 +105,7 @@ class _ArchitectureFields:
         self._read.add(key)
         value = self.metadata.get(key)
         if isinstance(value, float):
-            return float(str(np.float32(value)))  # stored in fp32: 9.9999997e-06 was 1e-05
+            return float(str(np.float32(value)))  # undo fp32 storage: 9.9999997e-06 -> 1e-05
         if not isinstance(value, list):
             return value
         if len(value) != self.n_layer:
@@ -182,7 +183,10 @@ def _llama(
 
 
 def _check_window(fields: _ArchitectureFields, n_ctx: int) -> None:
-    """Refuse a sliding window: llama.cpp computes none here, transformers' Mistral does."""
+    """Add a problem for a sliding window shorter than the context.
+
+    For architecture llama, llama.cpp ignores the window, and transformers' Mistral obeys it.
+    """
     window = fields.get("attention.sliding_window") or 0
     if window and (problem := size_problem("llama.attention.sliding_window", window)):
         fields.problems.append(problem)

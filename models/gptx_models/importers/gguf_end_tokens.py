@@ -29,7 +29,8 @@ _END_TEXTS = {
     "<｜end▁of▁sentence｜>",
     "[e~[",
 }
-# Fill-in-the-middle tokens of code models. A text counts only if the file has no id for its name.
+# Texts of fill-in-the-middle tokens of code models, by the token's name in read_special_ids. The
+# vocabulary is searched for these texts only if the metadata gives no id for the name.
 _FIM_TEXTS = {
     "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -52,14 +53,17 @@ def end_tokens(ids: dict[str, int | None], vocab: GgufVocabulary) -> list[int]:
 
 
 def _fim_id(name: str, ids: dict[str, int | None], id_of: dict[str, int]) -> int | None:
-    """The id of a fill-in-the-middle token: the file's, else the first known text's."""
+    """A fill-in-the-middle token's id, from its key or else by a known text; None if none."""
     if ids[name] is not None:
         return ids[name]
     return next((id_of[text] for text in _FIM_TEXTS[name] if text in id_of), None)
 
 
 def _texts_that_do_not_end(texts: set[str]) -> set[str]:
-    """The tokens that end something smaller than a turn, in vocabularies of a few models."""
+    """The candidates that end no turn in some models, so generation must go on after them.
+
+    texts: the texts of all candidates for end tokens; the model is recognized by them.
+    """
     found: set[str] = set()
     if texts & {"<|call|>", "<|calls|>"} and texts & {"<|return|>", "<|flush|>"}:
         found.add("<|end|>")  # gpt-oss and Solar: ends a message

@@ -1,8 +1,8 @@
 """A GGUF file: its metadata by key, and its tensors, mapped from the disk until they are read.
 
-The header is parsed here by llama.cpp's rules (ggml/src/gguf.cpp), and not by the `gguf` package's
-GGUFReader: a file that is cut short, hostile, big-endian or newer than the package must end in one
-clear sentence. The package dequantizes. Knows nothing of what the keys mean.
+The header is parsed here, by llama.cpp's rules (ggml/src/gguf.cpp), because the GGUFReader of the
+`gguf` package has no clear errors for files that are cut short, hostile, big-endian or newer than
+the package. The package dequantizes the tensors. Knows nothing of the meaning of the keys.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
 class _HeaderReader:
     """Reads a file from its start. Raises CheckpointError if the file ends before a value does.
 
-    The texts called `what` name the value in messages.
+    what: in each method, the name of the value in messages.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class _HeaderReader:
         if self.take(4, "its first bytes") != b"GGUF":
             raise CheckpointError(f"{path} is not a GGUF file: {_COPY_AGAIN}")
         version = self.number("I", "its version")
-        if version & 0xFFFF == 0:  # llama.cpp's test
+        if version & 0xFFFF == 0:  # llama.cpp's test for the other byte order
             raise CheckpointError(
                 f"{path} is a big-endian GGUF file, made for machines such as IBM Z, and gptx reads"
                 " little-endian ones, as llama.cpp does on this machine: take the little-endian"
@@ -180,7 +180,7 @@ def _expect_whole_model(metadata: dict[str, Any], path: Path) -> None:
 
 
 def _alignment(metadata: dict[str, Any], path: Path) -> int:
-    """The number of bytes of which each tensor's offset is a multiple."""
+    """The alignment of tensors: each offset is a multiple of this number of bytes."""
     alignment = metadata.get("general.alignment", 32)
     if alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment is {alignment}, expected a power of two")
@@ -219,7 +219,10 @@ def _tensor(
     start: int,
     alignment: int,
 ) -> StoredTensor:
-    """The tensor of an entry: its shape, its type's number, its offset from byte `start`."""
+    """The tensor of an entry in the list. Raises CheckpointError if it does not fit the file.
+
+    number: GGUF's number of the tensor's type. offset: in bytes, counted from byte `start`.
+    """
     where = header.path
     kind, block, size = _type(number, f"{where}: {name}")
     *outer, width = shape or (1,)

@@ -1,8 +1,9 @@
 """llama.cpp's pre-tokenizers, by the names that tokenizer.ggml.pre gives them.
 
-A pre-tokenizer cuts a text into words before byte-level BPE. The patterns cut as those of
-llama.cpp's src/llama-vocab.cpp do, in the syntax of the `tokenizers` package. Tekken's is the one
-of the model's own tokenizer.json, which knows combining marks; llama.cpp's does not.
+A pre-tokenizer cuts a text into words before byte-level BPE. The patterns cut a text as those in
+llama.cpp's src/llama-vocab.cpp do, in the syntax of the `tokenizers` package. One pattern differs:
+Tekken's is the one in the model's own tokenizer.json, because llama.cpp's version does not know
+combining marks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ _TEKKEN = rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S
 
 @dataclass(frozen=True)
 class GgufPreTokenizer:
-    """The patterns that cut a text, applied one after another, and llama.cpp's settings with them.
+    """The settings of one of llama.cpp's pre-tokenizers.
 
-    ignore_merges: a word that is a token becomes that token, whatever the merges say. add_bos: the
+    patterns: regular expressions that cut a text, applied one after another. ignore_merges: a word
+    that is in the vocabulary becomes one token, even if the merges do not lead to it. add_bos: the
     default of tokenizer.ggml.add_bos_token.
     """
 

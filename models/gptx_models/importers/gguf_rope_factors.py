@@ -1,4 +1,4 @@
-"""Llama 3.1's scaling of rotary positions, found again from the factors in a GGUF file.
+"""Find the settings of Llama 3.1's rotary scaling from the factors in a GGUF file.
 
 llama.cpp's converter stores one factor for each rotary frequency (rope_freqs.weight), without the
 settings from which they were computed.
@@ -21,9 +21,9 @@ _OLD_CONTEXTS = (8192, 4096, 2048, 16384, 32768, 131072)  # tried in this order
 
 
 def with_rope_factors(config: GPTConfig, tensors: dict[str, StoredTensor], where: str) -> GPTConfig:
-    """`config` with the scaling that gives the factors in the file; unchanged if it has none.
+    """`config` with the rope_scaling that yields the file's factors; unchanged without factors.
 
-    Raises CheckpointError if no llama3 scaling gives them.
+    Raises CheckpointError if no known llama3 scaling yields these factors.
     """
     if _NAME not in tensors:
         return config
@@ -52,6 +52,6 @@ def with_rope_factors(config: GPTConfig, tensors: dict[str, StoredTensor], where
 
 
 def _frequencies(config: GPTConfig) -> np.ndarray[Any, Any]:
-    """The angle of each rotary pair at position 1, in radians, at most 1: (head_dim / 2,)."""
+    """The rotary frequencies, (head_dim / 2,): each pair's angle at position 1, in radians."""
     cos, sin = rope_tables(replace(config, n_ctx=2))
     return np.arctan2(sin[1].double().numpy(), cos[1].double().numpy())

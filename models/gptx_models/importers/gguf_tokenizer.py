@@ -1,8 +1,8 @@
 """A GGUF file's tokenizer.ggml.* metadata -> the files of a tokenizer.
 
 Two kinds are read: `gpt2`, byte-level BPE with merges, whose pre-tokenizer is named in
-tokenizer.ggml.pre; `llama`, SentencePiece's BPE with scores. Token ids equal llama.cpp's, which the
-tests compare. An unknown pre-tokenizer is an error, not a guess.
+tokenizer.ggml.pre; `llama`, SentencePiece's BPE with scores. A text gets the same token ids as in
+llama.cpp; tests compare them. An unknown pre-tokenizer is an error.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _byte_level(
 
 
 def _merges(fields: TokenizerMetadata) -> list[tuple[str, str]]:
-    """The merges of byte-level BPE. An empty list is one; a missing list is an error."""
+    """The merges of byte-level BPE. The list may be empty, but a missing list is an error."""
     merges = fields.get_list("merges", (str,), "pairs of texts")
     if not merges and fields.get("merges", list) is None:
         raise CheckpointError(
@@ -171,10 +171,11 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def _add_tokens(tokenizer: Tokenizer, vocab: GgufVocabulary, marks: Iterable[int | None]) -> None:
-    """Add the tokens that are found in a text before it is cut: special and user-defined ones.
+    """Add special and user-defined tokens, which are matched before a text is cut into words.
 
-    marks: ids that begin or end a text. They are special too, if they look like marks: old files
-    type them as normal tokens. (Some files name the word "!" as padding, which stays a word.)
+    marks: ids of the tokens that begin, end or pad a text. Old files give these tokens the type of
+    normal ones, so they are made special if their text looks like a mark, such as "<s>". (The
+    padding token of some files is the word "!", which must stay a normal token.)
     """
     looks_like_mark = re.compile(r"_?<.+>|\[.+[\]\[]")
     also = {

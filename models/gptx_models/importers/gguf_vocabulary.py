@@ -22,7 +22,7 @@ _ID_KEYS = {
     "eos": "eos_token_id",
     "unk": "unknown_token_id",
     "pad": "padding_token_id",
-    "eot": "eot_token_id",  # ends a turn, if eos does not
+    "eot": "eot_token_id",  # ends a turn of a chat in models whose eos does not
     "eom": "eom_token_id",  # ends a message
     "fim_pad": "fim_pad_token_id",
     "fim_rep": "fim_rep_token_id",
@@ -59,7 +59,8 @@ class TokenizerMetadata:
     def get_list(self, name: str, kinds: tuple[type, ...], what: str) -> list[Any]:
         """The list tokenizer.ggml.NAME, empty if there is none.
 
-        Raises CheckpointError for an entry of another type than `kinds`; `what` names them.
+        Raises CheckpointError for an entry of another type than `kinds`. what: the name of these
+        types in the message.
         """
         values = self.get(name, list, [])
         wrong = next((value for value in values if not isinstance(value, kinds)), None)

@@ -51,7 +51,7 @@ def import_hub(name: str, *, tokenizer_wanted: bool = True, tell: Tell = quiet) 
 def download(name: str, *, covered: bool = True) -> Path:
     """The folder in huggingface_hub's cache with a model's files, downloaded if needed.
 
-    covered: refuse a model that our GPT does not cover before its weights are downloaded. Raises
+    covered: before the weights are downloaded, refuse a model that our GPT cannot compute. Raises
     CheckpointError.
     """
     folder = _snapshot(name, _SMALL_FILES)

@@ -41,7 +41,7 @@ def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = q
 def source_of(folder: Path, config: GPTConfig, source: TensorSource) -> dict[str, Any]:
     """The content of gptx_source.json for a folder: where its weights come from.
 
-    A checkpoint of gptx has that file already, which is returned. Raises CheckpointError.
+    If the folder already has a gptx_source.json, its content is returned. Raises CheckpointError.
     """
     if (folder / SOURCE).exists():
         return read_json(folder / SOURCE)

@@ -97,7 +97,7 @@ def _config(numbers: tuple[int, ...], tied: bool, path: Path) -> GPTConfig:
     dim, hidden, n_layer, n_head, n_kv_head, vocab_size, n_ctx = numbers
     try:
         return GPTConfig(
-            vocab_size=abs(vocab_size),  # version 0 negates it if the head is not tied
+            vocab_size=abs(vocab_size),  # negative in version 0 if the head is not tied
             n_ctx=n_ctx,
             n_layer=n_layer,
             n_head=n_head,

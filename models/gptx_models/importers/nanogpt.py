@@ -95,7 +95,7 @@ def _config(args: dict[str, Any], where: str) -> GPTConfig:
 def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
     """The meta.pkl of a checkpoint: beside it, or where nanoGPT's data scripts write it.
 
-    Theirs is data/DATASET/meta.pkl, for a checkpoint in out-NAME/ckpt.pt.
+    The data scripts write data/DATASET/meta.pkl; data/ stands beside the folder of ckpt.pt.
     """
     settings = checkpoint.get("config")
     dataset = settings.get("dataset") if isinstance(settings, dict) else None
@@ -108,8 +108,8 @@ def _find_meta(path: Path, checkpoint: dict[str, Any]) -> Path | None:
 class _PlainUnpickler(pickle._Unpickler):
     """Unpickles dicts, lists, strings and numbers, and refuses every class and function.
 
-    Its base is Python's own unpickler, not the one in C: that one allocates gigabytes for a small
-    file which states such a length or index.
+    It extends the unpickler written in Python. The one in C allocates gigabytes for a small file
+    that states a huge length or index.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -148,7 +148,7 @@ def _unpickle(path: Path, *, allow_pickle: bool) -> Any:
 
 
 def _character_ids(meta: Any, path: Path) -> dict[str, int]:
-    """The id of each character: meta's `stoi`, with the ids 0 to its size - 1, each once."""
+    """The id of each character, from `stoi` in meta. The ids must be 0 to len(stoi) - 1."""
     stoi = meta.get("stoi") if isinstance(meta, dict) else None
     if not isinstance(stoi, dict) or not all(
         isinstance(c, str) and len(c) == 1 and not _is_surrogate(c) for c in stoi
