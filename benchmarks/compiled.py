@@ -1,9 +1,11 @@
-"""What loading an artifact takes, alone and in two processes at once: for artifacts and what gptx compile makes of them.
+"""Measure the loading of artifacts, compiled and not: time and memory, in one process and in two.
 
-    python benchmarks/compiled.py smollm2-int8 smollm2-int8-compiled smollm2-onnx smollm2-onnx-compiled
+    python benchmarks/compiled.py smollm2-int8 smollm2-int8-compiled \\
+        smollm2-onnx smollm2-onnx-compiled
 
-Every round starts new processes, and rounds alternate (A B A B ...). The memory of loading is PSS less PSS after
-`import gptx` (which does not import ONNX Runtime). Linux only: it is read from /proc.
+Each round starts new processes, and artifacts alternate (A B A B ...). The memory of loading is the
+process's PSS minus its PSS after `import gptx`, which does not import ONNX Runtime. PSS is read
+from /proc, so this runs on Linux only.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from gptx.bench.machine import lines, machine
 from gptx.bench.measure import peak_rss, proc_bytes, pss, reset_peak, rss
 from table import table
 
-COLUMNS = {  # figure: head, how to print it, how many of its units
+COLUMNS = {  # figure: column heading, format, divisor
     "load_s": ("load s", ".2f", 1),
     "first_s": ("1st token s", ".2f", 1),
     "loaded": ("loaded MB", ".0f", 1e-6),
@@ -34,10 +36,13 @@ COLUMNS = {  # figure: head, how to print it, how many of its units
     "both_pss": ("two: PSS MB", ".0f", 1e-6),
 }
 LEGEND = """\
-Medians. Load: gptx.load, ONNX Runtime's import in it, files in the page cache; 1st token: from gptx.load to the first of a
-short prompt. Loaded, after use: PSS added since import gptx, before the first prompt and after all; peak: most RSS added
-while loading. Of weights: that over model.onnx and model.onnx_data. Two: of each of two processes that have run the
-prompts, what it alone has resident, and its PSS."""
+Medians over the rounds.
+Load: gptx.load, with the import of ONNX Runtime; the files are in the page cache.
+1st token: from the start of gptx.load to the first token after a short prompt.
+Loaded, after use: PSS added since `import gptx`, before the first prompt and after all prompts.
+Peak: the most RSS that loading added.
+Of weights: loaded PSS divided by the size of model.onnx and model.onnx_data.
+Two: of each of two processes that have run the prompts, its private memory and its PSS."""
 
 
 def main() -> None:
@@ -84,7 +89,7 @@ def main() -> None:
 
 
 def measured(path: Path, args: argparse.Namespace) -> dict[str, float]:
-    """One round: a process measured alone, then a second beside it."""
+    """One round: measure a process alone, then a second process beside the first."""
     size = sum(file.stat().st_size for file in (path / "onnx").glob("model.onnx*"))
     command = [sys.executable, __file__, str(path), "--child"]
     command += [f"--threads={args.threads}", f"--new-tokens={args.new_tokens}"]
@@ -124,7 +129,7 @@ def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def child(path: Path, threads: int, new_tokens: int) -> None:
-    """Load, run, print what it took; then print what is resident when asked."""
+    """In the child process: load, run, print the figures; then print resident memory when asked."""
     import gptx
 
     imported, before = pss() or 0, rss() or 0
@@ -150,7 +155,7 @@ def child(path: Path, threads: int, new_tokens: int) -> None:
         for field in ("Private_Clean", "Private_Dirty")
     )
     print(json.dumps({"private": private, "pss": pss()}), flush=True)
-    sys.stdin.readline()  # stay: the other one is still to be asked
+    sys.stdin.readline()  # stay alive until the other process has been measured
 
 
 if __name__ == "__main__":

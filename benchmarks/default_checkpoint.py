@@ -1,8 +1,9 @@
-"""The model that ships with gptx as a checkpoint folder in fp32: weights for comparing 4-bit formats that never were 4-bit.
+"""Write the model that ships with gptx as an fp32 checkpoint folder, to compare 4-bit formats on.
 
     python benchmarks/default_checkpoint.py default/
 
-They are what its int8 artifact computes with: of the weights that training gave only these are kept.
+Its weights never were 4-bit. They are the dequantized weights of the int8 artifact, because the
+fp32 weights of the training were not kept.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def main() -> None:
     with torch.no_grad():
         for name, parameter in gpt.named_parameters():
             value = stored[name]
-            if value.dtype == torch.uint8:  # (rows, blocks, block) about 128, and a scale a block
+            if (
+                value.dtype == torch.uint8
+            ):  # (rows, blocks, block) with zero point 128 and a scale per block
                 value = (value.float() - 128) * stored[
                     name.removesuffix("weight") + "scales"
                 ].unsqueeze(-1)

@@ -1,10 +1,11 @@
-"""Greedy text of an fp32 artifact against transformers' generate, on 20 prompts: every divergence with the lead there.
+"""Compare greedy text of an fp32 artifact with transformers' generate on 20 prompts.
 
     python benchmarks/greedy_parity.py smollm2-onnx smollm2
 
-The end of the text is not taken before all tokens are there (min_new_tokens). After a divergence the artifact goes on
-from transformers' text, so that the next one is found too. A lead is that of one's choice over the other's, in logits:
-within twice the certificate's fp32 limit the two were nearly tied, and the choice is noise. Exits with 1 when anything
+Both generate the same number of tokens (min_new_tokens). After a divergence, the artifact continues
+from transformers' text, so that later divergences are found too. Each is printed with its leads: by
+how much, in logits, each side prefers its own token to the other's. Up to twice the certificate's
+fp32 limit, the tokens are nearly tied and the choice is noise. The exit status is 1 if anything
 else differs.
 """
 
@@ -57,18 +58,18 @@ PROMPTS = (
 @dataclass(frozen=True)
 class Divergence:
     prompt: str
-    at: int  # new tokens before it
+    at: int  # number of new tokens before the divergence
     theirs: str
     ours: str
-    their_lead: float  # of their choice over ours, in transformers' logits
-    our_lead: float  # of our choice over theirs, in the artifact's
+    their_lead: float  # of transformers' token over ours, in transformers' logits
+    our_lead: float  # of our token over transformers', in the artifact's logits
     near_tie: bool
 
 
 @dataclass(frozen=True)
 class Pair:
     model: gptx.Model
-    reference: Any  # its PreTrainedModel
+    reference: Any  # a transformers PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
 
@@ -91,7 +92,8 @@ def main() -> None:
     bad = [one for one in divergences if not one.near_tie]
     print(
         f"{args.artifact.name} against transformers' generate on {args.checkpoint.name}: "
-        f"{len(prompts) - diverged - len(other_text)} of {len(prompts)} texts of {args.tokens} tokens are identical; "
+        f"{len(prompts) - diverged - len(other_text)} of {len(prompts)} texts"
+        f" of {args.tokens} tokens are identical; "
         f"{len(divergences)} divergences, {len(divergences) - len(bad)} of them near-ties"
     )
     if divergences:
@@ -126,7 +128,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="a prompt a line, instead of the 20 built in"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="one prompt per line, instead of the 20 built in",
     )
     parser.add_argument("--threads", type=int, default=cpu_cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -147,7 +152,7 @@ def opened(artifact: Path, checkpoint: Path, threads: int) -> Pair:
 
 
 def compare(pair: Pair, prompt: str, ids: list[int], n: int) -> tuple[list[Divergence], bool]:
-    """Every divergence over n tokens, and whether the text is the same too (where there is no divergence)."""
+    """All divergences over n tokens; and, if there are none, whether the texts are equal."""
     theirs = generated(pair, ids, n)
     their_text = pair.tokenizer.decode(
         theirs, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -177,7 +182,7 @@ def compare(pair: Pair, prompt: str, ids: list[int], n: int) -> tuple[list[Diver
 
 
 def generated(pair: Pair, ids: list[int], n: int) -> list[int]:
-    """transformers' greedy tokens, whatever its generation_config.json says of sampling and penalties."""
+    """transformers' greedy tokens, without the sampling and penalties of generation_config.json."""
     import torch
     from transformers import GenerationConfig
 

@@ -1,9 +1,10 @@
-"""What one product of activations and quantized weights takes in ONNX Runtime on this CPU, by operator and rows.
+"""Time one product of activations and quantized weights in ONNX Runtime, by operator and rows.
 
     python benchmarks/kernels.py --shapes 576x3072 1536x576 768x3072 --rows 1 8 128 512
 
-Each operator stands many times in a graph of its own, with other weights each time: so many that one row has to read them
-from memory, as decoding does. The sessions take turns; the figures are the least of all turns, in ms a product.
+Each operator has a graph of its own with many products, each with its own weights: so many that one
+row must read them from memory, as decoding does. The sessions take turns; the figures are the
+minimum over all turns, in ms per product.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from gptx.bench.machine import lines, machine
 from gptx.ort.library import onnxruntime
 from gptx.system.cpu import cpu_cores
 
-WEIGHTS = 64_000_000  # bytes of weights in a graph, beyond the last cache of most CPUs
+WEIGHTS = 64_000_000  # bytes of weights in a graph: larger than the last cache of most CPUs
 RANDOM = np.random.default_rng(0)
 
 
 class Graph:
-    """Nodes that all read the input x (rows, n_in), and the weights they hold."""
+    """Products that all read the input x (rows, n_in), and their weights."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         self.n_in, self.n_out = n_in, n_out
@@ -66,7 +67,7 @@ def fp32(graph: Graph) -> str:
 
 
 def channels(graph: Graph) -> str:
-    """MatMulIntegerToFloat with a scale a row, as gpt_export.graph.layers.ChannelProduct."""
+    """MatMulIntegerToFloat, activations with a scale per row, as in graph.layers.ChannelProduct."""
     levels = RANDOM.integers(-127, 128, (graph.n_in, graph.n_out)).astype(np.int8)
     middle, axis = graph.constant(np.array(128, np.uint8)), graph.constant(np.array([-1]))
     row = graph.node("ReduceMax", graph.node("Abs", "x"), axis, keepdims=1)
@@ -85,7 +86,7 @@ def channels(graph: Graph) -> str:
 
 
 def blocks(bits: int, block: int, accuracy_level: int = 4) -> Callable[[Graph], str]:
-    """MatMulNBits. accuracy_level 4: activations in 8 bits, 1: in fp32."""
+    """MatMulNBits. accuracy_level: 4 for activations in 8 bits, 1 for fp32."""
 
     def add(graph: Graph) -> str:
         count = -(-graph.n_in // block)
@@ -158,10 +159,10 @@ def session(add: Callable[[Graph], str], n_in: int, n_out: int, count: int, thre
 
 
 def timed(sessions: dict[str, Any], rows: int, n_in: int, turns: int) -> dict[str, float]:
-    """Seconds of the fastest run of each."""
+    """Seconds of the fastest run of each session."""
     x = RANDOM.standard_normal((rows, n_in)).astype(np.float32)
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(turns + 1):  # the first makes memory ready
+    for _ in range(turns + 1):  # the first turn warms up
         for name, one in sessions.items():
             began = time.perf_counter()
             one.run(None, {"x": x})

@@ -1,8 +1,9 @@
-"""Kill -9 a training run at random points, ten times or more, and go on: is its curve the one of a run left alone?
+"""Kill a training run at random points (SIGKILL) and resume it: does it give the undisturbed curve?
 
     python benchmarks/kill_training.py --kills 10
 
-Half of the kills come after a random time, half the moment a file of the checkpoint or the state begins to be written.
+Half of the kills come after a random time. The others come the moment a file of the checkpoint or
+of the training state begins to be written.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-SETTINGS = "steps=400 minutes=inf batch_size=4 vocab_size=300 eval_every=20 model.n_layer=2 model.n_head=2 model.n_embd=64"
-LONGEST = 300  # seconds of one run
+SETTINGS = (
+    "steps=400 minutes=inf batch_size=4 vocab_size=300 eval_every=20"
+    " model.n_layer=2 model.n_head=2 model.n_embd=64"
+)
+LONGEST = 300  # seconds that a run may take
 MOMENTS = ("out.run/state.pt.part", ".out.*.part", ".out.*.old", ".out.*.part/model.safetensors")
 
 
@@ -71,7 +75,7 @@ def command(text: Path, folder: Path) -> list[str]:
 
 
 def kill(command: list[str], folder: Path, when: float | str) -> bool:
-    """Start, kill after so many seconds or when a file appears that was not there; whether it was still running."""
+    """Start a run; kill it after some seconds or when a new file appears. True if it still ran."""
     before = set(folder.glob(when)) if isinstance(when, str) else set()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.perf_counter()
@@ -89,7 +93,7 @@ def kill(command: list[str], folder: Path, when: float | str) -> bool:
 
 
 def curve(folder: Path) -> list[list[str]]:
-    """metrics.csv without the times."""
+    """The rows of metrics.csv without times."""
     with open(folder / "out.run/metrics.csv") as file:
         return [
             [value for name, value in row.items() if name != "seconds"]

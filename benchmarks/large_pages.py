@@ -1,9 +1,10 @@
-"""What large memory pages are worth: steps of a decode with the weights in large pages, and in small ones.
+"""Measure what huge pages are worth: decode steps with the weights in huge pages and in small ones.
 
     python benchmarks/large_pages.py smollm2-int8 gpt2-int8 --rounds 5
 
-Every round starts two processes an artifact, by turns. In each the first session moves the weights, or would, and pays for
-it; the five after it are what is compared. Linux 6.1 or newer.
+Each round starts two processes per artifact, in turn. In a process with huge pages, the first
+session moves the weights, and takes longer for it. The five sessions after it are compared. Needs
+Linux 6.1 or newer.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main() -> None:
         )
     print(table(["", "step ms", "large pages", "", "once ms", "moved MB", "PSS MB"], rows))
     print(
-        f"Medians of {args.rounds} rounds. Once: how much longer the first session took. PSS: how much more there is."
+        f"Medians of {args.rounds} rounds. Once: how much longer the first session took."
+        " PSS: how much more there is."
     )
     print(json.dumps({"benchmark": "large_pages", **facts, "artifacts": found}))
 

@@ -1,12 +1,15 @@
-"""What ONNX Runtime does with an artifact on CUDA, found without a GPU: which nodes it leaves to the CPU, whether a step is
-captured and replayed, and what gptx and ONNX Runtime themselves take for it. Logits are noise: no kernel computes.
+"""Find out, without a GPU, what ONNX Runtime does with an artifact on CUDA.
 
-    python -m venv cuda && cuda/bin/pip install onnxruntime-gpu==1.31.1 && cuda/bin/pip install --no-deps -e .
+It shows which nodes run on the CPU, whether a decode step is captured as a CUDA graph and replayed,
+and the time that gptx and ONNX Runtime themselves take. No kernel computes, so logits are noise.
+
+    python -m venv cuda && cuda/bin/pip install onnxruntime-gpu==1.31.1
+    cuda/bin/pip install --no-deps -e .
     cuda/bin/pip install numpy tokenizers click rich jinja2 safetensors
     cuda/bin/python benchmarks/null_gpu.py smollm2-fp16
 
-Libraries that stand in for CUDA's are compiled (gcc) from null_gpu.c and from the names that onnxruntime-gpu asks for; it
-takes them for real ones. None of NVIDIA's own may be installed. Linux on x86-64.
+Libraries in place of CUDA's are compiled with gcc, from null_gpu.c and the names of the functions
+that onnxruntime-gpu imports. NVIDIA's own libraries must not be installed. Linux on x86-64 only.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ HERE = Path(__file__).parent
 FOREIGN = re.compile(
     r" U ((?:__)?cuda\w+|cublas\w+|curand\w+|cufft\w+|cu[A-Z]\w+)(?:@(lib\S+))?$", re.MULTILINE
 )
-DRIVER = "libcuda.so.1"  # whose names bear no version
+DRIVER = "libcuda.so.1"  # its functions have no version names
 NEEDED = (DRIVER, "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")
 STEPS = 200
 THREADS = 4
@@ -64,7 +67,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> None:
-    """The libraries that onnxruntime-gpu's CUDA provider asks for, in `folder`."""
+    """Compile the libraries that onnxruntime-gpu's CUDA provider loads to `folder`."""
     provider = library_folder() / "libonnxruntime_providers_cuda.so"
     asked = subprocess.run(
         ["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True
@@ -85,11 +88,12 @@ def build(folder: Path) -> None:
 
 
 def stub(name: str) -> str:
-    """Success, a handle where one is made, and a size where one is asked for last."""
+    """C code of a function that reports success, and returns a handle or a size if it must."""
     if "Create" in name:
         return f"int {name}(void **handle) {{ static char made[64]; *handle = made; return 0; }}"
     if re.search(r"Reduction\w+Size", name):
-        return f"int {name}(void *a, void *b, void *c, void *d, unsigned long *size) {{ *size = 1024; return 0; }}"
+        arguments = "void *a, void *b, void *c, void *d, unsigned long *size"
+        return f"int {name}({arguments}) {{ *size = 1024; return 0; }}"
     if "Heuristic" in name:
         arguments = ", ".join(f"void *a{i}" for i in range(7))
         return (
@@ -112,7 +116,7 @@ def compile_library(folder: Path, library: str, code: str, sources: list[Path]) 
 
 
 def observe(path: Path) -> None:
-    """In the process that has the libraries."""
+    """Run the model; in the process that loads these libraries."""
     manifest = read_manifest(path)
     with gptx.load(path, device="cuda") as model:
         nodes = Counter(
@@ -122,7 +126,9 @@ def observe(path: Path) -> None:
             for node in part.get_nodes()
         )
         print(f"{model.graph.relative_to(path)} on {model.provider}; on the CPU: {dict(nodes)}")
-        if manifest.cuda is None:  # its graph computes how many logits are wanted, and gets noise
+        if (
+            manifest.cuda is None
+        ):  # the graph would compute the number of logits, which would be noise
             print("only what has a graph for CUDA can be run further")
             return
         size = min(STEPS + 8, manifest.model.n_ctx)
@@ -147,12 +153,13 @@ def observe(path: Path) -> None:
             for one in talks:
                 one.result()
     print(
-        f"{THREADS} threads with sessions of their own, while other models are closed: no call failed"
+        f"{THREADS} threads with sessions of their own, while other models are closed:"
+        " no call failed"
     )
 
 
 def talk(model: gptx.Model, rows: int, over: threading.Event) -> None:
-    for size in range(32, model.n_ctx):  # each another room, whose step is captured
+    for size in range(32, model.n_ctx):  # a new buffer size each time, whose step is captured
         if over.is_set():
             return
         with model.session(rows, size=size) as session:

@@ -1,10 +1,11 @@
-"""Add to an artifact of an older gptx what gptx verify proves an artifact by today; its weights and figures stay.
+"""Add the parts of the reference that an artifact of an older gptx lacks; weights and figures stay.
 
     python benchmarks/recertify.py runtime/gptx/default_model
 
-The model that ships with gptx was made before verify reached the whole context, and of its training only these weights
-are kept. So its positions beyond the proof text, and what it makes of text, are recorded from the artifact as it stands:
-later changes show, and a fault that it already had would not. gptx.json says so (certificate.context_against).
+The model that ships with gptx was made before `gptx verify` covered the whole context, and its fp32
+weights were not kept. So positions beyond the proof text, and the tokenizer's behaviour, are
+recorded from the artifact itself. `gptx verify` then detects later changes, but not an error that
+the artifact already has. gptx.json records this (certificate.context_against).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def completed(reference: Reference, model: Model) -> Reference:
-    """With the context and the words, and with so many of the highest logits that the file keeps its size."""
+    """Add context and words; keep as many of the highest logits as fit the former file size."""
     facts = model.manifest
     text = load_eval_text(facts.path, vocab_size=facts.model.vocab_size, n_ctx=model.n_ctx)
     with tempfile.NamedTemporaryFile() as scratch:

@@ -1,4 +1,4 @@
-"""Rows of text, aligned: the first column to the left, the others to the right."""
+"""Align rows of text: the first column left, the others right."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""How well artifacts do a task, through the runtime: accuracy and macro-F1 of labels, ROUGE of summaries.
+"""Measure artifacts on a task, in the runtime: accuracy and macro-F1 of labels, ROUGE of summaries.
 
-    python benchmarks/tasks.py classify test.jsonl smollm2-int8 polarity-int8 --labels negative positive
-    python benchmarks/tasks.py classify test.jsonl smollm2-int8 --labels negative positive --shots 4 --train train.jsonl
+    python benchmarks/tasks.py classify test.jsonl smollm2-int8 polarity-int8 \\
+        --labels negative positive
+    python benchmarks/tasks.py classify test.jsonl smollm2-int8 --labels negative positive \\
+        --shots 4 --train train.jsonl
     python benchmarks/tasks.py summarize dev.jsonl smollm2-int8 scitldr-int8 --limit 100
 
-What an artifact was fine-tuned for it does with its own prompt; any other gets --template, or the default.
+An artifact that was fine-tuned for the task uses its own prompt; the others use --template, or the
+default.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def main() -> None:
     parser.add_argument("task", choices=("classify", "summarize"))
     parser.add_argument("test", type=Path)
     parser.add_argument("artifacts", nargs="+")
-    parser.add_argument("--labels", nargs="+", help="for artifacts that name none")
+    parser.add_argument("--labels", nargs="+", help="for artifacts without labels of their own")
     parser.add_argument("--template", help="for artifacts that were not fine-tuned")
     parser.add_argument("--shots", type=int, default=0, help="examples in the prompt, from --train")
     parser.add_argument("--train", type=Path)
@@ -86,11 +89,11 @@ def measure(
 
 
 def _balanced(examples: list[Example], count: int) -> list[Example]:
-    """As many of each answer as of any other, in turns."""
+    """Examples with the same number of each answer, in turn."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.answers[0], []).append(example)
-    if len(groups) > count:  # summaries: all answers differ
+    if len(groups) > count:  # all answers differ, as in summaries
         return examples[:count]
     return [group[at] for at in range(count) for group in groups.values()][:count]
 

@@ -1,8 +1,9 @@
-"""A checkpoint folder of family gpt2 or llama as GGUF, in fp32 or as llama.cpp quantizes it: a peer for `gptx bench`.
+"""Convert a checkpoint folder (gpt2 or llama) to GGUF, as a peer for `gptx bench`.
 
     python benchmarks/to_gguf.py smollm2-ft ft-q4_k_m.gguf --type Q4_K_M
 
-The tokenizer must be byte-level BPE. llama.cpp does the quantizing (llama-cpp-python); F32 needs only the `gguf` package.
+The tokenizer must be a byte-level BPE. llama.cpp quantizes (package llama-cpp-python); for F32 the
+package `gguf` is enough.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def write_gguf(checkpoint: Path, out: Path) -> None:
 
 
 def written(config: GPTConfig, architecture: str) -> bool:
-    """Whether the metadata that is written says all that the model computes."""
+    """True if the GGUF metadata can describe the model completely."""
     plain = GPTConfig(
         vocab_size=config.vocab_size,
         n_ctx=config.n_ctx,
@@ -104,8 +105,10 @@ def written(config: GPTConfig, architecture: str) -> bool:
 
 
 def tensors(gpt: GPT, architecture: str):
-    """(name, value) of each tensor; a tied head is not written again. llama.cpp wants the rows of Q and K of a llama in
-    interleaved rotary pairs."""
+    """(name, value) of each tensor; a tied head is left out.
+
+    llama.cpp expects the rows of a llama's Q and K in interleaved rotary pairs.
+    """
     config = gpt.config
     for name, parameter in gpt.named_parameters():
         place = stored_parameter(name, parameter.shape, config, GGUF_LAYOUTS[architecture])
@@ -116,7 +119,7 @@ def tensors(gpt: GPT, architecture: str):
 
 
 def to_pairs(rows: Tensor, n_head: int) -> Tensor:
-    """Rows of Q or K from halves to interleaved rotary pairs: in each head 0 32 1 33 ..."""
+    """Reorder the rows of each head from halves to interleaved rotary pairs: 0 32 1 33 ..."""
     return rows.unflatten(0, (n_head, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 

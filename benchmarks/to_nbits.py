@@ -1,5 +1,7 @@
-"""An fp32 artifact in 8 bits as ONNX Runtime's own tools make it, and onnxruntime-genai's builder with them: MatMulNBits in
-blocks of 32, symmetric, rounded to the nearest, activations in 8 bits; the embedding stays in fp32.
+"""Quantize an fp32 artifact to 8 bits with ONNX Runtime's own tools, as genai's builder does.
+
+MatMulNBits, symmetric in blocks of 32, rounded to nearest, activations in 8 bits; the embedding
+stays in fp32.
 
     python benchmarks/to_nbits.py smollm2-onnx smollm2-nbits32
 """
@@ -20,7 +22,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 
 
 def untie(model: ModelProto) -> None:
-    """Give a head that reads the embedding turned, by FusedMatMul, a weight of its own: the quantizer knows MatMul only."""
+    """Replace the head's FusedMatMul on the embedding by a MatMul, which the quantizer requires."""
     weights = {one.name: one for one in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "FusedMatMul" and node.input[1] in weights:
@@ -42,7 +44,7 @@ def main() -> None:
     )
     quantizer: Any = MatMulNBitsQuantizer(
         model, algo_config=config
-    )  # it makes an ONNXModel of its ModelProto
+    )  # the quantizer has turned its ModelProto into an ONNXModel
     quantizer.process()
     shutil.copytree(
         source,

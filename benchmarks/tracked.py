@@ -1,4 +1,4 @@
-"""Progress of a loop on standard error: a bar on a terminal, when piped a line for each tenth of it."""
+"""Show a loop's progress on standard error: a bar, or when piped a line for each tenth."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Tokens a second of training: gptx's loop, nanoGPT's way and transformers.Trainer, each in a process of its own.
+"""Measure training, in tokens per second: gptx's loop, nanoGPT's, and transformers.Trainer.
 
     python benchmarks/training.py gptx nanogpt trainer --shape char --threads 1
 
-An engine is NAME, NAME:compile (torch.compile) or NAME:fp32 (no autocast; else bf16): loops/ has one file for each name.
-All train the same GPT-2 from the same weights on the same batches with the same AdamW. Rounds alternate (A B C A B C
-...). Loading, compiling, the first steps and evaluation are not timed; making batches is.
+Each engine runs in a process of its own. It is given as NAME, NAME:compile (torch.compile) or
+NAME:fp32 (instead of bf16 autocast); loops/ has one file per name. All train the same GPT-2 from
+the same weights on the same batches with the same AdamW. Rounds alternate (A B C A B C ...). The
+timing includes making batches. It leaves out loading, compiling, the first steps, and evaluation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tracked import tracked
 
 LOOPS = Path(__file__).parent / "loops"
 NAMES = sorted(file.stem.removesuffix("_loop") for file in LOOPS.glob("*_loop.py"))
-PATIENCE = 600  # seconds that a process may take beyond what it is asked for: torch.compile and a slow disk
+PATIENCE = 600  # extra seconds for a process, for torch.compile and slow disks
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Shape:
 def shapes(device: str) -> dict[str, Shape]:
     small = {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
     return {
-        # nanoGPT's setting for a CPU, of its README: 65 characters of Shakespeare
+        # nanoGPT's settings for a CPU, from its README: Shakespeare, 65 characters
         "char": Shape(
             {"vocab_size": 65, "n_ctx": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}, 12, 1e-3, 20
         ),
@@ -57,7 +58,7 @@ def shapes(device: str) -> dict[str, Shape]:
     }
 
 
-# dense bf16 FLOP/s by the vendor's data sheets
+# dense bf16 FLOP/s, from the vendor's data sheets
 PEAKS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -68,9 +69,11 @@ PEAKS = {
 }
 
 LEGEND = """\
-Medians (lowest - highest) over the rounds, and the ratio of tokens a second to the first engine's. Held-out loss: after
-all steps, nats a token, the same batches for all. Memory: the process's peak, on a GPU what PyTorch had allocated. Tokens
-a CPU second: of the time that all threads computed, so others on a busy machine count less; of a GPU it says nothing."""
+Medians (lowest - highest) over the rounds. Ratio: of tokens per second to the first engine's.
+Held-out loss: after all steps, in nats per token, on the same batches for all engines.
+Memory: the process's peak; on a GPU, PyTorch's allocations.
+Tokens a CPU second: per second of CPU time of all threads, so that other processes on a busy
+machine count less. It says nothing on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +168,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cpu_cores())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--seconds", type=float, default=15, help="what the first engine takes for its timed steps"
+        "--seconds", type=float, default=15, help="duration of the first engine's timed steps"
     )
-    parser.add_argument("--steps", type=int, help="timed ones, instead of --seconds")
+    parser.add_argument("--steps", type=int, help="number of timed steps, instead of --seconds")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--peak-tflops", type=float, help="the GPU's dense bf16 peak, where it is not known here"
+        "--peak-tflops",
+        type=float,
+        help="the GPU's dense bf16 peak, if this program does not know it",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -191,9 +196,10 @@ def contender(text: str) -> Contender:
 
 
 def prepare(shape: Shape, folder: Path) -> int:
-    """Write what all engines begin with, and return how many parameters that is.
+    """Write tokens and initial weights for all engines; returns the number of parameters.
 
-    Of two tokens the first is drawn (small ids more often), the second follows from it: something to learn.
+    Every second token depends on the one before, so that there is something to learn. The others
+    are random, small ids more often.
     """
     import torch
     from safetensors.torch import save_file
@@ -215,7 +221,7 @@ def prepare(shape: Shape, folder: Path) -> int:
 
 
 def calibrated(args: argparse.Namespace, shape: Shape, folder: Path) -> int:
-    """How many steps the first engine takes in about --seconds."""
+    """The number of steps that the first engine makes in about --seconds."""
     few = shape.warmup
     return max(
         2, math.ceil(args.seconds * few / run(args.engines[0], args, shape, few, folder)["seconds"])
@@ -250,14 +256,17 @@ def run(
     )
     if done.returncode:
         sys.exit(
-            f"{done.stderr}\n{contender.label} failed with exit status {done.returncode}; its own words are above"
+            f"{done.stderr}\n{contender.label} failed with exit status {done.returncode};"
+            " its output is above"
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def flops_per_token(shape: Shape, parameters: int) -> int:
-    """6 N + 12 L d T, forward and backward, without recomputation (Chowdhery et al. 2022, PaLM, appendix B); N leaves
-    the positions out, which multiply nothing."""
+    """6 N + 12 L d T for forward and backward (Chowdhery et al. 2022, PaLM, appendix B).
+
+    N does not count learned positions, which are only added.
+    """
     n_ctx, width = shape.model["n_ctx"], shape.model["n_embd"]
     return 6 * (parameters - n_ctx * width) + 12 * shape.model["n_layer"] * width * n_ctx
 

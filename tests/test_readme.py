@@ -1,4 +1,4 @@
-"""README: each gptx line runs as it is printed, on a tiny GGUF file of the same name."""
+"""Each gptx command of README.md runs as it is printed, on a tiny GGUF file of the same name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_gguf(path: Path) -> None:
     tokens, merges = byte_level_vocabulary()
     model = llama(vocab_size=len(tokens) + 1, num_attention_heads=4, num_key_value_heads=2)
     for parameter in model.parameters():
-        parameter.data *= 0.3  # near uniform logits: rounding to 8 bits stays inside its limit
+        parameter.data *= 0.3  # nearly uniform logits, so that 8 bits stay inside the limit
     write_llama(
         path,
         model,
@@ -37,7 +37,7 @@ def write_gguf(path: Path) -> None:
 
 
 def commands(section: str) -> list[list[str]]:
-    """The arguments of each indented line `gptx ...` in a section, without its comment."""
+    """Arguments of each indented `gptx ...` line of a section, without comments."""
     text = README.split(f"\n## {section}\n")[1].split("\n## ")[0].split("What these print")[0]
     return [
         shlex.split(line, comments=True)[1:] for line in re.findall(r"^    (gptx .*)$", text, re.M)
@@ -61,13 +61,13 @@ def test_the_default_model_runs_as_printed() -> None:
 
 
 def code() -> list[str]:
-    """Indented lines and what stands in backticks: where commands are, not prose."""
+    """Indented lines and text in backticks, where commands are."""
     fenced = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     return [*re.findall(r"^    (.*)$", fenced, re.MULTILINE), *re.findall(r"`([^`\n]+)`", fenced)]
 
 
 def table() -> list[tuple[list[str], str]]:
-    """The command line's table: the verbs of a row, and the row."""
+    """Rows of the command line's table, by verb."""
     rows = [row for row in README.splitlines() if row.startswith("| `gptx ")]
     return [
         (re.findall(r"`(?:gptx )?(?!gptx)([a-z]+)[ `]", row.split(" | ")[0]), row) for row in rows

@@ -1,7 +1,8 @@
-"""One way of training measured in this process: a lesson as JSON on standard input, figures as the last line of output.
+"""Measure one training loop in this process.
 
-Each *_loop.py calls `main` with a function that trains. All of them start from the same weights and read the same
-batches, each of which they ask for by its step: that is when the clock looks.
+In: a lesson as JSON on standard input. Out: figures as JSON on the last line of standard output.
+Each *_loop.py calls `main` with a function that trains. All start from the same weights. They
+request batches by step number, and the clock starts and stops at these requests.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from torch import Tensor
 from gptx_models.data.pretraining import random_windows
 
 TOKENS, WEIGHTS = "tokens.npy", "initial.safetensors"
-BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0  # GPT-3's, and nanoGPT's
-HELD_OUT = 1 << 40  # a step whose number no run reaches: its batch is not trained on
-LOG_EVERY = 10  # steps from one look at the loss to the next, as in nanoGPT and in gptx
+BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0  # as for GPT-3 and in nanoGPT
+HELD_OUT = 1 << 40  # a step number that no run reaches, so that its batch is never trained on
+LOG_EVERY = 10  # steps between two reads of the loss, as in nanoGPT and gptx
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch_size, n_ctx) int64
 
@@ -47,7 +48,9 @@ class Lesson:
 
     @property
     def all_steps(self) -> int:
-        return self.warmup + self.steps + 1  # the clock stops where the last one begins
+        return (
+            self.warmup + self.steps + 1
+        )  # the clock stops when the step after the last timed one begins
 
     def weights(self) -> dict[str, Tensor]:
         return load_file(Path(self.folder) / WEIGHTS)
@@ -61,8 +64,11 @@ class Lesson:
 
 
 class Clock:
-    """Batches of the steps; `seconds` lie between the beginning of the first timed step and the end of the last one, and
-    in them this process computed for `cpu_seconds`, all its threads together. `memory` is the peak until then."""
+    """Hands out the batches, and measures from the first timed step to the end of the last one.
+
+    seconds: elapsed. cpu_seconds: CPU time of all threads in this process. memory: the peak so far,
+    bytes.
+    """
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson, self.windows, self.seconds = lesson, _windows(lesson), 0.0
@@ -114,7 +120,7 @@ def _windows(lesson: Lesson) -> Callable[[int], Batch]:
 
 
 def _peak_memory(device: str) -> int:
-    """Bytes: the most that PyTorch has allocated on a GPU, else the most that the process has had."""
+    """Peak in bytes: PyTorch's allocations on a GPU, else the process's resident memory."""
     return (
         torch.cuda.max_memory_allocated()
         if device == "cuda"

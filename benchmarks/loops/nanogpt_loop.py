@@ -1,9 +1,11 @@
-"""nanoGPT's way of training (github.com/karpathy/nanoGPT, model.py and train.py), written anew in plain PyTorch.
+"""nanoGPT's model and training loop (github.com/karpathy/nanoGPT), rewritten in plain PyTorch.
 
-Its model: q, k and v in one projection, PyTorch's fused causal attention, a tied head over all positions at once, mean
-cross-entropy. Its loop: a learning rate set each step, the next batch made between forward and backward, clipping,
-AdamW that decays matrices only, a look at the loss every tenth step. Two of its settings are switched on on a CPU too,
-where it has them on CUDA only: autocast and fused AdamW. GELU is GPT-2's (tanh), so that all engines train one model.
+- Model: q, k and v in one projection, PyTorch's fused causal attention, a tied head over all
+  positions at once, mean cross-entropy.
+- Loop: sets the learning rate in each step, makes the next batch between forward and backward,
+  clips gradients, uses AdamW with weight decay for matrices only, reads the loss every tenth step.
+- Differences: autocast and fused AdamW also on a CPU, where nanoGPT has them on CUDA only; GELU by
+  tanh, as in GPT-2, so that all engines train the same model.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    transformer: Any  # a ModuleDict, of whose parts torch says no types
+    transformer: Any  # a ModuleDict; torch has no types for its parts
 
     def __init__(
         self, *, vocab_size: int, n_ctx: int, n_layer: int, n_head: int, n_embd: int
@@ -86,7 +88,7 @@ class NanoGPT(nn.Module):
         )
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """GPT-2's tensors under transformers' names, which are nanoGPT's; its Conv1D has weights the other way round."""
+        """Load GPT-2's tensors, named as in transformers; Conv1D weights are transposed."""
         turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
         state = {name: t.t() if name.endswith(turned) else t for name, t in tensors.items()}
         self.load_state_dict({**state, "lm_head.weight": state["transformer.wte.weight"]})

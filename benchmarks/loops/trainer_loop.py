@@ -1,4 +1,4 @@
-"""transformers.Trainer on GPT2LMHeadModel: fused attention and AdamW, nothing evaluated, saved, logged or reported."""
+"""transformers.Trainer on GPT2LMHeadModel: fused attention and AdamW, no evaluation or saving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 
 
 class Rows(IterableDataset):
-    """The rows of the steps' batches, one after another: Trainer makes batches of them itself."""
+    """The rows of all batches in order; Trainer makes batches of them again."""
 
     def __init__(self, batch: Callable[[int], Batch]) -> None:
         self.batch = batch
@@ -31,14 +31,15 @@ class Rows(IterableDataset):
                     "input_ids": inputs,
                     "labels": targets,
                     "shift_labels": targets,
-                }  # not shifted once more
+                }  # the targets are shifted already
 
 
 def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
     config = GPT2Config(
         **lesson.shape,
         n_positions=lesson.shape["n_ctx"],
-        activation_function="gelu_pytorch_tanh",  # GPT-2's function as one kernel: its own "gelu_new" is slower
+        # GPT-2's own name for this function, "gelu_new", has a slower implementation
+        activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -46,7 +47,7 @@ def train(lesson: Lesson, batch: Callable[[int], Batch]) -> float:
         attn_implementation="sdpa",
     )
     model = GPT2LMHeadModel(config)
-    model.load_state_dict(lesson.weights(), strict=False)  # a tied head is not repeated
+    model.load_state_dict(lesson.weights(), strict=False)  # the file has no tied head
     model.tie_weights()
     with tempfile.TemporaryDirectory(prefix="gptx-trainer-") as folder:
         arguments = TrainingArguments(

@@ -194,7 +194,7 @@ def test_the_users_own_text_is_proved_on(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_perplexity_is_transformers_own(fp32: Path, checkpoint: Path) -> None:
-    """The certificate's figure for the reference, computed again by an independent implementation."""
+    """The reference's perplexity in the certificate equals that of transformers."""
     import importlib.resources
 
     import transformers
@@ -339,7 +339,7 @@ def test_ctrl_c_between_the_renames_keeps_the_old_folder(
 def test_a_disk_that_fills_meanwhile(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The place for the reference's logits is taken before they are mapped: a write that finds none is a SIGBUS."""
+    """Disk space for the reference's logits is reserved: a mapped write without it is a SIGBUS."""
 
     def full(descriptor: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""The same folder in other loaders: optimum-onnx and onnxruntime-genai give the tokens that gptx gives."""
+"""optimum-onnx and onnxruntime-genai load the same folder and give the same tokens as gptx."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from builders.gptx_command import gptx as command
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
 
-# no empty ids at the end of the vocabulary: gptx never picks them, the others do
+# no padding ids at the end of the vocabulary: gptx never picks them, other loaders do
 GPT2 = dataclasses.replace(CONFIG, vocab_size=277)
 LLAMA = dataclasses.replace(
     GPT2,
@@ -105,7 +105,7 @@ def test_genai_gives_the_same_tokens(artifact: Path) -> None:
 
 
 def test_a_model_that_our_gpt_does_not_cover(tmp_path: Path) -> None:
-    """--via optimum: a tiny random Qwen2 gets manifest, certificate and runtime; quantize takes it too."""
+    """--via optimum: a tiny random Qwen2 is exported, certified, run, and quantized."""
     import transformers
 
     config = transformers.Qwen2Config(

@@ -1,4 +1,4 @@
-"""gptx quantize --budget: what a budget is, the mixes on the way, the artifact that is chosen, and what is refused."""
+"""gptx quantize --budget: parsing, the measured mixes, the chosen artifact, and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PNG = b"\x89PNG\r\n"
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_timing() -> Any:
-    """Each kind of product exported and timed is a second: here it is a number by bits."""
+    """Replace the timing of products, a second each, by a number that depends on the bits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "milliseconds", lambda weights: float(getattr(weights[0], "bits", 8)))
         yield
@@ -41,7 +41,7 @@ def quick_timing() -> Any:
 
 @pytest.fixture(scope="module")
 def kept(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """fp32 inside a budget of perplexity that not all layers in 4 bits keep."""
+    """An artifact in a budget of perplexity that the smallest mix exceeds."""
     out = tmp_path_factory.mktemp("budget") / "out"
     outcome = command("quantize", fp32, out, "--budget", "ppl=+0.7%")
     assert outcome.status == 0, outcome.err
@@ -148,7 +148,7 @@ def test_more_bits_are_larger_and_nearer(kept: Path) -> None:
         "6 in 4/64, 2 in 4/128",
         "8 in 8 bits",
     ]
-    for point in points:  # single layers, added up, foretell the whole
+    for point in points:  # the sum of single layers predicts the whole
         assert point["predicted_kl"] == pytest.approx(point["kl_mean"], rel=0.3)
 
 
@@ -240,7 +240,7 @@ def test_a_dry_run_refuses_what_the_run_would(
 
 
 def test_a_dry_run_knows_the_smallest_mix(fp32: Path, kept: Path, tmp_path: Path) -> None:
-    """Of this model the graph is a large part of it, which the weights alone do not tell."""
+    """The graph file is a large part of this model, so its size must be counted, too."""
     smallest = manifest_of(kept)["quantization"]["pareto"]["points"][0]["bytes"]
     said = [
         command("quantize", fp32, tmp_path / "out", "--budget", f"{size}B", "--dry-run")

@@ -1,9 +1,10 @@
-"""Rounding layer by layer and what each layer costs, against plain runs of the whole model with hooks."""
+"""Rounding in order and costs of layers, against plain runs of the whole model with hooks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ LONG = [int(token) for token in np.random.default_rng(2).integers(0, 97, 230)]
 
 def random_gpt(position: str = "learned") -> GPT:
     torch.manual_seed(4)
-    config = GPTConfig(vocab_size=97, n_ctx=256, n_layer=2, n_head=2, n_embd=32, position=position)  # type: ignore[arg-type]
+    shape: dict[str, Any] = dict(vocab_size=97, n_ctx=256, n_layer=2, n_head=2, n_embd=32)
+    config = GPTConfig(**shape, position=position)  # type: ignore[arg-type]
     gpt = GPT(config).eval()
     with torch.no_grad():
         for parameter in gpt.parameters():
@@ -36,7 +38,7 @@ def random_gpt(position: str = "learned") -> GPT:
 
 @torch.no_grad()
 def read_by(gpt: GPT, name: str, windows: list[list[int]]) -> Tensor:
-    """What a module reads over all windows, (positions, n_in)."""
+    """The inputs of a module over all windows, (positions, n_in)."""
     seen: list[Tensor] = []
     hook = gpt.get_submodule(name).register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0][0])
@@ -56,7 +58,7 @@ def test_a_layer_is_rounded_on_what_the_rounded_blocks_before_it_give(position: 
     for index in (0, 1):
         for name in NAMES[
             4 * index : 4 * index + 4
-        ]:  # of a block, the layers read what its own exact ones give
+        ]:  # a block's layers read the activations of its exact layers
             read = read_by(plain, name, WINDOWS)
             expected = round_gptq(plain.get_parameter(f"{name}.weight"), read.T @ read, grid)
             assert (rounded[name].values() - expected.values()).abs().mean() < 1e-3
@@ -84,7 +86,7 @@ def kl(gpt: GPT, other: GPT, window: list[int], positions: slice) -> float:
 
 
 def test_what_a_layer_costs_is_the_kl_of_the_model_with_it_alone_changed() -> None:
-    """On every fourth of the first 192 tokens."""
+    """The KL is measured on every fourth of the first 192 tokens."""
     gpt = random_gpt()
     before = {name: value.clone() for name, value in gpt.state_dict().items()}
     coarse = {
@@ -105,7 +107,7 @@ def test_what_a_layer_costs_is_the_kl_of_the_model_with_it_alone_changed() -> No
 
 
 def test_what_tables_and_layers_cost_together() -> None:
-    """On every position: a row of a table matters only where it is read."""
+    """The KL is measured on every position: a row of a table matters only where it is read."""
     gpt = random_gpt()
     changed = {
         name: gpt.get_parameter(f"{name}.weight") * 0.9 for name in ("wte", "head", NAMES[5])
@@ -119,7 +121,7 @@ def test_what_tables_and_layers_cost_together() -> None:
 
 @pytest.mark.parametrize(("n", "block"), [(32, 0), (32, 16), (40, 16)])
 def test_activations_in_8_bits(n: int, block: int) -> None:
-    """A scale for each block of a row, of which the last may be short; a block of zeros stays."""
+    """Each block of a row has a scale; the last block may be shorter; zeros stay zeros."""
     linear = nn.Linear(n, n, bias=False)
     linear.weight.data = torch.eye(n)
     x = torch.randn(5, n, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, n)

@@ -1,4 +1,4 @@
-"""Rounding a weight matrix, against searches and eliminations written out slowly in float64."""
+"""Rounding of a matrix, against exhaustive searches and eliminations in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def weights(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
 
 
 def best_error(block: np.ndarray, energy: np.ndarray, grid: Grid) -> float:
-    """The least error of a row's block with its range clipped to 70 to 100%, and either zero point."""
+    """The least error of a block over clips of 70 to 100% and both zero points."""
     low, high = (-8, 7) if grid.symmetric else (0, 15)
     if grid.symmetric:
         tried = [(block[np.abs(block).argmax()] / low, 0)]
@@ -41,8 +41,10 @@ def error_of(rounded: Rounded, weight: torch.Tensor, energy: np.ndarray) -> floa
 @pytest.mark.parametrize("grid", [*BLOCKS, *SHORT_SCALES])
 @pytest.mark.parametrize("spread", [1, 30])
 def test_no_clip_and_no_zero_point_is_better(grid: Grid, spread: int) -> None:
-    """Where inputs have nothing in common, GPTQ has no error to hand on: it takes the nearest levels,
-    and the scale that costs the least where inputs are large."""
+    """With uncorrelated inputs, GPTQ takes the nearest levels: there is no error to pass on.
+
+    The scale is the one that costs least where inputs are large.
+    """
     weight = weights(40, 64)
     energy = np.where(np.arange(64) % 3 == 0, spread, 1.0) ** 2
     found = round_gptq(weight, torch.from_numpy(np.diag(energy)), grid)
@@ -59,7 +61,7 @@ def test_no_clip_and_no_zero_point_is_better(grid: Grid, spread: int) -> None:
 
 @pytest.mark.parametrize("block", [16, 32])
 def test_weights_that_lie_on_a_grid_are_kept(block: int) -> None:
-    """Whatever their zero point, and whichever side of a whole number its quotient falls."""
+    """For any zero point, and however its quotient is rounded."""
     random = np.random.default_rng(3)
     levels = random.integers(0, 16, (600, block))
     levels[:, 0], levels[:, 1] = 0, 15
@@ -86,7 +88,7 @@ def test_blocks_on_one_side_of_zero(sign: int, grid: Grid) -> None:
 @pytest.mark.parametrize("grid", SHORT_SCALES)
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_a_small_block_beside_a_large_one(grid: Grid, rounding: str) -> None:
-    """Its scale is the smallest that there is, not 0, also where all its levels are 0."""
+    """Its scale is the smallest one, not 0, even if all its levels are 0."""
     weight = weights(20, 96)
     weight[:, 32:64] *= 2e-3
     weight[:, 64:] = 0
@@ -115,9 +117,11 @@ def test_a_layer_that_never_gets_an_input(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", [Grid(8), Grid(8, 16), Grid(8, 64)])
 def test_levels_are_those_of_gptq(grid: Grid) -> None:
-    """By its definition (Frantar et al. 2022, equations 2 and 3): once a column is rounded, the columns
-    that are left take the least squares answer to its error. 150 columns are more than the product
-    corrects at once."""
+    """Levels equal the definition of GPTQ (Frantar et al. 2022, equations 2 and 3).
+
+    After a column is rounded, the remaining columns take the least squares answer to its error. The
+    150 columns are more than one product corrects.
+    """
     inputs = weights(500, 150, 2) @ weights(150, 150, 3)
     moments = (inputs.T @ inputs).double()
     weight = weights(12, 150)
@@ -139,7 +143,7 @@ def test_levels_are_those_of_gptq(grid: Grid) -> None:
         rest = slice(column + 1, None)
         left[:, rest] += np.outer(error, np.linalg.solve(damped[rest, rest], damped[rest, column]))
     assert (found.levels.numpy()[:, order] == levels).mean() > 0.99
-    assert found.levels.abs().max() <= 127  # -128 would be a level more than the other side has
+    assert found.levels.abs().max() <= 127  # the grid is symmetric, without -128
 
 
 @pytest.mark.parametrize("grid", [*BLOCKS, Grid(8), Grid(8, 64)])
@@ -149,7 +153,7 @@ def test_no_other_scales_keep_the_outputs_better(grid: Grid) -> None:
     weight = weights(12, 64)
     found = round_gptq(weight, moments, grid)
     damping = (0.01 if grid.bits == 8 else 0.05) * moments.diagonal().mean()
-    # root^T root is what an error costs
+    # root^T root is the cost of an error
     root = np.linalg.cholesky((moments + damping * torch.eye(64)).numpy()).T
     for levels, row, scales in zip(
         found.levels.double().numpy(), weight.double().numpy(), found.scales.numpy()

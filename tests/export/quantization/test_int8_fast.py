@@ -1,4 +1,4 @@
-"""int8-fast: int8's own graph and files, and a second graph that runs single rows on the same cache."""
+"""int8-fast: the files of int8-channels, and a second graph for single rows on the same cache."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fast(fp32: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(fast: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """A copy of the artifact that a test may damage."""
     return Path(shutil.copytree(fast, tmp_path / "artifact"))
 
 
@@ -66,14 +66,14 @@ class Counted:
 
 
 def counted(path: Path, rows: int = 1) -> tuple[Session, Counted, Counted]:
-    """A session on `path`, and what it runs many rows and single rows in."""
+    """A session on `path`, and its counted graphs for many rows and for single rows."""
     opened = open_graph(read_manifest(path), threads=1)
     many, single = Counted(opened.session), Counted(opened.decode)
     return Session(dataclasses.replace(opened, session=many, decode=single), rows), many, single
 
 
 def near(got: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal but for the rounding of activations."""
+    """Equal up to the rounding of activations."""
     return bool(np.abs(got - expected).mean() < 0.04 * np.abs(expected).mean())
 
 
@@ -92,7 +92,7 @@ def test_everything_of_int8_is_there_and_the_weights_once(
     graph = onnx.load(fast / "onnx" / "decode.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}
     assert "MatMulNBits" in kinds and "MatMulIntegerToFloat" not in kinds
-    # of few channels the scales may be folded; anything as large as a weight lies in model.onnx_data
+    # scales of few channels may be folded; a weight must lie in model.onnx_data
     assert max(len(tensor.raw_data) for tensor in graph.initializer) <= 4096
 
 
@@ -108,7 +108,7 @@ def test_the_manifest_and_the_certificate_know_it(fast: Path) -> None:
     report = verify(fast, threads=1)
     assert {row.name for row in report.rows if not row.ok} <= {
         "kl_mean"
-    }  # random weights have no room for error
+    }  # random weights exceed the limits
     assert any("single rows in onnx/decode.onnx" in note for note in report.notes)
     assert (
         "onnx/decode.onnx, for steps of a single row on a CPU"
@@ -141,7 +141,7 @@ def test_only_single_rows_run_in_it(fast: Path) -> None:
     session.feed([[3]], all_logits=True)
     assert (many.runs, single.runs) == (2, 2)
     session, many, single = counted(fast, rows=3)
-    session.feed([TEXT, TEXT[:3], TEXT[:1]])  # two fills, and the step of the third row
+    session.feed([TEXT, TEXT[:3], TEXT[:1]])  # two prefills, and a step of the third row
     assert (many.runs, single.runs) == (2, 1)
     session.feed([[1], [2], [3]])
     session.feed([[1], [], [3]])
@@ -151,7 +151,7 @@ def test_only_single_rows_run_in_it(fast: Path) -> None:
 
 
 def test_both_graphs_see_one_cache(fast: Path) -> None:
-    """Steps, pieces, rewinding, and buffers that grow twice: every logit is what one run of the whole text gives."""
+    """Steps, pieces, rewinding and growing buffers give the logits of one run of the whole text."""
     text = np.random.default_rng(1).integers(0, 277, 128).tolist()
     with gptx.load(fast, threads=1) as model, model.session() as session:
         expected = forced_logits(model, text)
@@ -171,7 +171,7 @@ def test_both_graphs_see_one_cache(fast: Path) -> None:
 
 
 def test_growth_across_powers_of_two(tmp_path: Path) -> None:
-    """And in pieces, of widths of which no block divides one."""
+    """In pieces, with widths that no block divides."""
     config = GPTConfig(
         vocab_size=97, n_ctx=600, n_layer=2, n_head=6, n_embd=48, n_inner=100, position="rope"
     )
@@ -199,7 +199,7 @@ def test_growth_across_powers_of_two(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_batch(fast: Path) -> None:
-    """Rows that step together, alone and not at all, each against the same row in a session of its own."""
+    """Rows that step together, alone, or not at all, against the same rows each in a session."""
     rows = [TEXT[:9], TEXT[2:5], TEXT[4:5]]
     with gptx.load(fast, threads=1) as model, model.session(3) as session:
         session.feed(rows)
@@ -213,7 +213,7 @@ def test_rows_of_a_batch(fast: Path) -> None:
 
 @pytest.mark.skipif(
     int8_saturates(cpu_features()),
-    reason="on this CPU ONNX Runtime's 8-bit products saturate in sessions that do not set what gptx sets",
+    reason="on this CPU ONNX Runtime's 8-bit products saturate without the settings of gptx",
 )
 def test_optimum_takes_the_other_graph(fast: Path, quantized: dict[str, Path]) -> None:
     from optimum.onnxruntime import ORTModelForCausalLM
@@ -240,7 +240,7 @@ def test_both_graphs_are_compiled(
     assert set(compiled.FILES) <= set(manifest.files)
     portable = manifest.path / "onnx/decode.onnx"
     graph = portable.read_bytes()
-    portable.write_bytes(b"\0" * len(graph))  # not read where the compiled one fits
+    portable.write_bytes(b"\0" * len(graph))  # not read if the compiled graph fits
     capsys.readouterr()
     with gptx.load(fast, threads=1) as model, gptx.load(manifest.path, threads=1) as other:
         assert other.decode == manifest.path / compiled.DECODE and capsys.readouterr().err == ""

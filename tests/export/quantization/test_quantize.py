@@ -1,4 +1,4 @@
-"""gptx quantize: the blocks, the artifacts, their certificates, and what is refused."""
+"""gptx quantize: blocks, artifacts, their certificates, and refusals."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_weight_is_off_by_at_most_its_step(shape: tuple[int, int], grid: Grid,
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     rounded = round_nearest(weight, grid)
     steps = rounded.scales.abs().repeat_interleave(grid.block or shape[1], dim=1)[:, : shape[1]]
-    # half a step by rounding; few levels are clipped where that is nearer on the whole, by a third of their range
+    # half a step by rounding; grids of few levels also clip, up to a third of their range
     allowed = 0.501 if grid.bits == 8 else 0.3 * 16 + 1
     assert ((rounded.values() - weight).abs() <= steps * allowed).all()
     packed = pack(rounded)
@@ -82,7 +82,7 @@ def test_the_zero_point_of_negative_blocks_is_one_of_16() -> None:
     rounded = round_nearest(weight, Grid(4, 16, symmetric=False))
     assert (
         rounded.zeros is not None and rounded.zeros.max() <= 15
-    )  # -least / widest is a bit more than 15 in some
+    )  # -least / widest slightly exceeds 15 in some rows
     packed = pack(rounded)
     assert isinstance(packed, BlockWeights) and np.array_equal(
         dequantize_blocks(packed), rounded.values().numpy()
@@ -93,7 +93,7 @@ def test_the_zero_point_of_negative_blocks_is_one_of_16() -> None:
 def test_gptq_keeps_the_output_better_than_the_nearest_levels(grid: Grid) -> None:
     random = torch.Generator().manual_seed(3)
     mixing = torch.randn(96, 96, generator=random)
-    inputs = torch.randn(600, 96, generator=random) @ mixing  # columns that have much in common
+    inputs = torch.randn(600, 96, generator=random) @ mixing  # correlated columns
     weight = torch.randn(40, 96, generator=random)
     errors = [
         (inputs @ (rounded.values() - weight).T).square().mean()
@@ -103,7 +103,7 @@ def test_gptq_keeps_the_output_better_than_the_nearest_levels(grid: Grid) -> Non
 
 
 def test_gptq_of_inputs_that_say_nothing() -> None:
-    """Fewer rows than columns, and columns that are always zero."""
+    """Fewer inputs than columns, and columns that are always zero."""
     inputs = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
     inputs[:, ::3] = 0
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
@@ -145,7 +145,7 @@ def save(config: GPTConfig, folder: Path) -> Path:
 
 
 def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
-    """The calibration text as quantize_artifact takes it."""
+    """Windows of the calibration text, as quantize_artifact makes them."""
     own = load_eval_text(
         exported,
         vocab_size=config.vocab_size,
@@ -157,7 +157,7 @@ def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
 
 
 def refresh_sizes(folder: Path) -> None:
-    """Let gptx.json know the sizes of files that a test has replaced."""
+    """Write the sizes of files that a test has replaced to gptx.json."""
     manifest = json.loads((folder / "gptx.json").read_text())
     for name, facts in manifest["files"].items():
         facts["size"] = (folder / name).stat().st_size
@@ -175,11 +175,11 @@ def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> Non
 def test_the_graph_computes_with_the_rounded_weights(
     quantized: dict[str, Path], fp32: Path, to: str
 ) -> None:
-    """Against PyTorch with the same rounded weights: what is left is the rounding of activations."""
+    """The graph equals PyTorch with the same rounded weights, up to the rounding of activations."""
     manifest = read_manifest(fp32)
     config = GPTConfig.from_dict(manifest.raw["gpt_config"])
     gpt = load_gpt(fp32, config)
-    # leaves the rounded values in the layers
+    # the layers get the rounded values
     made = quantize_weights(
         gpt, SCHEMES[scheme_name(to, cpu_features())], own_windows(fp32, config)
     )
@@ -199,8 +199,10 @@ def test_the_graph_computes_with_the_rounded_weights(
     [("int8-channels", "relu"), ("int8-blocks", "swiglu"), ("int4", "relu"), ("int4", "swiglu")],
 )
 def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: Path) -> None:
-    """In 16 bits, or with weights of 4 in 32. relu leaves rows of zeros here and there: they have no largest value to be
-    scaled by."""
+    """Activations in 16 bits, or with 4-bit weights in fp32.
+
+    relu makes rows of zeros, which have no largest value to be scaled by.
+    """
     config = GPTConfig(
         vocab_size=97, n_ctx=32, n_layer=1, n_head=2, n_embd=32, activation=activation
     )  # type: ignore[arg-type]
@@ -225,7 +227,7 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
-    """Head and embedding with 64 common tokens of 160: against PyTorch with the values that are stored."""
+    """Head and embedding with 64 common tokens of 160 equal PyTorch with the stored values."""
     config = GPTConfig(
         vocab_size=160, n_ctx=64, n_layer=1, n_head=2, n_embd=64, position="rope", tied=tied
     )
@@ -246,7 +248,7 @@ def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
         expected = gpt(torch.tensor([ids]))[0].numpy()
     save_graph(build_graph(graph_layers(gpt, "shared", made), "shared"), exported / "onnx")
     refresh_sizes(exported)
-    with gptx.load(exported) as model:  # what the head reads is rounded to 8 bits, too
+    with gptx.load(exported) as model:  # the head's input is rounded to 8 bits, too
         assert np.abs(forced_logits(model, ids) - expected).max() < 0.02 * np.abs(expected).max()
 
 
@@ -330,7 +332,7 @@ def test_int8_depends_on_the_cpu(features: list[str], scheme: str) -> None:
 def test_without_vnni_channels_are_exact(
     quantized: dict[str, Path], features: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uint8 times int8 clips there; gptx asks ONNX Runtime for the products that do not, which compute the same."""
+    """uint8 times int8 saturates there; gptx selects ONNX Runtime's products that do not."""
     text = list(range(1, 40))
     with gptx.load(quantized["int8-channels"]) as model:
         expected = forced_logits(model, text)
@@ -350,10 +352,10 @@ def test_weights_that_were_4_bit_with_offsets_are_found_again(
     step = np.abs(found.blocks.scales[:, :blocks]).max()
     assert (
         error.max() < 0.2 * step and error.mean() < 0.02 * step
-    )  # an offset has 8 bits of all that a row has
+    )  # an offset has 8 bits of the row's range
     assert (
         detect_q4_1(weight + 0.003 * torch.randn(weight.shape)) is None
-    )  # a little fine-tuning would be undone
+    )  # keeping them would undo a little fine-tuning
     assert detect_q4_1(weight[:, :-1]) is None
 
 
@@ -453,7 +455,7 @@ def test_verify_proves_every_precision(quantized: dict[str, Path], fp32: Path) -
 def test_verify_sees_a_logit_that_is_no_number_where_no_limit_does(
     quantized: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that can never be written: int8 has a limit only of KL, which this token has no part in."""
+    """A NaN logit of a token with probability 0 does not change the KL, int8's only limit."""
     whole = verify(quantized["int8"])
     reference = Reference.load(quantized["int8"], read_manifest(quantized["int8"]).model)
     likely = {*reference.top_ids.ravel().tolist(), *reference.tokens.tolist()}

@@ -1,4 +1,4 @@
-"""A classification head through the pipeline: export, int8, verify and the runtime, against transformers."""
+"""A classification head: export, int8, verify and runtime, against transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotating the residual stream changes no logit, and spreads a channel that stands out."""
+"""Rotating the residual stream changes no logit, and spreads outlier channels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDS = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
 def random_gpt(config: GPTConfig) -> GPT:
-    """Biases, gains and means that are all far from where they start."""
+    """A GPT with biases, gains and means far from their initial values."""
     torch.manual_seed(4)
     gpt = GPT(config).eval()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def random_gpt(config: GPTConfig) -> GPT:
 
 @torch.no_grad()
 def logits(gpt: GPT) -> Tensor:
-    """In float64: what is left of a difference is the rounding of the weights to float32."""
+    """Logits in float64, so that only the rounding of the weights to float32 remains."""
     return copy.deepcopy(gpt).double()(IDS)
 
 
@@ -75,8 +75,7 @@ def test_the_cover_has_every_kind_of_model() -> None:
 
 @torch.no_grad()
 def peak(gpt: GPT, module: Callable[[GPT], nn.Module], width: int) -> float:
-    """The largest channel of each `width` that a module reads, over their root mean square; the mean over
-    positions."""
+    """Largest of each `width` inputs over their root mean square; the mean over positions."""
     read: list[Tensor] = []
     hook = module(gpt).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))
     gpt(IDS)
@@ -94,13 +93,15 @@ READERS: dict[str, Callable[[GPT], nn.Module]] = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["gpt2", "llama-style"])
 def test_a_channel_that_stands_out_is_spread(name: str, reader: str) -> None:
-    """By its embedding, and by the gain of a norm."""
+    """An outlier channel of the embedding, or of a norm's gain."""
     gpt = random_gpt(CONFIGS[name])
     with torch.no_grad():
         gpt.wte.weight[:, 7] *= 100
         for norm in (gpt.layers[1].norm1, gpt.layers[1].norm2):
             norm.weight[7] = 30
-    assert peak(gpt, READERS[reader], 48) > 6  # it has nearly all: of 48 channels, sqrt(48) is 6.9
+    assert (
+        peak(gpt, READERS[reader], 48) > 6
+    )  # one channel has nearly all the energy: the maximum is sqrt(48) = 6.9
     rotate_where_possible(gpt)
     assert peak(gpt, READERS[reader], 48) < 4
 
