@@ -106,7 +106,7 @@ def test_it_says_what_it_is_for(checkpoint: Path, artifacts: dict[str, Path], tm
 def test_it_does_not_write(artifacts: dict[str, Path]):
     model = gptx.load(artifacts["fp32"])
     for call in (model.generate, model.score, model.summarize):
-        with pytest.raises(UsageError, match="head"):
+        with pytest.raises(UsageError, match="classification model"):
             call("the cat")
     refused = command("run", "-m", str(artifacts["fp32"]), "the cat")
     assert refused.status == 1 and "head" in refused.err
