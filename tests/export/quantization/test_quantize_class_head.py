@@ -109,4 +109,4 @@ def test_it_does_not_write(artifacts: dict[str, Path]):
         with pytest.raises(UsageError, match="classification model"):
             call("the cat")
     refused = command("run", "-m", str(artifacts["fp32"]), "the cat")
-    assert refused.status == 1 and "head" in refused.err
+    assert refused.status == 1 and "classification model" in refused.err
