@@ -316,7 +316,7 @@ def test_an_adapter_is_no_checkpoint_and_no_artifact(tmp_path: Path):
         load_model(adapter)
     refused = command("quantize", str(adapter), str(tmp_path / "x"), "--to", "int8")
     assert "is a LoRA adapter: export it first" in refused.err
-    assert "inspect what gptx merge" in command("inspect", str(adapter)).err
+    assert "make a model of it with gptx merge" in command("inspect", str(adapter)).err
     assert "gptx export" in command("run", "-m", str(adapter), "hi").err
 
 
