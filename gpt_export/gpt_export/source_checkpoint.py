@@ -12,7 +12,7 @@ from gptx.progress import stage
 
 
 def expect_checkpoint(source: Path) -> None:
-    """Raise CheckpointError or UsageError if `source` is no checkpoint; the message has the remedy."""
+    """Raise CheckpointError or UsageError, with the remedy, if `source` is no checkpoint folder."""
     kind = kind_of(source)
     if kind == "artifact":
         raise UsageError(
