@@ -224,7 +224,10 @@ def _adapter(
     targets: str | None,
     dropout: float | None,
 ) -> Lora | None:
-    """The adapter to train; None without --lora. Raises UsageError for its options without it."""
+    """The adapter to train; None without --lora.
+
+    Raises UsageError if an option of the adapter is given without --lora.
+    """
     from gptx_models.adapters.lora import Lora
 
     if not lora:

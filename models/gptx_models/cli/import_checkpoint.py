@@ -93,6 +93,6 @@ def _tokenizer(folder: Path, vocab_size: int) -> str:
 
 
 def _stored(source: dict[str, Any]) -> str:
-    """The types that the weights had in the source: " (from Q4_1, F32, Q8_0)"."""
+    """The weights' types in the source, the most frequent first: " (from Q4_1, F32, Q8_0)"."""
     kinds = [kind for kind, _ in Counter(source.get("tensor_types", {}).values()).most_common()]
     return f" (from {', '.join(kinds)})" if kinds and kinds != ["F32"] else ""

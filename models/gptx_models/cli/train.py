@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each setting of a recipe that is one value; it replaces the recipe's."""
+    """Add an option for each setting of a recipe that is not a table.
+
+    The option replaces the value in the recipe.
+    """
     from gptx_models.training.recipe import settings
 
     for name, (kind, says) in reversed(settings().items()):
@@ -45,7 +48,7 @@ def check_schedule(set_by_hand: Collection[str], schedule: str) -> None:
 
 
 def of_run_folder(out: Path) -> str:
-    """A sentence about OUT.run for the end of a run."""
+    """The sentence that a finished run prints about OUT.run: its size and its use."""
     from gptx_models.training.run_folder import run_folder, size_of
 
     run = run_folder(out)
@@ -60,8 +63,10 @@ def export_command(out: Path) -> str:
 
 
 def _defaults_of(start: GPTConfig) -> dict[str, Any]:
-    """What a checkpoint that is trained further decides in place of a shipped recipe: the model's
-    shape, and its own generation_config.json."""
+    """The defaults that a checkpoint to train further sets in place of a shipped recipe's.
+
+    They are the shape of the model, and no generation settings: the checkpoint brings its own.
+    """
     shape = {name: value for name, value in start.to_dict().items() if name != "vocab_size"}
     return {"model": shape, "generation": {}}
 

@@ -1,7 +1,7 @@
 """Rows of any length in, batches of token ids out, padded on the right. Knows no text and no task.
 
-A causal model never looks ahead, so padding on the right needs no attention mask: its targets are
-IGNORED. Rows of similar length share a batch, so that there is little padding.
+Padding on the right needs no attention mask, because a causal model never looks ahead. The targets
+of the padding are IGNORED. Rows of similar length share a batch, so that there is little padding.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from gptx_models.training.loss import IGNORED
 
-# Batches whose rows are sorted by length together. More of them mean less padding, and rows that
-# are mixed less.
+# The number of batches whose rows are sorted by length together. A larger pool needs less padding,
+# but it shuffles the rows less.
 POOL = 50
 
 
@@ -29,18 +29,18 @@ class TokenRow:
 def row_batches(
     rows: Sequence[TokenRow], *, batch_size: int, seed: int
 ) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """A function: step -> (inputs, targets), each (batch_size, S) int64.
+    """A function that returns the batch of a step: (inputs, targets), each (batch_size, S) int64.
 
-    Every row comes once in steps_per_epoch steps. The last batch of an epoch may have fewer rows:
-    empty rows, without a target, fill it. The rows of a step depend only on the seed and the number
-    of the step, so that a resumed run reads the same.
+    Every row comes once in steps_per_epoch steps. A batch with too few rows is filled with rows
+    that have no targets. The rows of a step depend only on the seed and the number of the step, so
+    that a resumed run reads the same.
     """
     lengths = np.array([len(row.inputs) for row in rows])
     steps = steps_per_epoch(len(rows), batch_size)
 
     @lru_cache(maxsize=2)
     def plan(epoch: int) -> list[np.ndarray]:
-        """The numbers of the rows of each batch."""
+        """The batches of an epoch, each as the indices of its rows."""
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(rows))
         pool = batch_size * max(1, min(POOL, len(rows) // (4 * batch_size)))
@@ -67,7 +67,10 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
 def all_rows(
     rows: Sequence[TokenRow], *, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of every row once, the longest rows first: too little memory shows at once."""
+    """Batches that hold every row once.
+
+    The longest rows come first, so that a lack of memory shows in the first batch.
+    """
     ordered = sorted(rows, key=lambda row: -len(row.inputs))
     for first in range(0, len(ordered), batch_size):
         yield padded(ordered[first : first + batch_size], batch_size)

@@ -19,12 +19,12 @@ from gptx.errors import UsageError
 COMPRESSED = (".xz", ".gz", ".zst")
 _CHUNK = 1 << 18  # bytes on the disk that are read at a time
 
-# A function that is told how many bytes of the file were read since its last call.
+# A function that is called with the number of bytes read from the file since its last call.
 Read = Callable[[int], object]
 
 
 def file_type(file: Path) -> str:
-    """The suffix without that of a compression, in lower case: ".jsonl" for Tales.JSONL.xz."""
+    """The suffix below any compression suffix, in lower case: ".jsonl" for Tales.JSONL.xz."""
     name = Path(file.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
@@ -38,7 +38,7 @@ def pieces(file: Path, read: Read | None = None) -> Iterator[str]:
     lines = io.IncrementalNewlineDecoder(decoder, translate=True)
     offset, line, begun = 0, 1, False
     for data in _chunks(file, read, last=b""):
-        # bytes of a character that the last chunk cut through
+        # the first bytes of a character that the end of the last chunk cut in two
         pending = len(decoder.getstate()[0])
         try:
             text = lines.decode(data, final=not data)
@@ -113,10 +113,10 @@ def _chunks(file: Path, read: Read | None, *, last: bytes) -> Iterator[bytes]:
 def _decompressed(stored: Iterator[bytes], file: Path) -> Iterator[bytes]:
     """The decompressed bytes of all streams in the file.
 
-    xz -T, gzip and zstd may write several streams, and cat joins them. This loop reads them because
-    the libraries' file objects lose text without an error: LZMAFile stops at padding between two
-    streams, and zstandard's stream_reader gives nothing for a file that was cut off (lzma of Python
-    3.11, zstandard 0.25).
+    A file may hold several streams: xz -T, gzip and zstd write them, and cat joins them. This loop
+    replaces the libraries' file objects because those lose text without an error. LZMAFile (Python
+    3.11) stops at padding between two streams. zstandard's stream_reader (0.25) gives nothing for a
+    file that was cut off.
     """
     kind = file.suffix.lower()
     begin, fault = _decompressor(kind)
@@ -140,7 +140,10 @@ def _decompressed(stored: Iterator[bytes], file: Path) -> Iterator[bytes]:
 
 
 def _decompressor(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a decompressor (with decompress, eof and unused_data), and the error it raises."""
+    """A function that makes a decompressor, and the error that the decompressor raises.
+
+    A decompressor has decompress, eof and unused_data, as lzma.LZMADecompressor does.
+    """
     if kind == ".xz":
         return lzma.LZMADecompressor, lzma.LZMAError
     if kind == ".gz":

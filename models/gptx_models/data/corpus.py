@@ -31,7 +31,7 @@ from gptx_models.training.run_folder import GENERATION, TRAIN, VAL
 
 @dataclass(frozen=True)
 class Corpus:
-    """The token ids of a run, and what its checkpoint says about text."""
+    """The token ids of a run, with the tokenizer and generation settings for its checkpoint."""
 
     tokenizer: Tokenizer
     train: np.ndarray  # token ids: (n_train,) uint16 or uint32
@@ -49,13 +49,13 @@ class Corpus:
         return self.ends[0] if self.ends else None
 
     def generation_config(self) -> dict[str, Any]:
-        """generation_config.json for a checkpoint, without fields of null."""
+        """The fields of a checkpoint's generation_config.json, without those that are None."""
         ends = self.ends if len(self.ends) > 1 else self.end
         config = {**self.generation, "eos_token_id": ends}
         return {name: value for name, value in config.items() if value is not None}
 
     def bytes_per_token(self, n_tokens: int) -> float:
-        """UTF-8 bytes per token of the text that the first `n_tokens` of `val` decode to."""
+        """The mean number of UTF-8 bytes per token, over the first `n_tokens` tokens of `val`."""
         text = self.tokenizer.decode(self.val[:n_tokens].tolist(), skip_special_tokens=True)
         return len(text.encode()) / min(n_tokens, len(self.val))
 
@@ -78,7 +78,10 @@ class Texts:
         return sum(file.stat().st_size for file in self.files)
 
     def read(self, advance: Advance) -> Iterator[str]:
-        """The documents. advance: told the bytes read. Raises UsageError, which names the file."""
+        """The documents. Raises UsageError, which names the file.
+
+        advance: called with the number of bytes read since its last call.
+        """
         for document in documents(self.paths, field=self.field, read=advance):
             text = prose(document) if self.prose else document.strip("\n")
             if text.strip():
@@ -102,8 +105,8 @@ def make(
     """Write the token ids, the tokenizer and its files into the folder of a run.
 
     validation: None takes the last tenth of the tokens. setup: None trains a byte-level BPE of
-    `vocab_size` tokens on `texts`. n_ctx: tokens of the model's context; both texts must be longer.
-    Raises UsageError if there is too little text.
+    `vocab_size` tokens on `texts`. n_ctx: the model's context, in tokens. Raises UsageError if the
+    training or the validation text has no more than `n_ctx` tokens.
     """
     setup = setup or new_text_setup(_trained_tokenizer(texts, vocab_size), n_ctx)
     n_train = _write_tokens(run / TRAIN, texts, setup, "Encoding the text")

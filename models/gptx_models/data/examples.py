@@ -72,8 +72,8 @@ def read_examples(
     """The examples in files or folders.
 
     kind: a task of SHAPES. fields: role -> name of its field (see parse_fields), for roles whose
-    field has an unusual name. read: told the bytes read. Raises UsageError, which names the file
-    and the line.
+    field has an unusual name. read: called with the number of bytes read since its last call.
+    Raises UsageError, which names the file and the line.
     """
     found: list[Example] = []
     blank, roles = 0, None
@@ -109,13 +109,16 @@ def parse_fields(text: str, kind: str) -> dict[str, str]:
 
 
 def labels_of(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The labels, sorted; numbers by value, after the labels that are not numbers."""
+    """The labels, sorted: first those that are not numbers, then the numbers by value."""
     labels = {example.answers[0] for example in examples}
     return tuple(sorted(labels, key=lambda label: (int(label) if label.isdecimal() else -1, label)))
 
 
 def _roles(record: Record, kind: str, fields: Mapping[str, str], place: str) -> dict[str, str]:
-    """role -> name of its field, by the first record. Raises UsageError if a field is missing."""
+    """role -> name of its field, as found in one record.
+
+    Raises UsageError if a field is missing.
+    """
     for shape in SHAPES[kind]:
         roles = {
             role: _field(record, (fields[role],) if role in fields else names)
@@ -181,7 +184,7 @@ def _with_input(instruction: str, record: Record, place: str) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    """A text that stands as one string, or as a list of its sentences."""
+    """The text of a field: a string, or a list of sentences, which a space joins."""
     if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
         return " ".join(sentence.strip() for sentence in value)
     if not isinstance(value, str):

@@ -37,10 +37,11 @@ class FinetuneDataset:
     n_ctx: int  # tokens of the longest row
     train: list[TokenRow]
     val: list[TokenRow]
-    eval_examples: list[Example]  # those of `val`, for the task's metrics; [] for text
+    eval_examples: list[Example]  # the examples of `val`, for the metrics; [] for the task text
     origin: dict[str, Any]  # hashes and options that decide the rows, for run.json
-    eos_token_id: list[int]  # ids that end an answer; the first is the one that training puts there
-    bytes_per_token: float | None = None  # of the validation text; None: the task is not text
+    eos_token_id: list[int]  # ids that end an answer; training rows use the first
+    # UTF-8 bytes per token of the validation text; None for tasks other than text.
+    bytes_per_token: float | None = None
 
 
 def load_finetune_dataset(
@@ -57,10 +58,13 @@ def load_finetune_dataset(
 ) -> FinetuneDataset:
     """Read the examples of `files` and turn them into rows of at most `n_ctx` tokens.
 
-    setup: the tokenizer of the base. validation: files; without them every tenth example.
-    fields: see examples.read_examples. template: the prompt's, with {text} in it; without it the
-    task's own. head: classify with a new head. n_eval: the most validation examples, spread evenly
-    over the files.
+    setup: the tokenizer of the base checkpoint.
+    validation: files with validation examples; without them every tenth example of `files`, or the
+    last tenth of the tokens for the task text.
+    fields: see examples.read_examples.
+    template: the prompt, with {text} in it; None stands for the task's default.
+    head: classify with a new head instead of by the labels' log-probabilities.
+    n_eval: the most validation examples; they are taken evenly from the whole list.
 
     Raises UsageError, which names the file or the option, if the files cannot be read or do not
     fit the task.
@@ -119,7 +123,7 @@ def _split(
 def _task(
     kind: Kind, read: Examples, examples: Sequence[Example], template: str | None, head: bool
 ) -> Task:
-    """The task with its labels and its template: the one given, else the default of its kind."""
+    """The task with its labels and its template. template: None stands for the kind's default."""
     labels = labels_of(examples) if kind == "classify" else ()
     default = None
     if read.instructions:
@@ -132,7 +136,7 @@ def _task(
 
 
 def _spread(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most `most` examples, from all over the list: files are often sorted by label."""
+    """At most `most` examples, taken evenly from the list: files are often sorted by label."""
     if len(examples) <= most:
         return list(examples)
     return [examples[at * len(examples) // most] for at in range(most)]
@@ -145,7 +149,10 @@ def _of_text(
     n_ctx: int,
     origin: dict[str, Any],
 ) -> FinetuneDataset:
-    """Plain text: windows of n_ctx tokens that do not overlap, every token of them a target."""
+    """The dataset of plain text: rows of up to n_ctx tokens that do not overlap.
+
+    Every token after the first is a target.
+    """
     with stage("Encoding the text"):
         ids = _encoded(setup, files)
         if validation:

@@ -121,10 +121,10 @@ def _pieces(document: str) -> Iterator[str]:
 def random_windows(
     tokens: np.ndarray, *, batch_size: int, n_ctx: int, seed: int
 ) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """A function: step -> (inputs, targets), each (batch_size, n_ctx) int64, from random places.
+    """A function from a step to its batch: (inputs, targets), each (batch_size, n_ctx) int64.
 
-    The places depend only on the seed and the number of the step, so that a resumed run reads the
-    same.
+    A row is a window of `tokens` at a random place. The places depend only on the seed and the
+    number of the step, so that a resumed run reads the same.
     """
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,8 +142,8 @@ def all_windows(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches (inputs, targets), each (B, n_ctx) int64, that cover all of `tokens` in order.
 
-    The windows do not overlap. The last batch may have fewer rows, and the last window is filled up
-    with targets of IGNORED.
+    The windows do not overlap. The last batch may have fewer rows. The last window is padded; the
+    targets of the padding are IGNORED.
     """
     n_rows = -(-(len(tokens) - 1) // n_ctx)
     for first in range(0, n_rows, batch_size):

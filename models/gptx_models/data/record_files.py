@@ -19,8 +19,9 @@ RECORDS = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def records(file: Path, read: Read | None = None) -> Iterator[tuple[str, Record]]:
-    """The (place, record) pairs of a file, by its type. read: told the bytes read.
+    """The (place, record) pairs of a file; its suffix decides how it is read.
 
+    read: called with the number of bytes read since its last call.
     Raises UsageError, which names the file and the line or record that cannot be read.
     """
     kind = file_type(file)

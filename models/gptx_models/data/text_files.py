@@ -24,9 +24,9 @@ def documents(
 ) -> Iterator[str]:
     """The documents that are not blank.
 
-    field: the field of a JSONL record that holds the text. read: told the bytes read on the
-    disk, whose sum is the size of all files. Raises UsageError, which names the file and the
-    line that cannot be read.
+    field: the field of a JSONL record that holds the text. read: called with the number of bytes
+    read since its last call, before decompression; they sum to the size of all files. Raises
+    UsageError, which names the file and the line that cannot be read.
     """
     found = False
     for file in list_files(paths):

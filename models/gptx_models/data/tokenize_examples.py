@@ -115,14 +115,14 @@ def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> int | None:
     return answer[-1] if answer[-1] in tokenizer.hidden_ids else None
 
 
-# Each of these three returns the rows of one example ([] if there is no room for an answer), and
-# whether nothing of it was cut off.
+# The next three functions, _answered, _classified and _conversation, each return the rows of one
+# example and True if the example is whole. The rows are [] if there is no room for an answer.
 
 
 def _answered(
     example: Example, task: Task, tokenizer: Tokenizer, n_ctx: int, end: int | None
 ) -> tuple[list[TokenRow], bool]:
-    """The prompt, the answer and the end."""
+    """One row: the prompt, the answer and the end token. The last two are the targets."""
     if task.kind == "classify":
         _check_label(example, task)
     answer = answer_text(example.answers[0], task)
@@ -205,10 +205,11 @@ def _turn(
     tokenizer: Tokenizer,
     place: str,
 ) -> tuple[list[int], list[int]]:
-    """The ids before an answer, as the runtime feeds them, and those of the answer.
+    """The ids before an answer, as the runtime feeds them, and the ids of the answer.
 
-    asked: the messages before the answer; answered: these and the answer. The answer's ids go to
-    its last special token, which ends the turn, or to its end if it has none.
+    asked: the messages before the answer. answered: the same messages and the answer. The ids of
+    the answer stop after its last special token, which ends the turn. An answer without a special
+    token is kept whole.
     """
     try:
         before = template.render(asked)
@@ -227,6 +228,6 @@ def _turn(
 
 
 def _row(ids: list[int], in_loss: list[bool]) -> TokenRow:
-    """A row whose targets are the next ids, IGNORED where the next id is not `in_loss`."""
+    """A row whose targets are the next ids. in_loss: False for ids that are no targets."""
     targets = [token if wanted else IGNORED for token, wanted in zip(ids[1:], in_loss[1:])]
     return TokenRow(np.array(ids[:-1], np.int32), np.array(targets, np.int32))

@@ -18,7 +18,7 @@ from gptx_models.gpt.model import GPT
 def label_scores(gpt: GPT, prompt: Sequence[int], labels: Sequence[Sequence[int]]) -> Tensor:
     """log P(label | prompt) of each label, summed over its tokens: (n_labels,), in nats.
 
-    The prompt is read once; the labels follow as a batch on its cache.
+    The model reads the prompt once. The labels then run as one batch on the prompt's KV cache.
     """
     model = CachedGPT(gpt.eval())
     first = model.next_logits(torch.tensor([prompt]))[0].log_softmax(-1)
@@ -30,12 +30,12 @@ def label_scores(gpt: GPT, prompt: Sequence[int], labels: Sequence[Sequence[int]
         logits = gpt.head(model.hidden(ids[:, :-1])).float()
         rest = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)  # (L, T - 1)
         lengths = torch.tensor([len(label) for label in labels])
-        is_token = torch.arange(1, longest) < lengths[:, None]  # and not padding on the right
+        is_token = torch.arange(1, longest) < lengths[:, None]  # False for padding
         scores = scores + (rest * is_token).sum(1)
     return scores
 
 
 @torch.no_grad()
 def class_of(gpt: GPT, text: Sequence[int]) -> int:
-    """The number of the class that the head finds likeliest after the last token of `text`."""
+    """The index of the likeliest class, from the head's logits at the last token of `text`."""
     return int(CachedGPT(gpt.eval()).next_logits(torch.tensor([text]))[0].argmax())

@@ -22,7 +22,8 @@ SUMMARY_TOKENS = 96  # the longest summary; at most a quarter of the context
 def task_metrics(gpt: GPT, dataset: FinetuneDataset, *, trained: bool) -> dict[str, float]:
     """The metrics of `gpt` on the evaluation examples; {} for tasks without metrics of their own.
 
-    trained: True after the fine-tuning. Only then does the model end an answer with the end token.
+    trained: True after the fine-tuning. Only a fine-tuned model ends its answers with the end
+    token, so only then is the token part of a label.
     """
     if dataset.task.kind == "classify":
         return _classification(gpt, dataset, trained)
@@ -53,7 +54,10 @@ def _classification(gpt: GPT, dataset: FinetuneDataset, trained: bool) -> dict[s
 
 
 def _label_ids(dataset: FinetuneDataset, trained: bool) -> list[list[int]]:
-    """The ids of each label as an answer; the end token tells "card" from "card lost"."""
+    """The ids of each label as an answer.
+
+    After training they end with the end token, which tells "card" from "card lost".
+    """
     task, setup = dataset.task, dataset.setup
     asked = prompt(task.template, "a") if task.template else "a"
     end = setup.ends[:1] if trained else []

@@ -1,7 +1,7 @@
-"""Generate token ids in PyTorch with a KV cache: the one loop behind samples, summaries, proofs.
+"""Generate token ids in PyTorch with a KV cache, for samples, summaries and proofs.
 
-Knows no text. The exported model is what runs elsewhere (gptx.generation); this is for the figures
-of a model in training and for the reference of a certificate.
+Knows no text. It serves to evaluate a model in training, and it is the reference of a certificate.
+Exported models are run by gptx.generation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def generate(
 ) -> list[list[int]]:
     """Up to `n_tokens` new ids for each row of `prompts` (B, S) int64.
 
-    next_logits: a model that keeps its own cache, so it is given only the new ids. ends: ids at
-    which a row stops; they are left out. choose: how the next ids are drawn; None: the likeliest.
+    next_logits: called with only the new ids; the model behind it keeps its own cache. ends: ids
+    that end a row; they are not returned. choose: picks the next ids from the logits; None takes
+    the likeliest.
     """
     rows: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(rows)
@@ -59,7 +60,7 @@ class CachedGPT:
         self.past: Past | None = None
 
     def hidden(self, new: Tensor) -> Tensor:
-        """What the head reads of the new ids (B, S): (B, S, n_embd)."""
+        """The input of the head for the new ids: (B, S) -> (B, S, n_embd)."""
         length = self.past[0][0].shape[2] if self.past else 0
         if self.mask is None:
             positions = torch.arange(length, length + new.shape[1]).expand(new.shape)
@@ -77,7 +78,7 @@ class CachedGPT:
         return self.gpt.head(self.hidden(new)[:, -1]).float()
 
     def repeat(self, n: int) -> None:
-        """Let the cache of one row serve `n` rows."""
+        """Repeat the cache of a single row for a batch of `n` rows."""
         if self.past:
             self.past = [(k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1)) for k, v in self.past]
 
@@ -90,9 +91,9 @@ def greedy(
     ends: Collection[int] = (),
     batch_size: int = 8,
 ) -> Iterator[list[int]]:
-    """The likeliest ids after each prompt, without the one that ends them.
+    """Continue each prompt greedily; yield its new ids, without the end token.
 
-    Fewer than `n_tokens` where the context of the longest prompt of a batch is full.
+    A batch stops before `n_tokens` if its longest prompt fills the context.
     """
     gpt.eval()
     for first in range(0, len(prompts), batch_size):

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gptx_models.gpt.config import AttentionKind, GPTConfig
 
-ADDITIVE_CHUNK = 32  # queries at a time: S queries take S x T x D values per head
+# Queries per chunk. All S queries at once would take S x T x D values per head.
+ADDITIVE_CHUNK = 32
 
 
 def rope_tables(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles (Su et al. 2021): each (n_ctx, head_dim / 2)."""
+    """Cosines and sines of the rotary angles (Su et al. 2021): two tables (n_ctx, head_dim / 2)."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequencies = 1.0 / config.rope_theta ** (half / config.head_dim)
     frequencies = _scaled(frequencies, config.rope_scaling or {})
@@ -67,7 +68,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def causal_mask(attention_mask: Tensor, n_new: int, window: int | None) -> Tensor:
-    """The keys that each query sees: bool (B, 1, S, T), True where it does.
+    """The causal mask: bool (B, 1, S, T), True where the query sees the key.
 
     attention_mask: (B, T), 1 for tokens and 0 for padding; its last n_new (S) columns are the new
     tokens. window: the most tokens that a query sees, itself included. Padding does not count, so
@@ -98,8 +99,9 @@ def weigh(
     """Attention of q (B, H, S, D) over k and v (B, G, T, D) -> (B, H, S, D).
 
     mask: bool (B or 1, 1, S, T), or None for the causal mask of S = T tokens.
-    score: the layer's parameter: scales (H,) for cosine, vectors (H, D) for additive, else None.
-    k: for cosine already `normalized`, because the cache holds normalized keys.
+    score: the layer's learned parameter. Scales (H,) for cosine, vectors (H, D) for additive, None
+    for dot.
+    k: must be `normalized` for cosine, because the cache holds normalized keys.
     """
     if kind == "additive":
         assert score is not None and mask is not None

@@ -1,6 +1,7 @@
 """GPTConfig, the description of a GPT, and the presets by name.
 
-Every model that gptx trains, imports or exports has one; nothing else decides what is computed.
+Every model that gptx trains, imports or exports is described by one GPTConfig. It alone decides
+what the model computes.
 """
 
 from __future__ import annotations

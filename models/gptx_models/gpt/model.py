@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward of a block: (B, S, n_embd) -> the same."""
+    """The feed-forward of a block: (B, S, n_embd) -> (B, S, n_embd)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -161,20 +161,21 @@ class GPT(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """`blocks`, typed: an nn.ModuleList yields plain modules."""
+        """The blocks as a list of Block: to a type checker, nn.ModuleList holds plain modules."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the model computes, also if its matrices are stored in another."""
+        """The type in which the model computes; its matrices may be stored in another type."""
         return next(module.weight.dtype for module in self.modules() if isinstance(module, Norm))
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, attend: Attend | None = None
     ) -> Tensor:
-        """input_ids (B, S) int64 -> logits (B, S, vocab_size), or (B, S, n_class) with such a head.
+        """The logits: input_ids (B, S) int64 -> (B, S, vocab_size).
 
-        position_ids: (B, S); None: 0, 1, 2 ... attend: None: causal attention without a cache.
+        With a classification head: (B, S, n_class). position_ids: (B, S); None stands for 0, 1,
+        2 ... attend: None stands for causal attention without a cache.
         """
         return self.head(self.hidden(input_ids, position_ids, attend))
 
@@ -193,9 +194,9 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """The input of the first block: embeddings of the tokens and, if added, of the positions.
+        """The input of the first block: (B, S, n_embd).
 
-        (B, S, n_embd).
+        It is the token embeddings, plus the positions if they are learned or sinusoidal.
         """
         x = self.wte(input_ids)
         if self.config.position == "learned":
@@ -209,7 +210,9 @@ Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, G, P, D
 
 
 class Cached:
-    """An `Attend` that reads keys and values from `past` and leaves past + new ones in `present`.
+    """An `Attend` with a KV cache: it reads `past` and fills `present`.
+
+    `present` holds the keys and values of the P past tokens and the S new ones.
 
     attention_mask: (B, P + S), 1 for tokens and 0 for padding; None: no padding anywhere.
     """
@@ -252,7 +255,10 @@ class Cached:
         return y.transpose(1, 2).flatten(2)  # (B, S, H * D)
 
     def mask(self, layer: Attention, q: Tensor, k: Tensor) -> Tensor | None:
-        """The mask of a layer; layers with the same window share one. None: plain causal."""
+        """The mask of a layer: (B or 1, 1, S, T), shared by layers with the same window.
+
+        None stands for the plain causal mask.
+        """
         simple = self.attention_mask is None and self.past is None and layer.window is None
         if simple and layer.kind != "additive":
             return None  # SDPA masks by itself (is_causal)

@@ -27,7 +27,7 @@ from gptx_models.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the run (torch.distributed's rank and world size)."""
+    """This process, and how many the run has: torch.distributed's rank and world size."""
 
     device: torch.device
     rank: int = 0
@@ -47,11 +47,14 @@ class Processes:
         return value
 
     def any(self, value: bool) -> bool:
-        """True if `value` holds in any process: all of them then take the same branch."""
+        """True if `value` is true in any process (all processes then take the same branch)."""
         return bool(self.total(torch.tensor(float(value), device=self.device)) > 0)
 
     def from_main(self, value: float) -> float:
-        """The main process's `value`, in all of them. Their clocks differ, for example."""
+        """The `value` of the main process, in every process.
+
+        Needed for values that differ between processes, as clocks do.
+        """
         if self.size == 1:
             return value
         sent = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -100,11 +103,11 @@ def open_processes(device: str = "auto", *, shard: bool = False) -> Iterator[Pro
 
 
 def exit_process(processes: Processes) -> None:
-    """End this process at once if it is one of several; all its work must be done.
+    """End this process at once if it is one of several. Call it when all work is done.
 
-    At a normal exit, threads of gloo and autograd can ask for the interpreter's lock while it is
-    torn down, which aborts the process (twice in some fifty runs of two processes on a busy
-    machine; pytorch #179291). torchrun then kills the other processes, which may still be writing.
+    A normal exit can abort the process: threads of gloo and autograd ask for the interpreter's lock
+    while the interpreter is torn down (pytorch #179291; twice in some fifty runs of two processes
+    on a busy machine). torchrun then kills the other processes, which may still be writing.
     """
     if processes.size > 1:
         sys.stdout.flush()
@@ -127,7 +130,10 @@ def check_processes(recipe: Recipe, processes: Processes) -> None:
 
 
 def parallelize(objective: Objective, processes: Processes) -> nn.Module:
-    """The objective in DDP or FSDP2 if there are several processes; they average its gradients."""
+    """Wrap the objective in DDP or FSDP2, which average gradients over the processes.
+
+    A single process gets the objective itself.
+    """
     if processes.size == 1:
         return objective
     if not processes.shard:

@@ -1,6 +1,6 @@
 """gptx finetune: a base checkpoint and a task's dataset in, a checkpoint or a LoRA adapter out.
 
-The steps are `loop`'s. The task's metrics are measured before and after.
+The training steps are in loop.py. The task's metrics are measured before and after training.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from gptx_models.training.validation import EvalResult, validation_loss
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    before: dict[str, float]  # metrics of the base; {} in all processes but the main one
+    before: dict[str, float]  # metrics of the base; {} except in the main process
     after: dict[str, float]  # metrics of the output
     last: EvalResult
 
@@ -77,11 +77,12 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune the checkpoint `base` and write `out`.
 
-    With `lora`, `out` is an adapter in PEFT's format, else a checkpoint. A run that lies in OUT.run
-    is resumed if it was begun with the same base, data and settings.
+    With `lora`, `out` is an adapter in PEFT's format, else a checkpoint. A run in OUT.run is
+    resumed if it was begun with the same base, data and settings.
 
     epochs: how often each row is trained on; None: train for the recipe's steps.
-    set_by_user: settings that keep the recipe's value, where a short run has a better default.
+    set_by_user: names of settings that the user chose. A short run lowers `warmup` and `eval_every`
+    unless they are among them.
 
     Raises UsageError, CheckpointError and OutputError, each with the file or the setting.
     """
@@ -118,8 +119,11 @@ def finetune(
 def _fit_to_epochs(
     recipe: Recipe, epochs: float | None, n_rows: int, set_by_user: Collection[str]
 ) -> Recipe:
-    """The recipe with the steps of `epochs`, a warm-up of at most a tenth of them, and at least
-    four evaluations."""
+    """The recipe for `epochs` epochs of `n_rows` rows. epochs: None keeps the recipe's steps.
+
+    The warm-up becomes at most a tenth of the steps, and an evaluation comes at least every quarter
+    of them. Settings in `set_by_user` stay.
+    """
     steps = recipe.steps
     if epochs is not None:
         steps = math.ceil(epochs * steps_per_epoch(n_rows, recipe.batch_size))
@@ -162,7 +166,7 @@ def _prepare(
     *,
     force: bool,
 ) -> None:
-    """Begin a run in OUT.run, or check that the run there was begun with the same."""
+    """Begin a run in OUT.run, or check that the run there has the same origin and settings."""
     run = open_run(out, force=force)
     weight_files = sorted([*base.glob("*.safetensors"), *base.glob("*.bin")])
     origin = {
@@ -206,7 +210,7 @@ def _metrics(
 def _source(
     base: Path, dataset: FinetuneDataset, recipe: Recipe, licence: str | None
 ) -> dict[str, Any]:
-    """gptx_source.json of the output, but for the metrics and the training."""
+    """The fields of the output's gptx_source.json that are known before training."""
     about = source_of(base, load_config(base), open_folder(base))
     return {
         "format": "gptx-finetune",

@@ -41,15 +41,17 @@ from gptx_models.training.validation import EvalResult, eval_result, validation_
 class TrainingData:
     """The batches to train on and to validate with."""
 
-    batch: Callable[[int], Batch]  # step -> the batch of all processes; the same for the same step
+    # step -> the batch, before it is divided among the processes; always the same for a step
+    batch: Callable[[int], Batch]
     validation: Callable[[], Iterable[Batch]]  # the batches of one evaluation
-    bytes_per_token: float | None = None  # of the validation text; None: the data is not one text
+    # UTF-8 bytes per token of the validation text; None if the data is not plain text.
+    bytes_per_token: float | None = None
     masked: bool = False  # True: most targets are IGNORED
 
 
 @dataclass
 class TrainState:
-    """What the steps of a run change."""
+    """The objects that training steps change: the model, the optimizers and the records."""
 
     gpt: GPT
     objective: Objective  # the GPT with its loss
@@ -59,7 +61,7 @@ class TrainState:
     progress: Progress
     clock: RunClock
     losses: LossMeter
-    metrics: MetricsLog | None  # None in all processes but the main one
+    metrics: MetricsLog | None  # None except in the main process
 
 
 def loop(
@@ -73,7 +75,7 @@ def loop(
 ) -> EvalResult:
     """Train `gpt` until the recipe's steps, minutes or patience end the run.
 
-    run: the folder for the state, metrics.csv and loss.png; a state that lies there is resumed.
+    run: the folder for the state, metrics.csv and loss.png. A state in it is resumed.
     on_eval: called in the main process after each evaluation, with the whole model on the CPU.
 
     Raises UsageError for settings that do not go together, and CheckpointError if the loss
@@ -115,7 +117,8 @@ def loop(
                     _save(state, result, row, run, processes, on_eval, done)
                 elif state.metrics:
                     state.metrics.add(row)
-            # Several processes agree on a signal only where they meet anyway: at a row.
+            # Agreeing on a signal makes the processes wait for each other. Several processes
+            # therefore do it only at steps that write a row, where they wait anyway.
             if (log or processes.size == 1) and processes.any(bool(signals)):
                 _stop(state, run, processes, signals)
     return result or _nothing_left(state, data, recipe, processes)
@@ -154,7 +157,7 @@ def _metrics_row(state: TrainState, rate: float, norm: Tensor) -> MetricsRow:
 def _validate(
     state: TrainState, data: TrainingData, recipe: Recipe, processes: Processes
 ) -> EvalResult:
-    """The validation loss, and whether it is the best of the run so far."""
+    """Measure the validation loss; note in the progress whether it is the best so far."""
     val_loss = validation_loss(state.objective, data.validation(), recipe, processes)
     progress = state.progress
     best = val_loss < progress.best
@@ -174,7 +177,7 @@ def _save(
     on_eval: Callable[[GPT, EvalResult], None],
     done: float,
 ) -> None:
-    """Write what an evaluation found: the metrics, the caller's checkpoint, then the state."""
+    """Write the metrics of an evaluation, then the caller's checkpoint, then the state."""
     whole = full_weights(state.gpt, processes)
     if state.metrics:
         state.metrics.add(
@@ -207,7 +210,7 @@ def _stop(state: TrainState, run: Path, processes: Processes, signals: list[int]
 def _nothing_left(
     state: TrainState, data: TrainingData, recipe: Recipe, processes: Processes
 ) -> EvalResult:
-    """The validation loss of a run that had ended before it was started again."""
+    """The result of a run that was already at its end when it was resumed."""
     if processes.is_main:
         note(
             f"nothing is left to do: the run ended at step {state.progress.step};"

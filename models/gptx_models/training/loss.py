@@ -16,9 +16,10 @@ class Objective(nn.Module):
     (inputs, targets), each (B, S) int64 -> the cross-entropy, in nats, summed over all targets that
     are not IGNORED.
 
-    masked: leave out IGNORED positions before the head, which pays where most targets are IGNORED.
-    chunk: positions to which the head is applied at a time. Their logits are then still in the
-    cache when the loss reads them: on a CPU two and a half times as fast as all at once.
+    masked: apply the head only to positions that are not IGNORED. This saves time if most targets
+    are IGNORED.
+    chunk: positions per call of the head. The logits of one chunk stay in the CPU's cache until the
+    loss reads them: two and a half times as fast as all positions at once.
     """
 
     def __init__(self, gpt: GPT, *, masked: bool = False, chunk: int = 1024) -> None:

@@ -17,20 +17,20 @@ LOG_EVERY = 10  # steps from one row of metrics.csv to the next
 
 
 class RunClock:
-    """The time and the speed of a run, which may have been stopped and resumed."""
+    """The training time and the speed of a run, across stops and resumes."""
 
     def __init__(self, progress: Progress, recipe: Recipe, processes: Processes) -> None:
         self.progress, self.recipe, self.processes = progress, recipe, processes
-        self._started = time.perf_counter()  # of this process
+        self._started = time.perf_counter()  # the start of this process
         self._seconds_before, self._tokens_before = progress.seconds, progress.tokens
 
     @property
     def seconds(self) -> float:
-        """Training time so far, of earlier processes too."""
+        """Training time so far, in seconds, with the time before the run was resumed."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def tokens_per_second(self) -> float:
-        """The speed since this process started."""
+        """Training tokens per second since this process started."""
         tokens = self.progress.tokens - self._tokens_before
         return tokens / (time.perf_counter() - self._started)
 
@@ -44,26 +44,27 @@ class RunClock:
 
 
 def time_left(done: float, seconds: float) -> str:
-    """How long a run has taken, and how long the rest will. done: the share that is over."""
+    """A text with the time taken and the time left. done: the share of the run that is over."""
     if done >= 1:
         return f"{seconds / 60:.1f} min in all"
     return f"{seconds / 60:.1f} min, {seconds / 60 * (1 - done) / max(done, 1e-9):.1f} left"
 
 
 class LossMeter:
-    """The losses of the steps, in nats per token, read from the device a few at a time.
+    """Collects the losses of the steps, in nats per token.
 
-    Reading a value waits for the GPU, so a step leaves its loss on the device.
+    Reading a value from the GPU waits for the GPU. The losses therefore stay on the device until
+    `read` fetches those of several steps at once.
     """
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self._unread: list[Tensor] = []  # of this process
-        self._since_eval: list[float] = []  # of all processes
+        self._unread: list[Tensor] = []  # this process's parts of the losses
+        self._since_eval: list[float] = []  # summed over the processes
         self._divergence = DivergenceCheck()
 
     def add(self, loss: Tensor) -> None:
-        """loss: this process's part of a step's mean loss."""
+        """Add the loss of a step. loss: this process's part of the step's mean loss, ()."""
         self._unread.append(loss)
 
     def read(self, step: int) -> float:
@@ -91,7 +92,7 @@ class DivergenceCheck:
         self.lowest = math.inf
 
     def check(self, losses: list[float], step: int) -> None:
-        """Raise CheckpointError for bad losses. losses: of the last steps before `step`."""
+        """Raise CheckpointError for bad losses. losses: those of the last steps, before `step`."""
         for at, loss in enumerate(losses, step - len(losses)):
             if not math.isfinite(loss):
                 raise CheckpointError(

@@ -14,13 +14,13 @@ METRICS, PICTURE = "metrics.csv", "loss.png"
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """A row of metrics.csv. Losses are in nats per token; None (an empty cell): not measured."""
+    """A row of metrics.csv. Losses are in nats per token. None (an empty cell): not measured."""
 
     step: int
-    tokens: int  # so far
-    seconds: float  # of training so far
+    tokens: int  # trained on so far
+    seconds: float  # training time so far
     learning_rate: float
-    train_loss: float  # mean since the row before
+    train_loss: float  # mean of the steps since the previous row
     grad_norm: float  # of the last step, before clipping
     val_loss: float | None = None
     bits_per_byte: float | None = None
@@ -29,8 +29,8 @@ class MetricsRow:
 class MetricsLog:
     """Appends rows to metrics.csv in a run's folder.
 
-    done: the step from which the run goes on. Rows of later steps, which a killed run had reached
-    but not saved, are removed first.
+    done: the step from which the run resumes. Rows of later steps are removed first: a killed run
+    reached those steps, but its state does not hold them.
     """
 
     def __init__(self, folder: Path, *, done: int) -> None:
@@ -114,7 +114,10 @@ def _cells(row: MetricsRow) -> list[Any]:
 
 
 def _tensorboard(folder: Path, *, purge: int) -> Any:
-    """TensorBoard's writer, without what it holds of steps from `purge` on; None: not installed."""
+    """A writer for TensorBoard that hides earlier events from step `purge` on.
+
+    None if TensorBoard is not installed.
+    """
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter

@@ -19,10 +19,11 @@ OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-Allowed = tuple[Callable[[Any], bool], str]  # a check of a number, and the numbers in words
+# True for an allowed number, and a description of the allowed numbers for messages.
+Allowed = tuple[Callable[[Any], bool], str]
 
-# There are upper bounds, too: an integer in Python has any size, but what takes it has 63 bits, or
-# is a float.
+# Upper bounds are needed: a Python integer has any size, but the code that receives the setting
+# stores it in 63 bits or in a float.
 _COUNT: Allowed = (lambda value: 1 <= value < 2**63, "a positive integer below 2**63")
 _COUNT_OR_NONE: Allowed = (lambda value: 0 <= value < 2**63, "an integer of 0 or more, below 2**63")
 _ROWS: Allowed = (lambda value: 1 <= value <= 2**24, "a positive integer of at most 2**24")
@@ -110,7 +111,7 @@ class Recipe:
 
 
 def settings() -> dict[str, tuple[type | tuple[str, ...], str]]:
-    """The settings that are one value: name -> (type or words to choose from, help)."""
+    """The settings that are not tables: name -> (type or words to choose from, help)."""
     hints = get_type_hints(Recipe)
     return {
         f.name: (

@@ -21,7 +21,7 @@ def recipe_problems(
 ) -> Iterator[str]:
     """A sentence for each thing that is wrong; none if `table` makes a Recipe.
 
-    fields: the Recipe's. settings: recipe.settings().
+    fields: the dataclass fields of Recipe. settings: the result of recipe.settings().
     """
     known = {f.name for f in fields}
     if unknown := sorted(set(table) - known):
@@ -36,9 +36,9 @@ def recipe_problems(
 
 
 def _expected_instead(value: Any, kind: Kind, allowed: Any) -> str | None:
-    """The values that a setting may have, in words; None if `value` is one of them.
+    """A description of the values that a setting may have; None if `value` is one of them.
 
-    allowed: of a number, a check and the allowed numbers in words.
+    allowed: for a number, recipe.Allowed: a check, and the allowed numbers in words.
     """
     if isinstance(kind, tuple):
         return None if value in kind else f"one of {', '.join(kind)}"
@@ -62,7 +62,10 @@ def _table_problems(name: str, table: Any) -> Iterator[str]:
 
 
 def _not_json(table: dict[str, Any]) -> str | None:
-    """Why a table cannot be written as JSON; None if it can. TOML has dates, and inf."""
+    """Why a table cannot be written as JSON; None if it can.
+
+    A TOML table may hold dates and infinity, and JSON has neither.
+    """
     try:
         json.dumps(table, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -71,8 +74,7 @@ def _not_json(table: dict[str, Any]) -> str | None:
 
 
 def _generation_problems(generation: dict[str, Any]) -> Iterator[str]:
-    """Fields that generation_config.json does not have, and values that gptx refuses when it runs
-    the model."""
+    """A sentence for unknown generation fields, and one for a value that gptx refuses."""
     if unknown := sorted(set(generation) - set(FIELDS)):
         names = ", ".join(f"generation.{name}" for name in unknown)
         yield f"{names}: no such field in generation_config.json"

@@ -14,7 +14,7 @@ _MAY_BE_NONE = ("model.window", "model.rope_scaling")  # settings without a valu
 
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:
-    """The table of a TOML text. Raises UsageError, which begins with `what`."""
+    """The table of a TOML text. Raises UsageError. what: names the text in the error's message."""
     try:
         return tomllib.loads(text)
     except ValueError as error:  # also for an integer of thousands of digits

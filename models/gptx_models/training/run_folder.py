@@ -1,8 +1,8 @@
 """OUT.run: the folder beside a checkpoint in which its run keeps tokens, state and metrics.
 
-run.json says what the run was begun with: the origin (hashes of the texts, the tokenizer and so on)
-and the settings. It is written last, when all that the origin decides lies in the folder. A run is
-resumed only with the same origin, and with the same settings except those in MAY_CHANGE.
+run.json holds the settings of the run and its origin (hashes of the texts, the tokenizer and so
+on). It is written last, after the files that are made from the origin. A run is resumed only with
+the same origin and the same settings; only the settings in MAY_CHANGE may differ.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RUN = "run.json"
 RECIPE = "recipe.toml"  # in the checkpoint folder
 TRAIN, VAL = "train.bin", "val.bin"  # token ids
 SETTINGS = "recipe"  # the key of the settings in run.json
-# Settings that decide how long a run is, how it is computed or what is seen of it, but not which
-# weights a step makes.
+# Settings that a resumed run may change: how long it is, how it is computed and what it reports. A
+# new length also moves the end of the learning-rate schedule.
 MAY_CHANGE = (
     "steps",
     "minutes",
@@ -60,7 +60,7 @@ def open_run(out: Path, *, force: bool) -> Path:
     """The run's folder, made if it does not exist. force: clear what an earlier run left in it.
 
     Raises OutputError if `out` exists and no run wrote it, or if the folder cannot be made, and
-    CheckpointError if the folder holds a state of which no run.json tells the origin.
+    CheckpointError if the folder holds a state but no run.json.
     """
     run = run_folder(out)
     if not force and (run / STATE).exists() and not (run / RUN).exists():
@@ -80,7 +80,7 @@ def open_run(out: Path, *, force: bool) -> Path:
 
 @contextmanager
 def beginning(run: Path) -> Iterator[None]:
-    """Clear the run's folder if an error is raised: the run could not begin."""
+    """Remove the run's files if the body raises an error, so that no half-begun run stays."""
     try:
         yield
     except BaseException:
@@ -96,15 +96,15 @@ def _clear(run: Path) -> None:
 
 
 def begin(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write run.json. All that the origin decides must lie in the folder."""
+    """Write run.json. The files that are made from the origin must be in the folder already."""
     _replace_json(run / RUN, {**_as_json(origin), SETTINGS: _as_json(settings)})
 
 
 def is_begun(run: Path, origin: dict[str, Any], settings: dict[str, Any]) -> bool:
     """True if the folder holds a run of this origin that can go on with these settings.
 
-    Settings of MAY_CHANGE that are new are noted, and written to run.json. Raises UsageError if
-    anything else differs from what the run was begun with.
+    Changes to settings in MAY_CHANGE are written to run.json, with a note to the user. Raises
+    UsageError if the origin or another setting differs from that in run.json.
     """
     if not (run / RUN).exists():
         return False
@@ -138,9 +138,9 @@ def _other_origin(before: dict[str, Any], origin: dict[str, Any]) -> list[str]:
 
 
 def finish_output(out: Path, *, generation: dict[str, Any], licence: str | None) -> None:
-    """Write the generation settings and the licence of this start of the run into its output.
+    """Write the generation settings and the licence of the current command into the output.
 
-    They may be other than when the best weights were saved, and no weights are saved any more.
+    A resumed run may have changed them since it saved its best weights.
     """
     if generation != read_json(out / GENERATION):
         _replace_json(out / GENERATION, generation)
@@ -162,7 +162,7 @@ def _replace_json(file: Path, value: dict[str, Any]) -> None:
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as reading run.json gives them: tuples become lists, and infinity becomes null."""
+    """The values after a round trip through JSON: tuples become lists, infinity becomes None."""
     return json.loads(
         json.dumps({name: None if value == math.inf else value for name, value in values.items()})
     )

@@ -42,7 +42,7 @@ def write_state(
     """Write the state, without frozen weights. All processes call this; the main one writes."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     model, optimizer = get_state_dict(gpt, optimizers, options=options)
-    # A tied weight is left in under its second name by torch, frozen or not.
+    # torch keeps a frozen tied weight in `model` under its second name, so it is removed here.
     trained = {name for name, p in gpt.named_parameters(remove_duplicate=False) if p.requires_grad}
     model = {name: value for name, value in model.items() if name in trained}
     if processes.is_main:
@@ -76,7 +76,7 @@ def read_state(folder: Path, gpt: GPT, optimizers: list[Optimizer]) -> Progress 
             options=options,
         )
         return Progress(**state["progress"])
-    except Exception as error:  # of any kind; torch names neither the file nor a remedy
+    except Exception as error:  # torch raises many types, and names no file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{file} cannot be read ({reason:.200}): begin again with --force"

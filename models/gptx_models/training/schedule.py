@@ -15,8 +15,8 @@ def learning_rate(step: int, done: float, recipe: Recipe) -> float:
     cosine    falls from learning_rate to `floor` times learning_rate over the whole run
               (Loshchilov and Hutter 2017; as in GPT-3)
     wsd       constant, then falls in a straight line to `floor` times learning_rate in the last
-              `decay` share of the run (warm-up, stable, decay: Hu et al. 2024); a run can be made
-              longer without having been planned so
+              `decay` share of the run (warm-up, stable, decay: Hu et al. 2024); the length of the
+              run need not be known before the decay begins
     constant  does not fall
     """
     if step < recipe.warmup:

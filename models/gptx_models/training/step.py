@@ -25,12 +25,12 @@ def forward_backward(
     processes: Processes,
     step: int,
 ) -> Tensor:
-    """Add the gradient of the batch's mean loss; return this process's part of that loss, ().
+    """Add the gradient of the batch's mean loss; return this process's part of the loss: ().
 
     The mean is over the targets of the whole batch, so neither `accumulate` nor the number of
     processes changes it.
     """
-    # dropout: a resumed step draws what the first attempt drew
+    # The seed of the dropout depends on the step, so a resumed step repeats its first attempt.
     torch.manual_seed((recipe.seed << 32) + step * processes.size + processes.rank)
     inputs, targets = batch
     n_targets = int((targets != IGNORED).sum())
@@ -44,7 +44,8 @@ def forward_backward(
         processes.sync_gradients(model, number == len(pieces))
         with autocast(recipe, processes):
             part = model(*(to_device(ids, processes.device) for ids in piece)) / n_targets
-        # DDP and FSDP average the gradients of the processes, and these parts are to be summed.
+        # DDP and FSDP average gradients over the processes. The parts must be summed, so each is
+        # multiplied by the number of processes.
         scaler.scale(part * processes.size).backward()
         loss += part.detach()
     return loss

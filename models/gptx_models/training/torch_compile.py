@@ -10,7 +10,10 @@ from gptx_models.training.recipe import Recipe
 
 
 def compiled(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The compiled model; the model itself, and a note, if the machine has no C++ compiler."""
+    """The model after torch.compile, if the recipe asks for it.
+
+    Without a C++ compiler on the machine: the model itself, with a note to the user.
+    """
     if not recipe.compile:
         return model
     if not has_compiler():

@@ -1,4 +1,4 @@
-"""gptx train: text files and a recipe in, a checkpoint folder out. The steps are `loop`'s."""
+"""gptx train: text files and a recipe in, a checkpoint folder out. The steps are in loop.py."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def train(
 ) -> EvalResult:
     """Train on `files` and write the checkpoint folder `out`.
 
-    `out` is written anew at every evaluation that is better than all before. A run that lies in
+    `out` is replaced after every evaluation with the lowest validation loss so far. A run in
     OUT.run is resumed; with `force` it begins again, and `out` is replaced.
 
     files, validation: see text_files.documents. Without `validation` it is the last tenth of the
@@ -154,7 +154,7 @@ def _prepare(
     *,
     force: bool,
 ) -> None:
-    """Make the tokens of a new run, or check that a run in OUT.run was begun with the same.
+    """Make the tokens of a new run, or check that the run in OUT.run has the same origin.
 
     The texts are read before `force` removes anything, so a file that is missing costs nothing.
     """
@@ -167,7 +167,7 @@ def _prepare(
         "model": recipe.model,
     }
     settings = dataclasses.asdict(recipe)
-    del settings["model"], settings["vocab_size"]  # they belong to the origin
+    del settings["model"], settings["vocab_size"]  # both are in the origin
     run = open_run(out, force=force)
     if is_begun(run, origin, settings):
         return
@@ -186,7 +186,7 @@ def _prepare(
 def _source(
     files: list[Path], start: Path | None, recipe: Recipe, licence: str | None
 ) -> dict[str, Any]:
-    """gptx_source.json of the output, but for the figures of its training."""
+    """The fields of the output's gptx_source.json that are known before training."""
     source: dict[str, Any] = {
         "format": "gptx-train",
         "name": ", ".join(dict.fromkeys(file.name for file in files)),
@@ -201,7 +201,7 @@ def _source(
 
 
 def _model(recipe: Recipe, data: Corpus, start: _Start | None) -> GPT:
-    """A new model, or the start's; the start's copy of the weights is given up."""
+    """A new model, or that of `start`, whose own copy of the weights is then freed."""
     torch.manual_seed(recipe.seed)
     if start is None:
         return GPT(recipe.config(data.vocab_size))

@@ -21,7 +21,7 @@ class EvalResult:
 
     steps: int
     tokens: int
-    train_loss: float | None  # mean since the evaluation before; None: no step was left to do
+    train_loss: float | None  # mean since the last evaluation; None: no step was run
     val_loss: float
     bits_per_byte: (
         float | None
@@ -53,7 +53,10 @@ def eval_result(
 def validation_loss(
     objective: Objective, batches: Iterable[Batch], recipe: Recipe, processes: Processes
 ) -> float:
-    """Mean loss of the batches, in nats per target that is not IGNORED. Sets eval mode."""
+    """The mean loss of the batches, in nats per target that is not IGNORED.
+
+    Leaves the objective in eval mode.
+    """
     objective.eval()
     total, count = torch.zeros((), dtype=torch.float64), 0
     mine = slice(processes.rank, None, processes.size)
