@@ -1,4 +1,6 @@
-"""Properties of batches: no row is lost or doubled, padding has no target, steps are independent."""
+"""Properties of batches: no row is lost or doubled, padding has no target, steps are
+independent.
+"""
 
 from __future__ import annotations
 

@@ -26,12 +26,13 @@ from gptx_models.training.loss import IGNORED
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = (
-    "Text: the cat sat on the mat\nLabel: good\n\nSummary: the dog sat on the log\nuser assistant system\n"
-    * 3
+    "Text: the cat sat on the mat\nLabel: good\n\nSummary: the dog sat on the log\nuser assistant"
+    " system\n" * 3
 )
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>'"
+    " }}{% endgeneration %}"
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -114,7 +115,9 @@ def test_without_an_end_of_text_the_answer_is_the_last():
 
 @pytest.mark.parametrize("inner", [byte_level(), sentence_piece()])
 def test_an_answer_goes_on_from_its_prompt(inner: Inner):
-    """A row is the tokenization of the whole text; SentencePiece puts a space before an answer alone."""
+    """A row is the tokenization of the whole text; SentencePiece puts a space before an answer
+    alone.
+    """
     tokenizer = Tokenizer(inner)
     example = Example("", "the cat", ("good",))
     [row] = tokenize_examples([example], CLASSIFY, tokenizer, n_ctx=128, end=None).rows

@@ -1,4 +1,6 @@
-"""Metrics: accuracy and F1 as scikit-learn defines them, ROUGE as Google's rouge-score computes it."""
+"""Metrics: accuracy and F1 as scikit-learn defines them, ROUGE as Google's rouge-score computes
+it.
+"""
 
 from __future__ import annotations
 

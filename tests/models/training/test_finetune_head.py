@@ -57,12 +57,24 @@ def test_theirs_is_read(family: str, tmp_path: Path):
     [
         GPTConfig(vocab_size=64, n_ctx=32, n_layer=2, n_head=2, n_embd=16, n_class=3),
         GPTConfig(
-            vocab_size=64, n_ctx=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, n_inner=24, position="rope",
-            norm="rmsnorm", activation="swiglu", attn_bias=False, mlp_bias=False, tied=False, n_class=3,
+            vocab_size=64,
+            n_ctx=32,
+            n_layer=2,
+            n_head=4,
+            n_kv_head=2,
+            n_embd=16,
+            n_inner=24,
+            position="rope",
+            norm="rmsnorm",
+            activation="swiglu",
+            attn_bias=False,
+            mlp_bias=False,
+            tied=False,
+            n_class=3,
         ),
     ],
     ids=["gpt2", "llama"],
-)  # fmt: skip
+)
 def test_ours_is_read(config: GPTConfig, tmp_path: Path):
     torch.manual_seed(0)
     gpt = GPT(config).eval()

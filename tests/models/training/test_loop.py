@@ -1,4 +1,6 @@
-"""The training loop: equal to a plain PyTorch loop, resumable, in pieces, and where it must stop."""
+"""The training loop: equal to a plain PyTorch loop, resumable, in pieces, and where it must
+stop.
+"""
 
 from __future__ import annotations
 
@@ -258,8 +260,10 @@ def test_past_its_end_a_run_keeps_the_lowest_rate(schedule: str):
 
 
 def test_muon_by_its_definition():
-    """Jordan et al. 2024 with Nesterov's momentum of 0.95: a step is the nearest orthogonal matrix, which
-    the optimizer takes from a few products and we from the singular value decomposition."""
+    """Jordan et al. 2024 with Nesterov's momentum of 0.95: a step is the nearest orthogonal
+    matrix, which the optimizer takes from a few products and we from the singular value
+    decomposition.
+    """
     gpt, random = GPT(SHAPE), torch.Generator().manual_seed(1)
     muon, adamw = optimizers_of(
         gpt, dataclasses.replace(RECIPE, optimizer="muon", weight_decay=0.5)

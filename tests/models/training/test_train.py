@@ -27,7 +27,10 @@ from gptx_models.training.run_state import STATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STORY = "Once upon a time there was a king who had three daughters, and the youngest was as fair as the day.\n"
+STORY = (
+    "Once upon a time there was a king who had three daughters,"
+    " and the youngest was as fair as the day.\n"
+)
 RECIPE = Recipe(
     model={"n_layer": 1, "n_head": 2, "n_embd": 16, "n_ctx": 16, "dropout": 0.1},
     steps=6,
@@ -213,10 +216,12 @@ the distant kingdom; then the old queen packed up many costly things.
 -------
 """
     assert data.prose(wrapped).split("\n") == [
-        "There once lived an old queen whose husband had been dead for many years, and she had a beautiful daughter."
+        "There once lived an old queen whose husband had been dead for many years, and she had a"
+        " beautiful daughter."
         " When she grew up she was betrothed to a prince who lived a great way off.",
         "'Who is there?' asked she.",
-        "Now the time drew near when she was to be married and to depart into the distant kingdom; then the old queen"
+        "Now the time drew near when she was to be married and to depart into the distant kingdom;"
+        " then the old queen"
         " packed up many costly things.",
     ]
     verse = "The sun was shining on the sea,\nShining with all his might:\n" * 4
@@ -314,8 +319,9 @@ def test_a_recipe_is_written_as_it_is_read(tmp_path: Path):
 
 
 def test_every_setting_is_an_option(text: Path, tmp_path: Path):
-    options = """--steps 3 --eval-every 2 --batch-size 2 --vocab-size 300 --optimizer muon --learning-rate 3e-3
-    --schedule wsd --no-compile --accumulate 2 --precision fp32 --sample Once --set model.n_ctx=16"""
+    options = """--steps 3 --eval-every 2 --batch-size 2 --vocab-size 300 --optimizer muon
+    --learning-rate 3e-3 --schedule wsd --no-compile --accumulate 2 --precision fp32 --sample Once
+    --set model.n_ctx=16"""
     done = CliRunner().invoke(
         command, [str(text), "--out", str(tmp_path / "out"), *options.split()]
     )

@@ -132,9 +132,16 @@ def of_gpt2(folder: Path) -> Path:
     return write_start(folder, byte_level([end]), generation={"eos_token_id": 0}, named=named)
 
 
-STARTS: dict[Callable[[Path], Path], list[int]] = {  # and the tokens that stand after each of its documents
-    plain: [2], adds_bos: [2], adds_bos_and_eos: [2], ends_at_several: [2], ends_nowhere: [], truncates: [2], of_gpt2: [0],
-}  # fmt: skip
+# and the tokens that stand after each of its documents
+STARTS: dict[Callable[[Path], Path], list[int]] = {
+    plain: [2],
+    adds_bos: [2],
+    adds_bos_and_eos: [2],
+    ends_at_several: [2],
+    ends_nowhere: [],
+    truncates: [2],
+    of_gpt2: [0],
+}
 
 
 @pytest.fixture
@@ -198,7 +205,8 @@ def test_documents_end_as_the_starts_do(
 @pytest.mark.parametrize("how", ["", "--lora"])
 def test_fine_tuning_carries_the_same(how: str, texts: Path, tmp_path: Path) -> None:
     start = ends_at_several(tmp_path / "start")
-    options = f"--task text --out {tmp_path / 'out'} --steps 1 --batch-size 2 --device cpu --context 16 {how}"
+    options = f"--task text --out {tmp_path / 'out'} --steps 1 --batch-size 2 --device cpu"
+    options += f" --context 16 {how}"
     done = CliRunner().invoke(finetune, [str(start), str(texts), *options.split()])
     assert done.exit_code == 0, done.exception
     check_carried(start, tmp_path / "out")

@@ -260,7 +260,8 @@ def test_what_train_says_last_can_be_pasted(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shape = "--steps 1 --batch-size 2 --set model.n_layer=1 --set model.n_embd=16 --set model.n_ctx=16 --vocab-size 300"
+    shape = "--steps 1 --batch-size 2 --vocab-size 300"
+    shape += " --set model.n_layer=1 --set model.n_embd=16 --set model.n_ctx=16"
     done = CliRunner().invoke(
         train_command, [str(text), "--out", "my tales", "--sample", "- it's", *shape.split()]
     )
@@ -333,7 +334,8 @@ def test_a_small_adapter_is_small_and_readable(
     checkpoint: Path, reviews: Path, tmp_path: Path
 ) -> None:
     """The state of a run lacks the frozen weights, also the tied head, a second name of one."""
-    options = "--task classify --lora --rank 2 --steps 2 --warmup 1 --set learning_rate=1e-9 --set generation.top_k=7"
+    options = "--task classify --lora --rank 2 --steps 2 --warmup 1"
+    options += " --set learning_rate=1e-9 --set generation.top_k=7"
     done = tune(checkpoint, reviews, tmp_path / "out", options)
     assert done.exit_code == 0, done.output
     state = torch.load(tmp_path / "out.run/state.pt", weights_only=True)

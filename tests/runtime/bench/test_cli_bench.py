@@ -216,8 +216,8 @@ def test_usual_prompts_that_do_not_fit_are_said_to_be_shorter(
     outcome = gptx("bench", artifacts["shared"], "--text", tmp_path / "text.txt", *QUICK)
     assert outcome.status == 0, outcome.err
     assert (
-        "context holds 64 tokens, so prompts have 59 tokens (not 128 and 512), and 4 are generated\n"
-        in outcome.err
+        "context holds 64 tokens, so prompts have 59 tokens (not 128 and 512), and 4 are"
+        " generated\n" in outcome.err
     )
     assert "text.txt, repeated because it is shorter than a prompt" in outcome.text
     assert (
