@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
 
+from gptx.artifact.protobuf import fields_of
 from gptx.errors import CheckpointError
-from gptx_models.checkpoints.protobuf import as_bytes, as_int, message_fields
 from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tell import Tell
 from gptx_models.checkpoints.tokenizer_parts import set_llama_parts
@@ -124,7 +124,7 @@ def _parse(path: Path) -> SentencePieceModel:
     raw = path.read_bytes()
     try:
         model = _parse_model(raw)
-    except (ValueError, KeyError, IndexError, struct.error) as error:
+    except (ValueError, KeyError, struct.error) as error:
         # ValueError includes UnicodeDecodeError
         raise CheckpointError(
             f"{path} is not a whole SentencePiece model ({error}): give the model's tokenizer.json"
@@ -136,24 +136,41 @@ def _parse(path: Path) -> SentencePieceModel:
 def _parse_model(raw: bytes) -> SentencePieceModel:
     """The fields of a ModelProto (sentencepiece_model.proto)."""
     model = SentencePieceModel([], [], [])
-    for number, value in message_fields(raw):
+    for number, _, value in fields_of(raw):
         if number == 1:
-            piece = dict(message_fields(as_bytes(value)))
-            model.texts.append(as_bytes(piece[1]).decode("utf-8"))
-            model.scores.append(struct.unpack("<f", as_bytes(piece.get(2, bytes(4))))[0])
-            model.types.append(as_int(piece.get(3, _NORMAL)))
+            piece = _message(value)
+            model.texts.append(_bytes(piece[1]).decode("utf-8"))
+            model.scores.append(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0])
+            model.types.append(_int(piece.get(3, _NORMAL)))
         elif number == 2:
-            trainer = dict(message_fields(as_bytes(value)))
-            model.model_type = as_int(trainer.get(3, _UNIGRAM))
-            model.unknown = as_bytes(trainer.get(45, b"<unk>")).decode("utf-8")
+            trainer = _message(value)
+            model.model_type = _int(trainer.get(3, _UNIGRAM))
+            model.unknown = _bytes(trainer.get(45, b"<unk>")).decode("utf-8")
         elif number == 3:
-            normalizer = dict(message_fields(as_bytes(value)))
+            normalizer = _message(value)
             model.charsmap = bool(normalizer.get(2))
             model.add_dummy_prefix = bool(normalizer.get(3, 1))
             model.remove_extra_whitespaces = bool(normalizer.get(4, 1))
     if not model.texts:
         raise ValueError("it holds no tokens")
     return model
+
+
+def _message(value: int | bytes) -> dict[int, int | bytes]:
+    """The fields of an inner message: field number -> value, the last one of each."""
+    return {number: inner for number, _, inner in fields_of(_bytes(value))}
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError("a number where bytes are expected")
+    return value
+
+
+def _int(value: int | bytes) -> int:
+    if not isinstance(value, int):
+        raise ValueError("bytes where a number is expected")
+    return value
 
 
 def _other_kind(raw: bytes) -> str:

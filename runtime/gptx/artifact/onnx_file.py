@@ -3,7 +3,7 @@
 gptx verify needs every node and tensor of an artifact's graphs, whoever made the artifact. ONNX
 Runtime shows only a graph's inputs and outputs. The packages onnx and protobuf show everything, but
 the runtime does not depend on them, and they load a file's weights into memory. So the file is read
-here, as a protocol buffer.
+here, as a protocol buffer (protobuf.py).
 
 Only the places of the weights are read, not the weights. A damaged file, or one whose graphs nest
 too deep, raises ArtifactError. The field numbers are those of onnx.proto.
@@ -12,15 +12,14 @@ too deep, raises ArtifactError. The field numbers are those of onnx.proto.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptx.artifact.protobuf import VARINT, fields_of, packed_varints
 from gptx.errors import ArtifactError
 
 MOST_DEEP = 16  # levels of graphs inside the nodes of other graphs
-VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # protobuf's wire types
 MODEL_GRAPH, MODEL_FUNCTION = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 FUNCTION_NODE = 7
@@ -137,50 +136,3 @@ def _tensor(tensor: memoryview) -> StoredTensor:
         elif number in (4, 5, 9, 10):  # floats, int32, raw bytes, doubles
             values.append((number, value))
     return StoredTensor(name, kind, tuple(dims), values, outside)
-
-
-def fields_of(message: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """The fields of a protocol buffer: (field number, wire type, value).
-
-    The value is an integer for VARINT, and bytes for all other types. Raises ValueError.
-    """
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == VARINT:
-            value, at = _varint(message, at)
-            yield key >> 3, kind, value
-            continue
-        if kind == BYTES:
-            size, at = _varint(message, at)
-        elif kind in (DOUBLE, FLOAT):
-            size = 8 if kind == DOUBLE else 4
-        else:
-            raise ValueError(f"a field has the wire type {kind}")
-        if at + size > len(message):
-            raise ValueError("it is cut short, or damaged")
-        yield key >> 3, kind, message[at : at + size]
-        at += size
-
-
-def packed_varints(values: memoryview) -> Iterator[int]:
-    """The integers of a packed field. Raises ValueError."""
-    at = 0
-    while at < len(values):
-        value, at = _varint(values, at)
-        yield value
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """The integer that begins at `at`, and where it ends. Raises ValueError."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(data):
-            raise ValueError("it is cut short, or damaged")
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number has more than ten bytes")
