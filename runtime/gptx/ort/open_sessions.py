@@ -92,16 +92,14 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
 def _open_main(
     manifest: Manifest, fits: bool, threads: int | None, adjust_memory: bool
 ) -> tuple[Any, Path]:
-    session = _open_compiled(manifest, compiled.GRAPH, threads) if fits else None
-    file = manifest.path / compiled.GRAPH if session else manifest.graph
     try:
-        session = session or open_on_cpu(file, threads)
+        opened = _open_best(manifest, compiled.GRAPH if fits else None, manifest.graph, threads)
     except ProviderError:
         raise
     except Exception as error:  # ORT's; its classes have no common base
-        raise _cannot_open(file, error) from error
-    _register(manifest, session, adjust_memory)
-    return session, file
+        raise _cannot_open(manifest.graph, error) from error
+    _register(manifest, opened[0], adjust_memory)
+    return opened
 
 
 def _open_decode(
@@ -111,19 +109,32 @@ def _open_decode(
 
     (None, None) if there is none, or if it cannot be opened (a note says so).
     """
-    if manifest.decode is None:
+    file = manifest.decode
+    if file is None:
         return None, None
-    session = _open_compiled(manifest, compiled.DECODE, threads) if fits else None
-    file = manifest.path / compiled.DECODE if session else manifest.decode
     try:
-        session = session or open_on_cpu(file, threads)
+        opened = _open_best(manifest, compiled.DECODE if fits else None, file, threads)
     except ProviderError:
         raise
     except Exception as error:  # ORT's; its classes have no common base
         note(f"{file} is not used: {first_line(error)}; single rows run as all others do")
         return None, None
-    _register(manifest, session, adjust_memory)
-    return session, file
+    _register(manifest, opened[0], adjust_memory)
+    return opened
+
+
+def _open_best(
+    manifest: Manifest, compiled_name: str | None, portable: Path, threads: int | None
+) -> tuple[Any, Path]:
+    """The session of the compiled graph, else of the portable one, and its file.
+
+    Raises ONNX Runtime's own error if the portable graph cannot be opened.
+    """
+    if compiled_name is not None:
+        session = _open_compiled(manifest, compiled_name, threads)
+        if session is not None:
+            return session, manifest.path / compiled_name
+    return open_on_cpu(portable, threads), portable
 
 
 def _compiled_fits(manifest: Manifest) -> bool:
