@@ -34,7 +34,7 @@ def checked_certificate(manifest: Manifest) -> dict[str, Any]:
         )
     needed = {name: certificate["limits"].get(name) for name in LIMITS[manifest.precision]}
     limits = {**certificate["limits"], **needed}
-    if wrong := [name for name, value in limits.items() if not is_number(value)]:
+    if wrong := [name for name, value in limits.items() if not is_json_number(value)]:
         raise ArtifactError(
             f"{where}: certificate has no number as the limit of {', '.join(wrong)}:"
             " export the artifact again"
@@ -47,8 +47,8 @@ def checked_certificate(manifest: Manifest) -> dict[str, Any]:
     return certificate
 
 
-def is_number(value: Any) -> bool:
-    """True for an int or a float; a bool is not a number here."""
+def is_json_number(value: Any) -> bool:
+    """True for a number of JSON: an int or a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -34,12 +34,8 @@ def problems(reference: Reference, shape: Shape) -> Iterator[str]:
     if wrong:
         yield from wrong
         return
-    count, kept = reference.top_ids.shape
-    if not 0 < count <= MOST_POSITIONS or not 0 < kept <= shape.n_logits:
-        yield (
-            f"it has {count} positions with {kept} logits each, expected at most"
-            f" {MOST_POSITIONS} with at most {shape.n_logits}"
-        )
+    if problem := _too_many("positions", reference.top_ids, shape):
+        yield problem
         return
     yield from _window_problems(reference, shape)
     yield from _token_problems(reference, shape)
@@ -132,14 +128,22 @@ def _value_problems(reference: Reference) -> Iterator[str]:
         yield "logsumexp is less than one of the position's logits"
 
 
+def _too_many(places: str, ids: np.ndarray, shape: Shape) -> str | None:
+    """A phrase if `ids` (positions, logits kept of each) is empty or larger than verify allows."""
+    count, kept = ids.shape
+    if 0 < count <= MOST_POSITIONS and 0 < kept <= shape.n_logits:
+        return None
+    return (
+        f"it has {count} {places} with {kept} logits each, expected at most {MOST_POSITIONS} with"
+        f" at most {shape.n_logits}"
+    )
+
+
 def _context_problems(context: Context, shape: Shape) -> Iterator[str]:
-    count, kept = context.context_ids.shape
-    if not 0 < count <= MOST_POSITIONS or not 0 < kept <= shape.n_logits:
-        yield (
-            f"it has {count} positions of the context with {kept} logits each, expected at most"
-            f" {MOST_POSITIONS} with at most {shape.n_logits}"
-        )
+    if problem := _too_many("positions of the context", context.context_ids, shape):
+        yield problem
         return
+    count = len(context.context_ids)
     lengths, positions = context.context_windows.astype(np.int64).T
     if not len(lengths) or (lengths < 1).any() or lengths.sum() != count or (positions < 0).any():
         yield "context_windows are not pieces of context_tokens"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptx.artifact.manifest import Manifest
-from gptx.parity.certificate import is_number
+from gptx.parity.certificate import is_json_number
 from gptx.parity.certificate_rows import MEANING
 from gptx.parity.limits import judge
 from gptx.parity.measure import Measured
@@ -28,7 +28,7 @@ def rows_of(
 ) -> list[Row]:
     """A Row for every figure in `measured`."""
     verified = certificate.get("verified") or {}
-    certified = {name: value for name, value in verified.items() if is_number(value)}
+    certified = {name: value for name, value in verified.items() if is_json_number(value)}
     judgements = {
         one.name: one
         for one in judge(
