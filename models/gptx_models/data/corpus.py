@@ -21,10 +21,10 @@ from gptx.errors import UsageError
 from gptx.progress import Advance, stage
 from gptx_models.checkpoints.checkpoint import write_json
 from gptx_models.checkpoints.read_files import read_json
-from gptx_models.checkpoints.text_setup import TextSetup, new_text_setup
+from gptx_models.checkpoints.text_setup import END_OF_TEXT, TextSetup, new_text_setup
 from gptx_models.checkpoints.token_ids import IDS, token_ids
 from gptx_models.checkpoints.tokenizer_files import load_tokenizer
-from gptx_models.data.pretraining import END_OF_TEXT, encode, prose, token_type, train_tokenizer
+from gptx_models.data.pretraining import encode, prose, token_type, train_tokenizer
 from gptx_models.data.text_files import documents, list_files
 from gptx_models.training.run_folder import GENERATION, TRAIN, VAL
 

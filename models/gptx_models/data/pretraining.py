@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from gptx_models.checkpoints.text_setup import END_OF_TEXT
 from gptx_models.training.loss import IGNORED
 
-END_OF_TEXT = "<|endoftext|>"
 PIECE = 1 << 20  # characters; a longer document is encoded in pieces, to save memory
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gptx.artifact.json_files import a_json_kind
 from gptx.errors import UsageError
+from gptx_models.checkpoints.text_setup import END_OF_TEXT
 from gptx_models.data.compressed_text import COMPRESSED, Read, file_type, pieces, split_stream
 from gptx_models.data.record_files import json_lines
 
-END_OF_TEXT = "<|endoftext|>"
 TEXTS = (".txt", ".md", ".jsonl")
 LONGEST = 1 << 23  # characters; a longer document is divided into several
 
