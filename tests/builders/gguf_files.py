@@ -14,6 +14,7 @@ import torch
 from gguf import GGMLQuantizationType as Q
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from builders.raw_gguf import GGUF_NAMES, interleave
 from gptx_models.importers import import_checkpoint
 
 transformers = pytest.importorskip("transformers")
@@ -126,15 +127,6 @@ def add(
         writer.add_tensor(name, quantized(value, kind, rng), raw_dtype=kind)
 
 
-def interleave(weight: np.ndarray, n_head: int) -> np.ndarray:
-    """The rows of Q or K in the order that llama.cpp's converter gives them."""
-    return (
-        weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
-        .swapaxes(1, 2)
-        .reshape(weight.shape)
-    )
-
-
 def llama(**changes: Any) -> transformers.LlamaForCausalLM:
     shape = dict(
         vocab_size=64,
@@ -185,22 +177,11 @@ def write_llama(
     add(writer, "output_norm.weight", state["model.norm.weight"], kind, rng)
     if not config.tie_word_embeddings:
         add(writer, "output.weight", state["lm_head.weight"], kind, rng)
-    names = {
-        "input_layernorm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
     for name, value in state.items():
         if not name.startswith("model.layers."):
             continue
         _, _, layer, *module, leaf = name.split(".")
-        theirs = names[".".join(module)]
+        theirs = GGUF_NAMES[".".join(module)]
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
             theirs
         )

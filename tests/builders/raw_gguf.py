@@ -18,6 +18,18 @@ F32, F16 = 0, 1
 
 Key = tuple[int, Any]  # (type, value); the value of an array is (type of the items, items)
 Tensor = tuple[tuple[int, ...], int, bytes]  # (shape with the rows first, type, data)
+# transformers' names of the modules of a Llama layer -> GGUF's
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,15 @@ class Gguf:
         return struct.pack(f"{self.order}{CODES[kind]}", value)
 
 
+def interleave(weight: np.ndarray, n_head: int) -> np.ndarray:
+    """The rows of Q or K in the order that llama.cpp's converter gives them."""
+    return (
+        weight.reshape(n_head, 2, weight.shape[0] // n_head // 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
+
+
 def llama(model: Any) -> Gguf:
     """transformers' LlamaForCausalLM in fp32, as llama.cpp's converter writes it."""
     config = model.config
@@ -99,17 +120,6 @@ def llama(model: Any) -> Gguf:
         "llama.rope.freq_base": (FLOAT, config.rope_theta),
         "llama.rope.dimension_count": (UINT32, config.head_dim),
     }
-    modules = {
-        "input_layernorm": "attn_norm",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-    }
     fixed = {
         "model.embed_tokens.weight": "token_embd",
         "model.norm.weight": "output_norm",
@@ -123,13 +133,9 @@ def llama(model: Any) -> Gguf:
             tensors[f"{fixed[name]}.weight"] = (value.shape, F32, value.tobytes())
             continue
         _, _, layer, *module, leaf = name.split(".")
-        part = modules[".".join(module)]
+        part = GGUF_NAMES[".".join(module)]
         if part in heads:  # halves -> interleaved pairs
-            value = (
-                value.reshape(heads[part], 2, -1, *value.shape[1:])
-                .swapaxes(1, 2)
-                .reshape(value.shape)
-            )
+            value = interleave(value, heads[part])
         tensors[f"blk.{layer}.{part}.{leaf}"] = (
             value.shape,
             F32,

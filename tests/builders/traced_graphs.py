@@ -50,7 +50,7 @@ def structure(step: Step, *settings: Any) -> str:
         plain = {
             key: value
             for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str | torch.dtype | None)
+            if isinstance(value, bool | int | float | str | tuple | torch.dtype | None)
         }
         parts.append(f"{name} {type(module).__qualname__} {sorted(plain.items(), key=str)}")
     first: dict[int, str] = {}
