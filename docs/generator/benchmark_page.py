@@ -24,7 +24,7 @@ MEMORY = {
     "device_loaded": "device: loaded",
     "device_used": "device: after use",
 }
-BUSY = 0.5  # load average from which the page warns
+BUSY = 0.5  # load average per core from which the page warns
 
 
 def page(file: Path) -> str:
@@ -99,7 +99,7 @@ def _command(run: Run) -> str:
 
 def _busy(run: Run) -> str:
     load = run["load_average"]
-    if not load or load <= BUSY:
+    if not load or load <= BUSY * run["cores"]:
         return ""
     return (
         "!!! warning\n    Other programs used the machine: the load average was "
