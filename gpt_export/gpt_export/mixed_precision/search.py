@@ -165,7 +165,7 @@ def expect_room(budget: Budget, least: int) -> None:
     if budget.size is not None and least > budget.size:
         raise UsageError(
             f"the budget of {budget} is too small: all layers in 4 bits take"
-            f" {megabytes(least)} MB, and nothing smaller is to be had"
+            f" {megabytes(least)} MB, and no mix is smaller"
         )
 
 

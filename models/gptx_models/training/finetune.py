@@ -43,6 +43,7 @@ from gptx_models.training.distributed import Processes, check_processes
 from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.loss import Objective
 from gptx_models.training.metrics_log import METRICS, PICTURE
+from gptx_models.training.precision import resolve_precision
 from gptx_models.training.recipe import Recipe, recipe_json, write_recipe
 from gptx_models.training.run_folder import (
     RECIPE,
@@ -87,6 +88,7 @@ def finetune(
     Raises UsageError, CheckpointError and OutputError, each with the file or the setting.
     """
     processes = processes or Processes(torch.device("cpu"))
+    recipe = resolve_precision(recipe, processes.device)
     settings = {**dataclasses.asdict(recipe), "epochs": epochs}
     recipe = _fit_to_epochs(recipe, epochs, len(dataset.train), set_by_user)
     check_processes(recipe, processes)

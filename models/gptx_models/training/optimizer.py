@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch.nn import Parameter
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from gptx_models.gpt.model import GPT
+from gptx_models.training.muon import Muon
+from gptx_models.training.precision import has_fast_bf16
 from gptx_models.training.recipe import Recipe
 
 
 def optimizers_of(gpt: GPT, recipe: Recipe) -> list[Optimizer]:
     """The optimizers of all parameters that require a gradient.
 
-    adamw: AdamW for all of them. muon: Muon (Jordan et al. 2024) for the matrices in the blocks,
-    AdamW for the rest. Matrices decay; gains and biases do not.
-
-    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one
-    learning rate serves both.
+    adamw: AdamW for all of them. muon: Muon for the matrices in the blocks, AdamW for the rest.
+    Matrices decay; gains and biases do not.
     """
     named = {name: p for name, p in gpt.named_parameters() if p.requires_grad}
     inner: list[Parameter] = []
@@ -26,14 +26,8 @@ def optimizers_of(gpt: GPT, recipe: Recipe) -> list[Optimizer]:
     adamw = _adamw(list(named.values()), recipe)
     if not inner:
         return [adamw]
-    muon = Muon(
-        inner,
-        weight_decay=recipe.weight_decay,
-        momentum=0.95,
-        nesterov=True,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, adamw]
+    dtype = torch.bfloat16 if has_fast_bf16(inner[0].device) else torch.float32
+    return [Muon(inner, weight_decay=recipe.weight_decay, dtype=dtype), adamw]
 
 
 def _adamw(parameters: list[Parameter], recipe: Recipe) -> AdamW:

@@ -17,7 +17,7 @@ from gptx_models.training.recipe_toml import merge_tables, parse_change, parse_t
 
 OptimizerKind = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "constant"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 # True for an allowed number, and a description of the allowed numbers for messages.
 Allowed = tuple[Callable[[Any], bool], str]
@@ -81,7 +81,9 @@ class Recipe:
     beta2: float = _setting("AdamW's beta2.", 0.95, _MOMENTUM)
     clip: float = _setting("Largest norm of the gradient; a larger one is clipped.", 1.0, _LIMIT)
     precision: Precision = _setting(
-        "Precision of matrix products (autocast); weights and optimizer stay fp32.", "bf16"
+        "Precision of matrix products (autocast); weights and optimizer stay fp32. auto: bf16 where"
+        " the CPU or GPU has instructions for it, else fp32.",
+        "auto",
     )
     compile: bool = _setting(
         "Use torch.compile if there is a C++ compiler: pays in runs of ten minutes or more.", False

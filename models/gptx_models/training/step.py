@@ -69,11 +69,10 @@ def optimizer_step(
 
 
 def autocast(recipe: Recipe, processes: Processes) -> torch.autocast:
-    """Matrix products in the recipe's precision; weights stay fp32."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(
-        processes.device.type, kinds.get(recipe.precision), enabled=recipe.precision in kinds
-    )
+    """Matrix products in the recipe's precision, which is not "auto"; weights stay fp32."""
+    kinds = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = kinds[recipe.precision]
+    return torch.autocast(processes.device.type, dtype, enabled=dtype is not None)
 
 
 def to_device(ids: Tensor, device: torch.device) -> Tensor:

@@ -31,6 +31,7 @@ from gptx_models.importers.huggingface import source_of
 from gptx_models.training.distributed import Processes, check_processes
 from gptx_models.training.loop import TrainingData, loop
 from gptx_models.training.metrics_log import METRICS, PICTURE
+from gptx_models.training.precision import resolve_precision
 from gptx_models.training.recipe import Recipe, recipe_json, write_recipe
 from gptx_models.training.run_folder import (
     RECIPE,
@@ -72,6 +73,7 @@ def train(
     Raises UsageError, CheckpointError and OutputError, each with the file or the setting.
     """
     processes = processes or Processes(torch.device("cpu"))
+    recipe = resolve_precision(recipe, processes.device)
     check_processes(recipe, processes)
     if start is not None and tokenizer is not None:
         raise UsageError("a start has its own tokenizer: leave --tokenizer out")

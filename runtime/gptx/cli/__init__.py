@@ -34,9 +34,12 @@ VERBS = {
         "gptx_models.adapters.merge:command",
         "LoRA adapter and its base -> checkpoint folder.",
     ),
-    "export": ("gpt_export.cli:export", "Checkpoint folder -> ONNX artifact, parity proved."),
+    "export": (
+        "gpt_export.cli.export:export",
+        "Checkpoint folder -> ONNX artifact, parity proved.",
+    ),
     "quantize": (
-        "gpt_export.cli:quantize",
+        "gpt_export.cli.quantize:quantize",
         "Artifact -> int8, int4 or fp16 artifact, parity proved.",
     ),
     "compile": (

@@ -1,0 +1,1 @@
+"""The verbs `gptx export` and `gptx quantize`: their options, checks and reports."""
