@@ -26,6 +26,13 @@ hypothesis.settings.register_profile("gptx", deadline=None)  # tests must pass o
 hypothesis.settings.load_profile("gptx")
 
 
+def pytest_configure() -> None:
+    """One PyTorch thread in each of several pytest processes, and in the processes they start."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+
+
 def once(path: Path, make: Callable[[Path], object]) -> Path:
     """`path`, made by the first pytest process that needs it (`pytest -n` starts several)."""
     with FileLock(f"{path}.lock"):

@@ -49,8 +49,8 @@ def read_sentencepiece_model(
 ) -> tuple[str, Tokenizer]:
     """(the text of tokenizer.json, the tokenizer).
 
-    config: tokenizer_config.json. `tell` is given a line if the model normalizes text in a way that
-    the conversion leaves out. Raises CheckpointError.
+    config: tokenizer_config.json. `tell` is called with a line if the model normalizes text in a
+    way that the conversion leaves out. Raises CheckpointError.
     """
     model = _parse(path)
     if model.model_type not in (_UNIGRAM, _BPE):

@@ -47,8 +47,8 @@ def read_side_files(
 ) -> SideFiles:
     """The side files of a Hugging Face folder.
 
-    vocab_size: the model's. tokenizer: taken in place of the folder's own. `tell` is given a line
-    for each thing that is left out. Raises CheckpointError.
+    vocab_size: the model's. tokenizer: taken in place of the folder's own. `tell` is called with a
+    line for each thing that is left out. Raises CheckpointError.
     """
     if tokenizer is None:
         tokenizer = read_tokenizer_folder(folder, vocab_size, tell=tell)

@@ -79,7 +79,7 @@ class TextSetup:
 def read_text_setup(base: Path, vocab_size: int, *, tell: Tell = quiet) -> TextSetup:
     """The text setup of a checkpoint folder.
 
-    vocab_size: the model's. `tell` is given a line for each thing that is left out. Raises
+    vocab_size: the model's. `tell` is called with a line for each thing that is left out. Raises
     UsageError if the folder has no tokenizer, CheckpointError if its files are damaged.
     """
     side = read_side_files(base, vocab_size, tell=tell)

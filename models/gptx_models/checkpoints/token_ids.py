@@ -70,7 +70,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _in_vocabulary(ids: list[int], vocab_size: int, what: str, tell: Tell) -> list[int]:
-    """The ids below vocab_size; `tell` is given a line about the others."""
+    """The ids below vocab_size; `tell` is called with a line about the others."""
     beyond = [token for token in ids if token >= vocab_size]
     if beyond:
         names = ", ".join(map(str, beyond))

@@ -55,8 +55,8 @@ def read_tokenizer_folder(
 ) -> TokenizerFiles:
     """The tokenizer in a Hugging Face folder, as transformers reads it; empty if there is none.
 
-    vocab_size: the model's; added tokens beyond it are left out. `tell` is given a line for each
-    token and setting that is left out. Raises CheckpointError.
+    vocab_size: the model's; added tokens beyond it are left out. `tell` is called with a line for
+    each token and setting that is left out. Raises CheckpointError.
     """
     settings = TokenizerSettings(
         str(folder),

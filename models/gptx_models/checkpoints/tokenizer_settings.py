@@ -59,7 +59,7 @@ def apply_settings(
     """Apply the files in `settings` to a tokenizer, in place.
 
     text: the text of its tokenizer.json. Added tokens with an id of `vocab_size` or more are left
-    out, because the model has no rows for them; `tell` is given a line for each. Raises
+    out, because the model has no rows for them; `tell` is called with a line for each. Raises
     CheckpointError.
     """
     name = _class_of(tokenizer, settings)

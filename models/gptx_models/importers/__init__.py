@@ -35,8 +35,8 @@ def import_checkpoint(
 
     source: a path, or the name of a model on the Hugging Face hub. tokenizer: a path that
     read_tokenizer_path takes; it wins over the tokenizer of `source`. allow_pickle: a PyTorch file
-    or meta.pkl may run code. force: replace `out`. `tell` is given a line for what is missing or
-    assumed. Raises CheckpointError, OutputError.
+    or meta.pkl may run code. force: replace `out`. `tell` is called with a line for what is missing
+    or assumed. Raises CheckpointError, OutputError.
     """
     out = Path(out)
     check_apart(Path(source), out)

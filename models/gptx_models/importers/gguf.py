@@ -59,8 +59,8 @@ GGUF_LAYOUTS = {  # by architecture
 def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
     """Read one GGUF file.
 
-    The ids of special tokens are read even if the tokenizer is not wanted. `tell` is given a line
-    for what is assumed or left out. Raises CheckpointError.
+    The ids of special tokens are read even if the tokenizer is not wanted. `tell` is called with a
+    line for what is assumed or left out. Raises CheckpointError.
     """
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")

@@ -39,8 +39,8 @@ _NO_TOKENIZER = (None, "no_vocab", "none")
 def read_tokenizer(metadata: dict[str, Any], where: str, *, tell: Tell) -> TokenizerFiles:
     """The tokenizer in a GGUF file's metadata; empty if there is none.
 
-    `where` names the file in messages. `tell` is given a line for what is assumed or left out.
-    Raises CheckpointError.
+    `where` names the file in messages. `tell` is called with a line for what is assumed or left
+    out. Raises CheckpointError.
     """
     fields = TokenizerMetadata(metadata, where)
     kind = fields.get("model", str)

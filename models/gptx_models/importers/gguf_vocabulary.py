@@ -115,7 +115,7 @@ def read_special_ids(
     """The ids of the special tokens by name (bos, eos, unk, ...).
 
     A SentencePiece vocabulary has llama.cpp's defaults. An id beyond the vocabulary is left out,
-    and `tell` is given a line. Raises CheckpointError for a value that is no number.
+    and `tell` is called with a line. Raises CheckpointError for a value that is no number.
     """
     ids = {name: _special_id(metadata, key, vocab, tell) for name, key in _ID_KEYS.items()}
     if metadata.get("model", str) == "llama":

@@ -38,7 +38,7 @@ _OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_mo
 def import_hub(name: str, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
     """Download the model `name`, unless it is in the cache, and import it.
 
-    `tell` is given a line for what is assumed or left out. Raises CheckpointError.
+    `tell` is called with a line for what is assumed or left out. Raises CheckpointError.
     """
     tell(f"{name} is no path here: looking for it on the Hugging Face hub")
     folder = download(name)

@@ -27,7 +27,7 @@ from gptx_models.importers.imported import Imported, Tell, quiet
 def import_folder(folder: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
     """Read a Hugging Face folder.
 
-    `tell` is given a line for each thing that is left out. Raises CheckpointError.
+    `tell` is called with a line for each thing that is left out. Raises CheckpointError.
     """
     config, layout, source = load_config(folder), read_layout(folder), open_folder(folder)
     with showing_progress(source) as tensors:

@@ -51,7 +51,7 @@ class _Header:
 def import_llama2c(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet) -> Imported:
     """Read a .bin, and the tokenizer.bin beside it if there is one.
 
-    `tell` is given a line about the tokenizer. Raises CheckpointError.
+    `tell` is called with a line about the tokenizer. Raises CheckpointError.
     """
     check_file(path)
     header = _read_header(path)

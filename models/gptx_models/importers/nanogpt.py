@@ -37,7 +37,7 @@ def import_nanogpt(
 ) -> Imported:
     """Read a ckpt.pt, and the meta.pkl of its data set if it is found.
 
-    `tell` is given a line about the meta.pkl. Raises CheckpointError.
+    `tell` is called with a line about the meta.pkl. Raises CheckpointError.
     """
     checkpoint = load_torch_file(path, allow_pickle=allow_pickle)
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= set(checkpoint):

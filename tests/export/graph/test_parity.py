@@ -65,9 +65,17 @@ def exported(config: GPTConfig, form: CacheForm, folder: Path) -> Exported:
 
 CASES = {name: (config, default_form(config)[0]) for name, config in small_presets().items()}
 CASES |= {name_of(choice): (config_of(choice), choice["cache"]) for choice in pairwise()}
+# The pairwise cover begins with the choices of the most pairs: these few hold every single value.
+DEFAULT = list(CASES)[: len(small_presets()) + 6]
 
 
-@pytest.fixture(scope="module", params=list(CASES), ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=() if name in DEFAULT else pytest.mark.wide) for name in CASES
+    ],
+    ids=str,
+)
 def case(request: pytest.FixtureRequest, pipeline: Path) -> Exported:
     """A case of CASES, exported once for all pytest processes."""
     config, form = CASES[request.param]
@@ -104,8 +112,8 @@ def test_full_product(choice: dict, tmp_path: Path) -> None:
 
 
 def test_what_a_configuration_can_choose_is_covered() -> None:
-    """A new value or switch of GPTConfig must be added to CASES."""
-    covered = [config for config, _ in CASES.values()]
+    """A new value or switch of GPTConfig must be added to the default suite."""
+    covered = [CASES[name][0] for name in DEFAULT]
     for name, hint in get_type_hints(GPTConfig).items():
         kinds = [hint, *get_args(hint)]
         choices = {
@@ -113,7 +121,7 @@ def test_what_a_configuration_can_choose_is_covered() -> None:
         }
         choices |= {True, False} if hint is bool else set()
         assert choices <= {getattr(config, name) for config in covered}, name
-    assert {form for _, form in CASES.values()} == set(get_args(CacheForm))
+    assert {CASES[name][1] for name in DEFAULT} == set(get_args(CacheForm))
 
 
 def texts(vocab_size: int, *lengths: int) -> list[list[int]]:

@@ -170,6 +170,7 @@ def test_both_graphs_see_one_cache(fast: Path) -> None:
         assert all(near(logits, expected[at]) for at, logits in got.items())
 
 
+@pytest.mark.wide
 def test_growth_across_powers_of_two(tmp_path: Path) -> None:
     """In pieces, with widths that no block divides."""
     config = GPTConfig(

@@ -196,7 +196,12 @@ def test_the_graph_computes_with_the_rounded_weights(
 
 @pytest.mark.parametrize(
     ("scheme", "activation"),
-    [("int8-channels", "relu"), ("int8-blocks", "swiglu"), ("int4", "relu"), ("int4", "swiglu")],
+    [
+        ("int8-channels", "relu"),
+        ("int4", "swiglu"),
+        pytest.param("int8-blocks", "swiglu", marks=pytest.mark.wide),
+        pytest.param("int4", "relu", marks=pytest.mark.wide),
+    ],
 )
 def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: Path) -> None:
     """Activations in 16 bits, or with 4-bit weights in fp32.
@@ -225,7 +230,7 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
         )
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.wide)])
 def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
     """Head and embedding with 64 common tokens of 160 equal PyTorch with the stored values."""
     config = GPTConfig(
@@ -258,7 +263,7 @@ def test_which_tokens_are_common() -> None:
     assert common_tokens([text], 400) is None  # that would leave 80 others
 
 
-@pytest.mark.parametrize("position", ["learned", "rope"])
+@pytest.mark.parametrize("position", ["rope", pytest.param("learned", marks=pytest.mark.wide)])
 def test_int4_fast_takes_blocks_of_128_where_they_divide(position: str, tmp_path: Path) -> None:
     config = GPTConfig(
         vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=128, n_inner=192, position=position

@@ -33,7 +33,7 @@ LLAMA = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", pytest.param("llama", marks=pytest.mark.wide)])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = CONFIG if request.param == "gpt2" else LLAMA
     folder = write_checkpoint(

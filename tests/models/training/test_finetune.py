@@ -71,7 +71,12 @@ def figures(output: str) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize(
     "how",
-    ["", "--head", "--lora --targets all-linear --rank 4", "--head --lora --targets all-linear"],
+    [
+        "",
+        "--head --lora --targets all-linear",
+        pytest.param("--head", marks=pytest.mark.wide),
+        pytest.param("--lora --targets all-linear --rank 4", marks=pytest.mark.wide),
+    ],
 )
 def test_learns_to_classify(how: str, base: Path, tmp_path: Path):
     data = write(tmp_path / "reviews.jsonl", reviews(200))

@@ -73,7 +73,7 @@ def curve(out: Path) -> list[list[float]]:
         ]
 
 
-@pytest.mark.parametrize("more", [[], ["--shard"]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--shard"], marks=pytest.mark.wide)])
 def test_two_processes_train_like_one(more: list[str], text: Path, whole: Path, tmp_path: Path):
     done = subprocess.run(
         [*TWO, *arguments(text, tmp_path / "two", *more)],
@@ -105,9 +105,9 @@ def test_sharding_one_process_is_refused(text: Path, tmp_path: Path):
     "written",
     [
         "*.run/state.pt.part",
-        "broken/config.json",
-        pytest.param("*.run/state.pt", marks=pytest.mark.slow),
-        pytest.param(".broken.*.part", marks=pytest.mark.slow),
+        pytest.param("broken/config.json", marks=pytest.mark.wide),
+        pytest.param("*.run/state.pt", marks=pytest.mark.wide),
+        pytest.param(".broken.*.part", marks=pytest.mark.wide),
     ],
 )
 def test_a_killed_run_goes_on_with_the_same_losses(
