@@ -37,8 +37,8 @@ Choice = dict[str, Any]
 
 
 def small_presets() -> dict[str, GPTConfig]:
-    """Each preset with its own choices, and two small layers."""
-    small = {}
+    """Each preset with its own choices, and two small layers; one of several that become equal."""
+    small: dict[str, GPTConfig] = {}
     for name, preset in PRESETS.items():
         n_kv_head = 2 if preset.n_kv_head < preset.n_head else 4
         window = preset.window[:2] if isinstance(preset.window, tuple) else preset.window
@@ -47,9 +47,11 @@ def small_presets() -> dict[str, GPTConfig]:
             if isinstance(window, tuple)
             else window
         )
-        small[name] = dataclasses.replace(
+        config = dataclasses.replace(
             preset, **SMALL, n_kv_head=n_kv_head, head_dim=16, window=window
         )
+        if config not in small.values():
+            small[name] = config
     return small
 
 

@@ -57,7 +57,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "fp16"
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+@pytest.fixture(params=["gpt2", pytest.param("llama", marks=pytest.mark.wide)])
 def fp16(request: pytest.FixtureRequest, quantized: dict[str, Path]) -> Path:
     return quantized["fp16"] if request.param == "gpt2" else request.getfixturevalue("llama")
 
