@@ -18,9 +18,10 @@ from filelock import FileLock
 from builders.exported import write_checkpoint
 from builders.tiny_artifact import write_artifact
 from builders.traced_graphs import traced_once
+from gpt_export.certificate import eval_text
 from gpt_export.export import export_checkpoint
 from gpt_export.graph import build
-from gpt_export.quantization.quantize import quantize_artifact
+from gpt_export.quantization import quantize
 
 hypothesis.settings.register_profile("gptx", deadline=None)  # tests must pass on a busy machine
 hypothesis.settings.load_profile("gptx")
@@ -67,6 +68,15 @@ def graphs_are_traced_once(pipeline: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_proofs() -> Iterator[None]:
+    """Prove on 1,024 tokens instead of 4,096, and calibrate on 2,048 instead of 8,192."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(eval_text.load_eval_text.__kwdefaults__, "most", 1024)
+        patch.setattr(quantize, "CALIBRATION_TOKENS", 2048)
+        yield
+
+
 @pytest.fixture(scope="session")
 def artifacts(pipeline: Path) -> dict[str, Path]:
     """One model in three artifacts, by cache form. Its vocabulary is padded by 3 unused ids."""
@@ -96,7 +106,8 @@ def quantized(pipeline: Path, fp32: Path) -> dict[str, Path]:
     """`fp32` quantized, by recipe. Random weights exceed the limits, so `accept` is set."""
     return {
         to: once(
-            pipeline / to, lambda path, to=to: quantize_artifact(fp32, path, to=to, accept=True)
+            pipeline / to,
+            lambda path, to=to: quantize.quantize_artifact(fp32, path, to=to, accept=True),
         )
         for to in ("int8", "int8-channels", "int4", "fp16")
     }

@@ -26,12 +26,13 @@ from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.mixed_precision.mix import values_of
+from gpt_export.quantization import quantize
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
 from gpt_export.quantization.calibrate import linears, round_layers
 from gpt_export.quantization.embeddings import Form, common_tokens, tables
 from gpt_export.quantization.gptq import Grid, fitting_block, round_gptq, round_nearest
 from gpt_export.quantization.offsets import dequantize_offsets, detect_q4_1
-from gpt_export.quantization.quantize import CALIBRATION_TOKENS, quantize_artifact
+from gpt_export.quantization.quantize import quantize_artifact
 from gpt_export.quantization.recipes import SCHEMES, most_worth, pack, quantize_weights, scheme_name
 from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, ParityError, UsageError
@@ -151,7 +152,7 @@ def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
         vocab_size=config.vocab_size,
         n_ctx=config.n_ctx,
         own="calibration",
-        most=CALIBRATION_TOKENS,
+        most=quantize.CALIBRATION_TOKENS,
     )
     return own.windows
 
