@@ -30,7 +30,7 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40, 41], [100, 3, 80, 220, 17]]
 
 
 FORMS = ["gpt2-shared", "llama-growing", "llama-int4", "llama-fp16"]
-MORE_FORMS = ["gpt2-growing", "llama-shared", "gpt2-int4", "llama-int8"]
+MORE_FORMS = ["gpt2-growing", "llama-shared", "llama-int8"]
 
 
 @pytest.fixture(scope="module")
