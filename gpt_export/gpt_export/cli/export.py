@@ -53,6 +53,7 @@ def export(
     text: Path | None,
     limit: tuple[str, ...],
     accept: bool,
+    native: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
@@ -75,6 +76,7 @@ def export(
     if via == "optimum":
         for name, given in {
             f"--cache {cache}": cache not in (None, "growing"),
+            "--native": native,
             "--dry-run": dry_run,
             "--tokenizer": tokenizer,
             "--allow-pickle": allow_pickle,
@@ -98,7 +100,7 @@ def export(
 
         checkpoint = _as_checkpoint(source, scratch, tokenizer, allow_pickle=allow_pickle)
         form: Any = cache  # click has checked that it is a CacheForm
-        report(out, export_checkpoint(checkpoint, out, cache=form, **options))
+        report(out, export_checkpoint(checkpoint, out, cache=form, native=native, **options))
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 GRAPH = "onnx/model.onnx"
-# Further graphs. They use the weights of GRAPH, and read and write the same KV cache.
+# Further graphs. They use the weights of GRAPH.
 DECODE = "onnx/decode.onnx"  # for runs of a single row; recipes such as int8-fast have it
 CUDA = "onnx/cuda.onnx"  # opened on CUDA in place of GRAPH; fp16 has it
-SECOND_GRAPHS = {"decode": DECODE, "cuda": CUDA}  # field of gptx.json: graph file
+STEP = "onnx/step.onnx"  # of native operators; its cache is laid out in another way than GRAPH's
+SECOND_GRAPHS = {"decode": DECODE, "cuda": CUDA, "step": STEP}  # field of gptx.json: graph file
 
 REFERENCE = "gptx_reference.safetensors"
 # All files in these folders must be listed in gptx.json: a graph can name any file beside it as its

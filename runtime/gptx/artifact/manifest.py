@@ -13,7 +13,7 @@ from typing import Any
 
 from gptx.artifact.folders import MANIFEST, kind_of, not_plain
 from gptx.artifact.json_files import read_json
-from gptx.artifact.layout import CUDA, DECODE, GRAPH, MANIFEST_MOST, SECOND_GRAPHS
+from gptx.artifact.layout import CUDA, DECODE, GRAPH, MANIFEST_MOST, SECOND_GRAPHS, STEP
 from gptx.artifact.listed_files import file_problem, loadable_files
 from gptx.artifact.manifest_fields import field_problems
 from gptx.errors import ArtifactError, first_of
@@ -92,6 +92,11 @@ class Manifest:
     def cuda(self) -> Path | None:
         """The graph for CUDA; None if the artifact has none."""
         return self.path / CUDA if self.raw.get("cuda") else None
+
+    @property
+    def step(self) -> Path | None:
+        """The graph of native operators, for the CPU; None if the artifact has none."""
+        return self.path / STEP if self.raw.get("step") else None
 
     @property
     def certificate(self) -> dict[str, Any]:

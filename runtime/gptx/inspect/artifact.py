@@ -7,7 +7,7 @@ from typing import Any
 
 from gptx.artifact.folders import is_plain
 from gptx.artifact.json_files import read_json
-from gptx.artifact.layout import CUDA, DECODE
+from gptx.artifact.layout import CUDA, DECODE, STEP
 from gptx.artifact.manifest import Manifest, Tokens, read_manifest
 from gptx.artifact.uses import use_command
 from gptx.errors import ArtifactError
@@ -103,6 +103,8 @@ def _graph_rows(manifest: Manifest) -> Rows:
     rows = _compiled_rows(manifest.raw.get("compiled"))
     if manifest.decode:
         rows.append(("decode graph", f"{DECODE}, for steps of a single row on a CPU"))
+    if manifest.step:
+        rows.append(("step graph", f"{STEP}, for gptx's native operators on a CPU"))
     if manifest.cuda:
         rows.append(("cuda graph", f"{CUDA}, to be proved by gptx verify --device cuda"))
     return rows

@@ -1,10 +1,11 @@
 """Open the KV cache of a session: one class for each cache form and device.
 
+    NativeCache         the step graph, on native operators
     SharedBufferCache   graphs that write into a buffer (cache forms shared, scatter), on the CPU
     CudaCache           the same graphs on CUDA
     ConcatCache         graphs that return a longer copy of the cache (form growing), on any device
 
-A cache runs the graph, too: token ids in, logits out. All three have these methods:
+A cache runs the graph, too: token ids in, logits out. All of them have these methods:
 
     .decode(tokens, lengths)       run one new token of each row; None for a row that is idle
     .prefill(new, lengths, outs)   run several new tokens of some rows. new: row -> token ids (n,);
@@ -26,11 +27,12 @@ from __future__ import annotations
 from gptx.kv_cache.concat import ConcatCache
 from gptx.kv_cache.cuda import CudaCache
 from gptx.kv_cache.memory_limit import check_memory, no_memory
+from gptx.kv_cache.native import NativeCache
 from gptx.kv_cache.shared_buffer import SharedBufferCache
 from gptx.ort.device import CUDA
 from gptx.ort.graph import OnnxGraph
 
-Cache = SharedBufferCache | CudaCache | ConcatCache
+Cache = NativeCache | SharedBufferCache | CudaCache | ConcatCache
 
 
 def open_cache(graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None = None) -> Cache:
@@ -48,6 +50,8 @@ def open_cache(graph: OnnxGraph, batch_size: int, *, limit: int, size: int | Non
 
 
 def _open(graph: OnnxGraph, batch_size: int, limit: int, size: int | None) -> Cache:
+    if graph.kernels:
+        return NativeCache(graph, batch_size, limit=limit, size=size)
     if graph.manifest.cache == "growing":
         return ConcatCache(graph, batch_size)
     if graph.provider == CUDA:

@@ -15,15 +15,19 @@ from gptx.errors import ArtifactError, first_of
 LOGITS_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 CACHE_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 MOST_NAMES = 4  # in one message: a graph of another tool may lack dozens
-INTEGER_INPUTS = ("input_ids", "attention_mask", "position_ids")
+STEP_INPUTS = ("input_ids", "row_ids", "position_ids", "row_starts", "logits_at")
+INTEGER_INPUTS = ("attention_mask", *STEP_INPUTS)
 
 
-def check_graph(manifest: Manifest, session: Any, file: Path) -> None:
-    """Raise ArtifactError if the session's graph differs from gptx.json; name all differences."""
+def check_graph(manifest: Manifest, session: Any, file: Path, *, native: bool = False) -> None:
+    """Raise ArtifactError if the session's graph differs from gptx.json; name all differences.
+
+    native: the graph is the artifact's step graph.
+    """
     inputs = {node.name: node for node in session.get_inputs()}
     outputs = {node.name: node for node in session.get_outputs()}
     problems = [
-        *_name_problems(manifest.model, set(inputs), set(outputs)),
+        *_name_problems(manifest.model, set(inputs), set(outputs), native),
         *_cache_problems(manifest, inputs),
         *_type_problems({**inputs, **outputs}),
         *_logits_problems(manifest.model, outputs.get("logits")),
@@ -37,8 +41,11 @@ def cache_names(start: str, n_layer: int) -> list[str]:
     return [f"{start}.{layer}.{part}" for layer in range(n_layer) for part in ("key", "value")]
 
 
-def _name_problems(shape: Shape, inputs: set[str], outputs: set[str]) -> Iterator[str]:
-    needed = {"input_ids", "attention_mask", *cache_names("past_key_values", shape.n_layer)}
+def _name_problems(
+    shape: Shape, inputs: set[str], outputs: set[str], native: bool
+) -> Iterator[str]:
+    own = STEP_INPUTS if native else ("input_ids", "attention_mask")
+    needed = {*own, *cache_names("past_key_values", shape.n_layer)}
     results = {"logits", *cache_names("present", shape.n_layer)}
     for text, names in (
         ("inputs are missing", needed - inputs),

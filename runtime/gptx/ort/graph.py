@@ -46,6 +46,7 @@ class OnnxGraph:
     cache_dtype: np.dtype
     huge_pages: HugePages  # moves the weights into huge pages after some runs
     device_lock: AbstractContextManager[Any]  # held while the device is used; see cuda.device_lock
+    kernels: str | None  # of native operators, if `session` is the step graph's; see ort/native.py
     captures: bool  # runs are captured as CUDA graphs, each under an id from graph_ids
     graph_ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     buffer_pool: BufferPool = field(
@@ -99,7 +100,7 @@ def open_graph(
     check_device(device, threads)
     opened = open_sessions(manifest, device, threads, adjust_memory=adjust_memory)
     session = opened.session
-    check_graph(manifest, session, opened.file)
+    check_graph(manifest, session, opened.file, native=opened.kernels is not None)
     if opened.decode and _signature(opened.decode) != _signature(session):
         raise ArtifactError(
             f"{opened.decode_file} has other inputs or outputs than {opened.file}: "
@@ -119,6 +120,7 @@ def open_graph(
         cache_dtype=np.dtype(manifest.cache_dtype),
         huge_pages=opened.huge_pages,
         device_lock=device_lock(opened.provider),
+        kernels=opened.kernels,
         captures=captures(session),
     )
 

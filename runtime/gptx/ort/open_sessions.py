@@ -18,8 +18,10 @@ from gptx.ort import compiled
 from gptx.ort.cuda import open_on_cuda
 from gptx.ort.device import CPU, CUDA, tries_cuda
 from gptx.ort.library import first_line, library_folder, onnxruntime
-from gptx.ort.sessions import open_on_cpu
+from gptx.ort.native import choose_kernels
+from gptx.ort.sessions import open_native, open_on_cpu
 from gptx.progress import note
+from gptx.system.cpu import cpu_cores
 from gptx.system.huge_pages import HugePages
 from gptx.system.trim_memory import trim_memory
 
@@ -41,6 +43,7 @@ class OpenedSessions:
     huge_pages: HugePages
     decode: Any | None = None  # a second session, for runs of a single row
     decode_file: Path | None = None
+    kernels: str | None = None  # the native kernels of `session`, if it is the step graph's
 
 
 def open_sessions(
@@ -80,6 +83,9 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
     if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
         # So that memory that imports and the tokenizer no longer need does not add to the peak.
         trim_memory(library_folder())
+    if step := _open_step(manifest, threads):
+        _register(manifest, step.session, adjust_memory)
+        return step
     fits = _compiled_fits(manifest)
     # The decode graph comes first: ORT needs extra memory to rearrange its weights, and that memory
     # is free again when the main graph is opened.
@@ -87,6 +93,23 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
     session, file = _open_main(manifest, fits, threads, adjust_memory)
     huge_pages.end()
     return OpenedSessions(session, CPU, file, huge_pages, decode, decode_file)
+
+
+def _open_step(manifest: Manifest, threads: int | None) -> OpenedSessions | None:
+    """The session of the step graph; None if the artifact or this machine cannot have one."""
+    if manifest.step is None:
+        return None
+    kernels = choose_kernels(threads or cpu_cores())
+    if kernels is None:
+        return None
+    try:
+        session = open_native(manifest.step)
+    except ProviderError:
+        raise
+    except Exception as error:  # ORT's; its classes have no common base
+        raise _cannot_open(manifest.step, error) from error
+    # The kernels hold the weights in huge pages of their own.
+    return OpenedSessions(session, CPU, manifest.step, HugePages(enabled=False), kernels=kernels)
 
 
 def _open_main(

@@ -11,6 +11,7 @@ from typing import Any
 
 from gptx.errors import ProviderError
 from gptx.install import pip_command
+from gptx.ort import native
 from gptx.ort.device import CPU
 from gptx.ort.library import installed_extra, onnxruntime, version_of
 from gptx.system.cpu import cpu_features, int8_saturates
@@ -28,6 +29,17 @@ def open_on_cpu(graph: Path, threads: int | None) -> Any:
     """
     ort = onnxruntime()
     return open_session(ort, graph, session_options(ort, threads))
+
+
+def open_native(graph: Path) -> Any:
+    """The InferenceSession of a graph of native operators, with the kernels chosen last.
+
+    ONNX Runtime gets one thread: the operators have a thread pool of their own.
+    """
+    ort = onnxruntime()
+    options = session_options(ort, 1)
+    native.register(options)
+    return open_session(ort, graph, options)
 
 
 def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] = (CPU,)) -> Any:

@@ -1,0 +1,269 @@
+"""Build the step graph: a GPT of gptx's native operators over packed tokens (onnx/step.onnx).
+
+In: the module that was traced for model.onnx (see graph_layers), so that weights have the same
+names and bytes. The graph holds no operator of ONNX Runtime that adds, multiplies or calls exp. It
+is written node by node, as native operators cannot be traced.
+
+Inputs: input_ids, row_ids and position_ids (T,) of the tokens; row_starts (R,), the first position
+that a row's tokens see; logits_at (L,), the tokens whose logits are computed; the cache of R rows.
+Outputs: logits (L, vocab_size), and the cache, which is written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir import tensor_adapters
+from torch import Tensor, nn
+
+from gpt_export.graph.build import cache_names, save_beside
+from gpt_export.graph.layers import (
+    BlockEmbedding,
+    BlockProduct,
+    ChannelProduct,
+    Head,
+    Product,
+    StackedEmbedding,
+    StackedProduct,
+)
+from gpt_export.quantization.rotate import Masked, Turned
+from gptx.artifact.layout import STEP
+from gptx.errors import UsageError
+from gptx_models.gpt.model import GPT, Attention, Norm
+
+DOMAIN, VERSION = "gptx", 1
+# The numbers of kernels.h
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu": 4}
+NORMS = {"rmsnorm": 1, "layernorm": 2}
+KINDS = {"dot": 0, "cosine": 1, "additive": 2}
+LAYOUTS = {"blocks": 0, "channels": 1, "in_out": 2, "out_in": 3}
+TERMS = {8: 1, 16: 2, 32: 0}
+
+
+class NoStepGraph(UsageError):
+    """The native operators have no form for a part of this model; the message names it."""
+
+
+def write_step_graph(gpt: GPT, out: Path) -> None:
+    """Write the step graph of `gpt` to the artifact folder `out`, beside model.onnx.
+
+    Its weights are those of model.onnx. Raises NoStepGraph.
+    """
+    save_beside(build_step_graph(gpt), out / STEP)
+
+
+def build_step_graph(gpt: GPT) -> ir.Model:
+    """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph."""
+    if gpt.dtype != torch.float32:
+        raise NoStepGraph("native operators compute in fp32")
+    graph = _Graph(gpt)
+    config = gpt.config
+    ids, rows, places = (
+        graph.input(name, ["tokens"]) for name in ("input_ids", "row_ids", "position_ids")
+    )
+    starts, wanted = graph.input("row_starts", ["rows"]), graph.input("logits_at", ["logits"])
+    shape = ["rows", config.n_kv_head, "capacity", config.head_dim]
+    past = [graph.cache(name, shape) for name in cache_names(config, "past_key_values")]
+
+    x = graph.embed(gpt.wte, ids)
+    if config.position == "learned":
+        x = graph.embed(gpt.wpe, places, residual=x)
+    elif config.position == "sinusoidal":
+        x = graph.node("Embed", [places, graph.weight(gpt.positions), *[None] * 5, x])
+    present: list[ir.Value] = []
+    for number, block in enumerate(gpt.layers):
+        cache = past[2 * number : 2 * number + 2]
+
+        def attend(layer: Attention, qkv: ir.Value, cache: Sequence[ir.Value] = cache) -> ir.Value:
+            y, *new = graph.attention(layer, [qkv, rows, places, *cache], starts)
+            present.extend(new)
+            return y
+
+        before, behind = (block.norm1, block.norm2) if block.pre_norm else (None, None)
+        y = attend(block.attn, graph.linear(block.attn.qkv, x, norm=before))
+        x = graph.linear(block.attn.out, y, residual=x)
+        if not block.pre_norm:
+            x = graph.normalize(block.norm1, x)
+        y = graph.linear(block.mlp.up, x, norm=behind, activation=block.mlp.activation)
+        x = graph.linear(block.mlp.down, y, residual=x)
+        if not block.pre_norm:
+            x = graph.normalize(block.norm2, x)
+    x = graph.onnx_node("Gather", [x, wanted], axis=0)
+    norm: Norm | None = None
+    if isinstance(gpt.norm, Turned):
+        inner = gpt.norm.norm
+        assert isinstance(inner, Norm)
+        x = graph.linear(gpt.norm.turn, x, norm=inner)
+    elif isinstance(gpt.norm, Norm):
+        norm = gpt.norm
+    logits = graph.linear(gpt.head, x, norm=norm)
+    return graph.model(logits, present, cache_names(config, "present"))
+
+
+class _Graph:
+    """The graph under construction."""
+
+    def __init__(self, gpt: GPT) -> None:
+        self.gpt = gpt
+        self.nodes: list[ir.Node] = []
+        self.inputs: list[ir.Value] = []
+        self.weights: dict[str, ir.Value] = {}
+        # A tied weight has its first name, as in model.onnx.
+        self.names: dict[int, str] = {}
+        tensors = [*gpt.named_parameters(remove_duplicate=False), *gpt.named_buffers()]
+        for name, tensor in tensors:
+            self.names.setdefault(id(tensor), name)
+
+    def input(self, name: str, shape: Sequence[str | int]) -> ir.Value:
+        return self._input(name, shape, ir.DataType.INT64)
+
+    def cache(self, name: str, shape: Sequence[str | int]) -> ir.Value:
+        return self._input(name, shape, ir.DataType.FLOAT)
+
+    def _input(self, name: str, shape: Sequence[str | int], kind: ir.DataType) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(list(shape)), type=ir.TensorType(kind))
+        self.inputs.append(value)
+        return value
+
+    def weight(self, tensor: Tensor | None) -> ir.Value | None:
+        """The initializer of a parameter or buffer of the module."""
+        if tensor is None:
+            return None
+        name = self.names[id(tensor)]
+        if name not in self.weights:
+            stored = tensor_adapters.TorchTensor(tensor.detach(), name=name)
+            value = ir.Value(name=name, shape=ir.Shape(stored.shape), const_value=stored)
+            value.type = ir.TensorType(stored.dtype)
+            self.weights[name] = value
+        return self.weights[name]
+
+    def node(self, op: str, inputs: Sequence[ir.Value | None], n: int = 1, **values: Any) -> Any:
+        """A native operator; returns its output, or the list of `n` outputs."""
+        inputs = list(inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        made = ir.node(op, inputs, attributes=values, domain=DOMAIN, num_outputs=n)
+        self._add(made)
+        return made.outputs[0] if n == 1 else list(made.outputs)
+
+    def onnx_node(self, op: str, inputs: Sequence[ir.Value | None], **values: Any) -> ir.Value:
+        made = ir.node(op, list(inputs), attributes=values)
+        self._add(made)
+        return made.outputs[0]
+
+    def _add(self, node: ir.Node) -> None:
+        for output in node.outputs:
+            output.name = f"v{len(self.nodes)}_{output.index()}"
+        node.name = f"{node.op_type}_{len(self.nodes)}"
+        self.nodes.append(node)
+
+    def embed(self, table: nn.Module, ids: ir.Value, residual: ir.Value | None = None) -> ir.Value:
+        """Rows of `table`, plus `residual`."""
+        mask = None
+        if isinstance(table, Masked):
+            table, mask = table.inner, table.mask
+        parts = [table.common, table.rare] if isinstance(table, StackedEmbedding) else [table]
+        inputs: list[ir.Value | None] = []
+        block = 0
+        for part in parts:
+            if isinstance(part, BlockEmbedding):
+                block = block or part.block
+                tensors = (part.weight, part.scales, part.scale_steps)
+            else:
+                assert isinstance(part, nn.Embedding)
+                tensors = (part.weight, None, None)
+            inputs += [self.weight(tensor) for tensor in tensors]
+        inputs += [None] * (6 - len(inputs))
+        return self.node("Embed", [ids, *inputs, residual, self.weight(mask)], block=block)
+
+    def normalize(self, norm: Norm, x: ir.Value) -> ir.Value:
+        inputs = [x, self.weight(norm.weight), self.weight(norm.bias)]
+        return self.node("Normalize", inputs, norm=NORMS[norm.kind], epsilon=float(norm.eps))
+
+    def attention(self, layer: Attention, inputs: list[ir.Value], starts: ir.Value) -> Any:
+        """Attention's output, and the new keys and values."""
+        config, gpt = layer.config, self.gpt
+        rope = config.position == "rope"
+        more = [
+            self.weight(gpt.rope_cos if rope else None),
+            self.weight(gpt.rope_sin if rope else None),
+            self.weight(layer.score),
+            starts,
+        ]
+        return self.node(
+            "Attention",
+            [*inputs, *more],
+            3,
+            n_head=config.n_head,
+            n_kv_head=config.n_kv_head,
+            window=layer.window or 0,
+            kind=KINDS[layer.kind],
+        )
+
+    def linear(
+        self,
+        layer: nn.Module,
+        x: ir.Value,
+        *,
+        norm: Norm | None = None,
+        activation: str = "none",
+        residual: ir.Value | None = None,
+    ) -> ir.Value:
+        """activated(norm(x) W^T + bias) + residual."""
+        if isinstance(layer, StackedProduct):
+            parts = [self.linear(part, x, norm=norm) for part in layer.parts]
+            return self.onnx_node("Concat", parts, axis=-1)
+        steps = zeros = scales = None
+        bias = layer.bias
+        if isinstance(layer, BlockProduct):
+            n_in, terms = layer.n_in, TERMS[layer.activation_bits]
+            scales, steps, zeros = layer.scales, layer.scale_steps, layer.zeros
+            layout, bits, block = "blocks", layer.bits, layer.block
+        elif isinstance(layer, ChannelProduct):
+            n_in, terms = layer.weight.shape[0], TERMS[layer.activation_bits]
+            layout, bits, block, scales = "channels", 8, 0, layer.scales
+        elif isinstance(layer, Product | Head):
+            outward = isinstance(layer, Head) and not layer.transposed
+            n_in = layer.weight.shape[1 if outward else 0]
+            layout, bits, block, terms = "out_in" if outward else "in_out", 32, 0, 0
+        else:
+            raise NoStepGraph(f"native operators have no {type(layer).__name__}")
+        tensors = [layer.weight, scales, steps, zeros, bias]
+        weights = [self.weight(tensor) for tensor in tensors]
+        gain = [self.weight(norm.weight), self.weight(norm.bias)] if norm else [None, None]
+        return self.node(
+            "Linear",
+            [x, *weights, residual, *gain],
+            layout=LAYOUTS[layout],
+            bits=bits,
+            block=block,
+            n_in=n_in,
+            terms=terms,
+            norm=NORMS[norm.kind] if norm else 0,
+            epsilon=float(norm.eps) if norm else 0.0,
+            activation=ACTIVATIONS[activation],
+            gated=int(activation == "swiglu"),
+        )
+
+    def model(self, logits: ir.Value, present: list[ir.Value], names: list[str]) -> ir.Model:
+        logits.name = "logits"
+        for value, name in zip(present, names):
+            value.name = name
+        for value in (logits, *present):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        logits.shape = ir.Shape(["logits", self.gpt.config.n_class or self.gpt.config.vocab_size])
+        for value, before in zip(present, self.inputs[-len(present) :]):
+            value.shape = before.shape
+        graph = ir.Graph(
+            self.inputs,
+            [logits, *present],
+            nodes=self.nodes,
+            initializers=list(self.weights.values()),
+            opset_imports={"": 21, DOMAIN: VERSION},
+            name="step",
+        )
+        return ir.Model(graph, ir_version=10)

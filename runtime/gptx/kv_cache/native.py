@@ -1,0 +1,179 @@
+"""The KV cache of the step graph, whose native operators run packed tokens of several rows.
+
+open.py explains the methods. B: rows, G: key-value heads, D: head size, V: logits of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gptx.kv_cache.memory_limit import check_memory, no_memory
+from gptx.kv_cache.shared_buffer import Buffer, capacity_for
+from gptx.ort.graph import OnnxGraph
+
+GROUP = 16  # positions of keys that lie together in a buffer; its capacity is a multiple
+MOST_LOGITS = 64 << 20  # bytes of logits that a run computes at most, if all are wanted
+
+
+class NativeCache:
+    """One buffer (B, G, capacity, D) for the keys of each layer, and one for its values.
+
+    The graph writes new tokens into the buffers in place. Within a head, keys are stored in groups
+    of 16 positions, (capacity / 16, D, 16).
+
+    A token's logits do not depend on the other tokens of a run, so rows run together or apart.
+    """
+
+    def __init__(self, graph: OnnxGraph, batch_size: int, *, limit: int, size: int | None) -> None:
+        model = graph.manifest.model
+        self._graph, self._limit = graph, limit
+        self._binding = graph.session.io_binding()
+        self.logits = np.zeros((batch_size, 1, model.n_logits), np.float32)
+        self._starts = np.zeros(batch_size, np.int64)
+        # For decode steps of one row: its number, 0 while other inputs are bound
+        self._bound: int | None = None
+        self._step = {name: np.zeros(1, np.int64) for name in ("input_ids", "position_ids")}
+        self.capacity = 0
+        self._buffers: list[Buffer] = []
+        self._reserve(size or 1, 0)
+
+    def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
+        """Run the rows that have a token in one run. Their logits are then in `logits[row, 0]`."""
+        rows = [row for row, token in enumerate(tokens) if token is not None]
+        if len(rows) > 1:
+            new = {row: np.array([tokens[row]], np.int64) for row in rows}
+            return self.prefill(new, lengths)
+        (row,) = rows
+        self._reserve(lengths[row] + 1, max(lengths))
+        if self._bound != row:
+            self._bind_step(row)
+        self._step["input_ids"][0] = tokens[row] or 0
+        self._step["position_ids"][0] = lengths[row]
+        self._run()
+
+    def prefill(
+        self,
+        new: Mapping[int, np.ndarray],
+        lengths: Sequence[int],
+        outs: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
+        """Run the new tokens of some rows, at most prefill_chunk tokens at a time.
+
+        The logits after a row's last token are then in `logits[row, 0]`. With `outs`, the logits
+        after each of the n new tokens are written to outs[row] (n, V) instead.
+        """
+        self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
+        self._bound = None
+        ids = np.concatenate(list(new.values()))
+        counts = [len(one) for one in new.values()]
+        rows = np.repeat(np.fromiter(new, np.int64), counts)
+        places = np.concatenate([lengths[row] + np.arange(n) for row, n in zip(new, counts)])
+        ends = np.cumsum(counts)
+        logits = np.concatenate([outs[row] for row in new]) if outs else None
+        chunk = self._chunk(outs is not None)
+        for start in range(0, len(ids), chunk):
+            part = slice(start, min(start + chunk, len(ids)))
+            if logits is not None:
+                self._run_tokens(
+                    ids[part],
+                    rows[part],
+                    places[part],
+                    np.arange(part.stop - part.start),
+                    logits[part],
+                )
+                continue
+            wanted = ends[(ends > part.start) & (ends <= part.stop)] - 1
+            out = np.empty((len(wanted), self.logits.shape[2]), np.float32)
+            self._run_tokens(ids[part], rows[part], places[part], wanted - part.start, out)
+            self.logits[rows[wanted], 0] = out
+        if outs and logits is not None:
+            for row, last in zip(new, ends):
+                outs[row][...] = logits[last - len(outs[row]) : last]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Nothing to do: a query sees the positions up to its own, whatever lies behind them."""
+
+    def skip(self, n: int) -> None:
+        """Let the tokens of the first row see no position below `n`."""
+        self._reserve(n, 0)
+        self._starts[0] = n
+
+    def _chunk(self, all_logits: bool) -> int:
+        size = self._graph.manifest.prefill_chunk
+        if not all_logits:
+            return size
+        return max(1, min(size, MOST_LOGITS // (4 * self.logits.shape[2])))
+
+    def _reserve(self, length: int, used: int) -> None:
+        """Make room for `length` tokens a row, keeping the first `used` of each row."""
+        if length <= self.capacity:
+            return
+        model, batch_size = self._graph.manifest.model, len(self.logits)
+        check_memory(self._graph, batch_size, length)
+        self._bound = None  # the new buffers must be bound
+        capacity = capacity_for(length, self._limit)
+        before, shape = (
+            (batch_size, model.n_kv_head, _groups(size), model.head_dim)
+            for size in (self.capacity, capacity)
+        )
+        kept = min(_groups(used), before[2])
+        try:
+            while len(self._buffers) < 2 * model.n_layer:
+                self._buffers.append(Buffer(shape, np.dtype(np.float32)))
+            for buffer in self._buffers:
+                buffer.grow(shape, kept)
+        except BaseException as error:  # no memory, or Ctrl-C
+            for buffer in self._buffers:
+                buffer.shrink(before, kept)
+            if isinstance(error, MemoryError):
+                raise no_memory(self._graph, batch_size, capacity) from error
+            raise
+        self.capacity = capacity
+
+    def _bind_step(self, row: int) -> None:
+        """Bind the inputs of decode steps of one row, whose arrays then change in place."""
+        self._bound = None
+        one = np.array([row], np.int64)
+        self._bind(self._step["input_ids"], one, self._step["position_ids"], np.zeros(1, np.int64))
+        self._bind_logits(self.logits[row])
+        self._bound = row
+
+    def _run_tokens(
+        self,
+        ids: np.ndarray,
+        rows: np.ndarray,
+        places: np.ndarray,
+        wanted: np.ndarray,
+        logits: np.ndarray,
+    ) -> None:
+        """Run tokens (T,); write the logits of the L tokens `wanted` to `logits` (L, V)."""
+        self._bind(ids, rows, places, wanted)
+        self._bind_logits(logits)
+        self._run()
+
+    def _bind(self, *arrays: np.ndarray) -> None:
+        names = ("input_ids", "row_ids", "position_ids", "logits_at", "row_starts")
+        self._inputs = [np.ascontiguousarray(array) for array in (*arrays, self._starts)]
+        for name, array in zip(names, self._inputs):
+            self._binding.bind_cpu_input(name, array)
+        graph = self._graph
+        for past, present, buffer in zip(graph.past_names, graph.present_names, self._buffers):
+            pointer, shape = buffer.rows(0, len(self.logits))
+            self._binding.bind_input(past, "cpu", 0, np.float32, shape, pointer)
+            self._binding.bind_output(present, "cpu", 0, np.float32, shape, pointer)
+
+    def _bind_logits(self, array: np.ndarray) -> None:
+        self._binding.bind_output("logits", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def _run(self) -> None:
+        try:
+            self._graph.session.run_with_iobinding(self._binding, None)
+        except Exception as error:
+            raise self._graph.run_error(error) from error
+
+
+def _groups(length: int) -> int:
+    """`length` rounded up to whole groups of keys."""
+    return -(-length // GROUP) * GROUP

@@ -1,0 +1,66 @@
+"""gptx's native operators for ONNX Runtime: find their library, choose kernels, register them.
+
+runtime/kernels holds the sources, and kernels/build.py builds the library into this folder. Without
+the library, artifacts run on ONNX Runtime's own operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gptx.errors import UsageError
+
+VARIABLE = "GPTX_KERNELS"  # names the kernels to use; "none": ONNX Runtime's operators
+NAMES = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "plain")
+
+
+@cache
+def library() -> Path | None:
+    """The library's file; None if it was not built."""
+    ending = {"win32": "gptx_kernels.dll", "darwin": "libgptx_kernels.dylib"}
+    file = Path(__file__).with_name(ending.get(sys.platform, "libgptx_kernels.so"))
+    return file if file.exists() else None
+
+
+def choose_kernels(threads: int) -> str | None:
+    """Choose the kernels of the sessions that are opened next; returns their name.
+
+    None: there is no library, or GPTX_KERNELS is "none". threads: the most that a session's
+    operators use. Only one thread at a time may choose kernels and open sessions.
+
+    Raises UsageError if GPTX_KERNELS names no kernels, or kernels that this processor or the
+    library does not have.
+    """
+    asked = os.environ.get(VARIABLE) or None
+    if asked == "none":
+        return None
+    if asked is not None and asked not in NAMES:
+        raise UsageError(f"{VARIABLE}={asked}: expected none or one of {', '.join(NAMES)}")
+    if library() is None:
+        if asked is None:
+            return None
+        raise UsageError(
+            f"{VARIABLE}={asked}: the library of native operators is not built:"
+            " run runtime/kernels/build.py in a clone"
+        )
+    found = _choose()(asked.encode() if asked else None, threads)
+    if found is None:
+        raise UsageError(f"{VARIABLE}={asked}: this processor does not have them")
+    return found.decode()
+
+
+@cache
+def _choose() -> Any:
+    function = ctypes.CDLL(str(library())).gptx_choose
+    function.argtypes, function.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_char_p
+    return function
+
+
+def register(options: Any) -> None:
+    """Let sessions with these options use native operators."""
+    options.register_custom_ops_library(str(library()))

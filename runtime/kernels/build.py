@@ -1,0 +1,115 @@
+"""Build gptx's operators for ONNX Runtime: `python runtime/kernels/build.py [OUT]`.
+
+Compiles each file here with GCC, Clang or, if neither is there, the compiler of the package
+ziglang, and links a library without the C++ standard library. `--target` builds for another
+machine with ziglang: x86_64-linux-gnu.2.28, aarch64-linux-gnu.2.28, x86_64-macos,
+aarch64-macos, x86_64-windows-gnu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMON = ["choose", "memory", "operators", "pack", "pool", "kernels_plain"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+# The files of each kind of processor, with the flags of their instruction sets.
+X86 = {
+    "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512": AVX512,
+    "kernels_avx512vnni": [*AVX512, "-mavx512vnni"],
+}
+ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
+# Results must not depend on the compiler: no fused multiply-adds but those that are written.
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
+FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-math-errno", "-Wextra"]
+FLAGS += ["-Wno-missing-field-initializers"]
+
+
+def library_name(target: str | None = None) -> str:
+    """The library's file name on this system, or for a --target."""
+    system = target or platform.system().lower()
+    if "windows" in system:
+        return "gptx_kernels.dll"
+    apple = "macos" in system or "darwin" in system
+    return "libgptx_kernels.dylib" if apple else "libgptx_kernels.so"
+
+
+def compiler() -> list[str] | None:
+    """The command of a C++ compiler; None if there is none."""
+    for name in ("g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    try:
+        import ziglang  # noqa: F401
+    except ModuleNotFoundError:
+        return None
+    return [sys.executable, "-m", "ziglang", "c++"]
+
+
+def build(out: Path, command: list[str], target: str | None = None) -> None:
+    """Write the library to `out`.
+
+    Raises CalledProcessError, with the compiler's words in stderr.
+    """
+    machine = (target or platform.machine()).lower()
+    sets = X86 if machine.startswith(("x86_64", "amd64")) else ARM
+    if not machine.startswith(("x86_64", "amd64", "aarch64", "arm64")):
+        sets = {}
+    aim = ["-target", target] if target else []
+    with tempfile.TemporaryDirectory(prefix="gptx-kernels-") as folder:
+
+        def compile_one(name: str) -> str:
+            made = f"{folder}/{name}.o"
+            flags = [*FLAGS, *sets.get(name, []), *aim]
+            if name == "kernels_plain":
+                flags += ["-O1"]  # the reference: slow in any case, and slow to compile
+            run([*command, *flags, "-c", str(HERE / f"{name}.cpp"), "-o", made])
+            return made
+
+        with ThreadPoolExecutor() as threads:
+            objects = list(threads.map(compile_one, [*COMMON, *sets]))
+        whole = Path(folder) / out.name
+        link = ["-shared", "-nostdlib++"] if "g++" not in command[0] else ["-shared"]
+        system = (target or platform.system()).lower()
+        libraries = [] if "windows" in system else ["-lpthread", "-lm"]
+        libraries += ["-ldl"] if "linux" in system else []
+        linker = ["gcc"] if command[0] == "g++" else command
+        run([*linker, *link, *aim, *objects, "-o", str(whole), *libraries])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(whole, out.with_suffix(".part"))
+        out.with_suffix(".part").replace(out)
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", nargs="?", type=Path)
+    parser.add_argument("--target")
+    given = parser.parse_args()
+    name = library_name(given.target)
+    out = given.out or HERE.parent / "gptx" / "ort" / name
+    command = compiler()
+    if given.target:
+        command = [sys.executable, "-m", "ziglang", "c++"]
+    if command is None:
+        sys.exit("no C++ compiler: install gcc, clang or `pip install ziglang`")
+    try:
+        build(out, command, given.target)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.stderr)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+// The kernels with avx512. Internal linkage: the linker must not merge them with another set's.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#define GPTX_NAME "avx512"
+namespace {
+#include "lanes_avx512.h"
+#include "table.h"
+}  // namespace
+extern const Kernels* const gptx_kernels_avx512;
+const Kernels* const gptx_kernels_avx512 = &table;

@@ -1,0 +1,10 @@
+// The kernels with plain. Internal linkage: the linker must not merge them with another set's.
+#include "kernels.h"
+
+#define GPTX_NAME "plain"
+namespace {
+#include "lanes_plain.h"
+#include "table.h"
+}  // namespace
+extern const Kernels* const gptx_kernels_plain;
+const Kernels* const gptx_kernels_plain = &table;

@@ -1,0 +1,68 @@
+// Sixteen lanes as four registers of NEON, with dot products where the compiler may use them.
+#pragma once
+
+struct F { float32x4_t v[4]; };
+struct I { int32x4_t v[4]; };
+struct Bytes { int8x16_t v[4]; };
+
+#define EACH for (int i = 0; i < 4; i++)
+static inline F load(const float* p) { F r; EACH r.v[i] = vld1q_f32(p + 4 * i); return r; }
+static inline void store(float* p, F x) { EACH vst1q_f32(p + 4 * i, x.v[i]); }
+static inline F all(float x) { F r; EACH r.v[i] = vdupq_n_f32(x); return r; }
+static inline F operator+(F x, F y) { EACH x.v[i] = vaddq_f32(x.v[i], y.v[i]); return x; }
+static inline F operator-(F x, F y) { EACH x.v[i] = vsubq_f32(x.v[i], y.v[i]); return x; }
+static inline F operator*(F x, F y) { EACH x.v[i] = vmulq_f32(x.v[i], y.v[i]); return x; }
+static inline F operator/(F x, F y) { EACH x.v[i] = vdivq_f32(x.v[i], y.v[i]); return x; }
+static inline F fma(F x, F y, F z) { EACH z.v[i] = vfmaq_f32(z.v[i], x.v[i], y.v[i]); return z; }
+// vmaxq and vminq differ from x86 for NaN and -0.
+static inline F max(F x, F y) { EACH x.v[i] = vbslq_f32(vcgtq_f32(x.v[i], y.v[i]), x.v[i], y.v[i]); return x; }
+static inline F min(F x, F y) { EACH x.v[i] = vbslq_f32(vcltq_f32(x.v[i], y.v[i]), x.v[i], y.v[i]); return x; }
+static inline F abs(F x) { EACH x.v[i] = vabsq_f32(x.v[i]); return x; }
+static inline F less(F x, F y, F yes, F no) {
+  EACH no.v[i] = vbslq_f32(vcltq_f32(x.v[i], y.v[i]), yes.v[i], no.v[i]);
+  return no;
+}
+static inline F whole(F x) { EACH x.v[i] = vrndnq_f32(x.v[i]); return x; }
+static inline I to_int(F x) { I r; EACH r.v[i] = vcvtnq_s32_f32(x.v[i]); return r; }
+static inline F to_float(I x) { F r; EACH r.v[i] = vcvtq_f32_s32(x.v[i]); return r; }
+static inline F power_of_2(I n) {
+  F r;
+  EACH r.v[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23));
+  return r;
+}
+static inline I all(int32_t x) { I r; EACH r.v[i] = vdupq_n_s32(x); return r; }
+static inline I operator+(I x, I y) { EACH x.v[i] = vaddq_s32(x.v[i], y.v[i]); return x; }
+static inline I operator-(I x, I y) { EACH x.v[i] = vsubq_s32(x.v[i], y.v[i]); return x; }
+static inline I operator*(I x, I y) { EACH x.v[i] = vmulq_s32(x.v[i], y.v[i]); return x; }
+static inline I load_bytes(const uint8_t* p) {
+  uint8x16_t b = vld1q_u8(p);
+  uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_u8(vget_high_u8(b));
+  return {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+           vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+}
+static inline Bytes load_levels(const int8_t* p) { Bytes r; EACH r.v[i] = vld1q_s8(p + 16 * i); return r; }
+static inline Bytes low_halves(Bytes w) { EACH w.v[i] = vandq_s8(w.v[i], vdupq_n_s8(15)); return w; }
+static inline Bytes high_halves(Bytes w) {
+  EACH w.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(w.v[i]), 4));
+  return w;
+}
+static inline I pick(Bytes w, int byte) {
+  I r;
+  EACH r.v[i] = vshrq_n_s32(vshlq_s32(vreinterpretq_s32_s8(w.v[i]), vdupq_n_s32(24 - 8 * byte)), 24);
+  return r;
+}
+static inline I dot(I acc, Bytes w, int32_t four) {
+  int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four));
+#ifdef __ARM_FEATURE_DOTPROD
+  EACH acc.v[i] = vdotq_s32(acc.v[i], w.v[i], a);
+#else
+  EACH {  // two products of at most 128 * 127 fit into 16 bits
+    int16x8_t low = vmull_s8(vget_low_s8(w.v[i]), vget_low_s8(a));
+    int16x8_t high = vmull_s8(vget_high_s8(w.v[i]), vget_high_s8(a));
+    acc.v[i] = vpadalq_s16(acc.v[i], vpaddq_s16(low, high));
+  }
+#endif
+  return acc;
+}
+static inline I dot_small(I acc, Bytes w, int32_t four) { return dot(acc, w, four); }
+#undef EACH

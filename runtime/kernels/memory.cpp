@@ -1,0 +1,76 @@
+#include "memory.h"
+
+#if defined(_WIN32)
+#include <windows.h>
+static void* map(int64_t bytes) { return VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
+static void unmap(void* start, int64_t) { VirtualFree(start, 0, MEM_RELEASE); }
+#else
+#include <sys/mman.h>
+static void* map(int64_t bytes) {
+  void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return start == MAP_FAILED ? nullptr : start;
+}
+static void unmap(void* start, int64_t bytes) { munmap(start, bytes); }
+#endif
+#include <stdlib.h>
+
+// Weights of a model are packed one after the other, so several share a piece. The last one to be
+// released frees it. Sessions are opened one at a time, but may be freed at any time.
+struct Piece {
+  char *start, *aligned;
+  int64_t bytes, used;
+  int64_t owners;  // weights in it, and 1 while it is the current piece
+};
+
+static const int64_t PAGE = 2 << 20, USUAL = 32 << 20;
+static Piece* current;
+static int lock;
+
+static void drop(Piece* piece) {
+  if (--piece->owners) return;
+  unmap(piece->start, piece->bytes);
+  free(piece);
+}
+
+static Piece* new_piece(int64_t bytes) {
+  Piece* piece = (Piece*)calloc(1, sizeof(Piece));
+  if (!piece) return nullptr;
+  piece->bytes = most(USUAL, rounded_up(bytes, PAGE)) + PAGE;
+  piece->start = (char*)map(piece->bytes);
+  if (!piece->start) {
+    free(piece);
+    return nullptr;
+  }
+  piece->aligned = (char*)rounded_up((int64_t)piece->start, PAGE);
+#ifdef MADV_HUGEPAGE
+  madvise(piece->aligned, piece->bytes - PAGE, MADV_HUGEPAGE);
+#endif
+  piece->owners = 1;
+  return piece;
+}
+
+void* take_memory(int64_t bytes, Piece** piece) {
+  while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {}
+  bytes = rounded_up(bytes, 64);
+  if (!current || current->used + bytes > current->bytes - PAGE) {
+    if (current) drop(current);
+    current = new_piece(bytes);
+  }
+  void* at = nullptr;
+  if (current) {
+    at = current->aligned + current->used;
+    current->used += bytes;
+    current->owners++;
+    *piece = current;
+  }
+  __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+  return at;
+}
+
+void release_memory(Piece* piece) {
+  if (!piece) return;
+  while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {}
+  if (piece->owners == 2 && piece == current) current = nullptr, piece->owners = 1;
+  drop(piece);
+  __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+}
