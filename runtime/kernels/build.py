@@ -26,6 +26,7 @@ X86 = {
     "kernels_avx512": AVX512,
     "kernels_avx512vnni": [*AVX512, "-mavx512vnni"],
 }
+ZIG_DOTPROD = "-mcpu=generic+v8_2a+dotprod"  # zig's name of ARM's -march
 ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
 # Results must not depend on the compiler: no fused multiply-adds but those that are written.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
@@ -48,7 +49,7 @@ def compiler() -> list[str] | None:
         if shutil.which(name):
             return [name]
     try:
-        import ziglang  # noqa: F401
+        import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return None
     return [sys.executable, "-m", "ziglang", "c++"]
@@ -69,6 +70,8 @@ def build(out: Path, command: list[str], target: str | None = None) -> None:
         def compile_one(name: str) -> str:
             made = f"{folder}/{name}.o"
             flags = [*FLAGS, *sets.get(name, []), *aim]
+            if "ziglang" in command and name == "kernels_neondot":
+                flags[flags.index("-march=armv8.2-a+dotprod")] = ZIG_DOTPROD
             if name == "kernels_plain":
                 flags += ["-O1"]  # the reference: slow in any case, and slow to compile
             run([*command, *flags, "-c", str(HERE / f"{name}.cpp"), "-o", made])
@@ -93,7 +96,7 @@ def run(command: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", nargs="?", type=Path)
     parser.add_argument("--target")
     given = parser.parse_args()

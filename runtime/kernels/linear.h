@@ -209,7 +209,9 @@ static inline void gated(LinearTask& task, int64_t g, int64_t t0) {
   for (int t = 0; t < T; t++) {
     F first = activated(with_bias(task, gate[0][t], column, n), task.activation);
     F y = first * with_bias(task, up[0][t], outputs + column, n);
-    store_some(task.out + (t0 + t) * outputs + column, y, n);
+    int64_t at = (t0 + t) * outputs + column;
+    if (task.residual) y = y + load_some(task.residual + at, n, 0);
+    store_some(task.out + at, y, n);
   }
 }
 

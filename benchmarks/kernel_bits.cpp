@@ -1,0 +1,130 @@
+// Random cases for the kernels of one instruction set: prints a hash of all results for each
+// hundred cases. kernel_bits.py compares the hashes of several instruction sets and processors.
+//
+//   kernel_bits NAME CASES
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../runtime/kernels/kernels.h"
+#include "../runtime/kernels/pool.h"
+
+static uint64_t state;
+static uint32_t draw() { return (uint32_t)((state = state * 6364136223846793005u + 1442695040888963407u) >> 33); }
+static int64_t below(int64_t n) { return draw() % n; }
+static float number() {  // mostly about 1; sometimes zero, subnormal, tiny or huge
+  float x = ((int32_t)draw() - (1 << 30)) * 9.3e-10f;
+  switch (below(200)) {
+    case 0: return 0.0f;
+    case 1: return -0.0f;
+    case 2: return 1e-41f;
+    case 3: return x * 1e-36f;
+    case 4: return x * 1e3f;
+    default: return x;
+  }
+}
+static float* numbers(int64_t n) {
+  float* p = (float*)malloc(n * sizeof(float) + 64);
+  for (int64_t i = 0; i < n; i++) p[i] = number();
+  return p;
+}
+
+static uint64_t hash;
+static void add(const float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, p + i, 4);
+    if (p[i] != p[i]) bits = 0x7fc00000;  // the bits of NaN are not promised
+    hash = (hash ^ bits) * 1099511628211u;
+  }
+}
+
+static void linear(const Kernels* k) {
+  Weight w = {};
+  int kind = (int)below(3);
+  w.bits = kind == 0 ? 8 : kind == 1 ? 4 : 32;
+  bool gated = below(3) == 0;
+  w.n_out = 2 * (1 + below(40)), w.n_in = 1 + below(160);
+  w.n_groups = gated ? 2 * (rounded_up(w.n_out / 2, 16) / 16) : rounded_up(w.n_out, 16) / 16;
+  w.block = w.bits == 32 || below(4) == 0 ? rounded_up(w.n_in, 16) : (int64_t)16 << below(4);
+  w.n_blocks = rounded_up(w.n_in, w.block) / w.block;
+  int64_t scales = w.n_groups * w.n_blocks * 16, levels = scales * w.block * w.bits / 8;
+  if (w.bits == 32) {
+    w.floats = numbers(w.n_groups * 16 * w.n_in);
+  } else {
+    w.levels = (int8_t*)malloc(levels);
+    for (int64_t i = 0; i < levels; i++) w.levels[i] = (int8_t)draw();
+    w.scales = numbers(scales);
+    if (w.bits == 4 && below(2)) {
+      w.zeros = (uint8_t*)malloc(scales);
+      for (int64_t i = 0; i < scales; i++) w.zeros[i] = (uint8_t)below(16);
+    }
+  }
+  LinearTask t = {};
+  int64_t tokens = 1 + below(14), width = w.n_blocks * w.block;
+  int terms = w.bits == 32 ? 0 : (int)below(3);
+  t.weight = &w, t.n_in = w.n_in, t.gated = gated, t.activation = (int)below(5);
+  t.input = {tokens, width, numbers(tokens * width), terms, (int8_t*)malloc(2 * tokens * width),
+             numbers(2 * tokens * w.n_blocks), (int32_t*)malloc(8 * tokens * w.n_blocks)};
+  t.norm = {(int)below(3), 1e-5f, below(2) ? numbers(w.n_in) : nullptr, below(2) ? numbers(w.n_in) : nullptr};
+  int64_t outputs = gated ? w.n_out / 2 : w.n_out;
+  t.x = numbers(tokens * w.n_in), t.bias = below(2) ? numbers(w.n_out) : nullptr;
+  t.residual = below(2) ? numbers(tokens * outputs) : nullptr;
+  t.out = numbers(tokens * outputs);
+  k->prepare(t, 0, tokens);
+  int64_t groups = gated ? w.n_groups / 2 : w.n_groups, cut = below(groups + 1);
+  k->multiply(t, cut, groups);
+  k->multiply(t, 0, cut);
+  add(t.out, tokens * outputs);
+  free(w.floats), free(w.levels), free(w.scales), free(w.zeros);
+  free(t.input.floats), free(t.input.levels), free(t.input.scales), free(t.input.sums);
+  free((void*)t.norm.gain), free((void*)t.norm.bias), free((void*)t.x), free((void*)t.bias);
+  free((void*)t.residual), free(t.out);
+}
+
+static void attention(const Kernels* k) {
+  AttentionTask t = {};
+  t.n_kv_head = 1 + below(3), t.n_head = t.n_kv_head * (1 + below(9)), t.head_dim = 1 + below(70);
+  t.capacity = 16 * (1 + below(40)), t.kind = (int)below(3), t.window = below(3) ? 0 : 1 + below(300);
+  int64_t n_rows = 1 + below(2), start = below(t.capacity), d = t.head_dim;
+  t.tokens = 1 + below(least(5, t.capacity - start));
+  int64_t *rows = (int64_t*)malloc(8 * t.tokens), *places = (int64_t*)malloc(8 * t.tokens), row = below(n_rows);
+  int64_t starts[2] = {0, 0};
+  starts[row] = below(3) ? 0 : below(start + 1);
+  for (int64_t i = 0; i < t.tokens; i++) rows[i] = row, places[i] = start + i;
+  t.rows = rows, t.places = places, t.starts = starts;
+  t.qkv = numbers(t.tokens * (t.n_head + 2 * t.n_kv_head) * d);
+  if (d > 1 && below(2)) {
+    t.turned = 2 * (1 + below(d / 2));
+    t.cos = numbers(t.capacity * t.turned / 2), t.sin = numbers(t.capacity * t.turned / 2);
+  }
+  t.score = numbers(t.n_head * d);
+  t.keys = numbers(n_rows * t.n_kv_head * t.capacity * d), t.values = numbers(n_rows * t.n_kv_head * t.capacity * d);
+  t.queries = numbers(t.tokens * t.n_head * d), t.out = numbers(t.tokens * t.n_head * d);
+  t.pieces = (start + t.tokens + PIECE - 1) / PIECE;
+  k->place(t, 0, t.tokens);
+  k->attend(t, 0, t.tokens * t.n_kv_head);
+  add(t.out, t.tokens * t.n_head * d);
+  t.partials = numbers(t.tokens * t.n_head * t.pieces * (d + 2));  // and with the pieces apart
+  k->attend(t, 0, t.tokens * t.n_kv_head * t.pieces);
+  k->join(t, 0, t.tokens * t.n_head);
+  uint64_t before = hash;
+  add(t.out, t.tokens * t.n_head * d);
+  (void)before;
+  free(rows), free(places), free((void*)t.qkv), free((void*)t.cos), free((void*)t.sin), free((void*)t.score);
+  free(t.keys), free(t.values), free(t.queries), free(t.out), free(t.partials);
+}
+
+int main(int argc, char** argv) {
+  const Kernels* k = argc > 2 ? find_kernels(argv[1]) : nullptr;
+  if (!k) return puts("this processor lacks them"), 2;
+  set_float_state();
+  for (int64_t n = 0; n < atoi(argv[2]); n++) {
+    state = (uint64_t)n * 977 + 5;
+    draw();
+    linear(k);
+    attention(k);
+    if (n % 100 == 99) printf("%016llx\n", (unsigned long long)hash);
+  }
+  return 0;
+}

@@ -1,0 +1,74 @@
+"""Graphs of native operators for tests: open them with chosen kernels, and run tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from gptx.ort import native
+from gptx.ort.sessions import open_native
+from gptx_models.gpt.config import GPTConfig
+
+needs_library = pytest.mark.skipif(
+    native.library() is None, reason="the library of native operators is not built"
+)
+
+
+def open_with(model: ir.Model | onnx.ModelProto, folder: Path, kernels: str, threads: int) -> Any:
+    """The session of `model` on the kernels of this name; "": the best that this CPU has."""
+    file = folder / "graph.onnx"
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    onnx.save(proto, file)
+    with pytest.MonkeyPatch.context() as patch:
+        if kernels:
+            patch.setenv(native.VARIABLE, kernels)
+        elif os.environ.get(native.VARIABLE) == "none":
+            patch.delenv(native.VARIABLE)
+        assert native.choose_kernels(threads) is not None
+        return open_native(file)
+
+
+def empty_cache(config: GPTConfig, rows: int, capacity: int) -> list[np.ndarray]:
+    """Keys and values of each layer, full of NaN: nothing of it may be read."""
+    shape = (rows, config.n_kv_head, capacity, config.head_dim)
+    return [np.full(shape, np.nan, np.float32) for _ in range(2 * config.n_layer)]
+
+
+def run_tokens(
+    session: Any, cache: list[np.ndarray], tokens: Sequence[int], rows: Any, places: Sequence[int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The logits (T, V) of packed tokens, and the new cache. rows: one for all, or one each."""
+    rows = [rows] * len(tokens) if isinstance(rows, int) else rows
+    feeds = {
+        "input_ids": np.array(tokens, np.int64),
+        "row_ids": np.array(rows, np.int64),
+        "position_ids": np.array(places, np.int64),
+        "row_starts": np.zeros(cache[0].shape[0], np.int64),
+        "logits_at": np.arange(len(tokens)),
+    }
+    names = [node.name for node in session.get_inputs() if node.name.startswith("past")]
+    logits, *new = session.run(None, {**feeds, **dict(zip(names, cache))})
+    return logits, new
+
+
+def linear_graph(weights: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
+    """A graph of one Linear. weights: by input name, of w, scales, steps, zeros, bias, gain."""
+    order = ("w", "scales", "steps", "zeros", "bias", "residual", "gain", "shift")
+    inputs = ["x", *(name if name in weights or name == "residual" else "" for name in order)]
+    node = helper.make_node("Linear", inputs, ["y"], domain="gptx", **attributes)
+    fixed = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    shapes = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in ("x", "residual", "y")
+    ]
+    graph = helper.make_graph([node], "linear", shapes[:2], shapes[2:], fixed)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("gptx", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)

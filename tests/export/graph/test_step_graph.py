@@ -1,0 +1,71 @@
+"""The step graph against PyTorch, and against itself: the same bits however tokens are run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from builders.configurations import config_of, name_of, pairwise, small_presets
+from builders.native_graphs import empty_cache, needs_library, open_with, run_tokens
+from gpt_export.graph.layers import graph_layers
+from gpt_export.graph.step_graph import build_step_graph
+from gpt_export.quantization.recipes import SCHEMES, quantize_weights
+from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
+
+pytestmark = needs_library
+CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
+# ONNX Runtime's operators that move numbers and do not compute with them.
+MOVES = {"Gather", "Concat"}
+
+
+def random_gpt(config: GPTConfig) -> GPT:
+    torch.manual_seed(7)
+    gpt = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter += torch.randn_like(parameter) * 0.1
+    return gpt
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
+    config = CASES[name]
+    gpt, tokens = random_gpt(config), list(range(40, 80))
+    with torch.no_grad():
+        expected = gpt(torch.tensor([tokens]))[0].numpy()
+    session = open_with(build_step_graph(graph_layers(gpt, "growing")), tmp_path, "", 2)
+    found, _ = run_tokens(session, empty_cache(config, 2, 48), tokens, 1, range(40))
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"])
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_changes_a_bit(name: str, scheme: str, tmp_path: Path) -> None:
+    """Neither kernels, threads, pieces nor other rows."""
+    config = CASES[name]
+    gpt = random_gpt(config)
+    made = {}
+    if scheme != "fp32":
+        made = quantize_weights(gpt, SCHEMES[scheme], [list(range(40))]).weights
+    model = build_step_graph(graph_layers(gpt, "growing", made))
+    assert {node.op_type for node in model.graph if node.domain != "gptx"} <= MOVES
+    length = config.n_ctx
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, length).tolist()
+    plain = open_with(model, tmp_path, "plain", 1)
+    expected, _ = run_tokens(plain, empty_cache(config, 1, 64), tokens, 0, range(length))
+    assert np.isfinite(expected).all()
+    best = open_with(model, tmp_path, "", 3)
+    cache, pieces = empty_cache(config, 3, 80), []
+    for start, stop in ((0, 17), (17, 18), (18, 50), (50, length)):
+        # between a row that is fed the same tokens, and a row that is fed one token a time
+        mine = tokens[start:stop]
+        rows = [0] * len(mine) + [1] * len(mine) + [2]
+        places = [*range(start, stop), *range(start, stop), len(pieces)]
+        logits, cache = run_tokens(best, cache, [*mine, *mine, 5], rows, places)
+        assert np.array_equal(logits[: len(mine)], logits[len(mine) : -1])
+        pieces.append(logits[: len(mine)])
+    assert np.array_equal(np.concatenate(pieces).view(np.int32), expected.view(np.int32))

@@ -1,0 +1,187 @@
+"""The native Linear: the same bits whatever else runs, and the right values."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from builders.native_graphs import linear_graph, needs_library, open_with
+
+pytestmark = needs_library
+BLOCKS, CHANNELS, IN_OUT, OUT_IN = range(4)
+ACTIVATIONS = {
+    0: lambda v: v,
+    1: lambda v: np.maximum(v, 0),
+    2: lambda v: v * 0.5 * (1 + np.vectorize(math.erf)(v / math.sqrt(2))),
+    3: lambda v: v * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+    4: lambda v: v / (1 + np.exp(-v)),
+}
+
+
+def weight(
+    rng: np.random.Generator, layout: int, bits: int, n_out: int, n_in: int, block: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The inputs of a random weight, and the matrix (n_out, n_in) that they stand for."""
+    if layout in (IN_OUT, OUT_IN):
+        matrix = rng.standard_normal((n_out, n_in)).astype(np.float32)
+        return {"w": matrix.T.copy() if layout == IN_OUT else matrix}, matrix
+    if layout == CHANNELS:
+        levels = rng.integers(-127, 128, (n_in, n_out)).astype(np.int8)
+        scales = rng.random(n_out).astype(np.float32) / 127
+        return {"w": levels, "scales": scales / 127}, levels.T * scales[:, None]
+    blocks = -(-n_in // block)
+    levels = rng.integers(0, 1 << bits, (n_out, blocks, block)).astype(np.uint8)
+    levels.reshape(n_out, -1)[:, n_in:] = 1 << (bits - 1)
+    scales = rng.random((n_out, blocks)).astype(np.float32) / (1 << bits)
+    zeros = np.full((n_out, blocks), 1 << (bits - 1), np.uint8)
+    made = {"w": levels, "scales": scales}
+    if bits == 4:
+        zeros = rng.integers(0, 16, (n_out, blocks)).astype(np.uint8)
+        padded = np.pad(zeros, ((0, 0), (0, blocks % 2)))
+        made["zeros"] = padded[:, ::2] | padded[:, 1::2] << 4
+        levels.reshape(n_out, -1)[:, n_in:] = np.repeat(zeros, block, 1)[:, n_in:]
+        made["w"] = levels[..., ::2] | levels[..., 1::2] << 4
+    matrix = (levels.astype(np.float32) - zeros[..., None]) * scales[..., None]
+    return made, matrix.reshape(n_out, -1)[:, :n_in]
+
+
+CASE = st.fixed_dictionaries(
+    {
+        "form": st.sampled_from(
+            [(BLOCKS, 8), (BLOCKS, 4), (CHANNELS, 8), (IN_OUT, 32), (OUT_IN, 32)]
+        ),
+        "block": st.sampled_from([16, 32, 64, 128]),
+        "n_out": st.integers(1, 70).map(lambda n: 2 * n),
+        "n_in": st.integers(1, 200),
+        "tokens": st.integers(1, 20),
+        "terms": st.sampled_from([0, 1, 2]),
+        "norm": st.sampled_from([0, 1, 2]),
+        "activation": st.integers(0, 4),
+        "gated": st.booleans(),
+        "odd": st.sampled_from(["", "zeros", "subnormal", "large", "negative zero"]),
+        "seed": st.integers(0, 10**6),
+    }
+)
+
+
+def inputs(case: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any], Any, Any, Any]:
+    """Weights, attributes, x, residual, and the matrix."""
+    rng = np.random.default_rng(case["seed"])
+    layout, bits = case["form"]
+    n_out, n_in, tokens = case["n_out"], case["n_in"], case["tokens"]
+    made, matrix = weight(rng, layout, bits, n_out, n_in, case["block"])
+    made["bias"] = rng.standard_normal(n_out).astype(np.float32)
+    if case["norm"]:
+        made["gain"], made["shift"] = rng.random((2, n_in)).astype(np.float32)
+    x = rng.standard_normal((tokens, n_in)).astype(np.float32)
+    values = {"zeros": 0.0, "subnormal": 1e-40, "large": 1e30, "negative zero": -0.0}
+    if case["odd"]:
+        x[rng.integers(tokens)] = values[case["odd"]]
+    outputs = n_out // 2 if case["gated"] else n_out
+    residual = rng.standard_normal((tokens, outputs)).astype(np.float32)
+    attributes = dict(
+        layout=layout, bits=bits, block=case["block"], n_in=n_in, terms=case["terms"],
+        norm=case["norm"], epsilon=1e-5, activation=case["activation"], gated=int(case["gated"]),
+    )  # fmt: skip
+    return made, attributes, x, residual, matrix
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=CASE)
+def test_nothing_changes_a_bit(case: dict[str, Any], tmp_path: Path) -> None:
+    """Neither the kernels, the threads nor the other tokens."""
+    made, attributes, x, residual, _ = inputs(case)
+    model = linear_graph(made, **attributes)
+    feeds = {"x": x, "residual": residual}
+    plain, best = (open_with(model, tmp_path, name, n) for name, n in (("plain", 1), ("", 3)))
+    (expected,), (found,) = plain.run(None, feeds), best.run(None, feeds)
+    assert np.array_equal(found.view(np.int32), expected.view(np.int32))
+    for token in range(len(x)):
+        alone = {name: array[token : token + 1] for name, array in feeds.items()}
+        (row,) = best.run(None, alone)
+        assert np.array_equal(row[0].view(np.int32), expected[token].view(np.int32))
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=CASE.filter(lambda case: case["odd"] != "large"))
+def test_the_values_are_right(case: dict[str, Any], tmp_path: Path) -> None:
+    """Against float64, within what rounding the activations costs."""
+    made, attributes, x, residual, matrix = inputs(case)
+    best = open_with(linear_graph(made, **attributes), tmp_path, "", 2)
+    (found,) = best.run(None, {"x": x, "residual": residual})
+    wide = x.astype(np.float64)
+    if case["norm"]:
+        if case["norm"] == 2:
+            wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
+        wide = wide * made["gain"] + made["shift"]
+    terms = 0 if attributes["bits"] == 32 else case["terms"]
+    # half a step of each activation, times the weights
+    step = np.abs(wide).max(-1, keepdims=True) / 127 * {0: 0, 1: 0.51, 2: 0.51 / 254}[terms]
+    slack = (step * np.abs(matrix).sum(1)) * 1.2 + 1e-4 * (1 + np.abs(wide) @ np.abs(matrix).T)
+    y = wide @ matrix.T.astype(np.float64) + made["bias"]
+    activation = ACTIVATIONS[case["activation"]]
+    if case["gated"]:
+        half = y.shape[1] // 2
+        gate, up = activation(y[:, :half]), y[:, half:]
+        expected = gate * up + residual
+        slack = 1.2 * slack[:, :half] * (np.abs(up) + slack[:, half:]) + slack[:, half:] * (
+            np.abs(gate) + 1
+        )
+    else:
+        expected = activation(y) + residual
+        slack = 1.2 * slack
+    assert (np.abs(found - expected) <= slack).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_reaches_the_output(bad: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    made, _ = weight(rng, BLOCKS, 8, 32, 64, 32)
+    session = open_with(linear_graph(made, n_in=64, block=32), tmp_path, "", 1)
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    x[1, 40] = bad
+    (y,) = session.run(None, {"x": x, "residual": np.zeros((3, 32), np.float32)})
+    assert not np.isfinite(y[1]).any() and np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_in": 65},
+        {"n_in": 0},
+        {"n_in": 1 << 40},
+        {"block": 24},
+        {"bits": 5},
+        {"layout": 9},
+        {"layout": CHANNELS},
+        {"layout": OUT_IN, "bits": 32},
+        {"gated": 1, "odd rows": True},
+    ],
+    ids=str,
+)
+def test_a_weight_that_does_not_fit_is_an_error(change: dict[str, Any], tmp_path: Path) -> None:
+    rows = 33 if change.pop("odd rows", False) else 32
+    made, _ = weight(np.random.default_rng(1), BLOCKS, 8, rows, 64, 32)
+    attributes = {"n_in": 64, "block": 32, "bits": 8, "layout": BLOCKS, **change}
+    with pytest.raises(Exception, match=r"gptx\.Linear: weights, scales and attributes"):
+        open_with(linear_graph(made, **attributes), tmp_path, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "residual"), [((3, 63), (3, 32)), ((3, 64), (2, 32)), ((), (3, 32)), ((3, 64), (3, 31))]
+)
+def test_an_input_that_does_not_fit_is_an_error(
+    x: tuple[int, ...], residual: tuple[int, ...], tmp_path: Path
+) -> None:
+    made, _ = weight(np.random.default_rng(1), BLOCKS, 8, 32, 64, 32)
+    session = open_with(linear_graph(made, n_in=64, block=32), tmp_path, "", 1)
+    feeds = {"x": np.zeros(x, np.float32), "residual": np.zeros(residual, np.float32)}
+    with pytest.raises(Exception, match=r"gptx\.Linear: an input has another type or shape"):
+        session.run(None, feeds)
