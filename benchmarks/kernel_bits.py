@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "runtime" / "kernels"
 sys.path.insert(0, str(KERNELS))
 
-import build  # noqa: E402  (runtime/kernels/build.py)
+import build  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 ZIG = [sys.executable, "-m", "ziglang", "c++"]
 

@@ -78,11 +78,27 @@ def test_no_extra_brings_both_onnxruntimes() -> None:
     )
 
 
+def build_wheel(folder: Path, *, kernels: str) -> Path:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    environment = {**os.environ, "GPTX_BUILD_KERNELS": kernels}
+    command = [*pip, "wheel", "--no-deps", "-w", folder, ROOT]
+    subprocess.run(command, check=True, env=environment)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.wide
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of Linux")
+def test_a_wheel_with_native_operators(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, kernels="require")
+    assert "-py3-none-linux_" in wheel.name
+    assert "gptx/ort/libgptx_kernels.so" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_the_wheel_runs_the_default_model(tmp_path: Path) -> None:
     """The wheel is built from this tree, and run without it, on this environment's packages."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel(tmp_path, kernels="none")
+    assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"gptx/default_model/gptx.json", "gptx/default_model/onnx/model.onnx_data"} <= set(names)
     assert {f"{package}/py.typed" for package in SOURCES} <= set(names)

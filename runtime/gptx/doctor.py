@@ -16,6 +16,7 @@ from typing import Any
 
 from gptx.errors import ProviderError
 from gptx.install import NAME, pip_command, version
+from gptx.ort import native
 from gptx.ort.cuda import open_on_cuda
 from gptx.ort.device import CPU, CUDA
 from gptx.ort.library import first_line, onnxruntime
@@ -69,6 +70,7 @@ class Health:
     cores: int
     memory: int | None  # bytes
     memory_free: int | None
+    kernels: str  # the native kernels that models run on, or why there are none
     providers: list[Provider]
     problems: list[str]  # conflicts and missing packages, each with the command that helps
 
@@ -94,6 +96,7 @@ def examine() -> Health:
         cores=cpu_cores(),
         memory=total,
         memory_free=free,
+        kernels=native.describe(),
         providers=tried,
         problems=_problems(onnxruntime, needed, failure),
     )

@@ -54,6 +54,17 @@ def choose_kernels(threads: int) -> str | None:
     return found.decode()
 
 
+def describe() -> str:
+    """The kernels that step graphs run on here, or why they run on none."""
+    try:
+        chosen = choose_kernels(1)
+    except UsageError as error:
+        return str(error)
+    if chosen is not None:
+        return chosen
+    return "none: the library is not built" if library() is None else f"none: {VARIABLE} says so"
+
+
 @cache
 def _choose() -> Any:
     function = ctypes.CDLL(str(library())).gptx_choose

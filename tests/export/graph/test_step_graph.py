@@ -18,6 +18,8 @@ from gptx_models.gpt.model import GPT
 
 pytestmark = needs_library
 CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
+DEFAULT = list(CASES)[: len(small_presets()) + 6]
+SCHEMES_TESTED = ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"]
 # ONNX Runtime's operators that move numbers and do not compute with them.
 MOVES = {"Gather", "Concat"}
 
@@ -31,7 +33,10 @@ def random_gpt(config: GPTConfig) -> GPT:
     return gpt
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.wide) for name in CASES],
+)
 def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
     config = CASES[name]
     gpt, tokens = random_gpt(config), list(range(40, 80))
@@ -42,8 +47,19 @@ def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"])
-@pytest.mark.parametrize("name", CASES)
+def some(name: str, scheme: str) -> bool:
+    """Cases of the default suite: fp32 with each value of a configuration, and two models."""
+    return name in DEFAULT and (scheme == "fp32" or name in ("gpt2", "llama-style"))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        pytest.param(name, scheme, marks=() if some(name, scheme) else pytest.mark.wide)
+        for name in CASES
+        for scheme in SCHEMES_TESTED
+    ],
+)
 def test_nothing_changes_a_bit(name: str, scheme: str, tmp_path: Path) -> None:
     """Neither kernels, threads, pieces nor other rows."""
     config = CASES[name]
