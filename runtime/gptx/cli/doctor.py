@@ -60,7 +60,7 @@ def _machine(health: Health) -> list[tuple[str, str]]:
         ("features", " ".join(health.cpu_features) or "unknown"),
         ("cores", str(health.cores)),
         ("memory", f"{_gibibytes(health.memory)}, {_gibibytes(health.memory_free)} free"),
-        ("native kernels", health.kernels),
+        ("kernels", health.kernels),
         *health.system.items(),
     ]
 
