@@ -22,6 +22,8 @@ struct Piece {
   int64_t owners;  // weights in it, and 1 while it is the current piece
 };
 
+bool use_huge_pages = true;
+
 static const int64_t PAGE = 2 << 20, USUAL = 32 << 20;
 static Piece* current;
 static int lock;
@@ -43,7 +45,7 @@ static Piece* new_piece(int64_t bytes) {
   }
   piece->aligned = (char*)rounded_up((int64_t)piece->start, PAGE);
 #ifdef MADV_HUGEPAGE
-  madvise(piece->aligned, piece->bytes - PAGE, MADV_HUGEPAGE);
+  if (use_huge_pages) madvise(piece->aligned, piece->bytes - PAGE, MADV_HUGEPAGE);
 #endif
   piece->owners = 1;
   return piece;

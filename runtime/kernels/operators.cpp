@@ -520,13 +520,14 @@ static void stay_loaded() {
 #endif
 }
 
-// Choose the kernels (null: the best) and the threads of the sessions that are made from now on.
-// Returns the name of the kernels; null if this processor does not have them.
-EXPORT const char* gptx_choose(const char* name, int threads) {
+// Choose the kernels (null: the best), the threads and the pages of the sessions that are made from
+// now on. Returns the name of the kernels; null if this processor does not have them.
+EXPORT const char* gptx_choose(const char* name, int threads, int huge_pages) {
   const Kernels* found = name ? find_kernels(name) : best_kernels();
   if (!found) return nullptr;
   chosen = found;
   chosen_threads = threads > 0 ? threads : 1;
+  use_huge_pages = huge_pages != 0;
   return chosen->name;
 }
 

@@ -27,11 +27,12 @@ def library() -> Path | None:
     return file if file.exists() else None
 
 
-def choose_kernels(threads: int) -> str | None:
+def choose_kernels(threads: int, *, huge_pages: bool = True) -> str | None:
     """Choose the kernels of the sessions that are opened next; returns their name.
 
     None: there is no library, or GPTX_KERNELS is "none". threads: the most that a session's
-    operators use. Only one thread at a time may choose kernels and open sessions.
+    operators use. huge_pages: ask the system for pages of 2 MB for the weights. Only one thread at
+    a time may choose kernels and open sessions.
 
     Raises UsageError if GPTX_KERNELS names no kernels, or kernels that this processor or the
     library does not have.
@@ -48,7 +49,7 @@ def choose_kernels(threads: int) -> str | None:
             f"{VARIABLE}={asked}: the library of native operators is not built:"
             " run runtime/kernels/build.py in a clone"
         )
-    found = _choose()(asked.encode() if asked else None, threads)
+    found = _choose()(asked.encode() if asked else None, threads, huge_pages)
     if found is None:
         raise UsageError(f"{VARIABLE}={asked}: this processor does not have them")
     return found.decode()
@@ -68,7 +69,8 @@ def describe() -> str:
 @cache
 def _choose() -> Any:
     function = ctypes.CDLL(str(library())).gptx_choose
-    function.argtypes, function.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_char_p
+    function.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
+    function.restype = ctypes.c_char_p
     return function
 
 

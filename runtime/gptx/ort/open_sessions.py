@@ -83,7 +83,7 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
     if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
         # So that memory that imports and the tokenizer no longer need does not add to the peak.
         trim_memory(library_folder())
-    if step := _open_step(manifest, threads):
+    if step := _open_step(manifest, threads, adjust_memory):
         _register(manifest, step.session, adjust_memory)
         return step
     fits = _compiled_fits(manifest)
@@ -95,11 +95,13 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
     return OpenedSessions(session, CPU, file, huge_pages, decode, decode_file)
 
 
-def _open_step(manifest: Manifest, threads: int | None) -> OpenedSessions | None:
+def _open_step(
+    manifest: Manifest, threads: int | None, adjust_memory: bool
+) -> OpenedSessions | None:
     """The session of the step graph; None if the artifact or this machine cannot have one."""
     if manifest.step is None:
         return None
-    kernels = choose_kernels(threads or cpu_cores())
+    kernels = choose_kernels(threads or cpu_cores(), huge_pages=adjust_memory)
     if kernels is None:
         return None
     try:
