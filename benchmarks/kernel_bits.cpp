@@ -108,9 +108,7 @@ static void attention(const Kernels* k) {
   t.partials = numbers(t.tokens * t.n_head * t.pieces * (d + 2));  // and with the pieces apart
   k->attend(t, 0, t.tokens * t.n_kv_head * t.pieces);
   k->join(t, 0, t.tokens * t.n_head);
-  uint64_t before = hash;
   add(t.out, t.tokens * t.n_head * d);
-  (void)before;
   free(rows), free(places), free((void*)t.qkv), free((void*)t.cos), free((void*)t.sin), free((void*)t.score);
   free(t.keys), free(t.values), free(t.queries), free(t.out), free(t.partials);
 }

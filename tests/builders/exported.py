@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from builders.random_gpt import random_gpt
 from gptx_models.checkpoints.checkpoint import save_checkpoint
 from gptx_models.data.pretraining import train_tokenizer
 from gptx_models.gpt.config import GPTConfig
-from gptx_models.gpt.model import GPT
 
 # A GPT-2 with head_dim 16. Its vocabulary is padded: the tokenizer has only 300 ids.
 CONFIG = GPTConfig(vocab_size=304, n_ctx=128, n_layer=2, n_head=4, n_embd=64)
@@ -23,11 +21,7 @@ GENERATION: dict[str, Any] = {
 
 
 def write_checkpoint(folder: Path, config: GPTConfig = CONFIG) -> Path:
-    torch.manual_seed(5)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter += torch.randn_like(parameter) * 0.1
+    gpt = random_gpt(config, seed=5)
     tokenizer = folder.with_name(folder.name + "-tokenizer.json")
     tokenizer.parent.mkdir(parents=True, exist_ok=True)
     train_tokenizer(["the cat sat on the mat and the dog sat on the log " * 3], 300).save(

@@ -1,9 +1,9 @@
 """OUT.run: the folder beside a checkpoint in which its run keeps tokens, state and metrics.
 
 run.json holds the settings of the run and its origin (hashes of the texts, the tokenizer and so
-on). It is written last, after the files that are made from the origin. Once
-the folder holds a state, the run is resumed only with the same origin and the same settings; only
-the settings in MAY_CHANGE may differ.
+on). It is written last, after the files that are made from the origin. Once the folder holds a
+state, the run is resumed only with the same origin and the same settings; only the settings in
+MAY_CHANGE may differ.
 """
 
 from __future__ import annotations

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gptx.kv_cache.memory_limit import check_memory, no_memory
-from gptx.kv_cache.shared_buffer import Buffer, capacity_for
+from gptx.kv_cache.memory_limit import check_memory
+from gptx.kv_cache.shared_buffer import Buffer, capacity_for, grow_buffers
 from gptx.ort.graph import OnnxGraph
 
 GROUP = 16  # positions of keys that lie together in a buffer; its capacity is a multiple
-MOST_LOGITS = 64 << 20  # bytes of logits that a run computes at most, if all are wanted
 
 
 class NativeCache:
@@ -66,31 +65,35 @@ class NativeCache:
         """
         self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
         self._bound = None
+        if outs is not None:
+            self._run_with_logits(new, lengths, outs)
+            return
         ids = np.concatenate(list(new.values()))
         counts = [len(one) for one in new.values()]
         rows = np.repeat(np.fromiter(new, np.int64), counts)
         places = np.concatenate([lengths[row] + np.arange(n) for row, n in zip(new, counts)])
         ends = np.cumsum(counts)
-        logits = np.concatenate([outs[row] for row in new]) if outs else None
-        chunk = self._chunk(outs is not None)
-        for start in range(0, len(ids), chunk):
-            part = slice(start, min(start + chunk, len(ids)))
-            if logits is not None:
-                self._run_tokens(
-                    ids[part],
-                    rows[part],
-                    places[part],
-                    np.arange(part.stop - part.start),
-                    logits[part],
-                )
-                continue
-            wanted = ends[(ends > part.start) & (ends <= part.stop)] - 1
-            out = np.empty((len(wanted), self.logits.shape[2]), np.float32)
-            self._run_tokens(ids[part], rows[part], places[part], wanted - part.start, out)
-            self.logits[rows[wanted], 0] = out
-        if outs and logits is not None:
-            for row, last in zip(new, ends):
-                outs[row][...] = logits[last - len(outs[row]) : last]
+        size = self._graph.manifest.prefill_chunk
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            wanted = ends[(ends > start) & (ends <= start + size)] - 1
+            logits = np.empty((len(wanted), self.logits.shape[2]), np.float32)
+            self._run_tokens(ids[part], rows[part], places[part], wanted - start, logits)
+            self.logits[rows[wanted], 0] = logits
+
+    def _run_with_logits(
+        self,
+        new: Mapping[int, np.ndarray],
+        lengths: Sequence[int],
+        outs: Mapping[int, np.ndarray],
+    ) -> None:
+        """Run one row after the other; the graph writes all logits to `outs`, without a copy."""
+        for row, ids in new.items():
+            for start, chunk in self._graph.chunks(ids):
+                count = np.arange(len(chunk))
+                places = lengths[row] + start + count
+                out = outs[row][start : start + len(chunk)]
+                self._run_tokens(chunk, np.full(len(chunk), row), places, count, out)
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Nothing to do: a query sees the positions up to its own, whatever lies behind them."""
@@ -99,12 +102,6 @@ class NativeCache:
         """Let the tokens of the first row see no position below `n`."""
         self._reserve(n, 0)
         self._starts[0] = n
-
-    def _chunk(self, all_logits: bool) -> int:
-        size = self._graph.manifest.prefill_chunk
-        if not all_logits:
-            return size
-        return max(1, min(size, MOST_LOGITS // (4 * self.logits.shape[2])))
 
     def _reserve(self, length: int, used: int) -> None:
         """Make room for `length` tokens a row, keeping the first `used` of each row."""
@@ -118,18 +115,7 @@ class NativeCache:
             (batch_size, model.n_kv_head, _groups(size), model.head_dim)
             for size in (self.capacity, capacity)
         )
-        kept = min(_groups(used), before[2])
-        try:
-            while len(self._buffers) < 2 * model.n_layer:
-                self._buffers.append(Buffer(shape, np.dtype(np.float32)))
-            for buffer in self._buffers:
-                buffer.grow(shape, kept)
-        except BaseException as error:  # no memory, or Ctrl-C
-            for buffer in self._buffers:
-                buffer.shrink(before, kept)
-            if isinstance(error, MemoryError):
-                raise no_memory(self._graph, batch_size, capacity) from error
-            raise
+        grow_buffers(self._graph, self._buffers, before, shape, min(_groups(used), before[2]))
         self.capacity = capacity
 
     def _bind_step(self, row: int) -> None:

@@ -146,17 +146,7 @@ class SharedBufferCache:
             (batch_size, model.n_kv_head, size, model.head_dim)
             for size in (self.capacity, capacity)
         )
-        try:
-            while len(self._buffers) < 2 * model.n_layer:
-                self._buffers.append(Buffer(shape, self._graph.cache_dtype))
-            for buffer in self._buffers:
-                buffer.grow(shape, used)
-        except BaseException as error:  # no memory, or Ctrl-C
-            for buffer in self._buffers:
-                buffer.shrink(before, used)
-            if isinstance(error, MemoryError):
-                raise no_memory(self._graph, batch_size, capacity) from error
-            raise
+        grow_buffers(self._graph, self._buffers, before, shape, used)
         self._prefill_mask = np.ones((1, capacity), np.int64)
         self.capacity = capacity
 
@@ -231,3 +221,29 @@ class Buffer:
         for row_and_head in np.ndindex(*shape[:2]):
             small[row_and_head][:used] = self._array[row_and_head][:used]
         self._array = small
+
+
+def grow_buffers(
+    graph: OnnxGraph,
+    buffers: list[Buffer],
+    before: tuple[int, ...],
+    shape: tuple[int, ...],
+    used: int,
+) -> None:
+    """Change the buffers of all layers from the shape `before` to `shape`.
+
+    The first `used` tokens of every row are kept. `buffers` is empty before the first call. If
+    memory is missing or Ctrl-C is pressed, all buffers have the shape `before` again. Raises
+    GptxError if memory is missing.
+    """
+    try:
+        while len(buffers) < 2 * graph.manifest.model.n_layer:
+            buffers.append(Buffer(shape, graph.cache_dtype))
+        for buffer in buffers:
+            buffer.grow(shape, used)
+    except BaseException as error:  # no memory, or Ctrl-C
+        for buffer in buffers:
+            buffer.shrink(before, used)
+        if isinstance(error, MemoryError):
+            raise no_memory(graph, shape[0], shape[2]) from error
+        raise

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 import gptx
 from builders.configurations import config_of, full_product, name_of, pairwise, small_presets
+from builders.random_gpt import random_gpt
 from gpt_export.certificate.certify import pytorch_greedy
 from gpt_export.export import export_checkpoint
 from gpt_export.graph.attention_forms import CacheForm, default_form
@@ -39,16 +40,6 @@ class Exported:
         """PyTorch's logits, (length, vocab_size)."""
         with torch.no_grad():
             return self.gpt(torch.tensor([tokens]))[0].numpy()
-
-
-def random_gpt(config: GPTConfig) -> GPT:
-    """A GPT with random biases, gains and scores too, so that an error in one of them shows."""
-    torch.manual_seed(7)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter += torch.randn_like(parameter) * 0.1
-    return gpt
 
 
 def exported(config: GPTConfig, form: CacheForm, folder: Path) -> Exported:

@@ -10,11 +10,10 @@ import torch
 
 from builders.configurations import config_of, name_of, pairwise, small_presets
 from builders.native_graphs import empty_cache, needs_library, open_with, run_tokens
+from builders.random_gpt import random_gpt
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.step_graph import build_step_graph
 from gpt_export.quantization.recipes import SCHEMES, quantize_weights
-from gptx_models.gpt.config import GPTConfig
-from gptx_models.gpt.model import GPT
 
 pytestmark = needs_library
 CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
@@ -22,15 +21,6 @@ DEFAULT = list(CASES)[: len(small_presets()) + 6]
 SCHEMES_TESTED = ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"]
 # ONNX Runtime's operators that move numbers and do not compute with them.
 MOVES = {"Gather", "Concat"}
-
-
-def random_gpt(config: GPTConfig) -> GPT:
-    torch.manual_seed(7)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in gpt.parameters():
-            parameter += torch.randn_like(parameter) * 0.1
-    return gpt
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_two_threads_share_a_model(artifact: Path) -> None:
 def test_kernels_that_do_not_exist_are_one_sentence(
     name: str, says: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name in ("neon",) and native.choose_kernels(1) in ("neon", "neondot"):
+    if name == "neon" and native.choose_kernels(1) in ("neon", "neondot"):
         pytest.skip("this processor has them")
     monkeypatch.setenv(native.VARIABLE, name)
     with pytest.raises(UsageError, match=says):
