@@ -43,7 +43,7 @@ def hashes(command: list[str], cases: int) -> list[str] | None:
     done = subprocess.run([*command, str(cases)], capture_output=True, text=True, check=False)
     if done.returncode == 2:
         return None
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
     return done.stdout.split()
 
 

@@ -4,8 +4,8 @@
 // its own. They are cut into pieces of PIECE positions, counted from position 0 of the row. In a
 // piece, each score is one chain of fused multiply-adds over the dimensions, weights are added by
 // lane and then as a tree, and each dimension of the values is one chain over the positions. The
-// pieces are joined from the first to the last. Positions that a query does not see have weight 0,
-// and values that no query sees are never read.
+// pieces are joined from the first to the last. Values of positions that a query does not see are
+// not added to its sum. Queries share the reading of keys and values, which changes no sum.
 
 static inline float inverse_norm(const float* x, int64_t n) {  // 1 / |x|, as in torch's normalized
   F total = all(0.0f);
@@ -30,75 +30,116 @@ static inline void scale_by(float* x, int64_t n, float factor) {
   for (int64_t i = 0; i < n; i += 16) store_some(x + i, load_some(x + i, n - i, 0) * all(factor), n - i);
 }
 
-// Tokens first .. last: rotate queries and keys, and write keys and values to the cache.
-static void place(AttentionTask& task, int64_t first, int64_t last) {
+static inline F load_cached(const float* p) { return load(p); }
+static inline F load_cached(const uint16_t* p) { return load_half(p); }
+static inline F load_cached(const float* p, int64_t n) { return load_some(p, n, 0); }
+static inline F load_cached(const uint16_t* p, int64_t n) {
+  if (n >= 16) return load_half(p);
+  uint16_t v[16] = {};
+  for (int64_t i = 0; i < n; i++) v[i] = p[i];
+  return load_half(v);
+}
+static inline void write_cached(float* p, const float* x, int64_t n, int64_t stride) {
+  for (int64_t i = 0; i < n; i++) p[i * stride] = x[i];
+}
+static inline void write_cached(uint16_t* p, const float* x, int64_t n, int64_t stride) {
+  for (int64_t i = 0; i < n; i += 16) {
+    uint16_t v[16];
+    store_half(v, load_some(x + i, n - i, 0));
+    for (int64_t j = 0; j < least(16, n - i); j++) p[(i + j) * stride] = v[j];
+  }
+}
+
+// The keys of a head are [capacity / 16][D][16], its values [capacity][D].
+template <class T>
+static inline T* head_of(const AttentionTask& task, void* cache, int64_t row, int64_t g) {
+  return (T*)cache + (row * task.n_kv_head + g) * task.capacity * task.head_dim;
+}
+
+// Rotate queries and keys of a token, and write its keys and values to the cache.
+template <class T>
+static inline void place_token(AttentionTask& task, int64_t t) {
   const int64_t d = task.head_dim, heads = task.n_head, groups = task.n_kv_head, half = task.turned / 2;
-  for (int64_t t = first; t < last; t++) {
-    const float* qkv = task.qkv + t * (heads + 2 * groups) * d;
-    int64_t at = task.places[t];
-    const float *cos = task.cos + at * half, *sin = task.sin + at * half;
-    for (int64_t h = 0; h < heads; h++) {
-      float* q = task.queries + (t * heads + h) * d;
-      __builtin_memcpy(q, qkv + h * d, d * sizeof(float));
-      if (task.cos) turn(q, cos, sin, half);
-      if (task.kind == DOT) scale_by(q, d, 1.0f / __builtin_sqrtf((float)d));
-      if (task.kind == COSINE) {
-        scale_by(q, d, inverse_norm(q, d));
-        scale_by(q, d, task.score[h]);
-      }
-    }
-    for (int64_t g = 0; g < groups; g++) {
-      float key[1024];
-      __builtin_memcpy(key, qkv + (heads + g) * d, d * sizeof(float));
-      if (task.cos) turn(key, cos, sin, half);
-      if (task.kind == COSINE) scale_by(key, d, inverse_norm(key, d));
-      int64_t head = (task.rows[t] * groups + g) * task.capacity * d;
-      float* keys = task.keys + head + at / 16 * 16 * d + at % 16;
-      for (int64_t i = 0; i < d; i++) keys[16 * i] = key[i];
-      __builtin_memcpy(task.values + head + at * d, qkv + (heads + groups + g) * d, d * sizeof(float));
+  const float* qkv = task.qkv + t * (heads + 2 * groups) * d;
+  int64_t at = task.places[t];
+  const float *cos = task.cos + at * half, *sin = task.sin + at * half;
+  for (int64_t h = 0; h < heads; h++) {
+    float* q = task.queries + (t * heads + h) * d;
+    __builtin_memcpy(q, qkv + h * d, d * sizeof(float));
+    if (task.cos) turn(q, cos, sin, half);
+    if (task.kind == DOT) scale_by(q, d, 1.0f / __builtin_sqrtf((float)d));
+    if (task.kind == COSINE) {
+      scale_by(q, d, inverse_norm(q, d));
+      scale_by(q, d, task.score[h]);
     }
   }
+  for (int64_t g = 0; g < groups; g++) {
+    float key[1024];
+    __builtin_memcpy(key, qkv + (heads + g) * d, d * sizeof(float));
+    if (task.cos) turn(key, cos, sin, half);
+    if (task.kind == COSINE) scale_by(key, d, inverse_norm(key, d));
+    write_cached(head_of<T>(task, task.keys, task.rows[t], g) + at / 16 * 16 * d + at % 16, key, d, 16);
+    write_cached(head_of<T>(task, task.values, task.rows[t], g) + at * d, qkv + (heads + groups + g) * d, d, 1);
+  }
+}
+
+static void place(AttentionTask& task, int64_t first, int64_t last) {
+  for (int64_t t = first; t < last; t++) task.half ? place_token<uint16_t>(task, t) : place_token<float>(task, t);
 }
 
 static inline int64_t lowest(const AttentionTask& task, int64_t t) {
   int64_t low = task.window ? most(0, task.places[t] - task.window + 1) : 0;
-  return task.starts ? most(low, task.starts[task.rows[t]]) : low;
+  return most(low, task.starts[task.rows[t]]);
 }
 
 struct Query {
   const float* q;
   const float* score;  // additive attention
   int64_t low, high;   // the positions that it sees
-  float* out;          // [D + 2]: sums of values, the largest score, the sum of weights
+  int64_t at;          // token * n_head + head
 };
 
+static const int SHARED = 6;  // queries that share the reading of keys and values, at most
+
 // The scores of Q queries for 16 keys, keys[D][16].
-template <int Q>
-static inline void scores(const AttentionTask& task, const Query* queries, const float* keys, F (&s)[Q]) {
+template <int Q, class T>
+static inline void scores(const AttentionTask& task, const Query* queries, const T* keys, F (&s)[Q]) {
   for (int i = 0; i < Q; i++) s[i] = all(0.0f);
+  if (task.kind == ADDITIVE) {
+    for (int64_t k = 0; k < task.head_dim; k++)
+      for (int i = 0; i < Q; i++)
+        s[i] = fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + load_cached(keys + 16 * k)), s[i]);
+    return;
+  }
+  const float* q[Q];
+  for (int i = 0; i < Q; i++) q[i] = queries[i].q;
   for (int64_t k = 0; k < task.head_dim; k++) {
-    F key = load(keys + 16 * k);
-    for (int i = 0; i < Q; i++)
-      s[i] = task.kind == ADDITIVE ? fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + key), s[i])
-                                   : fma(all(queries[i].q[k]), key, s[i]);
+    F key = load_cached(keys + 16 * k);
+    for (int i = 0; i < Q; i++) s[i] = fma(all(q[i][k]), key, s[i]);
   }
 }
 
-// One piece for Q queries of one key-value head. Each must see a position of the piece.
-template <int Q>
-static inline void attend_piece(const AttentionTask& task, const float* keys, const float* values,
-                                int64_t start, const Query* queries) {
+// One piece for Q queries of one key-value head, each of which sees a position of it. A result is
+// [D + 2]: the sum of values, the largest score, the sum of weights.
+template <int Q, class T>
+static void attend_piece(const AttentionTask& task, const T* keys, const T* values, int64_t start,
+                         const Query* queries, float* results) {
+  const int64_t d = task.head_dim, end = start + PIECE;
   float weights[Q][PIECE];
-  int64_t low = queries[0].low, high = queries[0].high;
-  for (int i = 1; i < Q; i++) low = least(low, queries[i].low), high = most(high, queries[i].high);
-  low = most(low, start), high = least(high, start + PIECE - 1);
+  int64_t low = queries[0].low, high = queries[0].high, all_from = low, all_to = high;
+  for (int i = 1; i < Q; i++) {
+    low = least(low, queries[i].low), high = most(high, queries[i].high);
+    all_from = most(all_from, queries[i].low), all_to = least(all_to, queries[i].high);  // all see these
+  }
+  low = most(low, start), high = least(high, end - 1);
+  all_from = least(most(all_from, low), high + 1), all_to = most(least(all_to, high), all_from - 1);
   const float ramp[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const F lanes = load(ramp), hidden = all(-3e38f);
   F top[Q], total[Q];
   for (int i = 0; i < Q; i++) top[i] = hidden, total[i] = all(0.0f);
   for (int64_t at = low / 16 * 16; at <= high; at += 16) {
     F s[Q];
-    scores<Q>(task, queries, keys + at * task.head_dim, s);
+    scores<Q>(task, queries, keys + at * d, s);
     for (int i = 0; i < Q; i++) {
       // lanes below `low` and above `high` may hold anything, NaN too
       s[i] = less(lanes, all((float)(queries[i].low - at)), hidden, s[i]);
@@ -115,88 +156,109 @@ static inline void attend_piece(const AttentionTask& task, const float* keys, co
       total[i] = total[i] + weight;
       store(weights[i] + (at - start), weight);
     }
-    queries[i].out[task.head_dim] = peak;
-    queries[i].out[task.head_dim + 1] = sum(total[i]);
+    results[i * (d + 2) + d] = peak;
+    results[i * (d + 2) + d + 1] = sum(total[i]);
   }
-  for (int64_t k = 0; k < task.head_dim; k += 16) {
-    int64_t n = least(16, task.head_dim - k);
+  for (int64_t k = 0; k < d; k += 16) {
+    int64_t n = least(16, d - k);
     F y[Q];
     for (int i = 0; i < Q; i++) y[i] = all(0.0f);
-    for (int64_t at = low; at <= high; at++) {
-      F value = load_some(values + at * task.head_dim + k, n, 0);
+    auto add_some = [&](int64_t from, int64_t to) {  // positions that only some queries see
+      for (int64_t at = from; at < to; at++)
+        for (int i = 0; i < Q; i++)
+          if (queries[i].low <= at && at <= queries[i].high)
+            y[i] = fma(all(weights[i][at - start]), load_cached(values + at * d + k, n), y[i]);
+    };
+    add_some(low, all_from);
+    for (int64_t at = all_from; at <= all_to; at++) {
+      F value = load_cached(values + at * d + k, n);
       for (int i = 0; i < Q; i++) y[i] = fma(all(weights[i][at - start]), value, y[i]);
     }
-    for (int i = 0; i < Q; i++) store_some(queries[i].out + k, y[i], n);
+    add_some(all_to + 1, high + 1);
+    for (int i = 0; i < Q; i++) store_some(results + i * (d + 2) + k, y[i], n);
   }
 }
 
-static inline void piece_of(const AttentionTask& task, int64_t row, int64_t g, int64_t piece,
-                            const Query* queries, int n) {
-  int64_t head = (row * task.n_kv_head + g) * task.capacity * task.head_dim;
-  const float *keys = task.keys + head, *values = task.values + head;
-  int64_t start = piece * PIECE;
-  int i = 0;
-  for (; i + 4 <= n; i += 4) attend_piece<4>(task, keys, values, start, queries + i);
-  for (; i + 2 <= n; i += 2) attend_piece<2>(task, keys, values, start, queries + i);
-  for (; i < n; i++) attend_piece<1>(task, keys, values, start, queries + i);
+template <int Q, class T>
+static inline void attend_some(const AttentionTask& task, const T* keys, const T* values, int64_t start,
+                               const Query* queries, int n, float* results) {
+  if (n == Q) return attend_piece<Q>(task, keys, values, start, queries, results);
+  attend_some<(Q > 1 ? Q - 1 : 1)>(task, keys, values, start, queries, n, results);
 }
 
-// Add the piece `part` to what was joined so far: both are [D + 2], as in Query::out.
-static inline void join_piece(float* so_far, const float* part, int64_t d) {
-  float peak = so_far[d] > part[d] ? so_far[d] : part[d];
-  F old = exp(all(so_far[d] - peak)), fresh = exp(all(part[d] - peak));
+// Add the piece `part` to what was joined so far, `values` [D] and `stats`: peak and total.
+static inline void join_piece(float* values, float* stats, const float* part, int64_t d) {
+  float peak = stats[0] > part[d] ? stats[0] : part[d];
+  F old = exp(all(stats[0] - peak)), fresh = exp(all(part[d] - peak));
   for (int64_t k = 0; k < d; k += 16) {
-    F y = fma(load_some(part + k, d - k, 0), fresh, load_some(so_far + k, d - k, 0) * old);
-    store_some(so_far + k, y, d - k);
+    F y = fma(load_some(part + k, d - k, 0), fresh, load_some(values + k, d - k, 0) * old);
+    store_some(values + k, y, d - k);
   }
-  F total = fma(all(part[d + 1]), fresh, all(so_far[d + 1]) * old);
-  so_far[d] = peak;
-  so_far[d + 1] = largest(total);
+  F total = fma(all(part[d + 1]), fresh, all(stats[1]) * old);
+  stats[0] = peak;
+  stats[1] = largest(total);
 }
 
-static inline void write_result(const AttentionTask& task, int64_t t, int64_t h, const float* joined) {
-  int64_t d = task.head_dim;
-  float* out = task.out + (t * task.n_head + h) * d;
-  F total = all(joined[d + 1]);
-  for (int64_t k = 0; k < d; k += 16) store_some(out + k, load_some(joined + k, d - k, 0) / total, d - k);
+static inline void divide(float* values, float total, int64_t d) {
+  for (int64_t k = 0; k < d; k += 16) store_some(values + k, load_some(values + k, d - k, 0) / all(total), d - k);
 }
 
-static inline Query query_of(const AttentionTask& task, int64_t t, int64_t h, float* out) {
-  int64_t d = task.head_dim;
-  const float* score = task.kind == ADDITIVE ? task.score + h * d : nullptr;
-  return {task.queries + (t * task.n_head + h) * d, score, lowest(task, t), task.places[t], out};
+static inline bool sees(const Query& q, int64_t piece) { return q.low / PIECE <= piece && piece <= q.high / PIECE; }
+
+// One piece for the queries that see it. Their sums go to `partials`, or are joined in `out`.
+template <class T>
+static inline void attend_queries(AttentionTask& task, int64_t row, int64_t g, int64_t piece, const Query* queries,
+                                  int64_t n, float (*stats)[2]) {
+  const int64_t d = task.head_dim;
+  const T *keys = head_of<T>(task, task.keys, row, g), *values = head_of<T>(task, task.values, row, g);
+  float results[SHARED * 1026];
+  for (int64_t i = 0; i < n;) {
+    Query seeing[SHARED];
+    int64_t from[SHARED];
+    int count = 0;
+    for (; i < n && count < SHARED; i++)
+      if (sees(queries[i], piece)) seeing[count] = queries[i], from[count++] = i;
+    if (!count) return;
+    attend_some<SHARED>(task, keys, values, piece * PIECE, seeing, count, results);
+    for (int j = 0; j < count; j++) {
+      const float* result = results + j * (d + 2);
+      float *out = task.out + seeing[j].at * d, *joined = stats[from[j]];
+      if (task.partials) {
+        __builtin_memcpy(task.partials + (seeing[j].at * task.pieces + piece) * (d + 2), result, (d + 2) * sizeof(float));
+      } else if (seeing[j].low / PIECE == piece) {
+        __builtin_memcpy(out, result, d * sizeof(float));
+        joined[0] = result[d], joined[1] = result[d + 1];
+      } else {
+        join_piece(out, joined, result, d);
+      }
+    }
+  }
 }
 
-// Without `partials`, an item is (token, key-value head): all pieces, joined at once. With it, an
-// item is (token, key-value head, piece), and `join` follows.
+static const int64_t MOST_QUERIES = 48;  // of one key-value head that an item works on at a time
+
 static void attend(AttentionTask& task, int64_t first, int64_t last) {
   const int64_t d = task.head_dim, groups = task.n_kv_head, in_group = task.n_head / groups;
   for (int64_t item = first; item < last; item++) {
-    int64_t piece = task.partials ? item % task.pieces : 0;
-    int64_t pair = task.partials ? item / task.pieces : item, t = pair / groups, g = pair % groups;
-    int64_t low = lowest(task, t), from = low / PIECE, to = task.places[t] / PIECE;
-    for (int64_t h0 = 0; h0 < in_group; h0 += 8) {
-      int n = (int)least(8, in_group - h0);
-      Query queries[8];
-      float local[8][1026], joined[8][1026];
-      for (int i = 0; i < n; i++) {
-        int64_t h = g * in_group + h0 + i;
-        float* out = task.partials ? task.partials + ((t * task.n_head + h) * task.pieces + piece) * (d + 2)
-                                   : local[i];
-        queries[i] = query_of(task, t, h, out);
+    int64_t pair = task.partials ? item / task.pieces : item, g = pair % groups;
+    const Run& run = task.runs[pair / groups];
+    int64_t all_queries = run.count * in_group, row = task.rows[run.first];
+    for (int64_t q0 = 0; q0 < all_queries; q0 += MOST_QUERIES) {
+      Query queries[MOST_QUERIES];
+      float stats[MOST_QUERIES][2];
+      int64_t n = least(MOST_QUERIES, all_queries - q0), from = task.pieces, to = 0;
+      for (int64_t i = 0; i < n; i++) {
+        int64_t t = run.first + (q0 + i) / in_group, h = g * in_group + (q0 + i) % in_group, at = t * task.n_head + h;
+        const float* score = task.kind == ADDITIVE ? task.score + h * d : nullptr;
+        queries[i] = {task.queries + at * d, score, lowest(task, t), task.places[t], at};
+        from = least(from, queries[i].low / PIECE), to = most(to, queries[i].high / PIECE);
       }
-      if (task.partials) {
-        if (piece >= from && piece <= to) piece_of(task, task.rows[t], g, piece, queries, n);
-        continue;
+      if (task.partials) from = to = item % task.pieces;
+      for (int64_t piece = from; piece <= to; piece++) {
+        if (task.half) attend_queries<uint16_t>(task, row, g, piece, queries, n, stats);
+        else attend_queries<float>(task, row, g, piece, queries, n, stats);
       }
-      for (int64_t p = from; p <= to; p++) {
-        piece_of(task, task.rows[t], g, p, queries, n);
-        for (int i = 0; i < n; i++) {
-          if (p == from) __builtin_memcpy(joined[i], local[i], (d + 2) * sizeof(float));
-          else join_piece(joined[i], local[i], d);
-        }
-      }
-      for (int i = 0; i < n; i++) write_result(task, t, g * in_group + h0 + i, joined[i]);
+      for (int64_t i = 0; !task.partials && i < n; i++) divide(task.out + queries[i].at * d, stats[i][1], d);
     }
   }
 }
@@ -205,11 +267,11 @@ static void attend(AttentionTask& task, int64_t first, int64_t last) {
 static void join(AttentionTask& task, int64_t first, int64_t last) {
   const int64_t d = task.head_dim;
   for (int64_t item = first; item < last; item++) {
-    int64_t t = item / task.n_head, h = item % task.n_head;
-    float* parts = task.partials + item * task.pieces * (d + 2);
-    int64_t from = lowest(task, t) / PIECE, to = task.places[t] / PIECE;
-    float* joined = parts + from * (d + 2);
-    for (int64_t p = from + 1; p <= to; p++) join_piece(joined, parts + p * (d + 2), d);
-    write_result(task, t, h, joined);
+    int64_t t = item / task.n_head, from = lowest(task, t) / PIECE, to = task.places[t] / PIECE;
+    const float* part = task.partials + (item * task.pieces + from) * (d + 2);
+    float *out = task.out + item * d, stats[2] = {part[d], part[d + 1]};
+    __builtin_memcpy(out, part, d * sizeof(float));
+    for (int64_t p = from + 1; p <= to; p++) join_piece(out, stats, part + (p - from) * (d + 2), d);
+    divide(out, stats[1], d);
   }
 }

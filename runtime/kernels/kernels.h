@@ -7,17 +7,35 @@ enum Activation { NONE, RELU, GELU, GELU_TANH, SILU };
 enum NormKind { NO_NORM, RMS, LAYER };
 enum AttentionKind { DOT, COSINE, ADDITIVE };
 
+// A number for each block of each output: a factor times a step that several blocks share, or a
+// step alone.
+struct Scales {
+  int8_t* factors;  // [group][block][16], or null: 1
+  float* steps;     // [group][block / blocks_per_step][16]
+  uint16_t* halves;  // the steps as floats of 16 bits, in place of `steps`; or null
+  int64_t n_steps, blocks_per_step;
+};
+
+enum Form { EIGHT, FOUR, FIVE, SIX, TABLE, FLOATS, HALVES };
+
 // A matrix (n_out, n_in), packed in groups of 16 outputs: a lane is an output.
-// bits 8:  levels[group][block][k / 4][16][4], int8
-// bits 4:  levels[group][block][k / 8][16][4], two levels of 0 to 15 a byte: k / 4 even, odd
-// bits 32: floats[group][k][16]
+// EIGHT: levels[group][k / 4][16][4], int8.
+// FOUR: levels[group][k / 8][16][4], two levels of 0 to 15 a byte: k / 4 even, odd.
+// FIVE, SIX: as FOUR; behind them the high bits, [k / 32][16][4] or [k / 16][16][4]: a byte holds
+// those of 8 or 4 levels.
+// TABLE: as FOUR; a level is a place in `table`.
+// FLOATS, HALVES: [group][k][16].
+// A weight is (level - zero) * scale or, with offsets, level * scale + offset.
 struct Weight {
   int64_t n_out, n_in, n_groups, n_blocks, block;  // n_in padded: n_blocks * block
-  int bits;
+  int form;
+  int64_t group_bytes;
   int8_t* levels;
   float* floats;
-  float* scales;   // [group][block][16]
-  uint8_t* zeros;  // [group][block][16], or null: 8 (4 bits), 0 (8 bits)
+  uint16_t* halves;
+  Scales scales, offsets;  // offsets: both pointers to steps are null where there are none
+  uint8_t* zeros;          // [group][block][16], or null: half of the levels (0 of EIGHT and TABLE)
+  int8_t table[16];
 };
 
 // Activations of T tokens, as a product takes them.
@@ -25,9 +43,10 @@ struct Input {
   int64_t tokens, width;  // width: n_in padded to whole blocks and to 16
   float* floats;          // [T][width], zeros behind n_in
   int terms;              // 0: the product takes the floats; 1: 8 bits; 2: 16 bits in two terms
-  int8_t* levels;         // [terms][T][width]
-  float* scales;          // [terms][T][blocks]
-  int32_t* sums;          // [terms][T][blocks]: of the levels
+  char* levels;           // [terms][T][width], in 2 bytes each where the lanes want that
+  float* scales;          // [terms][blocks][T]
+  float* sums;            // [terms][blocks][T]: of the levels
+  int32_t* starts;        // [terms][blocks][T]: what a block's sum starts from (see common_zero)
 };
 
 struct Norm {
@@ -49,21 +68,29 @@ struct LinearTask {
   float* out;             // [T][outputs]
 };
 
+// Consecutive tokens of one row, at consecutive positions, that share the reading of their cache.
+struct Run {
+  int64_t first, count;
+};
+
 struct AttentionTask {
   int64_t tokens, n_head, n_kv_head, head_dim, capacity;  // capacity: a multiple of 16
   int64_t window;                                         // 0: none
   int kind;
-  const float* qkv;               // [T][(H + 2 G) D]
-  const int64_t *rows, *places;   // [T]: row and position of each token
-  const int64_t* starts;          // [R]: first position that a row's tokens see, or null: 0
-  const float *cos, *sin;         // [n_ctx][turned / 2], or null
-  int64_t turned;                 // dimensions of a head that are rotated
-  const float* score;             // [H] (cosine), [H][D] (additive), or null
-  float *keys, *values;           // [R][G][capacity / 16][D][16], [R][G][capacity][D]
-  float* queries;                 // [T][H][D]: scratch
-  float* partials;                // [T][H][pieces][D + 2]: scratch; null: pieces one after another
+  const float* qkv;              // [T][(H + 2 G) D]
+  const int64_t *rows, *places;  // [T]: row and position of each token
+  const int64_t* starts;         // [R]: first position that a row's tokens see
+  const float *cos, *sin;        // [n_ctx][turned / 2], or null
+  int64_t turned;                // dimensions of a head that are rotated
+  const float* score;            // [H] (cosine), [H][D] (additive), or null
+  bool half;                     // the cache holds floats of 16 bits
+  void *keys, *values;           // [R][G][capacity / 16][D][16], [R][G][capacity][D]
+  float* queries;                // [T][H][D]: scratch
+  const Run* runs;               // of all tokens
+  int64_t n_runs;
+  float* partials;  // [T][H][pieces][D + 2]: scratch; null: pieces one after another
   int64_t pieces;
-  float* out;                     // [T][H D]
+  float* out;  // [T][H D]
 };
 
 static const int64_t PIECE = 256;  // keys in a piece of attention; part of the order of sums
@@ -74,7 +101,8 @@ struct Kernels {
   void (*multiply)(LinearTask&, int64_t first, int64_t last);  // groups of outputs
   void (*normalize)(const float* x, float* out, int64_t n, const Norm&);
   void (*place)(AttentionTask&, int64_t first, int64_t last);   // rotate, write to the cache
-  void (*attend)(AttentionTask&, int64_t first, int64_t last);  // see attention.h
+  // items are (run, key-value head) or, with partials, (run, key-value head, piece)
+  void (*attend)(AttentionTask&, int64_t first, int64_t last);
   void (*join)(AttentionTask&, int64_t first, int64_t last);    // the pieces of [token][head]
 };
 

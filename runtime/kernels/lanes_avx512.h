@@ -29,34 +29,73 @@ static inline I all(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline I operator+(I x, I y) { return {_mm512_add_epi32(x.a, y.a)}; }
 static inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.a, y.a)}; }
 static inline I operator*(I x, I y) { return {_mm512_mullo_epi32(x.a, y.a)}; }
+static inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.a); }
 static inline I load_bytes(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+static inline I load_signed(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+static inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+static inline void store_half(uint16_t* p, F x) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+}
 static inline Bytes load_levels(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
-static inline Bytes low_halves(Bytes w) { return {_mm512_and_si512(w.a, _mm512_set1_epi8(15))}; }
-static inline Bytes high_halves(Bytes w) {
-  return {_mm512_and_si512(_mm512_srli_epi16(w.a, 4), _mm512_set1_epi8(15))};
+template <int SHIFT, int MASK>
+static inline Bytes bits_of(Bytes w) {
+  return {_mm512_and_si512(_mm512_srli_epi16(w.a, SHIFT), _mm512_set1_epi8(MASK))};
+}
+static inline Bytes with_high(Bytes low, Bytes high, int shift, int mask) {
+  __m512i bits = _mm512_and_si512(_mm512_srl_epi16(high.a, _mm_cvtsi32_si128(shift)), _mm512_set1_epi8((char)mask));
+  return {_mm512_or_si512(low.a, _mm512_slli_epi16(bits, 4))};
+}
+static inline Bytes look_up(const int8_t* table, Bytes w) {
+  __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+  return {_mm512_shuffle_epi8(t, w.a)};
 }
 static inline I pick(Bytes w, int byte) {
   __m128i left = _mm_cvtsi32_si128(24 - 8 * byte), right = _mm_cvtsi32_si128(24);
   return {_mm512_sra_epi32(_mm512_sll_epi32(w.a, left), right)};
 }
-static inline I dot_small(I acc, Bytes w, int32_t four) {
-  __m512i v = _mm512_set1_epi32(four);
-#ifdef GPTX_VNNI
-  return {_mm512_dpbusd_epi32(acc.a, w.a, v)};
-#else
-  return {_mm512_add_epi32(acc.a, _mm512_madd_epi16(_mm512_maddubs_epi16(w.a, v), _mm512_set1_epi16(1)))};
-#endif
+static inline __m512i broadcast(const void* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
 }
-// |w| times the activation with w's sign, since the instructions take unsigned times signed bytes.
-static inline I dot(I acc, Bytes w, int32_t four) {
-  __m512i v = _mm512_set1_epi32(four);
-  __mmask64 negative = _mm512_movepi8_mask(w.a);
-  __m512i turned = _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v);
-  Bytes size = {_mm512_abs_epi8(w.a)};
+static inline void put(int8_t* p, I levels) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(levels.a)); }
+
+static const int TILE = 8, SMALL_TILE = 8;
 #ifdef GPTX_VNNI
-  return {_mm512_dpbusd_epi32(acc.a, size.a, turned)};
+// The instruction takes unsigned weights: 128 is added to each, and taken back from the sum.
+typedef int8_t Level;
+typedef Bytes Levels;
+static const int OFFSET = 128;
+static inline Levels spread(Bytes w) { return {_mm512_xor_si512(w.a, _mm512_set1_epi8(-128))}; }
+static inline I dot(I acc, const Levels& w, const Level* a) { return {_mm512_dpbusd_epi32(acc.a, w.a, broadcast(a))}; }
+
+typedef I Small;
+static inline Small small() { return all((int32_t)0); }
+static inline Small dot_small(Small acc, Bytes w, const int8_t* a) { return {_mm512_dpbusd_epi32(acc.a, w.a, broadcast(a))}; }
+static inline I add_small(I acc, Small sum) { return acc + sum; }
 #else
-  __m512i pairs = _mm512_maddubs_epi16(size.a, turned);
-  return {_mm512_add_epi32(acc.a, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
-#endif
+// As with AVX2: weights of 8 bits are widened to 16 bits, smaller ones are added in 16 bits.
+typedef int16_t Level;
+struct Levels { __m512i even, odd; };
+static const int OFFSET = 0;
+static inline Levels spread(Bytes w) {
+  return {_mm512_srai_epi16(_mm512_slli_epi16(w.a, 8), 8), _mm512_srai_epi16(w.a, 8)};
 }
+static inline void put(Level* p, I levels) {
+  __m256i v = _mm512_cvtepi32_epi16(levels.a);
+  _mm256_storeu_si256((__m256i*)p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(v, 0xd8), 0xd8));
+}
+static inline I dot(I acc, const Levels& w, const Level* a) {
+  __m512i sum = _mm512_add_epi32(acc.a, _mm512_madd_epi16(w.even, broadcast(a)));
+  return {_mm512_add_epi32(sum, _mm512_madd_epi16(w.odd, broadcast(a + 2)))};
+}
+
+struct Small { __m512i a; };
+static inline Small small() { return {_mm512_setzero_si512()}; }
+static inline Small dot_small(Small acc, Bytes w, const int8_t* a) {
+  return {_mm512_add_epi16(acc.a, _mm512_maddubs_epi16(w.a, broadcast(a)))};
+}
+static inline I add_small(I acc, Small sum) {
+  return {_mm512_add_epi32(acc.a, _mm512_madd_epi16(sum.a, _mm512_set1_epi16(1)))};
+}
+#endif

@@ -34,21 +34,68 @@ static inline I all(int32_t x) { I r; EACH r.v[i] = x; return r; }
 static inline I operator+(I a, I b) { EACH a.v[i] += b.v[i]; return a; }
 static inline I operator-(I a, I b) { EACH a.v[i] -= b.v[i]; return a; }
 static inline I operator*(I a, I b) { EACH a.v[i] *= b.v[i]; return a; }
+static inline void store(int32_t* p, I a) { EACH p[i] = a.v[i]; }
 static inline I load_bytes(const uint8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
+static inline I load_signed(const int8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
+// Floats of 16 bits. Every one of them is a float; a float is rounded to the nearest, ties to even.
+static inline float widened(uint16_t half) {
+  uint32_t sign = (uint32_t)(half >> 15) << 31, exponent = half >> 10 & 31, fraction = half & 1023, bits;
+  if (exponent == 0) {  // zero or subnormal
+    float size = (float)fraction * 0x1p-24f;
+    return sign ? -size : size;
+  }
+  bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+static inline uint16_t narrowed(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+  if (size > 0x7f800000) return (uint16_t)(sign | 0x7e00);   // NaN
+  if (size >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // rounds to infinity
+  if (size < 0x38800000)                                     // rounds to a multiple of 2^-24
+    return (uint16_t)(sign | (uint32_t)__builtin_rintf(__builtin_fabsf(x) * 0x1p24f));
+  return (uint16_t)(sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13));
+}
+static inline F load_half(const uint16_t* p) { F r; EACH r.v[i] = widened(p[i]); return r; }
+static inline void store_half(uint16_t* p, F a) { EACH p[i] = narrowed(a.v[i]); }
+
+// Weights of 4 to 6 bits.
 static inline Bytes load_levels(const int8_t* p) { Bytes r; __builtin_memcpy(&r, p, 64); return r; }
-static inline Bytes low_halves(Bytes a) { for (int i = 0; i < 64; i++) a.v[i] &= 15; return a; }
-static inline Bytes high_halves(Bytes a) {
-  for (int i = 0; i < 64; i++) a.v[i] = (uint8_t)a.v[i] >> 4;
+template <int SHIFT, int MASK>
+static inline Bytes bits_of(Bytes a) {
+  for (int i = 0; i < 64; i++) a.v[i] = (uint8_t)a.v[i] >> SHIFT & MASK;
+  return a;
+}
+// low + 16 (high >> shift & mask)
+static inline Bytes with_high(Bytes low, Bytes high, int shift, int mask) {
+  for (int i = 0; i < 64; i++) low.v[i] |= ((uint8_t)high.v[i] >> shift & mask) << 4;
+  return low;
+}
+static inline Bytes look_up(const int8_t* table, Bytes a) {  // a: 0 to 15
+  for (int i = 0; i < 64; i++) a.v[i] = table[a.v[i]];
   return a;
 }
 // The levels at place `byte` of each group of four.
 static inline I pick(Bytes a, int byte) { I r; EACH r.v[i] = a.v[4 * i + byte]; return r; }
-// acc + the sum of the four products of each lane; `four` holds four activations.
-static inline I dot(I acc, Bytes w, int32_t four) {
-  int8_t a[4];
-  __builtin_memcpy(a, &four, 4);
+
+// Products of 8 bits: acc + the sum of the four products of each lane with four activations.
+typedef int8_t Level;                    // an activation, as these products take it
+typedef Bytes Levels;                    // weights, as they take them
+static const int OFFSET = 0;             // what spread() adds to each weight
+static const int TILE = 4, SMALL_TILE = 4;  // tokens that share a weight in registers, at most
+static inline Levels spread(Bytes w) { return w; }
+static inline void put(int8_t* p, I levels) { EACH p[i] = (int8_t)levels.v[i]; }
+static inline I dot(I acc, const Levels& w, const Level* a) {
   EACH for (int j = 0; j < 4; j++) acc.v[i] += w.v[4 * i + j] * a[j];
   return acc;
 }
-static inline I dot_small(I acc, Bytes w, int32_t four) { return dot(acc, w, four); }
+// Products of weights from 0 to 63 with activations of 8 bits. Their sum is gathered in `Small`:
+// 32 inputs of 4 bits, 16 of 5 bits, 8 of 6 bits at most.
+typedef I Small;
+static inline Small small() { return all((int32_t)0); }
+static inline Small dot_small(Small acc, Bytes w, const int8_t* a) { return dot(acc, w, a); }
+static inline I add_small(I acc, Small sum) { return acc + sum; }
 #undef EACH

@@ -1,8 +1,8 @@
 // Products with packed weights: norm, rounding of activations, product, activation, residual.
 //
 // The order of sums: within a block integers are exact; over blocks each output is one chain of
-// fused multiply-adds from the first block to the last. Nothing else is summed, so neither tokens,
-// tiles, threads nor the width of a register change a bit.
+// fused multiply-adds from the first block to the last (its sum, then its offset). Nothing else is
+// summed, so neither tokens, tiles, threads nor the width of a register change a bit.
 
 static void normalize(const float* x, float* out, int64_t n, const Norm& norm) {
   if (norm.kind == NO_NORM) {
@@ -32,152 +32,234 @@ static void normalize(const float* x, float* out, int64_t n, const Norm& norm) {
 // Below this largest value 127 / largest could be infinite: the block counts as zeros.
 static const float SMALLEST = 4e-37f;
 
-// Round one block to levels of -127 to 127. Returns the scale; NaN if a value is not finite.
-static inline float round_block(const float* x, int64_t n, int8_t* levels, int32_t* total) {
+INLINE bool takes_levels(int form) { return form == EIGHT || form == TABLE; }  // else bytes
+INLINE bool has_offsets(const Weight& w) { return w.offsets.steps || w.offsets.halves; }
+
+// The number that all levels in a product are too large by. A block's sum starts from
+// -common_zero * the sum of its activations.
+INLINE int32_t common_zero(const Weight& w) {
+  if (takes_levels(w.form)) return OFFSET;
+  return w.zeros || has_offsets(w) ? 0 : w.form == FOUR ? 8 : w.form == FIVE ? 16 : 32;
+}
+
+static inline int32_t total(I x) {
+  int32_t v[16], sum = 0;
+  store(v, x);
+  for (int i = 0; i < 16; i++) sum += v[i];
+  return sum;
+}
+
+// Round a block of token t to levels of -127 to 127, in one or two terms. A scale is NaN if a value
+// is not finite. LEVEL: how a level is stored.
+template <class LEVEL>
+static inline void round_block(const Weight& w, Input& in, int64_t t, int64_t b) {
+  const float* x = in.floats + t * in.width + b * w.block;
   F top = all(0.0f), wrong = all(0.0f);
-  for (int64_t i = 0; i < n; i += 16) {
+  for (int64_t i = 0; i < w.block; i += 16) {
     F v = load(x + i);
     top = max(top, abs(v));
     wrong = wrong + (v - v);  // NaN for NaN and infinity
   }
   float peak = largest(top), bad = sum(wrong);
   bool empty = !(peak >= SMALLEST) || !(bad == 0);
-  F step = all(empty ? 0.0f : 127.0f / peak);
-  int32_t added = 0;
-  for (int64_t i = 0; i < n; i += 16) {
-    float whole_levels[16];
-    store(whole_levels, empty ? all(0.0f) : whole(load(x + i) * step));
-    for (int j = 0; j < 16; j++) {
-      int32_t level = (int32_t)whole_levels[j];
-      levels[i + j] = (int8_t)level;
-      added += level;
-    }
+  float scale = bad == 0 ? (empty ? 0.0f : peak / 127.0f) : bad;
+  F step = all(empty ? 0.0f : 127.0f / peak), finer = all(scale > 0 ? 254.0f / scale : 0.0f);
+  int64_t plane = in.tokens * in.width, at = b * in.tokens + t, planes = in.tokens * w.n_blocks;
+  LEVEL* levels = (LEVEL*)in.levels + t * in.width + b * w.block;
+  I added = all((int32_t)0), added2 = added;
+  for (int64_t i = 0; i < w.block; i += 16) {
+    F v = load(x + i), level = empty ? all(0.0f) : whole(v * step);
+    put(levels + i, to_int(level));
+    added = added + to_int(level);
+    if (in.terms < 2) continue;
+    // what the first term leaves: at most half a step
+    F second = whole((v - level * all(scale)) * finer);
+    second = scale > 0 ? max(min(second, all(127.0f)), all(-127.0f)) : all(0.0f);
+    put(levels + plane + i, to_int(second));
+    added2 = added2 + to_int(second);
   }
-  *total = added;
-  return bad == 0 ? (empty ? 0.0f : peak / 127.0f) : bad;
+  for (int term = 0; term < in.terms; term++, at += planes) {
+    int32_t whole_sum = total(term ? added2 : added);
+    in.scales[at] = term ? scale / 254.0f : scale;
+    in.sums[at] = (float)whole_sum;
+    in.starts[at] = -common_zero(w) * whole_sum;
+  }
 }
 
 static void prepare(LinearTask& task, int64_t first, int64_t last) {
   Input& in = task.input;
   const Weight& w = *task.weight;
-  int64_t plane = in.tokens * in.width, blocks = in.tokens * w.n_blocks;
   for (int64_t t = first; t < last; t++) {
     float* x = in.floats + t * in.width;
     normalize(task.x + t * task.n_in, x, task.n_in, task.norm);
     for (int64_t i = task.n_in; i < in.width; i++) x[i] = 0;
     if (!in.terms) continue;
     for (int64_t b = 0; b < w.n_blocks; b++) {
-      int64_t start = t * in.width + b * w.block, at = t * w.n_blocks + b;
-      float scale = round_block(x + b * w.block, w.block, in.levels + start, in.sums + at);
-      in.scales[at] = scale;
-      if (in.terms < 2) continue;
-      for (int64_t i = 0; i < w.block; i += 16) {  // what the first term leaves: at most half a step
-        float levels[16];
-        for (int j = 0; j < 16; j++) levels[j] = in.levels[start + i + j];
-        F rest = load(x + b * w.block + i) - load(levels) * all(scale);
-        F second = scale > 0 ? whole(rest * all(254.0f / scale)) : all(0.0f);
-        store(levels, max(min(second, all(127.0f)), all(-127.0f)));
-        for (int j = 0; j < 16; j++) in.levels[plane + start + i + j] = (int8_t)(int32_t)levels[j];
-      }
-      int32_t added = 0;
-      for (int64_t i = 0; i < w.block; i++) added += in.levels[plane + start + i];
-      in.sums[blocks + at] = added;
-      in.scales[blocks + at] = scale / 254.0f;
+      if (takes_levels(w.form)) round_block<Level>(w, in, t, b);
+      else round_block<int8_t>(w, in, t, b);
     }
   }
-}
-
-static inline int32_t four_at(const int8_t* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return v;
 }
 
 // Bytes ahead of the levels in use that a product of one token asks for. The processor's own
 // prefetching stops at the end of each page.
 static const int64_t AHEAD = 512;
 
-// out[r][t] = the product of group g + r with token t0 + t, for R groups and T tokens.
-template <int BITS, int R, int T>
-static inline void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
-  const int64_t steps = w.block / 4, bytes = w.block * (BITS == 4 ? 8 : 16);
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r][t] = all(0.0f);
-  for (int64_t b = 0; b < w.n_blocks; b++) {
-    for (int term = 0; term < in.terms; term++) {
-      const int8_t* a = in.levels + (term * in.tokens + t0) * in.width + b * w.block;
-      I acc[R][T];
-      for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) acc[r][t] = all((int32_t)0);
-      for (int64_t k = 0; k < steps; k += BITS == 4 ? 2 : 1) {
-        for (int r = 0; r < R; r++) {
-          const int8_t* at = w.levels + ((g + r) * w.n_blocks + b) * bytes + (BITS == 4 ? k / 2 : k) * 64;
-          if (T == 1) __builtin_prefetch(at + AHEAD);
-          Bytes levels = load_levels(at);
-          if (BITS == 8) {
-            for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], levels, four_at(a + t * in.width + 4 * k));
-          } else {
-            Bytes even = low_halves(levels), odd = high_halves(levels);
-            for (int t = 0; t < T; t++) {
-              acc[r][t] = dot_small(acc[r][t], even, four_at(a + t * in.width + 4 * k));
-              acc[r][t] = dot_small(acc[r][t], odd, four_at(a + t * in.width + 4 * k + 4));
-            }
-          }
-        }
-      }
+INLINE F scale_of(const Scales& s, int64_t g, int64_t b, int64_t n_blocks) {
+  int64_t of_step = s.blocks_per_step == 1 ? b : s.n_steps == 1 ? 0 : b / s.blocks_per_step;
+  int64_t at = (g * s.n_steps + of_step) * 16;
+  F step = s.halves ? load_half(s.halves + at) : load(s.steps + at);
+  return s.factors ? to_float(load_signed(s.factors + (g * n_blocks + b) * 16)) * step : step;
+}
+
+// The levels of the inputs k .. k + 8 of a group, k a multiple of 8.
+template <int FORM>
+INLINE void eight_levels(const Weight& w, const int8_t* group, int64_t k, Bytes& even, Bytes& odd) {
+  Bytes both = load_levels(group + k * 8);
+  even = bits_of<0, 15>(both), odd = bits_of<4, 15>(both);
+  if (FORM == TABLE) even = look_up(w.table, even), odd = look_up(w.table, odd);
+  if (FORM != FIVE && FORM != SIX) return;
+  const int64_t in_byte = FORM == FIVE ? 8 : 4;  // levels whose high bits share a byte
+  Bytes high = load_levels(group + w.n_blocks * w.block * 8 + k / (4 * in_byte) * 64);
+  int shift = (int)(k / 4 % in_byte) * (FORM == FIVE ? 1 : 2);
+  even = with_high(even, high, shift, FORM == FIVE ? 1 : 3);
+  odd = with_high(odd, high, shift + (FORM == FIVE ? 1 : 2), FORM == FIVE ? 1 : 3);
+}
+
+// acc[r][t] += the sum of a block, from input k to `end`, for R groups and T tokens.
+template <int FORM, int R, int T>
+INLINE void block_sums(const Weight& w, const int8_t* group, const char* a, int64_t width, int64_t k,
+                              int64_t end, I (&acc)[R][T]) {
+  if (FORM == EIGHT) {
+    for (; k < end; k += 4)
       for (int r = 0; r < R; r++) {
-        int64_t at = ((g + r) * w.n_blocks + b) * 16;
-        F scale = load(w.scales + at);
-        I zero = w.zeros ? load_bytes(w.zeros + at) : all((int32_t)(BITS == 4 ? 8 : 0));
-        for (int t = 0; t < T; t++) {
-          int64_t of = (term * in.tokens + t0 + t) * w.n_blocks + b;
-          I whole_sum = acc[r][t];
-          if (BITS == 4 || w.zeros) whole_sum = whole_sum - zero * all(in.sums[of]);
-          out[r][t] = fma(to_float(whole_sum), scale * all(in.scales[of]), out[r][t]);
-        }
+        const int8_t* at = group + r * w.group_bytes + k * 16;
+        if (T == 1) __builtin_prefetch(at + AHEAD);
+        Levels levels = spread(load_levels(at));
+        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], levels, (const Level*)a + t * width + k);
       }
+  } else if (FORM == TABLE) {
+    for (; k < end; k += 8)
+      for (int r = 0; r < R; r++) {
+        Bytes even, odd;
+        eight_levels<FORM>(w, group + r * w.group_bytes, k, even, odd);
+        Levels first = spread(even), second = spread(odd);
+        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], first, (const Level*)a + t * width + k);
+        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], second, (const Level*)a + t * width + k + 4);
+      }
+  } else {
+    while (k < end) {
+      int64_t stop = least(end, k + (FORM == FOUR ? 32 : FORM == FIVE ? 16 : 8));
+      Small gathered[R][T];
+      for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) gathered[r][t] = small();
+      for (; k < stop; k += 8)
+        for (int r = 0; r < R; r++) {
+          Bytes even, odd;
+          if (T == 1) __builtin_prefetch(group + r * w.group_bytes + k * 8 + AHEAD);
+          eight_levels<FORM>(w, group + r * w.group_bytes, k, even, odd);
+          for (int t = 0; t < T; t++) gathered[r][t] = dot_small(gathered[r][t], even, (const int8_t*)a + t * width + k);
+          for (int t = 0; t < T; t++) gathered[r][t] = dot_small(gathered[r][t], odd, (const int8_t*)a + t * width + k + 4);
+        }
+      for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) acc[r][t] = add_small(acc[r][t], gathered[r][t]);
     }
   }
 }
 
-// The same with floats for activations; quantized weights are unpacked to floats.
-template <int BITS, int R, int T>
-static inline void float_tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
+// out[r][t] = the product of group g + r with token t0 + t, for R groups and T tokens.
+template <int FORM, int R, int T>
+static void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
+  const int64_t bytes = takes_levels(FORM) ? sizeof(Level) : 1, n_blocks = w.n_blocks, tokens = in.tokens;
+  const bool offsets = has_offsets(w);
+  F sums[R][T];
   for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r][t] = all(0.0f);
-  const float* x = in.floats + t0 * in.width;
-  if (BITS == 32) {
-    for (int64_t k = 0; k < w.n_in; k++)
+    for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
+  for (int64_t b = 0; b < n_blocks; b++)
+    for (int term = 0; term < in.terms; term++) {
+      int64_t of = (term * n_blocks + b) * tokens + t0;
+      const int32_t* starts = in.starts + of;
+      const float *in_scales = in.scales + of, *in_sums = in.sums + of;
+      const char* a = in.levels + (term * tokens + t0) * in.width * bytes;
+      I acc[R][T];
+      for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) acc[r][t] = all(starts[t]);
+      block_sums<FORM, R, T>(w, w.levels + g * w.group_bytes, a, in.width, b * w.block, (b + 1) * w.block, acc);
       for (int r = 0; r < R; r++) {
-        F v = load(w.floats + ((g + r) * w.n_in + k) * 16);
-        for (int t = 0; t < T; t++) out[r][t] = fma(v, all(x[t * in.width + k]), out[r][t]);
+        F scale = scale_of(w.scales, g + r, b, n_blocks);
+        if (w.zeros) {
+          F zero = to_float(load_bytes(w.zeros + ((g + r) * n_blocks + b) * 16));
+          for (int t = 0; t < T; t++) {  // whole numbers below 2^24: exact
+            F sum = to_float(acc[r][t]) - zero * all(in_sums[t]);
+            sums[r][t] = fma(sum, scale * all(in_scales[t]), sums[r][t]);
+          }
+          continue;
+        }
+        for (int t = 0; t < T; t++) sums[r][t] = fma(to_float(acc[r][t]), scale * all(in_scales[t]), sums[r][t]);
+        if (!offsets) continue;
+        F more = scale_of(w.offsets, g + r, b, n_blocks);
+        for (int t = 0; t < T; t++) sums[r][t] = fma(more, all(in_scales[t] * in_sums[t]), sums[r][t]);
       }
+    }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
+}
+
+// The same with floats for activations; quantized weights become floats first.
+template <int FORM, int R, int T>
+static void float_tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
+  F sums[R][T];
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
+  const int64_t n_in = w.n_in, width = in.width;
+  const float *x = in.floats + t0 * width, *floats = w.floats + g * n_in * 16;
+  const uint16_t* halves = w.halves + g * n_in * 16;
+  if (FORM == FLOATS || FORM == HALVES) {
+    for (int64_t k = 0; k < n_in; k++)
+      for (int r = 0; r < R; r++) {
+        F v = FORM == FLOATS ? load(floats + (r * n_in + k) * 16) : load_half(halves + (r * n_in + k) * 16);
+        for (int t = 0; t < T; t++) sums[r][t] = fma(v, all(x[t * width + k]), sums[r][t]);
+      }
+    for (int r = 0; r < R; r++)
+      for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
     return;
   }
-  const int64_t bytes = w.block * (BITS == 4 ? 8 : 16);
   for (int64_t b = 0; b < w.n_blocks; b++)
     for (int r = 0; r < R; r++) {
-      int64_t at = ((g + r) * w.n_blocks + b) * 16;
-      F scale = load(w.scales + at);
-      I zero = w.zeros ? load_bytes(w.zeros + at) : all((int32_t)(BITS == 4 ? 8 : 0));
-      for (int64_t k = 0; k < w.block; k += 4) {
-        const int8_t* from = w.levels + ((g + r) * w.n_blocks + b) * bytes + (BITS == 4 ? k / 8 : k / 4) * 64;
-        Bytes levels = load_levels(from);
-        if (BITS == 4) levels = k % 8 ? high_halves(levels) : low_halves(levels);
-        for (int j = 0; j < 4; j++) {
-          F v = to_float(pick(levels, j) - zero) * scale;
-          for (int t = 0; t < T; t++)
-            out[r][t] = fma(v, all(x[t * in.width + b * w.block + k + j]), out[r][t]);
+      const int8_t* group = w.levels + (g + r) * w.group_bytes;
+      F scale = scale_of(w.scales, g + r, b, w.n_blocks);
+      F more = has_offsets(w) ? scale_of(w.offsets, g + r, b, w.n_blocks) : all(0.0f);
+      I zero = w.zeros ? load_bytes(w.zeros + ((g + r) * w.n_blocks + b) * 16) : all(FORM == EIGHT || FORM == TABLE ? 0 : common_zero(w));
+      for (int64_t k = b * w.block; k < (b + 1) * w.block; k += 8) {
+        Bytes levels[2];
+        if (FORM == EIGHT) levels[0] = load_levels(group + k * 16), levels[1] = load_levels(group + k * 16 + 64);
+        else eight_levels<FORM>(w, group, k, levels[0], levels[1]);
+        for (int j = 0; j < 8; j++) {
+          F v = fma(to_float(pick(levels[j / 4], j % 4) - zero), scale, more);
+          for (int t = 0; t < T; t++) sums[r][t] = fma(v, all(x[t * width + k + j]), sums[r][t]);
         }
       }
     }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
+}
+
+template <int FORM, int R, int T>
+static inline void product_of(const Weight& w, const Input& in, int64_t g, int64_t t, F (&out)[R][T]) {
+  in.terms ? tile<FORM, R, T>(w, in, g, t, out) : float_tile<FORM, R, T>(w, in, g, t, out);
 }
 
 template <int R, int T>
 static inline void product(const Weight& w, const Input& in, int64_t g, int64_t t, F (&out)[R][T]) {
-  if (w.bits == 32) return float_tile<32, R, T>(w, in, g, t, out);
-  if (w.bits == 8) return in.terms ? tile<8, R, T>(w, in, g, t, out) : float_tile<8, R, T>(w, in, g, t, out);
-  return in.terms ? tile<4, R, T>(w, in, g, t, out) : float_tile<4, R, T>(w, in, g, t, out);
+  switch (w.form) {
+    case EIGHT: return product_of<EIGHT, R, T>(w, in, g, t, out);
+    case FOUR: return product_of<FOUR, R, T>(w, in, g, t, out);
+    case FIVE: return product_of<FIVE, R, T>(w, in, g, t, out);
+    case SIX: return product_of<SIX, R, T>(w, in, g, t, out);
+    case TABLE: return product_of<TABLE, R, T>(w, in, g, t, out);
+    case HALVES: return float_tile<HALVES, R, T>(w, in, g, t, out);
+    default: return float_tile<FLOATS, R, T>(w, in, g, t, out);
+  }
 }
 
 static inline F with_bias(const LinearTask& task, F y, int64_t column, int64_t n) {
@@ -200,7 +282,7 @@ static inline void finish(LinearTask& task, int64_t g, int64_t t0, F (&y)[R][T])
 
 // Gated: group g is of the gate, group g + n_groups / 2 of the values that it multiplies.
 template <int T>
-static inline void gated(LinearTask& task, int64_t g, int64_t t0) {
+static void gated(LinearTask& task, int64_t g, int64_t t0) {
   const Weight& w = *task.weight;
   int64_t outputs = w.n_out / 2, column = g * 16, n = least(16, outputs - column);
   F gate[1][T], up[1][T];
@@ -216,29 +298,39 @@ static inline void gated(LinearTask& task, int64_t g, int64_t t0) {
 }
 
 template <int R, int T>
-static inline void plain_product(LinearTask& task, int64_t g, int64_t t) {
+static void plain_product(LinearTask& task, int64_t g, int64_t t) {
   F y[R][T];
   product<R, T>(*task.weight, task.input, g, t, y);
   finish<R, T>(task, g, t, y);
 }
 
+// Groups first .. last of tokens t .. t + T.
+template <int T>
+static void groups_of(LinearTask& task, int64_t first, int64_t last, int64_t t) {
+  int64_t g = first;
+  if (task.gated)
+    for (; g < last; g++) gated<T>(task, g, t);
+  if (T == 1)
+    for (; g + 2 <= last; g += 2) plain_product<2, 1>(task, g, t);
+  for (; g < last; g++) plain_product<1, T>(task, g, t);
+}
+
+// The tokens t .. t + n, n <= T.
+template <int T>
+static void tokens_of(LinearTask& task, int64_t first, int64_t last, int64_t t, int64_t n) {
+  if (n == T) return groups_of<T>(task, first, last, t);
+  tokens_of<(T > 1 ? T - 1 : 1)>(task, first, last, t, n);
+}
+
+// Tiles of equal size, as few as TILE allows. A group's weights are read once for all tokens.
 static void multiply(LinearTask& task, int64_t first, int64_t last) {
-  int64_t tokens = task.input.tokens, g = first;
-  if (task.gated) {
-    for (; g < last; g++) {
-      int64_t t = 0;
-      for (; t + 4 <= tokens; t += 4) gated<4>(task, g, t);
-      for (; t < tokens; t++) gated<1>(task, g, t);
+  int64_t tokens = task.input.tokens, most_tokens = takes_levels(task.weight->form) ? TILE : SMALL_TILE;
+  for (int64_t g = first, end; g < last; g = end) {
+    end = tokens == 1 ? last : g + 1;
+    for (int64_t t = 0, n; t < tokens; t += n) {
+      int64_t tiles = (tokens - t + most_tokens - 1) / most_tokens;
+      n = (tokens - t + tiles - 1) / tiles;
+      tokens_of<TILE>(task, g, end, t, n);
     }
-    return;
-  }
-  if (tokens < 3)
-    for (; g + 2 <= last; g += 2)
-      for (int64_t t = 0; t < tokens; t++) plain_product<2, 1>(task, g, t);
-  for (; g < last; g++) {
-    int64_t t = 0;
-    for (; t + 6 <= tokens; t += 6) plain_product<1, 6>(task, g, t);
-    for (; t + 3 <= tokens; t += 3) plain_product<1, 3>(task, g, t);
-    for (; t < tokens; t++) plain_product<1, 1>(task, g, t);
   }
 }

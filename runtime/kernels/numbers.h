@@ -6,3 +6,6 @@
 static inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Small pieces of loops, whose arrays must stay in registers.
+#define INLINE static inline __attribute__((always_inline))

@@ -159,41 +159,59 @@ static void multiply_groups(void* t, int64_t first, int64_t last) {
   ((LinearCall*)t)->kernels->multiply(((LinearCall*)t)->task, first, last);
 }
 
+// The numbers of [n_out][blocks] in `values`, each times its step in `steps` if there are any.
+static bool read_grid(const Tensor& values, const Tensor& steps, int64_t n_out, int64_t blocks, Grid* out) {
+  const Tensor& floats = steps.data ? steps : values;
+  if (n_out <= 0 || floats.count() % n_out || (floats.type != FLOAT && floats.type != FLOAT16)) return false;
+  out->n_steps = floats.count() / n_out;
+  if (out->n_steps <= 0 || out->n_steps > blocks) return false;
+  out->blocks_per_step = (blocks + out->n_steps - 1) / out->n_steps;
+  out->scale = 1;
+  if (floats.type == FLOAT) out->steps = floats.floats();
+  else out->halves = (const uint16_t*)floats.data;
+  if (!steps.data) return out->n_steps == blocks;
+  out->factors = (const int8_t*)values.data;
+  return is(values, INT8, n_out * blocks) && (blocks + out->blocks_per_step - 1) / out->blocks_per_step == out->n_steps;
+}
+
+// Describe the stored matrix; false if weights, scales and attributes do not fit together.
+static bool read_matrix(const Tensor& w, const Tensor& scales, const Tensor& steps, const Tensor& zeros,
+                        const Tensor& offsets, const Tensor& offset_steps, const Tensor& table, Matrix* m) {
+  if (!w.data || m->n_in <= 0 || m->n_in >= 1 << 24) return false;
+  m->values = w.data;
+  if (m->layout == Matrix::BLOCKS) {
+    if (m->block < 16 || m->block > 2048 || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
+    int64_t blocks = (m->n_in + m->block - 1) / m->block;
+    m->n_out = w.rank ? w.shape[0] : 0;
+    m->zeros = (const uint8_t*)zeros.data, m->table = (const int8_t*)table.data;
+    return is(w, UINT8, m->n_out * blocks * m->block * m->bits / 8) &&
+           read_grid(scales, steps, m->n_out, blocks, &m->scales) &&
+           (!offsets.data || read_grid(offsets, offset_steps, m->n_out, blocks, &m->offsets)) &&
+           (!zeros.data || (m->bits == 4 && is(zeros, UINT8, m->n_out * ((blocks + 1) / 2)))) &&
+           (!table.data || (m->bits == 4 && is(table, INT8, 16)));
+  }
+  if (m->layout == Matrix::CHANNELS) {
+    m->n_out = w.last();
+    bool whole = m->bits == 8 && is(w, INT8, m->n_in * m->n_out) && read_grid(scales, {}, m->n_out, 1, &m->scales);
+    m->scales.scale = 127;
+    return whole && m->scales.steps;
+  }
+  m->n_out = m->layout == Matrix::IN_OUT ? w.last() : w.rank ? w.shape[0] : 0;
+  return (m->layout == Matrix::IN_OUT || m->layout == Matrix::OUT_IN) && (m->bits == 32 || m->bits == 16) &&
+         is(w, m->bits == 32 ? FLOAT : FLOAT16, m->n_in * m->n_out);
+}
+
 static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel** out) {
-  Tensor w, scales, steps, zeros;
-  if (Status s = constants(api, info, {{1, &w}, {2, &scales}, {3, &steps}, {4, &zeros}})) return s;
+  Tensor w, scales, steps, zeros, offsets, offset_steps, table;
+  if (Status s = constants(api, info, {{1, &w}, {2, &scales}, {3, &steps}, {4, &zeros}, {9, &offsets},
+                                       {10, &offset_steps}, {11, &table}})) return s;
   Matrix m = {};
   m.layout = (int)number(api, info, "layout", Matrix::BLOCKS);
   m.bits = (int)number(api, info, "bits", 8);
   m.n_in = number(api, info, "n_in", 0);
   m.block = number(api, info, "block", 0);
   m.gated = number(api, info, "gated", 0) != 0;
-  m.values = w.data;
-  bool whole = false;
-  if (w.data && m.n_in > 0 && m.n_in < 1 << 24) {
-    if (m.layout == Matrix::BLOCKS && (m.bits == 8 || m.bits == 4) && m.block >= 16 && m.block % 16 == 0) {
-      int64_t blocks = (m.n_in + m.block - 1) / m.block;
-      m.n_out = w.rank ? w.shape[0] : 0;
-      whole = is(w, UINT8, m.n_out * blocks * m.block * m.bits / 8);
-      if (steps.data) {
-        whole = whole && is(scales, INT8, m.n_out * blocks) && is(steps, FLOAT, m.n_out);
-        m.byte_scales = (const int8_t*)scales.data, m.steps = steps.floats();
-      } else {
-        whole = whole && is(scales, FLOAT, m.n_out * blocks);
-        m.float_scales = scales.floats();
-      }
-      if (zeros.data) whole = whole && is(zeros, UINT8, m.n_out * ((blocks * m.bits + 7) / 8)) && m.bits == 4;
-      m.zeros = (const uint8_t*)zeros.data;
-    } else if (m.layout == Matrix::CHANNELS && m.bits == 8) {
-      m.n_out = w.last();
-      whole = is(w, INT8, m.n_in * m.n_out) && is(scales, FLOAT, m.n_out);
-      m.float_scales = scales.floats();
-    } else if ((m.layout == Matrix::IN_OUT || m.layout == Matrix::OUT_IN) && m.bits == 32) {
-      m.n_out = m.layout == Matrix::IN_OUT ? w.last() : w.rank ? w.shape[0] : 0;
-      whole = is(w, FLOAT, m.n_in * m.n_out);
-    }
-  }
-  if (!whole || m.n_out <= 0 || (m.gated && m.n_out % 2))
+  if (!read_matrix(w, scales, steps, zeros, offsets, offset_steps, table, &m) || m.n_out <= 0 || (m.gated && m.n_out % 2))
     return error(api, "gptx.Linear: weights, scales and attributes do not fit together");
   Linear* k = (Linear*)calloc(1, sizeof(Linear));
   if (k) k->weight = pack(m, chosen_threads, &k->piece);
@@ -202,7 +220,7 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
     return error(api, "gptx.Linear: no memory for the packed weights");
   }
   k->norm = norm_of(api, info);
-  k->terms = m.bits == 32 ? 0 : (int)number(api, info, "terms", 1);
+  k->terms = m.bits >= 16 ? 0 : (int)number(api, info, "terms", 1);
   k->activation = (int)number(api, info, "activation", NONE);
   k->gated = m.gated;
   *out = k;
@@ -226,7 +244,7 @@ static Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   if (Status s = output(k.api, context, 0, shape, x.rank, &out)) return s;
   if (!tokens) return nullptr;
   int64_t width = w.n_blocks * w.block, blocks = tokens * w.n_blocks * k.terms;
-  Scratch scratch(SPACE(float, tokens * width) + SPACE(int8_t, k.terms * tokens * width) + SPACE(float, blocks) +
+  Scratch scratch(SPACE(float, tokens * width) + SPACE(int16_t, k.terms * tokens * width) + 2 * SPACE(float, blocks) +
                   SPACE(int32_t, blocks));
   if (!scratch.block) return error(k.api, "gptx.Linear: no memory");
   LinearCall call = {};
@@ -234,8 +252,8 @@ static Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   LinearTask& task = call.task;
   task.weight = &w;
   task.input = {tokens, width, scratch.take<float>(tokens * width), k.terms,
-                scratch.take<int8_t>(k.terms * tokens * width), scratch.take<float>(blocks),
-                scratch.take<int32_t>(blocks)};
+                (char*)scratch.take<int16_t>(k.terms * tokens * width), scratch.take<float>(blocks),
+                scratch.take<float>(blocks), scratch.take<int32_t>(blocks)};
   task.x = x.floats(), task.n_in = w.n_in;
   task.norm = k.norm, task.norm.gain = gain.floats(), task.norm.bias = shift.floats();
   task.activation = k.activation, task.gated = k.gated;
@@ -368,9 +386,10 @@ static void destroy_plain(Kernel* kernel) { free(kernel); }
 
 struct Attention : Kernel {
   int64_t n_head, n_kv_head, window;
-  int kind;
+  int kind, cache_type;
 };
 
+template <int CACHE_TYPE>
 static Status create_attention(const OrtApi* api, const OrtKernelInfo* info, Kernel** out) {
   Attention* k = (Attention*)calloc(1, sizeof(Attention));
   if (!k) return error(api, "gptx.Attention: no memory");
@@ -378,6 +397,7 @@ static Status create_attention(const OrtApi* api, const OrtKernelInfo* info, Ker
   k->n_kv_head = number(api, info, "n_kv_head", 0);
   k->window = number(api, info, "window", 0);
   k->kind = (int)number(api, info, "kind", DOT);
+  k->cache_type = CACHE_TYPE;
   *out = k;
   if (k->n_head > 0 && k->n_kv_head > 0 && k->n_head % k->n_kv_head == 0 && k->window >= 0) return nullptr;
   free(k);
@@ -398,6 +418,18 @@ static void join_items(void* t, int64_t first, int64_t last) {
   ((AttentionCall*)t)->kernels->join(((AttentionCall*)t)->task, first, last);
 }
 
+// Cut the tokens into runs of at most `most_tokens`.
+static int64_t find_runs(const AttentionTask& task, int64_t most_tokens, Run* runs) {
+  int64_t n = 0;
+  for (int64_t t = 0; t < task.tokens; t++) {
+    bool goes_on = n && runs[n - 1].count < most_tokens && task.rows[t] == task.rows[t - 1] &&
+                   task.places[t] == task.places[t - 1] + 1;
+    if (goes_on) runs[n - 1].count++;
+    else runs[n++] = {t, 1};
+  }
+  return n;
+}
+
 static Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   Attention& k = *(Attention*)kernel;
   Tensor qkv, rows, places, keys, values, cos, sin, score, starts;
@@ -406,8 +438,9 @@ static Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   int64_t tokens = rows.count(), n_rows = keys.shape[0], capacity = keys.shape[2], d = keys.shape[3];
   int64_t half = cos.data ? cos.last() : 0, heads = k.n_head + 2 * k.n_kv_head;
   bool whole = keys.rank == 4 && keys.shape[1] == k.n_kv_head && capacity % 16 == 0 && d > 0 && d <= 1024 &&
-               is(values, FLOAT, keys.count()) && keys.type == FLOAT && is(qkv, FLOAT, tokens * heads * d) &&
-               is(rows, INT64, tokens) && is(places, INT64, tokens) && is(starts, INT64, n_rows) && 2 * half <= d;
+               keys.type == k.cache_type && is(values, k.cache_type, keys.count()) &&
+               is(qkv, FLOAT, tokens * heads * d) && is(rows, INT64, tokens) && is(places, INT64, tokens) &&
+               is(starts, INT64, n_rows) && 2 * half <= d;
   if (cos.data) whole = whole && is(sin, FLOAT, cos.count()) && cos.type == FLOAT && cos.rank == 2 && half > 0;
   if (k.kind != DOT) whole = whole && is(score, FLOAT, k.kind == COSINE ? k.n_head : k.n_head * d);
   if (!whole) return error(k.api, "gptx.Attention: an input has a wrong type or shape");
@@ -426,8 +459,9 @@ static Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   if (Status s = output(k.api, context, 0, shape, qkv.rank, &out)) return s;
   if (Status s = output(k.api, context, 1, keys.shape, 4, &new_keys)) return s;
   if (Status s = output(k.api, context, 2, values.shape, 4, &new_values)) return s;
-  if (new_keys != keys.data) memcpy(new_keys, keys.data, keys.count() * sizeof(float));
-  if (new_values != values.data) memcpy(new_values, values.data, values.count() * sizeof(float));
+  int64_t bytes = keys.count() * (k.cache_type == FLOAT ? sizeof(float) : sizeof(uint16_t));
+  if (new_keys != keys.data) memcpy(new_keys, keys.data, bytes);
+  if (new_values != values.data) memcpy(new_values, values.data, bytes);
   if (!tokens) return nullptr;
   AttentionCall call = {};
   call.kernels = k.kernels;
@@ -436,18 +470,23 @@ static Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   task.capacity = capacity, task.window = k.window, task.kind = k.kind, task.qkv = qkv.floats();
   task.rows = row_of, task.places = place_of, task.starts = (const int64_t*)starts.data;
   task.cos = cos.floats(), task.sin = sin.floats(), task.turned = 2 * half, task.score = score.floats();
-  task.keys = (float*)new_keys, task.values = (float*)new_values, task.out = (float*)out;
+  task.half = k.cache_type == FLOAT16, task.keys = new_keys, task.values = new_values, task.out = (float*)out;
   task.pieces = (longest + PIECE - 1) / PIECE;
   // few tokens over a long cache: the pieces are shared among the threads
-  bool split = task.pieces > 1 && tokens * k.n_kv_head < 4 * k.threads;
+  bool split = task.pieces > 1 && tokens * k.n_kv_head < 32 * k.threads;
   int64_t parts = split ? tokens * k.n_head * task.pieces * (d + 2) : 0;
-  Scratch scratch(SPACE(float, tokens * k.n_head * d) + SPACE(float, parts));
+  Scratch scratch(SPACE(float, tokens * k.n_head * d) + SPACE(float, parts) + SPACE(Run, tokens));
   if (!scratch.block) return error(k.api, "gptx.Attention: no memory");
   task.queries = scratch.take<float>(tokens * k.n_head * d);
   task.partials = split ? scratch.take<float>(parts) : nullptr;
+  // longer runs read the cache less often, shorter ones share the work among the threads
+  Run* runs = scratch.take<Run>(tokens);
+  int64_t in_group = k.n_head / k.n_kv_head, fair = tokens * k.n_kv_head / (4 * k.threads);
+  task.n_runs = find_runs(task, most((6 + in_group - 1) / in_group, least(fair, most(1, 48 / in_group))), runs);
+  task.runs = runs;
   FloatState state;
   run_parallel(place_tokens, &call, tokens, 8, tokens < 8 ? 1 : k.threads);
-  int64_t items = tokens * k.n_kv_head * (split ? task.pieces : 1);
+  int64_t items = task.n_runs * k.n_kv_head * (split ? task.pieces : 1);
   run_parallel(attend_items, &call, items, 1, longest * tokens < 64 ? 1 : k.threads);
   if (split) run_parallel(join_items, &call, tokens * k.n_head, 16, 1);
   return nullptr;
@@ -458,6 +497,7 @@ static Status run_attention(Kernel* kernel, OrtKernelContext* context) {
 struct Operator : OrtCustomOp {
   const char* name;
   size_t inputs, needed, outputs;
+  int cache_type;  // of the outputs behind the first
   Status (*make)(const OrtApi*, const OrtKernelInfo*, Kernel**);
   Status (*run)(Kernel*, OrtKernelContext*);
 };
@@ -479,15 +519,17 @@ static void destroy(void* kernel) { DESTROY((Kernel*)kernel); }
 
 template <Status (*RUN)(Kernel*, OrtKernelContext*), void (*DESTROY)(Kernel*)>
 static Operator describe_operator(const char* name, size_t inputs, size_t needed, size_t outputs,
-                                  Status (*make)(const OrtApi*, const OrtKernelInfo*, Kernel**)) {
+                                  Status (*make)(const OrtApi*, const OrtKernelInfo*, Kernel**),
+                                  int cache_type = FLOAT) {
   Operator op = {};
   op.version = ORT_VERSION;
   op.name = name, op.inputs = inputs, op.needed = needed, op.outputs = outputs, op.make = make;
+  op.cache_type = cache_type;
   op.get_name = [](const OrtCustomOp* o) { return of(o).name; };
   op.get_provider = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp*, size_t) -> int { return ANY_TYPE; };
   op.get_input_count = [](const OrtCustomOp* o) { return of(o).inputs; };
-  op.get_output_type = [](const OrtCustomOp*, size_t) -> int { return FLOAT; };
+  op.get_output_type = [](const OrtCustomOp* o, size_t i) -> int { return i ? of(o).cache_type : FLOAT; };
   op.get_output_count = [](const OrtCustomOp* o) { return of(o).outputs; };
   op.get_input_presence = [](const OrtCustomOp* o, size_t i) -> int { return i < of(o).needed ? REQUIRED : OPTIONAL; };
   op.get_output_presence = [](const OrtCustomOp*, size_t) -> int { return REQUIRED; };
@@ -503,10 +545,11 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
 }
 
 static Operator operators[] = {
-    describe_operator<run_linear, destroy_linear>("Linear", 9, 2, 1, create_linear),
+    describe_operator<run_linear, destroy_linear>("Linear", 12, 2, 1, create_linear),
     describe_operator<run_normalize, destroy_plain>("Normalize", 3, 1, 1, create_normalize),
     describe_operator<run_embed, destroy_plain>("Embed", 9, 2, 1, create_embed),
-    describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention),
+    describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention<FLOAT>),
+    describe_operator<run_attention, destroy_plain>("AttentionHalf", 9, 5, 3, create_attention<FLOAT16>, FLOAT16),
 };
 
 // ONNX Runtime unloads the library with its last session. The pool's threads would then crash.

@@ -19,7 +19,7 @@ struct OrtApiBase {
 };
 
 static const uint32_t ORT_VERSION = 18;  // of OrtApi and OrtCustomOp; ONNX Runtime 1.31 has more
-enum OrtType { ANY_TYPE = 0, FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7 };
+enum OrtType { ANY_TYPE = 0, FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7, FLOAT16 = 10 };
 enum OrtPresence { REQUIRED = 0, OPTIONAL = 1 };
 enum OrtError { FAILED = 1, INVALID_ARGUMENT = 2 };
 

@@ -1,20 +1,29 @@
-// Pack a matrix from its layout in model.onnx into groups of 16 outputs (see Weight).
+// Pack a matrix from its layout in a model file into groups of 16 outputs (see Weight).
 #pragma once
 #include "kernels.h"
 #include "memory.h"
+
+// The numbers of a Scales, as stored: factors [n_out][blocks], steps [n_out][n_steps].
+struct Grid {
+  const int8_t* factors;   // or null
+  const float* steps;      // or null: halves
+  const uint16_t* halves;  // floats of 16 bits; or null: steps
+  float scale;             // of the steps
+  int64_t n_steps, blocks_per_step;
+};
 
 struct Matrix {
   enum Layout { BLOCKS, CHANNELS, IN_OUT, OUT_IN };  // as stored: see the fields
   int layout;
   int64_t n_out, n_in, block;  // block: of BLOCKS
-  int bits;                    // 8 or 4 (BLOCKS), 8 (CHANNELS), 32
-  // BLOCKS: uint8 [n_out][blocks][block * bits / 8], level + 128 or two levels of 0 to 15 a byte.
-  // CHANNELS: int8 [n_in][n_out]. IN_OUT, OUT_IN: floats.
+  int bits;                    // 4, 5, 6 or 8 (BLOCKS), 8 (CHANNELS), 16 or 32
+  // BLOCKS: uint8 [n_out][blocks][block * bits / 8]. 8 bits: level + 128. Others: the low 4 bits of
+  // the levels, two a byte, and behind them their high bits: 8 levels a byte (5 bits), 4 (6 bits).
+  // CHANNELS: int8 [n_in][n_out]. IN_OUT, OUT_IN: floats of 32 or 16 bits.
   const void* values;
-  const float* float_scales;  // [n_out][blocks], or [n_out] (CHANNELS)
-  const int8_t* byte_scales;  // [n_out][blocks], to be multiplied by steps [n_out]; or null
-  const float* steps;
-  const uint8_t* zeros;  // BLOCKS: [n_out][blocks], or two of 4 bits a byte; or null
+  Grid scales, offsets;  // offsets: BLOCKS, or empty
+  const uint8_t* zeros;  // BLOCKS of 4 bits: two a byte, [n_out][(blocks + 1) / 2]; or null
+  const int8_t* table;   // BLOCKS of 4 bits: the level that each number stands for; or null
   bool gated;            // the outputs are two halves, each padded to whole groups
 };
 

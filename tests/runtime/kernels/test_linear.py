@@ -25,37 +25,76 @@ ACTIVATIONS = {
 
 
 def weight(
-    rng: np.random.Generator, layout: int, bits: int, n_out: int, n_in: int, block: int
+    rng: np.random.Generator,
+    layout: int,
+    bits: int,
+    n_out: int,
+    n_in: int,
+    block: int,
+    more: str = "",
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The inputs of a random weight, and the matrix (n_out, n_in) that they stand for."""
+    """The inputs of a random weight, and the matrix (n_out, n_in) that they stand for.
+
+    more: of blocks: "zeros", "offsets", "table", "steps" or "halves", see docs/reference/operators.
+    """
     if layout in (IN_OUT, OUT_IN):
-        matrix = rng.standard_normal((n_out, n_in)).astype(np.float32)
-        return {"w": matrix.T.copy() if layout == IN_OUT else matrix}, matrix
+        matrix = rng.standard_normal((n_out, n_in)).astype(np.float16 if bits == 16 else np.float32)
+        return {"w": matrix.T.copy() if layout == IN_OUT else matrix}, matrix.astype(np.float32)
     if layout == CHANNELS:
         levels = rng.integers(-127, 128, (n_in, n_out)).astype(np.int8)
         scales = rng.random(n_out).astype(np.float32) / 127
         return {"w": levels, "scales": scales / 127}, levels.T * scales[:, None]
     blocks = -(-n_in // block)
+    shape = (n_out, blocks, 1)
     levels = rng.integers(0, 1 << bits, (n_out, blocks, block)).astype(np.uint8)
-    levels.reshape(n_out, -1)[:, n_in:] = 1 << (bits - 1)
-    scales = rng.random((n_out, blocks)).astype(np.float32) / (1 << bits)
-    zeros = np.full((n_out, blocks), 1 << (bits - 1), np.uint8)
-    made = {"w": levels, "scales": scales}
-    if bits == 4:
-        zeros = rng.integers(0, 16, (n_out, blocks)).astype(np.uint8)
-        padded = np.pad(zeros, ((0, 0), (0, blocks % 2)))
+    scales = (rng.random(shape) / (1 << bits)).astype(np.float32)
+    zeros: Any = np.full(shape, 1 << (bits - 1), np.float32)
+    made: dict[str, np.ndarray] = {}
+    if more == "zeros" and bits == 4:
+        zeros = rng.integers(0, 16, shape).astype(np.uint8)
+        padded = np.pad(zeros[..., 0], ((0, 0), (0, blocks % 2)))
         made["zeros"] = padded[:, ::2] | padded[:, 1::2] << 4
-        levels.reshape(n_out, -1)[:, n_in:] = np.repeat(zeros, block, 1)[:, n_in:]
-        made["w"] = levels[..., ::2] | levels[..., 1::2] << 4
-    matrix = (levels.astype(np.float32) - zeros[..., None]) * scales[..., None]
-    return made, matrix.reshape(n_out, -1)[:, :n_in]
+        zeros = zeros.astype(np.float32)
+    made |= {"w": packed(levels, bits), "scales": scales[..., 0]}
+    if more in ("steps", "halves"):
+        n_steps = 2 if blocks % 2 == 0 else 1
+        factors = rng.integers(-60, 60, (n_out, blocks)).astype(np.int8)
+        steps = (rng.random((n_out, n_steps)) / (1 << bits) / 60).astype(np.float32)
+        steps = steps.astype(np.float16) if more == "halves" else steps
+        made |= {"scales": factors, "steps": steps}
+        each = np.repeat(steps.astype(np.float32), blocks // n_steps, 1)
+        scales = (factors * each)[..., None]
+    values = (levels - zeros) * scales
+    if more == "offsets":
+        offsets = rng.standard_normal(shape).astype(np.float16)
+        made["offsets"] = offsets[..., 0]
+        values = (levels - np.float32(128 if bits == 8 else 0)) * scales + offsets.astype(np.float32)
+    if more == "table" and bits == 4:
+        made["table"] = rng.integers(-127, 128, 16).astype(np.int8)
+        values = made["table"][levels] * scales
+    return made, values.reshape(n_out, -1)[:, :n_in].astype(np.float32)
+
+
+def packed(levels: np.ndarray, bits: int) -> np.ndarray:
+    """Levels (..., block) in the bytes of a block: low 4 bits, and behind them the high bits."""
+    if bits == 8:
+        return levels
+    low = levels[..., ::2] & 15 | (levels[..., 1::2] & 15) << 4
+    in_byte = {4: 0, 5: 8, 6: 4}[bits]
+    if not in_byte:
+        return low
+    high = (levels >> 4).reshape(*levels.shape[:-1], -1, in_byte)
+    shifts = np.arange(in_byte, dtype=np.uint8) * (8 // in_byte)
+    return np.concatenate([low, (high << shifts).sum(-1).astype(np.uint8)], -1)
 
 
 CASE = st.fixed_dictionaries(
     {
         "form": st.sampled_from(
-            [(BLOCKS, 8), (BLOCKS, 4), (CHANNELS, 8), (IN_OUT, 32), (OUT_IN, 32)]
+            [(BLOCKS, bits) for bits in (8, 6, 5, 4)]
+            + [(CHANNELS, 8), (IN_OUT, 32), (OUT_IN, 32), (IN_OUT, 16), (OUT_IN, 16)]
         ),
+        "more": st.sampled_from(["", "zeros", "offsets", "table", "steps", "halves"]),
         "block": st.sampled_from([16, 32, 64, 128]),
         "n_out": st.integers(1, 70).map(lambda n: 2 * n),
         "n_in": st.integers(1, 200),
@@ -75,7 +114,7 @@ def inputs(case: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any],
     rng = np.random.default_rng(case["seed"])
     layout, bits = case["form"]
     n_out, n_in, tokens = case["n_out"], case["n_in"], case["tokens"]
-    made, matrix = weight(rng, layout, bits, n_out, n_in, case["block"])
+    made, matrix = weight(rng, layout, bits, n_out, n_in, case["block"], case["more"])
     made["bias"] = rng.standard_normal(n_out).astype(np.float32)
     if case["norm"]:
         made["gain"], made["shift"] = rng.random((2, n_in)).astype(np.float32)
@@ -121,7 +160,7 @@ def test_the_values_are_right(case: dict[str, Any], tmp_path: Path) -> None:
             wide = wide - wide.mean(-1, keepdims=True)
         wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
         wide = wide * made["gain"] + made["shift"]
-    terms = 0 if attributes["bits"] == 32 else case["terms"]
+    terms = 0 if attributes["bits"] >= 16 else case["terms"]
     # half a step of each activation, times the weights
     step = np.abs(wide).max(-1, keepdims=True) / 127 * {0: 0, 1: 0.51, 2: 0.51 / 254}[terms]
     slack = (step * np.abs(matrix).sum(1)) * 1.2 + 1e-4 * (1 + np.abs(wide) @ np.abs(matrix).T)
@@ -159,6 +198,9 @@ def test_a_number_that_is_none_reaches_the_output(bad: float, tmp_path: Path) ->
         {"n_in": 1 << 40},
         {"block": 24},
         {"bits": 5},
+        {"bits": 7},
+        {"bits": 16},
+        {"block": 4096},
         {"layout": 9},
         {"layout": CHANNELS},
         {"layout": OUT_IN, "bits": 32},
