@@ -1,21 +1,4 @@
-// exp, tanh, erf and sums over lanes, made of operations that every processor rounds alike.
-
-// The sum of the lanes, always added as a tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
-static inline float sum(F x) {
-  float v[16];
-  store(v, x);
-  for (int width = 8; width; width /= 2)
-    for (int i = 0; i < width; i++) v[i] += v[i + width];
-  return v[0];
-}
-
-static inline float largest(F x) {
-  float v[16];
-  store(v, x);
-  float m = v[0];
-  for (int i = 1; i < 16; i++) m = v[i] > m ? v[i] : m;
-  return m;
-}
+// exp, tanh and erf, made of operations that every processor rounds alike.
 
 // n floats, n <= 16, and `rest` in the other lanes.
 static inline F load_some(const float* p, int64_t n, float rest) {

@@ -29,7 +29,14 @@ static inline I all(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline I operator+(I x, I y) { return {_mm512_add_epi32(x.a, y.a)}; }
 static inline I operator-(I x, I y) { return {_mm512_sub_epi32(x.a, y.a)}; }
 static inline I operator*(I x, I y) { return {_mm512_mullo_epi32(x.a, y.a)}; }
-static inline void store(int32_t* p, I x) { _mm512_storeu_si512(p, x.a); }
+static inline float sum(F x) {
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.a), _mm512_extractf32x8_ps(x.a, 1));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float largest(F x) { return _mm512_reduce_max_ps(x.a); }
+static inline int32_t total(I x) { return _mm512_reduce_add_epi32(x.a); }
 static inline I load_bytes(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 static inline I load_signed(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 static inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }

@@ -34,7 +34,13 @@ static inline I all(int32_t x) { I r; EACH r.v[i] = vdupq_n_s32(x); return r; }
 static inline I operator+(I x, I y) { EACH x.v[i] = vaddq_s32(x.v[i], y.v[i]); return x; }
 static inline I operator-(I x, I y) { EACH x.v[i] = vsubq_s32(x.v[i], y.v[i]); return x; }
 static inline I operator*(I x, I y) { EACH x.v[i] = vmulq_s32(x.v[i], y.v[i]); return x; }
-static inline void store(int32_t* p, I x) { EACH vst1q_s32(p + 4 * i, x.v[i]); }
+static inline float sum(F x) {
+  float32x4_t four = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+  float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+static inline float largest(F x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[1]), vmaxq_f32(x.v[2], x.v[3]))); }
+static inline int32_t total(I x) { return vaddvq_s32(vaddq_s32(vaddq_s32(x.v[0], x.v[1]), vaddq_s32(x.v[2], x.v[3]))); }
 static inline I load_bytes(const uint8_t* p) {
   uint8x16_t b = vld1q_u8(p);
   uint16x8_t low = vmovl_u8(vget_low_u8(b)), high = vmovl_u8(vget_high_u8(b));

@@ -34,7 +34,18 @@ static inline I all(int32_t x) { I r; EACH r.v[i] = x; return r; }
 static inline I operator+(I a, I b) { EACH a.v[i] += b.v[i]; return a; }
 static inline I operator-(I a, I b) { EACH a.v[i] -= b.v[i]; return a; }
 static inline I operator*(I a, I b) { EACH a.v[i] *= b.v[i]; return a; }
-static inline void store(int32_t* p, I a) { EACH p[i] = a.v[i]; }
+// The sum of the lanes, always added as a tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+static inline float sum(F a) {
+  for (int width = 8; width; width /= 2)
+    for (int i = 0; i < width; i++) a.v[i] += a.v[i + width];
+  return a.v[0];
+}
+static inline float largest(F a) {
+  float m = a.v[0];
+  EACH m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+static inline int32_t total(I a) { int32_t sum = 0; EACH sum += a.v[i]; return sum; }
 static inline I load_bytes(const uint8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
 static inline I load_signed(const int8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
 // Floats of 16 bits. Every one of them is a float; a float is rounded to the nearest, ties to even.

@@ -42,25 +42,14 @@ INLINE int32_t common_zero(const Weight& w) {
   return w.zeros || has_offsets(w) ? 0 : w.form == FOUR ? 8 : w.form == FIVE ? 16 : 32;
 }
 
-static inline int32_t total(I x) {
-  int32_t v[16], sum = 0;
-  store(v, x);
-  for (int i = 0; i < 16; i++) sum += v[i];
-  return sum;
-}
-
-// Round a block of token t to levels of -127 to 127, in one or two terms. A scale is NaN if a value
-// is not finite. LEVEL: how a level is stored.
+// Round a block of token t to levels of -127 to 127, in one or two terms. LEVEL: how a level is
+// stored. bad: 0, or NaN, which then is the scale.
 template <class LEVEL>
-static inline void round_block(const Weight& w, Input& in, int64_t t, int64_t b) {
+static inline void round_block(const Weight& w, Input& in, int64_t t, int64_t b, float bad) {
   const float* x = in.floats + t * in.width + b * w.block;
-  F top = all(0.0f), wrong = all(0.0f);
-  for (int64_t i = 0; i < w.block; i += 16) {
-    F v = load(x + i);
-    top = max(top, abs(v));
-    wrong = wrong + (v - v);  // NaN for NaN and infinity
-  }
-  float peak = largest(top), bad = sum(wrong);
+  F top = all(0.0f);
+  for (int64_t i = 0; i < w.block; i += 16) top = max(top, abs(load(x + i)));
+  float peak = largest(top);
   bool empty = !(peak >= SMALLEST) || !(bad == 0);
   float scale = bad == 0 ? (empty ? 0.0f : peak / 127.0f) : bad;
   F step = all(empty ? 0.0f : 127.0f / peak), finer = all(scale > 0 ? 254.0f / scale : 0.0f);
@@ -94,9 +83,12 @@ static void prepare(LinearTask& task, int64_t first, int64_t last) {
     normalize(task.x + t * task.n_in, x, task.n_in, task.norm);
     for (int64_t i = task.n_in; i < in.width; i++) x[i] = 0;
     if (!in.terms) continue;
+    F wrong = all(0.0f);
+    for (int64_t i = 0; i < in.width; i += 16) wrong = wrong + (load(x + i) - load(x + i));
+    float bad = sum(wrong);  // NaN if a value of the token is NaN or infinite
     for (int64_t b = 0; b < w.n_blocks; b++) {
-      if (takes_levels(w.form)) round_block<Level>(w, in, t, b);
-      else round_block<int8_t>(w, in, t, b);
+      if (takes_levels(w.form)) round_block<Level>(w, in, t, b, bad);
+      else round_block<int8_t>(w, in, t, b, bad);
     }
   }
 }

@@ -15,7 +15,6 @@ from onnx import helper
 
 from gptx.ort import native
 from gptx.ort.sessions import open_native
-from gptx_models.gpt.config import GPTConfig
 
 needs_library = pytest.mark.skipif(
     native.library() is None, reason="the library of native operators is not built"
@@ -36,10 +35,14 @@ def open_with(model: ir.Model | onnx.ModelProto, folder: Path, kernels: str, thr
         return open_native(file)
 
 
-def empty_cache(config: GPTConfig, rows: int, capacity: int) -> list[np.ndarray]:
+def empty_cache(session: Any, rows: int, capacity: int) -> list[np.ndarray]:
     """Keys and values of each layer, full of NaN: nothing of it may be read."""
-    shape = (rows, config.n_kv_head, capacity, config.head_dim)
-    return [np.full(shape, np.nan, np.float32) for _ in range(2 * config.n_layer)]
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    past = [node for node in session.get_inputs() if node.name.startswith("past")]
+    return [
+        np.full((rows, node.shape[1], capacity, node.shape[3]), np.nan, types[node.type])
+        for node in past
+    ]
 
 
 def run_tokens(

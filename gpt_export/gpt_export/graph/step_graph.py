@@ -109,6 +109,9 @@ class _Graph:
 
     def __init__(self, gpt: GPT) -> None:
         self.gpt = gpt
+        # The cache of a quantized model is rounded to 16 bits: far less than its weights are.
+        rounded = any(isinstance(layer, BlockProduct | ChannelProduct) for layer in gpt.modules())
+        self.cache_type = ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.weights: dict[str, ir.Value] = {}
@@ -122,7 +125,7 @@ class _Graph:
         return self._input(name, shape, ir.DataType.INT64)
 
     def cache(self, name: str, shape: Sequence[str | int]) -> ir.Value:
-        return self._input(name, shape, ir.DataType.FLOAT)
+        return self._input(name, shape, self.cache_type)
 
     def _input(self, name: str, shape: Sequence[str | int], kind: ir.DataType) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(list(shape)), type=ir.TensorType(kind))
@@ -195,7 +198,7 @@ class _Graph:
             starts,
         ]
         return self.node(
-            "Attention",
+            "Attention" if self.cache_type == ir.DataType.FLOAT else "AttentionHalf",
             [*inputs, *more],
             3,
             n_head=config.n_head,
@@ -253,8 +256,9 @@ class _Graph:
         logits.name = "logits"
         for value, name in zip(present, names):
             value.name = name
-        for value in (logits, *present):
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+        logits.type = ir.TensorType(ir.DataType.FLOAT)
+        for value in present:
+            value.type = ir.TensorType(self.cache_type)
         logits.shape = ir.Shape(["logits", self.gpt.config.n_class or self.gpt.config.vocab_size])
         for value, before in zip(present, self.inputs[-len(present) :]):
             value.shape = before.shape

@@ -147,8 +147,8 @@ class NativeCache:
         graph = self._graph
         for past, present, buffer in zip(graph.past_names, graph.present_names, self._buffers):
             pointer, shape = buffer.rows(0, len(self.logits))
-            self._binding.bind_input(past, "cpu", 0, np.float32, shape, pointer)
-            self._binding.bind_output(present, "cpu", 0, np.float32, shape, pointer)
+            self._binding.bind_input(past, "cpu", 0, graph.cache_dtype.type, shape, pointer)
+            self._binding.bind_output(present, "cpu", 0, graph.cache_dtype.type, shape, pointer)
 
     def _bind_logits(self, array: np.ndarray) -> None:
         self._binding.bind_output("logits", "cpu", 0, np.float32, array.shape, array.ctypes.data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def check_graph(manifest: Manifest, session: Any, file: Path, *, native: bool = 
     outputs = {node.name: node for node in session.get_outputs()}
     problems = [
         *_name_problems(manifest.model, set(inputs), set(outputs), native),
-        *_cache_problems(manifest, inputs),
+        *_cache_problems(manifest, inputs, native),
         *_type_problems({**inputs, **outputs}),
         *_logits_problems(manifest.model, outputs.get("logits")),
     ]
@@ -39,6 +39,13 @@ def check_graph(manifest: Manifest, session: Any, file: Path, *, native: bool = 
 def cache_names(start: str, n_layer: int) -> list[str]:
     """The KV cache's inputs (start: "past_key_values") or outputs ("present"), layer by layer."""
     return [f"{start}.{layer}.{part}" for layer in range(n_layer) for part in ("key", "value")]
+
+
+def cache_dtype(inputs: Iterable[Any]) -> np.dtype | None:
+    """The type of the KV cache of a graph with these inputs; None if gptx does not know it."""
+    first = cache_names("past_key_values", 1)[0]
+    types = {node.type for node in inputs if node.name == first}
+    return next((np.dtype(name) for name, kind in CACHE_TYPES.items() if kind in types), None)
 
 
 def _name_problems(
@@ -56,8 +63,10 @@ def _name_problems(
             yield f"{text}: {first_of(sorted(names), MOST_NAMES)}"
 
 
-def _cache_problems(manifest: Manifest, inputs: dict[str, Any]) -> Iterator[str]:
+def _cache_problems(manifest: Manifest, inputs: dict[str, Any], native: bool) -> Iterator[str]:
     shape, cache_type = manifest.model, CACHE_TYPES[manifest.cache_dtype]
+    if native and cache_dtype(inputs.values()) is not None:  # a step graph chooses its own
+        cache_type = inputs[cache_names("past_key_values", 1)[0]].type
     expected = [None, shape.n_kv_head, None, shape.head_dim]  # (B, G, P, D); B and P vary
     for name in cache_names("past_key_values", shape.n_layer):
         node = inputs.get(name)

@@ -14,7 +14,7 @@ import numpy as np
 from gptx.artifact.manifest import Manifest
 from gptx.errors import ArtifactError
 from gptx.ort.buffer_pool import BufferPool
-from gptx.ort.check_graph import LOGITS_DTYPES, cache_names, check_graph
+from gptx.ort.check_graph import LOGITS_DTYPES, cache_dtype, cache_names, check_graph
 from gptx.ort.cuda import captures, device_lock
 from gptx.ort.device import CUDA, check_device
 from gptx.ort.library import first_line
@@ -117,7 +117,7 @@ def open_graph(
         logits_input=_logits_input(session),
         takes_positions=any(node.name == "position_ids" for node in session.get_inputs()),
         logits_dtype=LOGITS_DTYPES[logits.type],
-        cache_dtype=np.dtype(manifest.cache_dtype),
+        cache_dtype=cache_dtype(session.get_inputs()) or np.dtype(manifest.cache_dtype),
         huge_pages=opened.huge_pages,
         device_lock=device_lock(opened.provider),
         kernels=opened.kernels,

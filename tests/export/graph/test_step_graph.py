@@ -33,7 +33,7 @@ def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = gpt(torch.tensor([tokens]))[0].numpy()
     session = open_with(build_step_graph(graph_layers(gpt, "growing")), tmp_path, "", 2)
-    found, _ = run_tokens(session, empty_cache(config, 2, 48), tokens, 1, range(40))
+    found, _ = run_tokens(session, empty_cache(session, 2, 48), tokens, 1, range(40))
     assert np.abs(found - expected).max() < 1e-4
 
 
@@ -62,10 +62,10 @@ def test_nothing_changes_a_bit(name: str, scheme: str, tmp_path: Path) -> None:
     length = config.n_ctx
     tokens = np.random.default_rng(2).integers(0, config.vocab_size, length).tolist()
     plain = open_with(model, tmp_path, "plain", 1)
-    expected, _ = run_tokens(plain, empty_cache(config, 1, 64), tokens, 0, range(length))
+    expected, _ = run_tokens(plain, empty_cache(plain, 1, 64), tokens, 0, range(length))
     assert np.isfinite(expected).all()
     best = open_with(model, tmp_path, "", 3)
-    cache, pieces = empty_cache(config, 3, 80), []
+    cache, pieces = empty_cache(best, 3, 80), []
     for start, stop in ((0, 17), (17, 18), (18, 50), (50, length)):
         # between a row that is fed the same tokens, and a row that is fed one token a time
         mine = tokens[start:stop]

@@ -68,7 +68,8 @@ def weight(
     if more == "offsets":
         offsets = rng.standard_normal(shape).astype(np.float16)
         made["offsets"] = offsets[..., 0]
-        values = (levels - np.float32(128 if bits == 8 else 0)) * scales + offsets.astype(np.float32)
+        zero = np.float32(128 if bits == 8 else 0)
+        values = (levels - zero) * scales + offsets.astype(np.float32)
     if more == "table" and bits == 4:
         made["table"] = rng.integers(-127, 128, 16).astype(np.int8)
         values = made["table"][levels] * scales
