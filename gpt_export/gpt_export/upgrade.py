@@ -84,6 +84,12 @@ def expect_upgradable(manifest: Manifest) -> GPTConfig:
         raise UsageError(f"{path} has a step graph already")
     if reason := why_no_step_graph(manifest):
         raise UsageError(f"{path} can have no step graph, since {reason}")
+    if any((path / name).is_symlink() for name in manifest.files):
+        # ONNX Runtime opens a graph only if its weights lie beside it, links followed.
+        raise UsageError(
+            f"{path} consists of links, as in the hub's cache: upgrade a copy of the files,"
+            " which cp -rL makes"
+        )
     config = gpt_config(manifest)
     assert config is not None
     if native.choose_kernels(1) is None:
@@ -116,7 +122,7 @@ def _staging(path: Path) -> Iterator[Path]:
 def _link(manifest: Manifest, staging: Path) -> None:
     """Put the artifact's files into `staging`: hard links where the disk has them, else copies."""
     for name in manifest.files:
-        new, old = staging / name, os.path.realpath(manifest.path / name)
+        new, old = staging / name, manifest.path / name
         new.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(old, new)
