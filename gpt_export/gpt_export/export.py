@@ -15,12 +15,11 @@ from gpt_export.genai_search import note_unsupported
 from gpt_export.graph.attention_forms import PREFILL_CHUNK, CacheForm, choose_form
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import graph_layers
-from gpt_export.graph.step_graph import write_step_graph
+from gpt_export.graph.write_step_graph import add_step_graph, step_facts
 from gpt_export.plan import plan_export
 from gpt_export.side_files import read_json, token_facts, write_card, write_genai_config
 from gpt_export.source_checkpoint import expect_checkpoint, hash_weights
 from gptx.artifact.folders import check_apart, check_output, new_folder
-from gptx.artifact.layout import STEP
 from gptx.ort.library import onnxruntime
 from gptx.parity.limits import limits_for
 from gptx.progress import note, stage
@@ -39,15 +38,17 @@ def export_checkpoint(
     cache: CacheForm | None = None,
     text: Path | None = None,
     limits: Mapping[str, float] | None = None,
-    native: bool = False,
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Export the checkpoint folder `source` to the artifact folder `out`; returns its certificate.
 
     cache: the form of the KV cache, by default the one that suits the model. text: a UTF-8 file to
-    compare on, by default our own. limits: overrides of gptx.parity.limits. native: write the step
-    graph too. accept: write the artifact even if it is outside its limits. force: replace `out`.
+    compare on, by default our own. limits: overrides of gptx.parity.limits. accept: write the
+    artifact even if it is outside its limits. force: replace `out`.
+
+    The step graph is written too, if native operators have a form for the model; else a note says
+    why not.
 
     Raises CheckpointError, OutputError, UsageError, and ParityError when the certificate fails. In
     each of these cases nothing is written.
@@ -76,12 +77,11 @@ def export_checkpoint(
                 graph = build_graph(graph_layers(gpt, form), form)
             with stage("Writing the weights"):
                 save_graph(graph, staging / "onnx")
-                if native:
-                    write_step_graph(gpt, staging)
+                add_step_graph(gpt, staging)
             del gpt, graph  # free PyTorch's weights before ONNX Runtime loads its own
             gc.collect()
             facts["source"] = _source_facts(source, config)
-            facts |= {"step": STEP} if native else {}
+            facts |= step_facts(staging)
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
             budget = reference_budget(plan.parameters)
             recording.reference(budget, staging, facts["tokens"]).save(staging)

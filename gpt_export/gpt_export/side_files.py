@@ -148,9 +148,6 @@ def _card_head(out: Path, name: str, manifest: dict[str, Any]) -> list[str]:
     task = task_in_words(out, shape.get("n_class", 0))
     tag = "text-classification" if shape.get("n_class") else "text-generation"
     parameters = shape["n_parameters"]
-    size = sum(
-        entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/")
-    )
     return [
         "---",
         "library_name: gptx",
@@ -168,11 +165,29 @@ def _card_head(out: Path, name: str, manifest: dict[str, Any]) -> list[str]:
         f"| layers, width | {shape['n_layer']}, {shape['n_embd']} |",
         f"| heads, of keys and values | {shape['n_head']}, {shape['n_kv_head']} |",
         f"| context, vocabulary | {shape['n_ctx']}, {shape['vocab_size']} |",
-        f"| graph and weights | {size / 1e6:,.1f} MB, {size / parameters:.2f} bytes a parameter |",
+        _size_row(manifest),
         *_mix(manifest["quantization"] or {}),
         f"| made from | {source.get('name', 'a checkpoint')} ({source.get('format', 'unknown')}) |",
         "",
     ]
+
+
+def card_with_size(card: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """A model card whose row of sizes is that of the manifest `after`; all else is kept.
+
+    before: the manifest that the card was written from. A card without that row stays as it is.
+    """
+    return card.replace(_size_row(before), _size_row(after), 1)
+
+
+def _size_row(manifest: dict[str, Any]) -> str:
+    parameters = manifest["model"]["n_parameters"]
+    size = sum(
+        entry["size"] for path, entry in manifest["files"].items() if path.startswith("onnx/")
+    )
+    return (
+        f"| graph and weights | {size / 1e6:,.1f} MB, {size / parameters:.2f} bytes a parameter |"
+    )
 
 
 def _card_certificate(certificate: dict[str, Any]) -> list[str]:

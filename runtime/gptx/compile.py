@@ -2,7 +2,8 @@
 
 ONNX Runtime optimizes the graph, and packs the weights as this processor's kernels read them, into
 a file that several processes share. The portable graph stays as it is, for other machines and
-loaders. ort/compiled.py decides which of the two is opened.
+loaders. ort/compiled.py decides which of the two is opened. The step graph is not compiled: native
+operators pack its weights themselves.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from gptx.artifact.manifest import FileFacts, Manifest, read_manifest
 from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
 from gptx.ort.library import first_line
+from gptx.ort.native import onnx_runtime_only
 from gptx.ort.sessions import save_optimized
 from gptx.parity.reference import Reference
+from gptx.parity.report import failures
 from gptx.parity.seal import Seal, seal_of, write_seal
 from gptx.progress import stage
 from gptx.verify import Report, checked_certificate, verify
@@ -58,7 +61,8 @@ def compile_artifact(
             "files": _files(manifest, staging, portable),
         }
         _write_manifest(staging, raw, reference)
-        with stage("Proving"):
+        # The step graph of native operators would run in place of the compiled graphs.
+        with stage("Proving"), onnx_runtime_only():
             report = verify(staging)
         expected = (compiled.GRAPH, compiled.DECODE if manifest.decode else "")
         _check(report, expected, accept=accept, what=f"the compiled graph of {source}")
@@ -136,13 +140,7 @@ def _check(report: Report, expected: tuple[str, str], *, accept: bool, what: str
         raise ArtifactError(
             f"{what} cannot be loaded on the machine that made it: nothing was written"
         )
-    failed = [
-        f"{row.name} is {row.here:.4g}, limit"
-        f" {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
-        for row in report.rows
-        if not row.ok
-    ]
-    failed += [f"{check.name}: {check.what}" for check in report.checks if not check.ok]
+    failed = failures(report)
     if failed and not accept:
         raise ParityError(
             f"{what} is outside the certificate's limits: {'; '.join(failed)}: write it with"

@@ -97,9 +97,12 @@ class Model(LoadedModel):
     - n_ctx: the model's context in tokens.
     - provider: ONNX Runtime's execution provider, "CPUExecutionProvider" or
       "CUDAExecutionProvider".
-    - graph: the ONNX file that was opened: onnx/model.onnx, or the graph of gptx compile.
-    - decode: the ONNX file of a second graph, used for batches of one row. Only int8-fast artifacts
-      have one; else None.
+    - graph: the ONNX file that was opened: onnx/step.onnx if native operators run, else
+      onnx/model.onnx or the graph of gptx compile.
+    - kernels: the native operators' kernels, for instance "avx2"; None if ONNX Runtime's operators
+      run.
+    - decode: the ONNX file of a second graph, used for batches of one row on ONNX Runtime's
+      operators. Only int8-fast artifacts have one; else None.
     - tokenizer, template: the tokenizer and the chat template; None if the artifact has none.
     - generation: the fields of generation_config.json, the defaults of the options.
     - task: what the model was fine-tuned for (gptx_task.json); None if it was not.

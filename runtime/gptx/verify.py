@@ -80,7 +80,7 @@ def verify(
         report.checks += check_text(model, reference)
         measured = _run(report, model, reference, done)
         report.notes = [
-            *what_ran(report, manifest, model.provider),
+            *what_ran(report, manifest, model.provider, model.kernels),
             *what_was_compared(certificate, reference),
             *report.notes,
             *what_is_not_proved(manifest, certificate, reference, measured),

@@ -21,6 +21,18 @@ needs_library = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best native kernels of this CPU, also where the suite runs with GPTX_KERNELS=none."""
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def onnx_runtime_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's operators: for tests of what only they have, such as a second graph."""
+    monkeypatch.setenv(native.VARIABLE, "none")
+
+
 def open_with(model: ir.Model | onnx.ModelProto, folder: Path, kernels: str, threads: int) -> Any:
     """The session of `model` on the kernels of this name; "": the best that this CPU has."""
     file = folder / "graph.onnx"

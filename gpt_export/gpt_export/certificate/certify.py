@@ -227,7 +227,7 @@ def certify(
         "accepted": False,
         # figures in which the decode graph (int8-fast) takes part; all others are the main graph's
         **({"decode": ["cached", "batch", "greedy"]} if model.decode else {}),
-        "environment": environment(model.provider),
+        "environment": environment(model.provider, model.kernels),
     }
 
 
@@ -242,8 +242,11 @@ def _compare_logits(recording: Recording, model: Model) -> Figures:
     return tally.figures()
 
 
-def environment(provider: str) -> dict[str, Any]:
-    """Versions and CPU that figures were measured with."""
+def environment(provider: str, kernels: str | None) -> dict[str, Any]:
+    """Versions, CPU and kernels that figures were measured with.
+
+    kernels: of native operators; None: ONNX Runtime's operators ran.
+    """
     import onnxruntime
 
     return {
@@ -252,6 +255,7 @@ def environment(provider: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "provider": provider,
+        **({"kernels": kernels} if kernels else {}),
         "cpu": cpu_name(),
         "cpu_features": cpu_features(),
     }

@@ -53,7 +53,6 @@ def export(
     text: Path | None,
     limit: tuple[str, ...],
     accept: bool,
-    native: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
@@ -76,7 +75,6 @@ def export(
     if via == "optimum":
         for name, given in {
             f"--cache {cache}": cache not in (None, "growing"),
-            "--native": native,
             "--dry-run": dry_run,
             "--tokenizer": tokenizer,
             "--allow-pickle": allow_pickle,
@@ -100,7 +98,7 @@ def export(
 
         checkpoint = _as_checkpoint(source, scratch, tokenizer, allow_pickle=allow_pickle)
         form: Any = cache  # click has checked that it is a CacheForm
-        report(out, export_checkpoint(checkpoint, out, cache=form, native=native, **options))
+        report(out, export_checkpoint(checkpoint, out, cache=form, **options))
 
 
 @contextmanager

@@ -31,11 +31,6 @@ def proof_options(command: Callable[..., None]) -> Callable[..., None]:
             is_flag=True,
             help="Write it even outside the limits; the certificate says so.",
         ),
-        click.option(
-            "--native",
-            is_flag=True,
-            help="Write the graph of gptx's own kernels too (onnx/step.onnx).",
-        ),
         click.option("--force", is_flag=True, help="Replace OUT if it is there."),
         click.option(
             "--dry-run", is_flag=True, help="Print what it takes (disk, memory) and stop."

@@ -58,7 +58,6 @@ def quantize(
     text: Path | None,
     limit: tuple[str, ...],
     accept: bool,
-    native: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
@@ -90,7 +89,7 @@ def quantize(
     artifact inside it, a budget of size the best that fits. The measured mixes are printed, drawn,
     and stored in gptx.json.
     """
-    _check_combination(to, budget, picture, calibration, native=native)
+    _check_combination(to, budget, picture, calibration)
     options: dict[str, Any] = dict(
         checkpoint=checkpoint,
         text=text,
@@ -112,7 +111,7 @@ def quantize(
         from gpt_export.quantization.quantize import quantize_artifact
 
         assert to is not None
-        report(out, quantize_artifact(source, out, to=to, native=native, **options))
+        report(out, quantize_artifact(source, out, to=to, **options))
 
 
 def _check_combination(
@@ -120,8 +119,6 @@ def _check_combination(
     budget: str | None,
     picture: Path | None,
     calibration: Path | None,
-    *,
-    native: bool,
 ) -> None:
     """Raise UsageError for options that do not go together."""
     if (to is None) == (budget is None):
@@ -132,8 +129,6 @@ def _check_combination(
         raise UsageError("--picture draws the mixes of --budget, which was not given: leave it out")
     if picture and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture {picture}: it is a PNG file, so let its name end with .png")
-    if budget and native:
-        raise UsageError("--budget has no --native yet: leave it out")
     if to == "fp16" and calibration:
         raise UsageError(
             "--calibration is what 8 and 4 bits are fitted to, and fp16 is not: leave it out"

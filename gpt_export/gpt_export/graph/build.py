@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gpt_export.graph.attention_forms import OPSET, GraphForm, Scatter, Shared, SharedOnCuda
 from gpt_export.graph.fusions import fuse_skip_norms
+from gpt_export.graph.stored_weights import read_graph
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Cached, Past
 
@@ -105,19 +106,26 @@ def save_beside(model: ir.Model, file: Path) -> None:
     Weights that model.onnx has under the same name, with the same bytes, are read from its data
     file. All others, and small ones, stay inside the new graph file.
     """
-    stored = ir.load(file.with_name("model.onnx")).graph.initializers
+    main = file.with_name("model.onnx")
+    places, stored = ir.load(main).graph.initializers, read_graph(main).graph.initializers
     for name, value in model.graph.initializers.items():
-        there, own = stored.get(name), value.const_value
-        weight = there.const_value if there else None
+        place = places[name].const_value if name in places else None
+        weight, own = stored[name].const_value if name in stored else None, value.const_value
         if (
-            isinstance(weight, ir.ExternalTensor)
+            isinstance(place, ir.ExternalTensor)
+            and weight is not None
             and own is not None
             and weight.tobytes() == own.tobytes()
         ):
-            place = (weight.location, weight.offset, weight.length, own.dtype)
             shape: Any = own.shape
             value.const_value = ir.ExternalTensor(
-                *place, shape=shape, name=name, base_dir=weight.base_dir
+                place.location,
+                place.offset,
+                place.length,
+                own.dtype,
+                shape=shape,
+                name=name,
+                base_dir=place.base_dir,
             )
     ir.save(model, file)
 

@@ -29,10 +29,10 @@ ROUNDER = 1.5 * 2**23
 class Product(nn.Module):
     """x W + b by MatMul, with W (n_in, n_out). ONNX Runtime packs W for its kernel at load."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None):
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach().t(), requires_grad=False)
-        self.bias = linear.bias
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.matmul(x, self.weight)
@@ -44,17 +44,13 @@ class Head(nn.Module):
 
     fused: use FusedMatMul, which reads the weight transposed; only ONNX Runtime has it. Otherwise,
     a tied weight is followed by a Transpose, which loaders fold into a second copy in memory; a
-    weight of the head's own is stored as (n_embd, vocab_size).
+    weight of the head's own is stored as (n_embd, vocab_size): transposed.
     """
 
-    def __init__(self, linear: nn.Linear, *, fused: bool, tied: bool):
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, fused: bool, transposed: bool):
         super().__init__()
-        self.bias, self.fused, self.transposed = linear.bias, fused, not fused and not tied
-        self.weight = (
-            nn.Parameter(linear.weight.detach().t(), requires_grad=False)
-            if self.transposed
-            else linear.weight
-        )
+        self.weight, self.bias = weight, bias
+        self.fused, self.transposed = fused, transposed
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -352,10 +348,17 @@ def _replace_linears(gpt: GPT, form: CacheForm, quantized: Mapping[str, Quantize
         if name in quantized:
             layer = quantized_product(quantized[name], linear.bias)
         elif name == "head":
-            layer = Head(linear, fused=form != "growing", tied=gpt.config.head_is_embedding)
+            layer = _head(linear, fused=form != "growing", tied=gpt.config.head_is_embedding)
         else:
-            layer = Product(linear)
+            layer = Product(linear.weight.detach().t(), linear.bias)
         gpt.set_submodule(name, layer)
+
+
+def _head(linear: nn.Linear, *, fused: bool, tied: bool) -> Head:
+    if fused or tied:
+        return Head(linear.weight, linear.bias, fused=fused, transposed=False)
+    weight = nn.Parameter(linear.weight.detach().t(), requires_grad=False)
+    return Head(weight, linear.bias, fused=fused, transposed=True)
 
 
 def _replace_embeddings(gpt: GPT, quantized: Mapping[str, Quantized]) -> None:

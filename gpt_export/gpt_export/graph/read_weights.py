@@ -31,11 +31,6 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
     }
     with torch.device("meta"):  # shapes only: initial values would be discarded
         gpt = GPT(config)
-    tables = (
-        {name: buffer for name, buffer in GPT(_thin(config)).named_buffers()}
-        if config.position != "learned"
-        else {}
-    )
     missing = [name for name, _ in gpt.named_parameters() if name not in stored]
     if missing:
         raise ArtifactError(
@@ -55,11 +50,16 @@ def load_gpt(artifact: Path, config: GPTConfig) -> GPT:
         weight = torch.from_numpy(np.array(array, np.float32, order="C"))
         check_finite(weight, name, str(artifact), ArtifactError)
         _put(gpt, name, nn.Parameter(weight, requires_grad=False))
-    for name, buffer in tables.items():
+    for name, buffer in position_tables(config).items():
         _put(gpt, name, buffer)
     if config.head_is_embedding:
         gpt.head.weight = gpt.wte.weight
     return gpt.eval()
+
+
+def position_tables(config: GPTConfig) -> dict[str, torch.Tensor]:
+    """The module's buffers by name: sinusoidal positions, or cosines and sines of rotary ones."""
+    return dict(GPT(_thin(config)).named_buffers()) if config.position != "learned" else {}
 
 
 def _thin(config: GPTConfig) -> GPTConfig:

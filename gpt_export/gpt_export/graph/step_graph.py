@@ -12,7 +12,6 @@ Outputs: logits (L, vocab_size), and the cache, which is written in place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -20,19 +19,20 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
-from gpt_export.graph.build import cache_names, save_beside
+from gpt_export.graph.build import cache_names
 from gpt_export.graph.layers import (
     BlockEmbedding,
     BlockProduct,
     ChannelProduct,
     Head,
+    OffsetProduct,
     Product,
     StackedEmbedding,
     StackedProduct,
 )
 from gpt_export.quantization.rotate import Masked, Turned
-from gptx.artifact.layout import STEP
-from gptx.errors import UsageError
+from gptx.artifact.native_form import NO_FP16, NO_OFFSETS
+from gptx.errors import GptxError
 from gptx_models.gpt.model import GPT, Attention, Norm
 
 DOMAIN, VERSION = "gptx", 1
@@ -42,26 +42,21 @@ NORMS = {"rmsnorm": 1, "layernorm": 2}
 KINDS = {"dot": 0, "cosine": 1, "additive": 2}
 LAYOUTS = {"blocks": 0, "channels": 1, "in_out": 2, "out_in": 3}
 TERMS = {8: 1, 16: 2, 32: 0}
+WIDEST_HEAD = 1024
 
 
-class NoStepGraph(UsageError):
-    """The native operators have no form for a part of this model; the message names it."""
-
-
-def write_step_graph(gpt: GPT, out: Path) -> None:
-    """Write the step graph of `gpt` to the artifact folder `out`, beside model.onnx.
-
-    Its weights are those of model.onnx. Raises NoStepGraph.
-    """
-    save_beside(build_step_graph(gpt), out / STEP)
+class NoStepGraph(GptxError):
+    """The native operators have no form for a part of this model; the message is the reason."""
 
 
 def build_step_graph(gpt: GPT) -> ir.Model:
     """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph."""
-    if gpt.dtype != torch.float32:
-        raise NoStepGraph("native operators compute in fp32")
-    graph = _Graph(gpt)
     config = gpt.config
+    if gpt.dtype != torch.float32:
+        raise NoStepGraph(NO_FP16)
+    if config.head_dim > WIDEST_HEAD:
+        raise NoStepGraph(f"native operators have heads of at most {WIDEST_HEAD:,} numbers")
+    graph = _Graph(gpt)
     ids, rows, places = (
         graph.input(name, ["tokens"]) for name in ("input_ids", "row_ids", "position_ids")
     )
@@ -220,6 +215,8 @@ class _Graph:
         if isinstance(layer, StackedProduct):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
+        if isinstance(layer, OffsetProduct):
+            raise NoStepGraph(NO_OFFSETS)
         steps = zeros = scales = None
         bias = layer.bias
         if isinstance(layer, BlockProduct):

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from gpt_export.certificate.certify import Recording
 from gpt_export.graph.layers import Quantized
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
-from gpt_export.quantization.calibrate import linears, round_to_each
+from gpt_export.quantization.calibrate import round_to_each
 from gpt_export.quantization.channels import ChannelWeights
-from gpt_export.quantization.embeddings import RARE, TABLE, Form, common_tokens, tables
+from gpt_export.quantization.embeddings import Form, common_tokens, tables
 from gpt_export.quantization.gptq import Grid
 from gpt_export.quantization.offsets import OffsetWeights, dequantize_offsets
 from gpt_export.quantization.recipes import (
@@ -233,55 +233,6 @@ def mean_bits(layers: Sequence[Quantized]) -> float:
     """Mean bits per weight, without scales."""
     sizes = [weight.shape[0] * weight.shape[1] for weight in layers]
     return float(np.average([forms_of(weight)[0][0] for weight in layers], weights=sizes))
-
-
-def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int) -> int:
-    """Bytes of the files in onnx/ of `gpt` with these weights.
-
-    Exact for weights and other parameters. For the graph file it is a generous estimate from the
-    size of the source's graph file, `source_graph` bytes.
-    """
-    rest = {
-        id(p): p for name, p in gpt.named_parameters() if name.rpartition(".")[0] not in weights
-    }
-    others = sum(4 * tensor.numel() for tensor in [*rest.values(), *gpt.buffers()])
-    graph = int(1.4 * source_graph) + sum(map(node_bytes, weights.values()))
-    return graph + others + stored_bytes(weights.values())
-
-
-def node_bytes(weight: Quantized) -> int:
-    """Bytes in the graph file for the nodes of a product, beside the one that replaces MatMul."""
-    offsets, channels = isinstance(weight, OffsetWeights), isinstance(weight, ChannelWeights)
-    if isinstance(weight, StackedWeights):
-        return 2000 + sum(map(node_bytes, weight.parts))
-    steps = isinstance(weight, BlockWeights) and weight.scale_steps is not None
-    return 4500 * (forms_of(weight)[0][2] == 16) + 1500 * offsets + 2500 * channels + 400 * steps
-
-
-def least_bytes(gpt: GPT, windows: list[list[int]], source_graph: int) -> int:
-    """artifact_bytes of the smallest mix, computed from shapes before anything is rounded."""
-    packed = {
-        id(p)
-        for one in gpt.modules()
-        if isinstance(one, nn.Linear | nn.Embedding)
-        for p in one.parameters()
-    }
-    rest = [p for p in gpt.parameters() if id(p) not in packed]
-    others = int(1.4 * source_graph) + sum(4 * tensor.numel() for tensor in [*rest, *gpt.buffers()])
-    layers = [linear for block in gpt.layers for linear in linears(block).values()]
-    rows, width = gpt.head.weight.shape
-    common = common_tokens(windows, gpt.config.vocab_size) or rows
-    total = TABLE.fitted(width).stored_bytes(common, width) + RARE.fitted(width).stored_bytes(
-        rows - common, width
-    )
-    return (
-        others
-        + total
-        + sum(
-            SMALL[0].fitted(linear.in_features).stored_bytes(*linear.weight.shape)
-            for linear in layers
-        )
-    )
 
 
 @torch.no_grad()

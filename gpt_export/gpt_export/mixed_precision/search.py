@@ -16,15 +16,10 @@ from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
+from gpt_export.graph.write_step_graph import add_step_graph
+from gpt_export.mixed_precision.artifact_size import artifact_bytes, least_bytes
 from gpt_export.mixed_precision.budget import Budget, smallest_inside, spaced
-from gpt_export.mixed_precision.mix import (
-    Mixes,
-    artifact_bytes,
-    least_bytes,
-    make_mixes,
-    mean_bits,
-    measure,
-)
+from gpt_export.mixed_precision.mix import Mixes, make_mixes, mean_bits, measure
 from gpt_export.mixed_precision.pareto import (
     Point,
     by_size,
@@ -283,7 +278,7 @@ class Search:
         )
 
     def write(self, point: Point) -> None:
-        """Write the graph of a mix, replacing an earlier one; correct the sizes of all points."""
+        """Write the graphs of a mix, replacing earlier ones; correct the sizes of all points."""
         form: CacheForm = self.workspace.manifest.cache  # type: ignore[assignment]
         folder = self.workspace.staging / Path(GRAPH).parent
         shutil.rmtree(folder, ignore_errors=True)
@@ -292,8 +287,9 @@ class Search:
             rotate(gpt)
         with stage("Tracing the graph"):
             save_graph(build_graph(graph_layers(gpt, form, point.made.weights), form), folder)
+            add_step_graph(gpt, self.workspace.staging)
         off = sum(file.stat().st_size for file in folder.iterdir()) - point.size
-        # what was estimated is the graph file, whose error is nearly the same for all mixes
+        # what was estimated is the graph files, whose error is nearly the same for all mixes
         for one in self.points:
             one.size += off
 

@@ -22,8 +22,8 @@ from gpt_export.graph.build import build_graph, save_beside, save_graph
 from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.read_weights import load_gpt
-from gpt_export.graph.step_graph import NoStepGraph, write_step_graph
 from gpt_export.graph.stored_weights import check_half
+from gpt_export.graph.write_step_graph import add_step_graph, note_no_step_graph, step_facts
 from gpt_export.plan import GRAPH_AND_SIDE_FILES, LIBRARIES, Plan, logits_bytes
 from gpt_export.quantization.recipes import (
     SCHEMES,
@@ -36,8 +36,9 @@ from gpt_export.side_files import CARD, copy_side_files, write_card, write_genai
 from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.artifact.hashes import check_hashes
-from gptx.artifact.layout import CUDA, DECODE, GRAPH, STEP
+from gptx.artifact.layout import CUDA, DECODE, GRAPH
 from gptx.artifact.manifest import Manifest, read_manifest
+from gptx.artifact.native_form import NO_FP16, NO_OPTIMUM
 from gptx.errors import ArtifactError, UsageError
 from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
@@ -73,7 +74,6 @@ def quantize_artifact(
     text: Path | None = None,
     calibration: Path | None = None,
     limits: Mapping[str, float] | None = None,
-    native: bool = False,
     accept: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -81,11 +81,11 @@ def quantize_artifact(
 
     to: a recipe, that is a name in SCHEMES, int8 or fp16. checkpoint: compare with PyTorch on this
     checkpoint folder instead of with `source`. calibration: the UTF-8 text that weights are rounded
-    on, by default our own. The other options are those of export_checkpoint.
+    on, by default our own. The other options are those of export_checkpoint, as is the step graph.
 
     Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
-    manifest, bounds = check_recipe(source, to, limits, native=native)
+    manifest, bounds = check_recipe(source, to, limits)
     needed = plan_quantize(manifest, to).disk_bytes
     with open_workspace(
         manifest,
@@ -96,15 +96,13 @@ def quantize_artifact(
         needed=needed,
         force=force,
     ) as workspace:
-        quantization = _write_graph(
-            manifest, workspace.staging, to, workspace.calibration, native=native
-        )
+        quantization = _write_graph(manifest, workspace.staging, to, workspace.calibration)
         precision, what = precision_of(to), f"{to} of {source}"
         return prove_quantized(workspace, precision, quantization, bounds, accept=accept, what=what)
 
 
 def check_recipe(
-    source: Path, to: str, limits: Mapping[str, float] | None, *, native: bool = False
+    source: Path, to: str, limits: Mapping[str, float] | None
 ) -> tuple[Manifest, dict[str, float]]:
     """Check a recipe against the manifest alone; returns the manifest and the certificate's limits.
 
@@ -116,10 +114,6 @@ def check_recipe(
         raise UsageError(
             f"{to} has two graphs on one cache, which takes the form shared,"
             f" and {source} has {manifest.cache}"
-        )
-    if native and (to == "fp16" or gpt_config(manifest) is None):
-        raise NoStepGraph(
-            "native operators have no fp16, and no graphs of optimum: leave out --native"
         )
     if gpt_config(manifest) is None and to not in RECIPES:
         raise UsageError(
@@ -202,7 +196,7 @@ def prove_quantized(
     """
     manifest, staging = workspace.manifest, workspace.staging
     facts = _facts(manifest, precision, quantization)
-    facts |= {"step": STEP} if (staging / STEP).exists() else {}
+    facts |= step_facts(staging)
     shared = manifest.cache == "shared"
     write_genai_config(staging, facts["model"], facts["tokens"], shared=shared)
     return prove(
@@ -290,11 +284,12 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
 
 
 def _write_graph(
-    manifest: Manifest, staging: Path, to: str, calibration: EvalText, *, native: bool
+    manifest: Manifest, staging: Path, to: str, calibration: EvalText
 ) -> dict[str, Any]:
     """Write the quantized graph to `staging`; returns `quantization` of gptx.json."""
     config = gpt_config(manifest)
     if config is None:
+        note_no_step_graph(NO_OPTIMUM)
         return quantize_graph(manifest.graph, staging / GRAPH, to)
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
@@ -304,8 +299,7 @@ def _write_graph(
     made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
     with stage("Tracing the graph"):
         save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
-        if native:
-            write_step_graph(gpt, staging)
+        add_step_graph(gpt, staging)
         if has_decode(to):
             write_decode_graph(gpt, form, staging)
     chosen = {"cpu": {"name": cpu_name(), "features": cpu_features()}} if name != to else {}
@@ -314,6 +308,7 @@ def _write_graph(
 
 def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:
     """Write `gpt` in fp16, with the graph for CUDA where the form has one."""
+    note_no_step_graph(NO_FP16)
     for name, weight in gpt.named_parameters():
         check_half(weight, name, where)
     half = graph_layers(gpt.half(), form)
@@ -325,7 +320,7 @@ def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict
 
 def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> dict[str, Any]:
     """gptx.json of the source, with the values that a quantization changes."""
-    dropped = ("files", "certificate", "gptx_version", "compiled", "step")
+    dropped = ("files", "certificate", "gptx_version", "compiled", "step", "kernel_order")
     kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,

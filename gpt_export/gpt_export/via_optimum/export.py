@@ -28,6 +28,7 @@ from gpt_export.certificate.prove import prove, reference_budget, tool_versions
 from gpt_export.genai_search import note_unsupported
 from gpt_export.graph.attention_forms import PREFILL_CHUNK
 from gpt_export.graph.stored_weights import check_weights, read_graph
+from gpt_export.graph.write_step_graph import note_no_step_graph
 from gpt_export.side_files import (
     copy_side_files,
     read_json,
@@ -37,6 +38,7 @@ from gpt_export.side_files import (
 )
 from gpt_export.source_checkpoint import expect_checkpoint, hash_weights
 from gptx.artifact.folders import check_apart, check_output, new_folder
+from gptx.artifact.native_form import NO_OPTIMUM
 from gptx.errors import CheckpointError, GptxError
 from gptx.install import pip_command
 from gptx.parity.limits import limits_for
@@ -76,6 +78,7 @@ def export_via_optimum(
             _export(source, staging)
         graph = read_graph(staging / "onnx" / "model.onnx")
         check_weights(graph, str(source))
+        note_no_step_graph(NO_OPTIMUM)
         copy_side_files(source, staging)
         config = _reconcile(staging, graph)
         note_unsupported(read_json(staging / "generation_config.json"), genai=True)

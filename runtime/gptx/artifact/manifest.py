@@ -99,6 +99,11 @@ class Manifest:
         return self.path / STEP if self.raw.get("step") else None
 
     @property
+    def kernel_order(self) -> int:
+        """The order of sums of the native operators that the step graph was made for."""
+        return self.raw.get("kernel_order", 1)
+
+    @property
     def certificate(self) -> dict[str, Any]:
         """The parity certificate; {} if the artifact has none."""
         return self.raw.get("certificate") or {}

@@ -36,6 +36,8 @@ def field_problems(raw: dict[str, Any], sizes: Iterable[str]) -> Iterator[str]:
     for name, graph in SECOND_GRAPHS.items():
         if raw.get(name) not in (None, graph):
             yield f"{name} is {raw[name]!r}, expected {graph!r} or nothing"
+    if not _is_count(raw.get("kernel_order", 1)):
+        yield f"kernel_order is {raw['kernel_order']!a:.80}, expected a whole number"
     yield from _model_problems(raw["model"], sizes)
     yield from _token_problems(raw["tokens"])
     for name, facts in raw["files"].items():

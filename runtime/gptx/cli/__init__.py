@@ -42,6 +42,10 @@ VERBS = {
         "gpt_export.cli.quantize:quantize",
         "Artifact -> int8, int4 or fp16 artifact, parity proved.",
     ),
+    "upgrade": (
+        "gpt_export.cli.upgrade:upgrade",
+        "Add the graph of gptx's native operators to an older artifact.",
+    ),
     "compile": (
         "gptx.cli.compile:compile_",
         "Artifact -> the same artifact, opening faster on machines like this one.",

@@ -47,6 +47,7 @@ class LoadedModel:
         self.provider: str = graph.provider
         self.graph: Path = graph.file
         self.decode: Path | None = graph.decode_file
+        self.kernels: str | None = graph.kernels
         self.tokenizer: Tokenizer | None = tokenizer
         self.template: ChatTemplate | None = template
         self.generation: dict[str, Any] = dict(generation or {})

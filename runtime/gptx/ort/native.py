@@ -9,6 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,11 @@ from typing import Any
 from gptx.errors import UsageError
 
 VARIABLE = "GPTX_KERNELS"  # names the kernels to use; "none": ONNX Runtime's operators
+# Number of the order of the operators' sums (docs/explanation/native.md). A new order changes bits,
+# and takes the next number. gptx.json states the number that a step graph was made for.
+KERNEL_ORDER = 1
 NAMES = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "plain")
+_left_out: ContextVar[bool] = ContextVar("native operators are left out", default=False)
 
 
 @cache
@@ -38,7 +45,7 @@ def choose_kernels(threads: int, *, huge_pages: bool = True) -> str | None:
     library does not have.
     """
     asked = os.environ.get(VARIABLE) or None
-    if asked == "none":
+    if asked == "none" or _left_out.get():
         return None
     if asked is not None and asked not in NAMES:
         raise UsageError(f"{VARIABLE}={asked}: expected none or one of {', '.join(NAMES)}")
@@ -53,6 +60,22 @@ def choose_kernels(threads: int, *, huge_pages: bool = True) -> str | None:
     if found is None:
         raise UsageError(f"{VARIABLE}={asked}: this processor does not have them")
     return found.decode()
+
+
+def available() -> bool:
+    """True if there is a library, and GPTX_KERNELS is not "none"."""
+    left_out = os.environ.get(VARIABLE) == "none" or _left_out.get()
+    return library() is not None and not left_out
+
+
+@contextmanager
+def onnx_runtime_only() -> Iterator[None]:
+    """Let this thread open sessions on ONNX Runtime's operators, as GPTX_KERNELS=none does."""
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
 
 
 def describe() -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from gptx.artifact.manifest import Manifest
+from gptx.artifact.native_form import why_no_step_graph
 from gptx.errors import ArtifactError, ProviderError
-from gptx.ort import compiled
+from gptx.ort import compiled, native
 from gptx.ort.cuda import open_on_cuda
 from gptx.ort.device import CPU, CUDA, tries_cuda
 from gptx.ort.library import first_line, library_folder, onnxruntime
-from gptx.ort.native import choose_kernels
 from gptx.ort.sessions import open_native, open_on_cpu
 from gptx.progress import note
 from gptx.system.cpu import cpu_cores
@@ -30,6 +30,7 @@ from gptx.system.trim_memory import trim_memory
 # sessions alive during trim_memory.
 _opening = threading.Lock()
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
+_noted: set[str] = set()  # notes of _note_once
 LARGE = 100_000_000  # bytes of an artifact above which a lower peak of memory is worth 10 ms
 
 
@@ -98,10 +99,26 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
 def _open_step(
     manifest: Manifest, threads: int | None, adjust_memory: bool
 ) -> OpenedSessions | None:
-    """The session of the step graph; None if the artifact or this machine cannot have one."""
+    """The session of the step graph; None if the artifact or this machine has none.
+
+    Where this machine has native operators, a note says why they are not used.
+    """
     if manifest.step is None:
+        if native.available() and why_no_step_graph(manifest) is None:
+            _note_once(
+                f"{manifest.path} runs on ONNX Runtime's operators:"
+                f" gptx upgrade {manifest.path} adds the graph of native operators"
+            )
         return None
-    kernels = choose_kernels(threads or cpu_cores(), huge_pages=adjust_memory)
+    if manifest.kernel_order != native.KERNEL_ORDER:
+        if native.available():
+            _note_once(
+                f"{manifest.step} is not used: it is for native operators of order"
+                f" {manifest.kernel_order}, and this gptx has order {native.KERNEL_ORDER};"
+                f" {manifest.path} runs on ONNX Runtime's operators"
+            )
+        return None
+    kernels = native.choose_kernels(threads or cpu_cores(), huge_pages=adjust_memory)
     if kernels is None:
         return None
     try:
@@ -181,6 +198,13 @@ def _open_compiled(manifest: Manifest, name: str, threads: int | None) -> Any | 
     except Exception as error:  # ORT's; its classes have no common base
         _not_used(manifest, name, f"ONNX Runtime cannot open it: {first_line(error)}")
         return None
+
+
+def _note_once(text: str) -> None:
+    """Print a note, once in a process: a program may load an artifact many times."""
+    if text not in _noted:
+        _noted.add(text)
+        note(text)
 
 
 def _not_used(manifest: Manifest, name: str, reason: str) -> None:

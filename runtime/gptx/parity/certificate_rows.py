@@ -78,8 +78,10 @@ def _run_rows(certificate: dict[str, Any]) -> Rows:
     if decode := certificate.get("decode"):
         rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):
+        kernels = environment.get("kernels")
         where = (
             environment.get("provider"),
+            kernels and f"native kernels {kernels}",
             environment.get("cpu"),
             f"onnxruntime {environment.get('onnxruntime')}",
         )

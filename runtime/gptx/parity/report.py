@@ -46,3 +46,14 @@ class Report:
     def passed(self) -> bool:
         """True if every check holds and every figure is within its limit."""
         return all(row.ok for row in self.rows) and all(check.ok for check in self.checks)
+
+
+def failures(report: Report) -> list[str]:
+    """A phrase for each figure outside its limit, and for each check that failed."""
+    figures = [
+        f"{row.name} is {row.here:.4g}, limit"
+        f" {'a finite number' if row.limit is None else f'{row.limit:.4g}'}"
+        for row in report.rows
+        if not row.ok
+    ]
+    return figures + [f"{check.name}: {check.what}" for check in report.checks if not check.ok]

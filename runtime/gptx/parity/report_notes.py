@@ -15,10 +15,14 @@ from gptx.parity.weight_checks import is_graph
 _NOTHING_CARRIED = "not proved, as the artifact carries nothing to prove it with"
 
 
-def what_ran(report: Report, manifest: Manifest, provider: str) -> list[str]:
-    """The graphs that ran on this machine, and those of which only the bytes were checked."""
+def what_ran(report: Report, manifest: Manifest, provider: str, kernels: str | None) -> list[str]:
+    """The graphs that ran on this machine, and those of which only the bytes were checked.
+
+    kernels: of native operators; None if ONNX Runtime's operators ran.
+    """
+    native = f" with native kernels {kernels}" if kernels else ""
     rows = f", single rows in {report.decode}" if report.decode else ""
-    notes = [f"ran {report.graph} on {provider}{rows}"]
+    notes = [f"ran {report.graph} on {provider}{native}{rows}"]
     idle = [
         name
         for name in manifest.files

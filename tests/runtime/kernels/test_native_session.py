@@ -12,14 +12,14 @@ import pytest
 
 import gptx
 from builders.exported import CONFIG, write_checkpoint
-from builders.native_graphs import needs_library
+from builders.native_graphs import native_kernels, needs_library
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
 from gptx.errors import UsageError
 from gptx.ort import native
 from gptx.verify import forced_logits, verify
 
-pytestmark = needs_library
+pytestmark = [needs_library, pytest.mark.usefixtures(native_kernels.__name__)]
 TEXT = np.random.default_rng(4).integers(0, 300, 120).tolist()
 
 
@@ -27,14 +27,9 @@ TEXT = np.random.default_rng(4).integers(0, 300, 120).tolist()
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("native")
     write_checkpoint(folder / "checkpoint", CONFIG)
-    export_checkpoint(folder / "checkpoint", folder / "fp32", native=True)
-    quantize_artifact(folder / "fp32", folder / "int8", to="int8", native=True, accept=True)
+    export_checkpoint(folder / "checkpoint", folder / "fp32")
+    quantize_artifact(folder / "fp32", folder / "int8", to="int8", accept=True)
     return folder / "int8"
-
-
-@pytest.fixture(autouse=True)
-def best_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(native.VARIABLE, raising=False)
 
 
 def bits(logits: np.ndarray) -> np.ndarray:
