@@ -219,6 +219,7 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
     free(k);
     return error(api, "gptx.Linear: no memory for the packed weights");
   }
+  was_packed(w.data, m.n_out * rounded_up(m.n_in, most(m.block, 1)) * m.bits / 8);
   k->norm = norm_of(api, info);
   k->terms = m.bits >= 16 ? 0 : (int)number(api, info, "terms", 1);
   k->activation = (int)number(api, info, "activation", NONE);
@@ -571,6 +572,7 @@ EXPORT const char* gptx_choose(const char* name, int threads, int huge_pages) {
   chosen = found;
   chosen_threads = threads > 0 ? threads : 1;
   use_huge_pages = huge_pages != 0;
+  forget_packed();
   return chosen->name;
 }
 
