@@ -180,7 +180,7 @@ static bool read_matrix(const Tensor& w, const Tensor& scales, const Tensor& ste
   if (!w.data || m->n_in <= 0 || m->n_in >= 1 << 24) return false;
   m->values = w.data;
   if (m->layout == Matrix::BLOCKS) {
-    if (m->block < 16 || m->block > 2048 || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
+    if (m->block < 16 || m->block > LONGEST_BLOCK || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
     int64_t blocks = (m->n_in + m->block - 1) / m->block;
     m->n_out = w.rank ? w.shape[0] : 0;
     m->zeros = (const uint8_t*)zeros.data, m->table = (const int8_t*)table.data;
