@@ -59,11 +59,11 @@ def test_the_step_graph_runs_where_there_are_native_operators(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures(onnx_runtime_operators.__name__)
 def test_nothing_is_said_where_the_user_chose_onnx_runtime(
     fp32: Path, older: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert (graph_of(fp32), graph_of(older)) == (GRAPH, GRAPH)
+    with onnx_runtime_operators():
+        assert (graph_of(fp32), graph_of(older)) == (GRAPH, GRAPH)
     assert capfd.readouterr().err == ""
 
 
