@@ -22,6 +22,7 @@ from gptx_models.checkpoints.read_files import check_file
 BLOCKS = "gguf_blocks.safetensors"
 # The types of GGUF whose blocks are kept.
 KEPT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
+FLOAT_TYPES = ("F32", "F16", "BF16", "F64")  # types of GGUF without blocks
 _AGAIN = "import the GGUF file again"
 
 
@@ -51,11 +52,8 @@ def write_blocks(folder: Path, weights: Mapping[str, Sequence[GgufRows]]) -> Non
     (folder / BLOCKS).write_bytes(save(tensors, {"weights": json.dumps(listed)}))
 
 
-def read_blocks(folder: Path) -> dict[str, list[GgufRows]]:
-    """The rows of each weight, by the GPT's own name.
-
-    Raises CheckpointError if the folder has no such file, or the file is damaged.
-    """
+def check_blocks(folder: Path) -> None:
+    """Raise CheckpointError if a checkpoint folder has no gguf_blocks.safetensors."""
     path = folder / BLOCKS
     if not path.exists():
         raise CheckpointError(
@@ -63,6 +61,15 @@ def read_blocks(folder: Path) -> dict[str, list[GgufRows]]:
             " `gptx import X.gguf FOLDER`, and export that folder"
         )
     check_file(path)
+
+
+def read_blocks(folder: Path) -> dict[str, list[GgufRows]]:
+    """The rows of each weight, by the GPT's own name.
+
+    Raises CheckpointError if the folder has no such file, or the file is damaged.
+    """
+    check_blocks(folder)
+    path = folder / BLOCKS
     try:
         with safe_open(path, framework="numpy") as file:
             listed = json.loads((file.metadata() or {})["weights"])

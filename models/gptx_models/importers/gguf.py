@@ -17,7 +17,7 @@ from torch import Tensor
 from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.family import family_of
-from gptx_models.checkpoints.gguf_blocks import KEPT_TYPES, GgufRows
+from gptx_models.checkpoints.gguf_blocks import FLOAT_TYPES, KEPT_TYPES, GgufRows
 from gptx_models.checkpoints.hf_names import (
     LAYOUTS,
     Layout,
@@ -107,13 +107,13 @@ def _blocks(
 ) -> dict[str, list[GgufRows]]:
     """The rows of each quantized matrix as the file stores them, by the GPT's own names.
 
-    Matrices without blocks, such as those in F16, are left out: the fp32 weights hold their values.
+    Matrices of floats are left out: the fp32 weights hold their values.
     """
     found: dict[str, list[GgufRows]] = {}
     for parameter, weight in model.named_parameters():
         place = stored_parameter(parameter, weight.shape, model.config, GGUF_LAYOUTS[architecture])
         parts = [tensors.get(name) for name in place.names]
-        if weight.ndim != 2 or not any(part and part.type.name in KEPT_TYPES for part in parts):
+        if weight.ndim != 2 or all(part is None or part.type.name in FLOAT_TYPES for part in parts):
             continue
         found[parameter] = [
             GgufRows(part.type.name, part.shape[0], _rows(part, model.config, architecture))
