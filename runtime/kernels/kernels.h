@@ -64,6 +64,7 @@ struct LinearTask {
   int activation;
   bool gated;             // the outputs are activated(first half) * second half
   const float* bias;      // [n_out], or null
+  const float* factor;    // [T][outputs], or null; the activated outputs are multiplied by it
   const float* residual;  // [T][outputs], or null; added last
   float* out;             // [T][outputs]
 };

@@ -284,6 +284,7 @@ static inline void finish(LinearTask& task, int64_t g, int64_t t0, F (&y)[R][T])
     for (int t = 0; t < T; t++) {
       int64_t at = (t0 + t) * outputs + column;
       F v = activated(with_bias(task, y[r][t], column, n), task.activation);
+      if (task.factor) v = v * load_some(task.factor + at, n, 0);
       if (task.residual) v = v + load_some(task.residual + at, n, 0);
       store_some(task.out + at, v, n);
     }

@@ -139,7 +139,7 @@ static Norm norm_of(const OrtApi* api, const OrtKernelInfo* info) {
 
 // ---------------------------------------------------------------------------------------- Linear
 //
-// x (.., n_in) -> activated(norm(x) W^T + bias) + residual, (.., outputs)
+// x (.., n_in) -> activated(norm(x) W^T + bias) * factor + residual, (.., outputs)
 
 struct Linear : Kernel {
   Weight* weight;
@@ -232,11 +232,13 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
 static Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   Linear& k = *(Linear*)kernel;
   const Weight& w = *k.weight;
-  Tensor x, bias, residual, gain, shift;
-  if (Status s = inputs(k.api, context, {{0, &x}, {5, &bias}, {6, &residual}, {7, &gain}, {8, &shift}})) return s;
+  Tensor x, bias, residual, gain, shift, factor;
+  if (Status s = inputs(k.api, context, {{0, &x}, {5, &bias}, {6, &residual}, {7, &gain}, {8, &shift}, {12, &factor}}))
+    return s;
   int64_t tokens = x.last() > 0 ? x.count() / x.last() : 0, outputs = k.gated ? w.n_out / 2 : w.n_out;
   if (x.type != FLOAT || x.last() != w.n_in || !x.rank || (bias.data && !is(bias, FLOAT, w.n_out)) ||
-      (residual.data && !is(residual, FLOAT, tokens * outputs)) || (gain.data && !is(gain, FLOAT, w.n_in)) ||
+      (residual.data && !is(residual, FLOAT, tokens * outputs)) ||
+      (factor.data && (k.gated || !is(factor, FLOAT, tokens * outputs))) || (gain.data && !is(gain, FLOAT, w.n_in)) ||
       (shift.data && !is(shift, FLOAT, w.n_in)))
     return error(k.api, "gptx.Linear: an input has another type or shape than the weight needs");
   int64_t shape[4];
@@ -259,7 +261,7 @@ static Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   task.x = x.floats(), task.n_in = w.n_in;
   task.norm = k.norm, task.norm.gain = gain.floats(), task.norm.bias = shift.floats();
   task.activation = k.activation, task.gated = k.gated;
-  task.bias = bias.floats(), task.residual = residual.floats();
+  task.bias = bias.floats(), task.factor = factor.floats(), task.residual = residual.floats();
   task.out = (float*)out;
   FloatState state;
   run_parallel(prepare_tokens, &call, tokens, most(1, 4096 / width), tokens * width < 8192 ? 1 : k.threads);
@@ -571,7 +573,7 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
 }
 
 static Operator operators[] = {
-    describe_operator<run_linear, destroy_linear>("Linear", 12, 2, 1, create_linear),
+    describe_operator<run_linear, destroy_linear>("Linear", 13, 2, 1, create_linear),
     describe_operator<run_normalize, destroy_plain>("Normalize", 3, 1, 1, create_normalize),
     describe_operator<run_embed, destroy_plain>("Embed", 12, 2, 1, create_embed),
     describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention<FLOAT>),

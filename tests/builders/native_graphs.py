@@ -80,7 +80,7 @@ def run_tokens(
 def linear_graph(weights: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
     """A graph of one Linear. weights: by input name, see `order`."""
     order = ("w", "scales", "steps", "zeros", "bias", "residual", "gain", "shift")
-    order += ("offsets", "offset_steps", "table")
+    order += ("offsets", "offset_steps", "table", "factor")
     inputs = ["x", *(name if name in weights or name == "residual" else "" for name in order)]
     node = helper.make_node("Linear", inputs, ["y"], domain="gptx", **attributes)
     fixed = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]

@@ -2,8 +2,8 @@
 
 In: the module that was traced for model.onnx (see graph_layers), so that weights have the same
 names and bytes; or a module of layers that only native operators have (see native_layers). The
-graph holds no operator of ONNX Runtime that sums or calls exp. It is written node by node, as
-native operators cannot be traced.
+graph holds no operator of ONNX Runtime that adds, multiplies or calls exp. It is written node by
+node, as native operators cannot be traced.
 
 Inputs: input_ids, row_ids and position_ids (T,) of the tokens; row_starts (R,), the first position
 that a row's tokens see; logits_at (L,), the tokens whose logits are computed; the cache of R rows.
@@ -33,7 +33,7 @@ from gpt_export.graph.layers import (
 )
 from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
 from gpt_export.quantization.rotate import Masked, Turned
-from gptx.artifact.native_form import NO_FP16, NO_OFFSETS
+from gptx.artifact.native_form import NO_OFFSETS
 from gptx.errors import GptxError
 from gptx_models.gpt.model import GPT, Attention, Norm
 
@@ -54,8 +54,6 @@ class NoStepGraph(GptxError):
 def build_step_graph(gpt: GPT) -> ir.Model:
     """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph."""
     config = gpt.config
-    if gpt.dtype != torch.float32:
-        raise NoStepGraph(NO_FP16)
     if config.head_dim > WIDEST_HEAD:
         raise NoStepGraph(f"native operators have heads of at most {WIDEST_HEAD:,} numbers")
     graph = _Graph(gpt)
@@ -70,7 +68,7 @@ def build_step_graph(gpt: GPT) -> ir.Model:
     if config.position == "learned":
         x = graph.embed(gpt.wpe, places, residual=x)
     elif config.position == "sinusoidal":
-        x = graph.node("Embed", [places, graph.weight(gpt.positions), *[None] * 5, x])
+        x = graph.node("Embed", [places, graph.number(gpt.positions), *[None] * 5, x])
     present: list[ir.Value] = []
     for number, block in enumerate(gpt.layers):
         cache = past[2 * number : 2 * number + 2]
@@ -106,9 +104,11 @@ class _Graph:
 
     def __init__(self, gpt: GPT) -> None:
         self.gpt = gpt
-        # The cache of a quantized model is rounded to 16 bits: far less than its weights are.
+        # Keys and values are rounded to 16 bits if weights are rounded, which loses far more.
         quantized = BlockProduct | ChannelProduct | NativeProduct
-        rounded = any(isinstance(layer, quantized) for layer in gpt.modules())
+        rounded = gpt.dtype == torch.float16 or any(
+            isinstance(layer, quantized) for layer in gpt.modules()
+        )
         self.cache_type = ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
@@ -136,10 +136,16 @@ class _Graph:
             return None
         name = self.names[id(tensor)]
         if name not in self.weights:
-            stored = tensor_adapters.TorchTensor(tensor.detach(), name=name)
-            value = ir.Value(name=name, shape=ir.Shape(stored.shape), const_value=stored)
-            value.type = ir.TensorType(stored.dtype)
-            self.weights[name] = value
+            self.weights[name] = _initializer(name, tensor)
+        return self.weights[name]
+
+    def number(self, tensor: Tensor | None) -> ir.Value | None:
+        """As `weight`, in fp32: gains, biases and tables of positions of a model in fp16."""
+        if tensor is None or tensor.dtype == torch.float32:
+            return self.weight(tensor)
+        name = f"{self.names[id(tensor)]}.fp32"
+        if name not in self.weights:
+            self.weights[name] = _initializer(name, tensor.float())
         return self.weights[name]
 
     def node(self, op: str, inputs: Sequence[ir.Value | None], n: int = 1, **values: Any) -> Any:
@@ -186,10 +192,10 @@ class _Graph:
                 tensors = (part.weight, None, None)
             inputs += [self.weight(tensor) for tensor in tensors]
         inputs += [None] * (6 - len(inputs))
-        return self.node("Embed", [ids, *inputs, residual, self.weight(mask)], block=block)
+        return self.node("Embed", [ids, *inputs, residual, self.number(mask)], block=block)
 
     def normalize(self, norm: Norm, x: ir.Value) -> ir.Value:
-        inputs = [x, self.weight(norm.weight), self.weight(norm.bias)]
+        inputs = [x, self.number(norm.weight), self.number(norm.bias)]
         return self.node("Normalize", inputs, norm=NORMS[norm.kind], epsilon=float(norm.eps))
 
     def attention(self, layer: Attention, inputs: list[ir.Value], starts: ir.Value) -> Any:
@@ -197,9 +203,9 @@ class _Graph:
         config, gpt = layer.config, self.gpt
         rope = config.position == "rope"
         more = [
-            self.weight(gpt.rope_cos if rope else None),
-            self.weight(gpt.rope_sin if rope else None),
-            self.weight(layer.score),
+            self.number(gpt.rope_cos if rope else None),
+            self.number(gpt.rope_sin if rope else None),
+            self.number(layer.score),
             starts,
         ]
         return self.node(
@@ -220,15 +226,16 @@ class _Graph:
         norm: Norm | None = None,
         activation: str = "none",
         residual: ir.Value | None = None,
+        factor: ir.Value | None = None,
     ) -> ir.Value:
-        """activated(norm(x) W^T + bias) + residual."""
+        """activated(norm(x) W^T + bias) * factor + residual."""
         if isinstance(layer, StackedProduct):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
         if isinstance(layer, NativeParts) and activation == "swiglu":
             gate, up = layer.parts
-            y = self.linear(gate, x, norm=norm, activation="silu")
-            return self.onnx_node("Mul", [y, self.linear(up, x, norm=norm)])
+            y = self.linear(up, x, norm=norm)
+            return self.linear(gate, x, norm=norm, activation="silu", factor=y)
         if isinstance(layer, NativeParts):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
@@ -251,15 +258,24 @@ class _Graph:
         elif isinstance(layer, Product | Head):
             outward = isinstance(layer, Head) and not layer.transposed
             n_in = layer.weight.shape[1 if outward else 0]
-            layout, bits, block, terms = "out_in" if outward else "in_out", 32, 0, 0
+            layout, block, terms = "out_in" if outward else "in_out", 0, 0
+            bits = 8 * layer.weight.element_size()
         else:
             raise NoStepGraph(f"native operators have no {type(layer).__name__}")
-        tensors = [layer.weight, scales, steps, zeros, bias]
-        weights = [self.weight(tensor) for tensor in tensors]
-        gain = [self.weight(norm.weight), self.weight(norm.bias)] if norm else [None, None]
+        tensors = [layer.weight, scales, steps, zeros]
+        weights = [*map(self.weight, tensors), self.number(bias)]
+        more = [*map(self.weight, (offsets, offset_steps, table)), factor]
+        gain = [self.number(norm.weight), self.number(norm.bias)] if norm else [None, None]
         return self.node(
             "Linear",
-            [x, *weights, residual, *gain, *map(self.weight, (offsets, offset_steps, table))],
+            [
+                x,
+                *weights,
+                residual,
+                *gain,
+                *map(self.weight, (offsets, offset_steps, table)),
+                factor,
+            ],
             layout=LAYOUTS[layout],
             bits=bits,
             block=block,
@@ -290,3 +306,10 @@ class _Graph:
             name="step",
         )
         return ir.Model(graph, ir_version=10)
+
+
+def _initializer(name: str, tensor: Tensor) -> ir.Value:
+    stored = tensor_adapters.TorchTensor(tensor.detach(), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(stored.shape), const_value=stored)
+    value.type = ir.TensorType(stored.dtype)
+    return value

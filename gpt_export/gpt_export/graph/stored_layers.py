@@ -84,8 +84,10 @@ def _fill(gpt: GPT, stored: StoredGraph) -> None:
         for name, _ in list(module.named_parameters(owner, recurse=False)):
             setattr(module, name.rpartition(".")[2], stored.parameter(name))
     for name, table in position_tables(gpt.config).items():
-        # A rotated table of sinusoidal positions is another than the configuration gives.
-        gpt._buffers[name] = stored.tensors.get(name, table)
+        # A rotated table of sinusoidal positions is another than the configuration gives. Tables of
+        # a graph in fp16 are rounded, and native operators compute in fp32.
+        kept = stored.tensors.get(name, table)
+        gpt._buffers[name] = table if kept.dtype == torch.float16 else kept
 
 
 class StoredGraph:

@@ -100,7 +100,9 @@ def _stale(name: str, checkpoint: Path, artifact: Path) -> UsageError:
 def _has_values(made: NativeBlocks, values: np.ndarray) -> bool:
     """True if all weights are equal in float32."""
     return all(
-        np.array_equal(dequantize_native(made.rows(start, start + ROWS)), values[start : start + ROWS])
+        np.array_equal(
+            dequantize_native(made.rows(start, start + ROWS)), values[start : start + ROWS]
+        )
         for start in range(0, len(values), ROWS)
     )
 

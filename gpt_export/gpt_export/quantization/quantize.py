@@ -21,9 +21,9 @@ from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_beside, save_graph
 from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
-from gpt_export.graph.read_weights import load_gpt
-from gpt_export.graph.stored_weights import check_half
 from gpt_export.graph.native_layers import Native, native_layers
+from gpt_export.graph.read_weights import load_gpt, position_tables
+from gpt_export.graph.stored_weights import check_half
 from gpt_export.graph.write_step_graph import (
     add_step_graph,
     note_no_step_graph,
@@ -51,7 +51,7 @@ from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, 
 from gptx.artifact.hashes import check_hashes
 from gptx.artifact.layout import CUDA, DECODE, GRAPH
 from gptx.artifact.manifest import Manifest, read_manifest
-from gptx.artifact.native_form import NO_FP16, NO_OPTIMUM
+from gptx.artifact.native_form import NO_OPTIMUM
 from gptx.errors import ArtifactError, UsageError
 from gptx.ort import native
 from gptx.parity.limits import limits_for
@@ -375,13 +375,15 @@ def _write_kept(workspace: Workspace, kept: dict[str, Native]) -> tuple[str, dic
 
 def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:
     """Write `gpt` in fp16, with the graph for CUDA where the form has one."""
-    note_no_step_graph(NO_FP16)
     for name, weight in gpt.named_parameters():
         check_half(weight, name, where)
     half = graph_layers(gpt.half(), form)
     save_graph(build_graph(half, form), staging / "onnx")
     if has_cuda("fp16", form):
         save_beside(build_graph(half, "cuda"), staging / CUDA)
+    # native operators compute in fp32, with tables of positions that are not rounded
+    half._buffers.update(position_tables(half.config))
+    add_step_graph(half, staging)
     return {"scheme": "fp16", "cache_dtype": "float16"}
 
 

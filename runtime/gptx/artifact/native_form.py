@@ -7,7 +7,6 @@ from typing import Any
 from gptx.artifact.manifest import Manifest
 
 # Why an artifact has no step graph; each is the end of a sentence.
-NO_FP16 = "native operators have no fp16"
 NO_OPTIMUM = "optimum exported the model"
 NO_OFFSETS = "native operators have no 4-bit weights with offsets (Q4_1)"
 NO_CONFIG = "its gptx.json has no gpt_config, for instance because optimum exported the model"
@@ -15,8 +14,6 @@ NO_CONFIG = "its gptx.json has no gpt_config, for instance because optimum expor
 
 def why_no_step_graph(manifest: Manifest) -> str | None:
     """The reason for which no step graph can be added to an artifact; None if one can."""
-    if manifest.precision == "fp16" or manifest.cache_dtype == "float16":
-        return NO_FP16
     if not manifest.raw.get("gpt_config"):
         return NO_CONFIG
     return NO_OFFSETS if _has_offsets(manifest) else None

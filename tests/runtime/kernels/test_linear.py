@@ -180,6 +180,21 @@ def test_the_values_are_right(case: dict[str, Any], tmp_path: Path) -> None:
     assert (np.abs(found - expected) <= slack).all()
 
 
+def test_activated_outputs_are_multiplied_by_a_factor(tmp_path: Path) -> None:
+    """A gate whose weights have another form than those that it multiplies."""
+    rng = np.random.default_rng(3)
+    made, _ = weight(rng, BLOCKS, 4, 48, 64, 32)
+    x, residual = (rng.standard_normal((5, n)).astype(np.float32) for n in (64, 48))
+    made["factor"] = rng.standard_normal((5, 48)).astype(np.float32)
+    attributes = {"n_in": 64, "block": 32, "bits": 4, "activation": 4}
+    session = open_with(linear_graph(made, **attributes), tmp_path, "", 2)
+    (found,) = session.run(None, {"x": x, "residual": residual})
+    factor = made.pop("factor")
+    session = open_with(linear_graph(made, **attributes), tmp_path, "", 2)
+    (activated,) = session.run(None, {"x": x, "residual": np.zeros_like(residual)})
+    assert np.array_equal(found, activated * factor + residual)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_none_reaches_the_output(bad: float, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
