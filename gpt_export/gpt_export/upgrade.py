@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gptx
+from gpt_export.graph.step_graph import NoStepGraph
 from gpt_export.graph.stored_layers import stored_layers
 from gpt_export.graph.write_step_graph import step_facts, write_step_graph
 from gpt_export.quantization.quantize import gpt_config
@@ -61,7 +62,7 @@ def upgrade_artifact(path: Path, *, accept: bool = False) -> Report:
     with _staging(path) as staging:
         _link(manifest, staging)
         with stage("Writing the step graph"):
-            write_step_graph(stored_layers(manifest.graph, config), staging)
+            _write_step_graph(manifest, config, staging)
         raw = _with_step_graph(manifest, staging)
         _write_manifest(staging, raw, reference)
         with stage("Proving"):
@@ -128,6 +129,14 @@ def _link(manifest: Manifest, staging: Path) -> None:
             os.link(old, new)
         except OSError:
             shutil.copyfile(old, new)
+
+
+def _write_step_graph(manifest: Manifest, config: GPTConfig, staging: Path) -> None:
+    """Write the step graph to `staging`. Raises UsageError for layers that it cannot have."""
+    try:
+        write_step_graph(stored_layers(manifest.graph, config), staging)
+    except NoStepGraph as reason:
+        raise UsageError(f"{manifest.path} can have no step graph, since {reason}") from None
 
 
 def _with_step_graph(manifest: Manifest, staging: Path) -> dict[str, Any]:

@@ -121,11 +121,23 @@ class StoredGraph:
             self.parameters[name] = nn.Parameter(self.tensors[name], requires_grad=False)
         return self.parameters[name]
 
+    def matrix(self, name: str) -> nn.Parameter:
+        """A weight of two dimensions. Raises ArtifactError."""
+        weight = self.parameter(name)
+        if weight.ndim != 2:
+            shape = list(weight.shape)
+            raise ArtifactError(f"{self.file}: {name} is {shape}, expected a matrix")
+        return weight
+
     def optional(self, name: str) -> nn.Parameter | None:
         return self.parameter(name) if self.has(name) else None
 
     def reader(self, name: str, *, product: bool) -> ir.Node:
-        """The operator that multiplies with a weight or, if not `product`, looks up its rows."""
+        """The operator that multiplies with a weight or, if not `product`, looks up its rows.
+
+        Raises ArtifactError.
+        """
+        self.parameter(name)
         for node in self.readers[name]:
             if (node.op_type in LOOK_UPS) != product:
                 return node
@@ -148,11 +160,11 @@ class StoredGraph:
         if parts := self.parts(name):
             weights = tuple(self.blocks(part, product=True) for part in parts)
             return StackedProduct(StackedWeights(weights), bias)
-        weight = self.parameter(f"{name}.weight")
         node = self.reader(f"{name}.weight", product=True)
+        if node.op_type == "MatMulNBits":
+            return BlockProduct(self.blocks(name, product=True), bias)
+        weight = self.matrix(f"{name}.weight")
         match node.op_type:
-            case "MatMulNBits":
-                return BlockProduct(self.blocks(name, product=True), bias)
             case "MatMulIntegerToFloat":
                 scales = self.parameter(f"{name}.scales")
                 bits = 16 if _in_two_terms(node) else 8
@@ -196,7 +208,7 @@ class StoredGraph:
     def embedding(self, name: str, gpt: GPT) -> nn.Module:
         """The table of this name. gpt: has its head already, whose weights a tied table has."""
         if not self.parts(name) and not self.has(f"{name}.scales"):
-            weight = self.parameter(f"{name}.weight")
+            weight = self.matrix(f"{name}.weight")
             table = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
             table.weight = weight  # the object that a tied head has, not the copy
             return table
