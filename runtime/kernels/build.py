@@ -26,12 +26,22 @@ X86 = {
     "kernels_avx512": AVX512,
     "kernels_avx512vnni": [*AVX512, "-mavx512vnni"],
 }
+# ziglang's name of each other machine, and the tag of a wheel for it.
+TARGETS = {
+    "x86_64-linux-gnu.2.28": "manylinux_2_28_x86_64",
+    "aarch64-linux-gnu.2.28": "manylinux_2_28_aarch64",
+    "x86_64-macos.11.0": "macosx_11_0_x86_64",
+    "aarch64-macos.11.0": "macosx_11_0_arm64",
+    "x86_64-windows-gnu": "win_amd64",
+    "aarch64-windows-gnu": "win_arm64",
+}
+GLIBC = (2, 28)  # the version of the Linux targets
 ZIG_DOTPROD = "-mcpu=generic+v8_2a+dotprod"  # zig's name of ARM's -march
 ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
 # Results must not depend on the compiler: no fused multiply-adds but those that are written.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-math-errno", "-Wextra"]
-FLAGS += ["-Wno-missing-field-initializers"]
+FLAGS += ["-Wno-missing-field-initializers", "-g0"]  # zig writes debug information unasked
 
 
 def library_name(target: str | None = None) -> str:
@@ -52,6 +62,11 @@ def compiler() -> list[str] | None:
         import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return None
+    return zig()
+
+
+def zig() -> list[str]:
+    """The command of ziglang's C++ compiler, which builds for every target."""
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
@@ -104,7 +119,7 @@ def main() -> None:
     out = given.out or HERE.parent / "gptx" / "ort" / name
     command = compiler()
     if given.target:
-        command = [sys.executable, "-m", "ziglang", "c++"]
+        command = zig()
     if command is None:
         sys.exit("no C++ compiler: install gcc, clang or `pip install ziglang`")
     try:
