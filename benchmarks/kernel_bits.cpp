@@ -4,7 +4,7 @@
 //
 //   kernel_bits NAME CASES [FIRST]    NAME best: those that this processor would choose
 //
-// Compiled with -DEMULATED=gptx_kernels_..., it runs those kernels on any processor.
+// Compiled with -DONLY=gptx_kernels_..., it has these kernels alone, and does not ask the processor.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,9 +178,9 @@ static void attention(const Kernels* k) {
   free((void*)t.score), free(t.keys), free(t.values), free(t.queries), free(t.out), free(t.partials), free(joined);
 }
 
-#ifdef EMULATED
-extern const Kernels* const EMULATED;
-static const Kernels* named(const char*) { return EMULATED; }
+#ifdef ONLY
+extern const Kernels* const ONLY;
+static const Kernels* named(const char*) { return ONLY; }
 #else
 static const Kernels* named(const char* name) { return strcmp(name, "best") ? find_kernels(name) : best_kernels(); }
 #endif

@@ -51,18 +51,18 @@ class Run:
 
 
 def program(
-    out: Path, command: list[str], sets: dict[str, list[str]], aim: list[str], emulated: str = ""
+    out: Path, command: list[str], sets: dict[str, list[str]], aim: list[str], only: str = ""
 ) -> str:
-    """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with emulated ones."""
-    needed = (emulated,) if emulated else ("choose", "kernels_plain", *sets)
+    """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with `only` one kind."""
+    needed = (only,) if only else ("choose", "kernels_plain", *sets)
     sources = [ROOT / "benchmarks" / "kernel_bits.cpp"]
     sources += [KERNELS / f"{name}.cpp" for name in ("pool", *needed)]
     made = []
     for source in sources:
         made.append(str(out.with_suffix(f".{source.stem}.o")))
         flags = [*build.FLAGS, *sets.get(source.stem, []), *aim]
-        if emulated and source.stem == "kernel_bits":
-            flags.append(f"-DEMULATED=gptx_{emulated}")
+        if only and source.stem == "kernel_bits":
+            flags.append(f"-DONLY=gptx_{only}")
         build.run([*command, *flags, "-c", str(source), "-o", made[-1]])
     build.run([*command, *aim, *made, "-o", str(out), "-lpthread", "-lm"])
     return str(out)
@@ -94,7 +94,7 @@ def emulated_by_simde(folder: Path, command: list[str], cases: int) -> Iterator[
     for name in ("avx512", "avx512vnni"):
         print(f"compiling emulated {name}", flush=True)
         kernels = f"kernels_{name}"
-        path = program(folder / name, command, {kernels: SIMDE}, [], emulated=kernels)
+        path = program(folder / name, command, {kernels: SIMDE}, [], only=kernels)
         yield Run(f"{name} (emulated by SIMDe)", [path], name, name, cases)
 
 

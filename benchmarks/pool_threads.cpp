@@ -2,12 +2,15 @@
 // without an atomic, so the thread sanitizer sees an item that two threads take. Pauses between
 // jobs let the workers sleep. kernel_sanitizers.py builds and runs it.
 //
-//   pool_threads JOBS
+//   pool_threads JOBS         from four threads
+//   pool_threads JOBS fork    from a thread, and from children forked while it is inside its jobs
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "../runtime/kernels/pool.h"
 
@@ -37,8 +40,30 @@ static void* call(void* seed) {
   return nullptr;
 }
 
+static int call_from_children() {
+  uint64_t seed = 9;
+  pthread_t thread;
+  if (pthread_create(&thread, nullptr, call, &seed)) return 1;
+  for (uint64_t child = 10; child < 30; child++) {
+    usleep(200);
+    pid_t id = fork();
+    if (id == 0) {
+      alarm(100);  // a pool that waits for workers of the parent would wait for ever
+      jobs /= 20;
+      call(&child);
+      _exit(0);
+    }
+    int status = -1;
+    waitpid(id, &status, 0);
+    if (status) return printf("child %d ended with %d\n", (int)child, status), 1;
+  }
+  pthread_join(thread, nullptr);
+  return 0;
+}
+
 int main(int argc, char** argv) {
   jobs = argc > 1 ? atoi(argv[1]) : 1000;
+  if (argc > 2 && !strcmp(argv[2], "fork")) return call_from_children();
   pthread_t threads[CALLERS];
   uint64_t seeds[CALLERS];
   for (int i = 0; i < CALLERS; i++) {
