@@ -174,6 +174,7 @@ def _proof(report: Report) -> dict[str, Any]:
         "kernels": native.choose_kernels(1),
         "cpu": cpu_name(),
         "figures": {row.name: row.here for row in report.rows if math.isfinite(row.here)},
+        "logits_sha256": report.logits_sha256,
         **({} if report.passed else {"accepted": True}),
     }
 

@@ -32,6 +32,7 @@ from gptx.parity.reference import Reference
 from gptx.parity.report import Check, Report, Row
 from gptx.parity.report_notes import what_is_not_proved, what_ran, what_was_compared
 from gptx.parity.report_rows import rows_of
+from gptx.parity.same_bits import check_bits, stated_hashes
 
 __all__ = [
     "Check",
@@ -79,10 +80,13 @@ def verify(
     with gptx.load(path, device=device, threads=threads) as model:
         report.checks += check_text(model, reference)
         measured = _run(report, model, reference, done)
+        checks, other_bits = check_bits(stated_hashes(manifest), measured.logits_sha256, reference)
+        report.checks += checks
         report.notes = [
             *what_ran(report, manifest, model.provider, model.kernels),
             *what_was_compared(certificate, reference),
             *report.notes,
+            *other_bits,
             *what_is_not_proved(manifest, certificate, reference, measured),
         ]
     if _file_states(manifest) != states:
@@ -116,6 +120,7 @@ def _run(report: Report, model: Model, reference: Reference, done: _Progress) ->
     with np.errstate(all="ignore"):  # NaN and infinity show in the figures
         measured = measure(model, reference, done.advance)
     done.begin(0, 0)
+    report.logits_sha256 = list(measured.logits_sha256)
     return measured
 
 

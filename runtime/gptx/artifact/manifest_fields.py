@@ -66,6 +66,7 @@ def _certificate_problems(certificate: dict[str, Any]) -> Iterator[str]:
             yield f"certificate.{name} is {certificate[name]!a:.80}, expected true or false"
     yield from _text_list_problems("certificate", certificate, "outside")
     yield from _text_list_problems("certificate", certificate, "decode")
+    yield from _text_list_problems("certificate", certificate, "logits_sha256")
     links = certificate.get("chain") or []
     if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
         yield f"certificate.chain is {links!a:.80}, expected a list of objects"
