@@ -10,6 +10,7 @@ import gptx
 from gpt_export.genai_search import search
 from gptx.artifact.folders import MANIFEST
 from gptx.artifact.hashes import sha256
+from gptx.artifact.layout import GRAPH
 from gptx.artifact.task import FILE as TASK
 from gptx.artifact.uses import task_in_words
 from gptx_models.checkpoints import read_files
@@ -231,6 +232,8 @@ def _loaders(manifest: dict[str, Any]) -> str:
             "It has a classification head, and `gptx classify` or `gptx.load(...).classify`"
             " reads a text with it."
         )
+    if GRAPH not in manifest["files"]:
+        return "It loads in gptx alone, on a CPU: it has a graph of gptx's native operators only."
     return (
         "It loads in gptx, onnxruntime-genai, optimum and transformers.js where its configuration"
         f" allows it (cache form: {manifest['cache']}, config.json: {manifest['model_type']})."

@@ -17,7 +17,7 @@ from typing import Any
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.artifact.hashes import check_hashes, sha256
 from gptx.artifact.manifest import FileFacts, Manifest, read_manifest
-from gptx.errors import ArtifactError, ParityError, ProviderError
+from gptx.errors import ArtifactError, ParityError, ProviderError, UsageError
 from gptx.ort import compiled
 from gptx.ort.library import first_line
 from gptx.ort.native import onnx_runtime_only
@@ -41,9 +41,13 @@ def compile_artifact(
 
     Raises ArtifactError for a damaged artifact or a graph that cannot be compiled, ParityError if
     the compiled graph is outside the limits, OutputError if `out` cannot be written, UsageError if
-    `out` exists or lies in `source`, ProviderError if ONNX Runtime does not load.
+    `out` exists or lies in `source`, or `source` has a step graph only, ProviderError if ONNX Runtime does not load.
     """
     manifest = read_manifest(source)
+    if manifest.native_only:
+        raise UsageError(
+            f"{source} has no graph to compile: native operators pack its weights themselves"
+        )
     checked_certificate(manifest)
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}

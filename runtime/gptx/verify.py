@@ -83,7 +83,7 @@ def verify(
         checks, other_bits = check_bits(stated_hashes(manifest), measured.logits_sha256, reference)
         report.checks += checks
         report.notes = [
-            *what_ran(report, manifest, model.provider, model.kernels),
+            *what_ran(report, manifest, model.provider),
             *what_was_compared(certificate, reference),
             *report.notes,
             *other_bits,
@@ -94,7 +94,8 @@ def verify(
         raise ArtifactError(
             f"{path} was changed while it was verified: verify it again, when nothing writes to it"
         )
-    report.rows = rows_of(manifest, certificate, reference, measured)
+    native = bool(report.kernels)
+    report.rows = rows_of(manifest, certificate, reference, measured, native=native)
     _add_claims(report, manifest, certificate)
     return report
 
@@ -115,6 +116,7 @@ def _check_files(report: Report, manifest: Manifest, reference: Reference, done:
 def _run(report: Report, model: Model, reference: Reference, done: _Progress) -> Measured:
     """Run the model and name in `report` the graphs that ran."""
     report.graph = model.graph.relative_to(model.path).as_posix()
+    report.kernels = model.kernels or ""
     report.decode = model.decode.relative_to(model.path).as_posix() if model.decode else ""
     done.begin(RUNNING, tokens_to_compare(reference))
     with np.errstate(all="ignore"):  # NaN and infinity show in the figures

@@ -1,5 +1,6 @@
 // Sixteen lanes in plain C++: the reference for every other instruction set.
 #pragma once
+#include "half.h"
 
 struct F { float v[16]; };    // sixteen floats
 struct I { int32_t v[16]; };  // sixteen 32-bit integers
@@ -48,18 +49,7 @@ static inline float largest(F a) {
 static inline int32_t total(I a) { int32_t sum = 0; EACH sum += a.v[i]; return sum; }
 static inline I load_bytes(const uint8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
 static inline I load_signed(const int8_t* p) { I r; EACH r.v[i] = p[i]; return r; }
-// Floats of 16 bits. Every one of them is a float; a float is rounded to the nearest, ties to even.
-static inline float widened(uint16_t half) {
-  uint32_t sign = (uint32_t)(half >> 15) << 31, exponent = half >> 10 & 31, fraction = half & 1023, bits;
-  if (exponent == 0) {  // zero or subnormal
-    float size = (float)fraction * 0x1p-24f;
-    return sign ? -size : size;
-  }
-  bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
-  float x;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
+// Floats of 16 bits (see half.h): a float is rounded to the nearest, ties to even.
 static inline uint16_t narrowed(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "half.h"
 #include "kernels.h"
 #include "ort_api.h"
 #include "pack.h"
@@ -318,30 +319,53 @@ static Status create_embed(const OrtApi* api, const OrtKernelInfo* info, Kernel*
   return nullptr;
 }
 
+// A table of floats or, as Linear's weights (see read_matrix), in blocks.
 struct Table {
-  Tensor values, scales, steps;
+  Tensor values, scales, steps, offsets, offset_steps, levels;
+  int64_t block, bits;
+  Grid scale, offset;
   int64_t rows() const { return values.rank ? values.shape[0] : 0; }
-  bool fits(int64_t width, int64_t block) const {
+  int64_t blocks() const { return values.shape[1]; }
+  // Describes the blocks too; false if the tensors do not fit together.
+  bool fits(int64_t width, int64_t of_block) {
     if (!values.data) return true;
-    if (values.type == FLOAT) return values.rank == 2 && values.shape[1] == width;
-    if (values.type != UINT8 || values.rank != 3 || block <= 0 || values.shape[1] * block < width) return false;
-    int64_t n = rows() * values.shape[1];
-    bool known = values.shape[2] == block || values.shape[2] * 2 == block;
-    return known && (steps.data ? is(scales, INT8, n) && is(steps, FLOAT, rows()) : is(scales, FLOAT, n));
+    if (values.type == FLOAT || values.type == FLOAT16) return values.rank == 2 && values.shape[1] == width;
+    if (values.type != UINT8 || values.rank != 3 || of_block <= 0 || blocks() * of_block < width) return false;
+    block = of_block, bits = values.shape[2] * 8 / block;
+    return values.shape[2] * 8 == block * bits && (bits == 8 || (bits >= 4 && bits <= 6)) &&
+           (!levels.data || (bits == 4 && is(levels, INT8, 16))) && read_grid(scales, steps, rows(), blocks(), &scale) &&
+           (!offsets.data || read_grid(offsets, offset_steps, rows(), blocks(), &offset));
   }
-  void read(int64_t row, int64_t width, int64_t block, float* out) const {
+  float number(const Grid& g, int64_t row, int64_t b) const {
+    int64_t at = row * g.n_steps + b / g.blocks_per_step;
+    float step = g.steps ? g.steps[at] : widened(g.halves[at]);
+    return g.factors ? (float)g.factors[row * blocks() + b] * step : step;
+  }
+  int level(const uint8_t* q, int64_t i) const {  // of one block
+    if (bits == 8) return q[i];
+    int low = q[i / 2] >> (i % 2 * 4) & 15;
+    const uint8_t* high = q + block / 2;
+    if (bits == 5) low |= (high[i / 8] >> i % 8 & 1) << 4;
+    if (bits == 6) low |= (high[i / 4] >> (i % 4 * 2) & 3) << 4;
+    return levels.data ? ((const int8_t*)levels.data)[low] : low;
+  }
+  void read(int64_t row, int64_t width, float* out) const {
     if (values.type == FLOAT) {
       memcpy(out, values.floats() + row * width, width * sizeof(float));
       return;
     }
-    int64_t blocks = values.shape[1];
-    bool eight = values.shape[2] == block;
-    const uint8_t* q = (const uint8_t*)values.data + row * blocks * values.shape[2];
-    for (int64_t i = 0; i < width; i++) {
-      int64_t at = row * blocks + i / block;
-      float scale = steps.data ? (float)((const int8_t*)scales.data)[at] * steps.floats()[row] : scales.floats()[at];
-      int level = eight ? q[i] - 128 : (q[i / 2] >> (i % 2 * 4) & 15) - 8;
-      out[i] = (float)level * scale;
+    if (values.type == FLOAT16) {
+      for (int64_t i = 0; i < width; i++) out[i] = widened(((const uint16_t*)values.data)[row * width + i]);
+      return;
+    }
+    int zero = levels.data || offsets.data ? 0 : 1 << (bits - 1);
+    const uint8_t* q = (const uint8_t*)values.data + row * blocks() * values.shape[2];
+    for (int64_t b = 0; b * block < width; b++, q += values.shape[2]) {
+      float step = number(scale, row, b);
+      for (int64_t i = 0; i < least(block, width - b * block); i++) {
+        float value = (float)(level(q, i) - zero) * step;
+        out[b * block + i] = offsets.data ? value + number(offset, row, b) : value;
+      }
     }
   }
 };
@@ -349,11 +373,12 @@ struct Table {
 static Status run_embed(Kernel* kernel, OrtKernelContext* context) {
   Embed& k = *(Embed*)kernel;
   Tensor ids, residual, mask;
-  Table common, rare;
+  Table common = {}, rare = {};
   if (Status s = inputs(k.api, context, {{0, &ids}, {1, &common.values}, {2, &common.scales}, {3, &common.steps},
-                           {4, &rare.values}, {5, &rare.scales}, {6, &rare.steps}, {7, &residual}, {8, &mask}})) return s;
+                           {4, &rare.values}, {5, &rare.scales}, {6, &rare.steps}, {7, &residual}, {8, &mask},
+                           {9, &common.offsets}, {10, &common.offset_steps}, {11, &common.levels}})) return s;
   if (!common.values.data || common.values.rank < 2) return error(k.api, "gptx.Embed: no table");
-  int64_t width = common.values.type == FLOAT ? common.values.shape[1] : common.values.shape[1] * k.block;
+  int64_t width = common.values.type == UINT8 ? common.values.shape[1] * k.block : common.values.shape[1];
   int64_t n = ids.count(), rows = common.rows() + rare.rows();
   int64_t rare_block = rare.values.data && rare.values.rank == 3 && rare.values.shape[1] ? width / rare.values.shape[1] : 1;
   if (ids.type != INT64 || ids.rank < 1 || ids.rank > 3 || !common.fits(width, k.block) || !rare.fits(width, rare_block) ||
@@ -369,8 +394,8 @@ static Status run_embed(Kernel* kernel, OrtKernelContext* context) {
     int64_t id = ((const int64_t*)ids.data)[t];
     if (id < 0 || id >= rows) return error(k.api, "gptx.Embed: an id is outside the table");
     float* out = (float*)made + t * width;
-    if (id < common.rows()) common.read(id, width, k.block, out);
-    else rare.read(id - common.rows(), width, rare_block, out);
+    if (id < common.rows()) common.read(id, width, out);
+    else rare.read(id - common.rows(), width, out);
     for (int64_t i = 0; mask.data && i < width; i++) out[i] *= mask.floats()[i];
     for (int64_t i = 0; residual.data && i < width; i++) out[i] += residual.floats()[t * width + i];
   }
@@ -546,7 +571,7 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
 static Operator operators[] = {
     describe_operator<run_linear, destroy_linear>("Linear", 12, 2, 1, create_linear),
     describe_operator<run_normalize, destroy_plain>("Normalize", 3, 1, 1, create_normalize),
-    describe_operator<run_embed, destroy_plain>("Embed", 9, 2, 1, create_embed),
+    describe_operator<run_embed, destroy_plain>("Embed", 12, 2, 1, create_embed),
     describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention<FLOAT>),
     describe_operator<run_attention, destroy_plain>("AttentionHalf", 9, 5, 3, create_attention<FLOAT16>, FLOAT16),
 };

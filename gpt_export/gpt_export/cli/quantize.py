@@ -21,7 +21,7 @@ from gptx.errors import UsageError
 @click.option(
     "--to",
     type=click.Choice(
-        ["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16"]
+        ["int8", "int8-blocks", "int8-channels", "int8-fast", "int4", "int4-fast", "fp16", "keep"]
     ),
     help="The recipe, one of those above. Give --to or --budget, not both.",
 )
@@ -43,7 +43,7 @@ from gptx.errors import UsageError
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Compare with PyTorch on this checkpoint, not with SOURCE.",
+    help="Compare with PyTorch on this checkpoint, not with SOURCE. Of keep: where the blocks are.",
 )
 @proof_options
 def quantize(
@@ -79,6 +79,9 @@ def quantize(
                    with one and a half times the loss of int4
     fp16           half precision for CUDA; on a CPU half the file, not
                    half the time
+    keep           the blocks of a GGUF file (Q4_0 to Q6_K), not rounded
+                   again, in seconds; --checkpoint names the folder that
+                   gptx import wrote. Runs on native operators only
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).
@@ -146,9 +149,11 @@ def _plan_quantize(
     """Check what a quantization checks before it reads weights, and print what it takes."""
     from gpt_export.certificate.eval_text import read_text
     from gpt_export.mixed_precision.search import new_picture, plan_within
+    from gpt_export.quantization.keep import KEEP
     from gpt_export.quantization.quantize import (
         check_checkpoint,
         check_recipe,
+        expect_blocks,
         expect_fp32,
         plan_quantize,
     )
@@ -159,12 +164,14 @@ def _plan_quantize(
     check_output(out, force=options["force"])
     read_text("proof", options["text"])
     read_text("calibration", calibration)
-    if checkpoint is not None:
+    if to == KEEP:
+        expect_blocks(expect_fp32(source), checkpoint)
+    elif checkpoint is not None:
         check_checkpoint(expect_fp32(source), checkpoint)
     if budget is None:
         assert to is not None
         manifest, _ = check_recipe(source, to, options["limits"])
-        print_plan(plan_quantize(manifest, to))
+        print_plan(plan_quantize(manifest, to, checkpoint))
         return
     new_picture(out, picture, force=options["force"])
     limits = options["limits"]

@@ -1,8 +1,9 @@
 """Build the step graph: a GPT of gptx's native operators over packed tokens (onnx/step.onnx).
 
 In: the module that was traced for model.onnx (see graph_layers), so that weights have the same
-names and bytes. The graph holds no operator of ONNX Runtime that adds, multiplies or calls exp. It
-is written node by node, as native operators cannot be traced.
+names and bytes; or a module of layers that only native operators have (see native_layers). The
+graph holds no operator of ONNX Runtime that sums or calls exp. It is written node by node, as
+native operators cannot be traced.
 
 Inputs: input_ids, row_ids and position_ids (T,) of the tokens; row_starts (R,), the first position
 that a row's tokens see; logits_at (L,), the tokens whose logits are computed; the cache of R rows.
@@ -30,6 +31,7 @@ from gpt_export.graph.layers import (
     StackedEmbedding,
     StackedProduct,
 )
+from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
 from gpt_export.quantization.rotate import Masked, Turned
 from gptx.artifact.native_form import NO_FP16, NO_OFFSETS
 from gptx.errors import GptxError
@@ -37,7 +39,7 @@ from gptx_models.gpt.model import GPT, Attention, Norm
 
 DOMAIN, VERSION = "gptx", 1
 # The numbers of kernels.h
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu": 4}
+ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swiglu": 4}
 NORMS = {"rmsnorm": 1, "layernorm": 2}
 KINDS = {"dot": 0, "cosine": 1, "additive": 2}
 LAYOUTS = {"blocks": 0, "channels": 1, "in_out": 2, "out_in": 3}
@@ -105,7 +107,8 @@ class _Graph:
     def __init__(self, gpt: GPT) -> None:
         self.gpt = gpt
         # The cache of a quantized model is rounded to 16 bits: far less than its weights are.
-        rounded = any(isinstance(layer, BlockProduct | ChannelProduct) for layer in gpt.modules())
+        quantized = BlockProduct | ChannelProduct | NativeProduct
+        rounded = any(isinstance(layer, quantized) for layer in gpt.modules())
         self.cache_type = ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
@@ -161,11 +164,18 @@ class _Graph:
 
     def embed(self, table: nn.Module, ids: ir.Value, residual: ir.Value | None = None) -> ir.Value:
         """Rows of `table`, plus `residual`."""
+        inputs: list[ir.Value | None]
+        if isinstance(table, NativeEmbedding):
+            stored = table.product
+            tensors = [stored.weight, stored.scales, stored.scale_steps, None, None, None]
+            more = [stored.offsets, stored.offset_steps, stored.table]
+            inputs = [*map(self.weight, tensors), residual, None, *map(self.weight, more)]
+            return self.node("Embed", [ids, *inputs], block=stored.block)
         mask = None
         if isinstance(table, Masked):
             table, mask = table.inner, table.mask
         parts = [table.common, table.rare] if isinstance(table, StackedEmbedding) else [table]
-        inputs: list[ir.Value | None] = []
+        inputs = []
         block = 0
         for part in parts:
             if isinstance(part, BlockEmbedding):
@@ -215,14 +225,26 @@ class _Graph:
         if isinstance(layer, StackedProduct):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
+        if isinstance(layer, NativeParts) and activation == "swiglu":
+            gate, up = layer.parts
+            y = self.linear(gate, x, norm=norm, activation="silu")
+            return self.onnx_node("Mul", [y, self.linear(up, x, norm=norm)])
+        if isinstance(layer, NativeParts):
+            parts = [self.linear(part, x, norm=norm) for part in layer.parts]
+            return self.onnx_node("Concat", parts, axis=-1)
         if isinstance(layer, OffsetProduct):
             raise NoStepGraph(NO_OFFSETS)
-        steps = zeros = scales = None
+        steps = zeros = scales = offsets = offset_steps = table = None
         bias = layer.bias
         if isinstance(layer, BlockProduct):
             n_in, terms = layer.n_in, TERMS[layer.activation_bits]
             scales, steps, zeros = layer.scales, layer.scale_steps, layer.zeros
             layout, bits, block = "blocks", layer.bits, layer.block
+        elif isinstance(layer, NativeProduct):
+            n_in, terms = layer.n_in, TERMS[layer.activation_bits]
+            scales, steps, table = layer.scales, layer.scale_steps, layer.table
+            offsets, offset_steps = layer.offsets, layer.offset_steps
+            layout, bits, block = "blocks" if layer.block else "out_in", layer.bits, layer.block
         elif isinstance(layer, ChannelProduct):
             n_in, terms = layer.weight.shape[0], TERMS[layer.activation_bits]
             layout, bits, block, scales = "channels", 8, 0, layer.scales
@@ -237,7 +259,7 @@ class _Graph:
         gain = [self.weight(norm.weight), self.weight(norm.bias)] if norm else [None, None]
         return self.node(
             "Linear",
-            [x, *weights, residual, *gain],
+            [x, *weights, residual, *gain, *map(self.weight, (offsets, offset_steps, table))],
             layout=LAYOUTS[layout],
             bits=bits,
             block=block,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from gpt_export.graph.build import save_beside
 from gpt_export.graph.step_graph import NoStepGraph, build_step_graph
 from gptx.artifact.layout import STEP
@@ -35,6 +37,17 @@ def write_step_graph(gpt: GPT, out: Path) -> None:
     reads its weights from model.onnx's data file. Raises NoStepGraph.
     """
     save_beside(build_step_graph(gpt), out / STEP)
+
+
+def write_native_graph(gpt: GPT, out: Path) -> None:
+    """Write the step graph of `gpt` with weights of its own, for an artifact without model.onnx.
+
+    gpt: its layers are those of native_layers. Raises NoStepGraph.
+    """
+    model = build_step_graph(gpt)
+    (out / STEP).parent.mkdir(exist_ok=True)
+    data = f"{Path(STEP).name}_data"
+    ir.save(model, out / STEP, external_data=data, size_threshold_bytes=1024)
 
 
 def note_no_step_graph(reason: str) -> None:

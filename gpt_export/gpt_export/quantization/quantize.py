@@ -23,8 +23,21 @@ from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.read_weights import load_gpt
 from gpt_export.graph.stored_weights import check_half
-from gpt_export.graph.write_step_graph import add_step_graph, note_no_step_graph, step_facts
+from gpt_export.graph.native_layers import Native, native_layers
+from gpt_export.graph.write_step_graph import (
+    add_step_graph,
+    note_no_step_graph,
+    step_facts,
+    write_native_graph,
+)
 from gpt_export.plan import GRAPH_AND_SIDE_FILES, LIBRARIES, Plan, logits_bytes
+from gpt_export.quantization.keep import (
+    KEEP,
+    choose_activations,
+    describe_kept,
+    keep_weights,
+    precision_of_kept,
+)
 from gpt_export.quantization.recipes import (
     SCHEMES,
     describe,
@@ -40,22 +53,27 @@ from gptx.artifact.layout import CUDA, DECODE, GRAPH
 from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.artifact.native_form import NO_FP16, NO_OPTIMUM
 from gptx.errors import ArtifactError, UsageError
+from gptx.ort import native
 from gptx.parity.limits import limits_for
 from gptx.parity.reference import Reference
-from gptx.progress import stage
+from gptx.progress import note, stage
 from gptx.system.cpu import cpu_features, cpu_name
 from gptx_models.checkpoints.checkpoint import load_config, load_model
+from gptx_models.checkpoints.gguf_blocks import BLOCKS, check_blocks
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
+WHY_NO_GRAPH = "only native operators compute with these blocks"
 CALIBRATION_TOKENS = 8192  # of the calibration text; more improve little
 
 
-def plan_quantize(manifest: Manifest, to: str) -> Plan:
-    """Estimate a quantization by recipe."""
+def plan_quantize(manifest: Manifest, to: str, checkpoint: Path | None = None) -> Plan:
+    """Estimate a quantization by recipe. checkpoint: of keep, where the blocks are."""
     parameters = manifest.model.n_parameters
     scheme = SCHEMES.get(scheme_name(to, cpu_features()))
     weights = int((scheme.bytes_per_weight if scheme else 2.0) * parameters)
+    if to == KEEP and checkpoint is not None:
+        weights = (checkpoint / BLOCKS).stat().st_size
     logits = logits_bytes(manifest.model.vocab_size)
     return Plan(
         parameters,
@@ -79,26 +97,52 @@ def quantize_artifact(
 ) -> dict[str, Any]:
     """Quantize the fp32 artifact `source` to the folder `out`; returns the certificate.
 
-    to: a recipe, that is a name in SCHEMES, int8 or fp16. checkpoint: compare with PyTorch on this
-    checkpoint folder instead of with `source`. calibration: the UTF-8 text that weights are rounded
+    to: a recipe, that is a name in SCHEMES, int8, fp16 or keep. checkpoint: compare with PyTorch on
+    this checkpoint folder instead of with `source`; of keep, where the blocks are. calibration: the UTF-8 text that weights are rounded
     on, by default our own. The other options are those of export_checkpoint, as is the step graph.
 
     Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
     manifest, bounds = check_recipe(source, to, limits)
-    needed = plan_quantize(manifest, to).disk_bytes
+    kept = _kept(manifest, expect_blocks(manifest, checkpoint)) if to == KEEP else None
+    needed = plan_quantize(manifest, to, checkpoint).disk_bytes
     with open_workspace(
         manifest,
         out,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint if kept is None else None,
         text=text,
         calibration=calibration,
         needed=needed,
         force=force,
     ) as workspace:
-        quantization = _write_graph(manifest, workspace.staging, to, workspace.calibration)
-        precision, what = precision_of(to), f"{to} of {source}"
+        if kept is None:
+            quantization = _write_graph(manifest, workspace.staging, to, workspace.calibration)
+            precision = precision_of(to)
+        else:
+            precision, quantization = _write_kept(workspace, kept)
+        what = f"{to} of {source}"
         return prove_quantized(workspace, precision, quantization, bounds, accept=accept, what=what)
+
+
+def expect_blocks(manifest: Manifest, checkpoint: Path | None) -> Path:
+    """The checkpoint whose blocks --to keep takes; it must be of the artifact's configuration.
+
+    Raises UsageError, which says what to do, also on a machine without native operators, where the
+    artifact could not be proved; CheckpointError if the folder is no checkpoint or has no blocks.
+    """
+    if checkpoint is None:
+        raise UsageError(
+            "--to keep takes the blocks that gptx import found in a GGUF file: name the folder that"
+            " it wrote, with --checkpoint FOLDER"
+        )
+    check_checkpoint(manifest, checkpoint)
+    check_blocks(checkpoint)
+    if native.choose_kernels(1) is None:
+        raise UsageError(
+            "--to keep makes an artifact of native operators, and none run here"
+            f" ({native.describe()})"
+        )
+    return checkpoint
 
 
 def check_recipe(
@@ -119,7 +163,8 @@ def check_recipe(
         raise UsageError(
             f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}"
         )
-    return manifest, limits_for(precision_of(to), limits)
+    # Kept weights are not rounded, so activations alone must stay inside the limits of int8.
+    return manifest, limits_for("int8" if to == KEEP else precision_of(to), limits)
 
 
 @dataclass(frozen=True)
@@ -198,7 +243,8 @@ def prove_quantized(
     facts = _facts(manifest, precision, quantization)
     facts |= step_facts(staging)
     shared = manifest.cache == "shared"
-    write_genai_config(staging, facts["model"], facts["tokens"], shared=shared)
+    if (staging / GRAPH).exists():
+        write_genai_config(staging, facts["model"], facts["tokens"], shared=shared)
     return prove(
         staging,
         facts,
@@ -304,6 +350,27 @@ def _write_graph(
             write_decode_graph(gpt, form, staging)
     chosen = {"cpu": {"name": cpu_name(), "features": cpu_features()}} if name != to else {}
     return {**describe(name, made), **chosen, "calibration": calibration.description}
+
+
+def _kept(manifest: Manifest, checkpoint: Path) -> dict[str, Native]:
+    """The blocks of `checkpoint` as weights; their values are those of the artifact."""
+    config = gpt_config(manifest)
+    assert config is not None  # expect_blocks has compared it
+    with stage("Comparing the blocks with the weights"):
+        return keep_weights(load_gpt(manifest.path, config), checkpoint, manifest.path)
+
+
+def _write_kept(workspace: Workspace, kept: dict[str, Native]) -> tuple[str, dict[str, Any]]:
+    """Write the step graph of a GGUF file's blocks; returns precision and `quantization`."""
+    manifest, calibration = workspace.manifest, workspace.calibration
+    config = gpt_config(manifest)
+    assert config is not None
+    gpt = load_gpt(manifest.path, config)
+    weights, costs = choose_activations(gpt, kept, calibration.windows[0])
+    write_native_graph(native_layers(gpt, weights), workspace.staging)
+    note(f"{GRAPH} is not written, since {WHY_NO_GRAPH}")
+    facts = {**describe_kept(weights, costs), "calibration": calibration.description}
+    return precision_of_kept(weights), facts
 
 
 def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import click
 from gptx.artifact.uses import listed
 from gptx.progress import note
 from gptx_models.checkpoints.checkpoint import SOURCE, load_config, load_head
+from gptx_models.checkpoints.gguf_blocks import BLOCKS
 from gptx_models.checkpoints.read_files import read_json
 from gptx_models.checkpoints.tensor_files import open_folder
 from gptx_models.importers import import_checkpoint
@@ -54,14 +55,16 @@ def describe(folder: Path) -> str:
         read_json(folder / SOURCE),
     )
     parameters = sum(_count(shape) for shape in open_folder(folder).shapes.values())
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    blocks = sizes.pop(BLOCKS, 0)
     parts = [
         f"{raw['model_type']} of {parameters / 1e6:,.1f}M parameters",
         f"{config.n_layer} layers of width {config.n_embd}",
         f"context of {config.n_ctx:,} tokens",
         *_head(folder, config.n_class),
         _tokenizer(folder, config.vocab_size),
-        f"{size / 1e6:,.1f} MB in fp32{_stored(source)}",
+        f"{sum(sizes.values()) / 1e6:,.1f} MB in fp32{_stored(source)}",
+        *([f"{blocks / 1e6:,.1f} MB of the file's own blocks in {BLOCKS}"] if blocks else []),
     ]
     return f"wrote {folder}: {', '.join(parts)}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.checkpoint import save_checkpoint
+from gptx_models.checkpoints.gguf_blocks import write_blocks
 from gptx_models.checkpoints.read_files import check_file
 from gptx_models.checkpoints.tokenizer_files import check_vocabulary
 from gptx_models.importers.imported import Imported, Tell, quiet
@@ -50,7 +51,9 @@ def import_checkpoint(
         imported.tokenizer = given.files
         imported.generation = {**given.generation, **imported.generation}
     parameters = sum(p.numel() for p in imported.model.parameters())
-    with new_folder(out, force=force, needed=4 * parameters) as folder:
+    stored = [part.data for parts in imported.blocks.values() for part in parts]
+    needed = 4 * parameters + sum(data.nbytes for data in stored if data is not None)
+    with new_folder(out, force=force, needed=needed) as folder:
         for name, text in (imported.tokenizer | imported.kept).items():
             (folder / name).write_text(text, "utf-8")
         if imported.tokenizer:
@@ -68,6 +71,8 @@ def import_checkpoint(
             generation=imported.generation,
             head=imported.head,
         )
+        if imported.blocks:
+            write_blocks(folder, imported.blocks)
     return out
 
 

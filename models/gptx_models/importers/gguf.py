@@ -1,7 +1,7 @@
-"""A GGUF file of architecture llama or gpt2 -> GPT, in fp32.
+"""A GGUF file of architecture llama or gpt2 -> GPT, in fp32, and the file's own blocks.
 
 The `gguf` package dequantizes the tensors, one at a time. llama.cpp stores the two rows of a rotary
-pair of Q and K next to each other; they are reordered into halves here.
+pair of Q and K next to each other; they are reordered into halves here, as are their blocks.
 """
 
 from __future__ import annotations
@@ -10,17 +10,26 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gptx.artifact.hashes import sha256
 from gptx.errors import CheckpointError
 from gptx_models.checkpoints.family import family_of
-from gptx_models.checkpoints.hf_names import LAYOUTS, Layout, to_halves, written_names
+from gptx_models.checkpoints.gguf_blocks import FLOAT_TYPES, KEPT_TYPES, GgufRows
+from gptx_models.checkpoints.hf_names import (
+    LAYOUTS,
+    Layout,
+    stored_parameter,
+    to_halves,
+    written_names,
+)
 from gptx_models.checkpoints.tensor_source import TensorSource, showing_progress
 from gptx_models.checkpoints.tokenizer_files import TokenizerFiles
 from gptx_models.checkpoints.weights import build
 from gptx_models.gpt.config import GPTConfig
+from gptx_models.gpt.model import GPT
 from gptx_models.importers.gguf_config import gguf_config
 from gptx_models.importers.gguf_file import StoredTensor, open_gguf
 from gptx_models.importers.gguf_tokenizer import read_generation, read_tokenizer
@@ -89,7 +98,45 @@ def import_gguf(path: Path, *, tokenizer_wanted: bool = True, tell: Tell = quiet
     licence = metadata.get("general.license")
     if isinstance(licence, str) and licence:
         about["licence"] = licence
-    return Imported(model, about, tokenizer.files, tokenizer.generation)
+    blocks = _blocks(model, tensors, architecture)
+    return Imported(model, about, tokenizer.files, tokenizer.generation, blocks=blocks)
+
+
+def _blocks(
+    model: GPT, tensors: dict[str, StoredTensor], architecture: str
+) -> dict[str, list[GgufRows]]:
+    """The rows of each quantized matrix as the file stores them, by the GPT's own names.
+
+    Matrices of floats are left out: the fp32 weights hold their values.
+    """
+    found: dict[str, list[GgufRows]] = {}
+    for parameter, weight in model.named_parameters():
+        place = stored_parameter(parameter, weight.shape, model.config, GGUF_LAYOUTS[architecture])
+        parts = [tensors.get(name) for name in place.names]
+        if weight.ndim != 2 or all(part is None or part.type.name in FLOAT_TYPES for part in parts):
+            continue
+        found[parameter] = [
+            GgufRows(part.type.name, part.shape[0], _rows(part, model.config, architecture))
+            for part in parts
+            if part is not None
+        ]
+    return found
+
+
+def _rows(part: StoredTensor, config: GPTConfig, architecture: str) -> np.ndarray | None:
+    """The bytes of a tensor's rows, in gptx's order; None for a type whose blocks are not kept."""
+    if part.type.name not in KEPT_TYPES:
+        return None
+    heads = _rotary_heads(part.name, config, architecture)
+    return part.data if heads is None else to_halves(torch.from_numpy(part.data.copy()), heads).numpy()
+
+
+def _rotary_heads(name: str, config: GPTConfig, architecture: str) -> int | None:
+    """The heads of Q or K, whose rows are stored as rotary pairs; None for other tensors."""
+    part = re.search(r"\.attn_([qk])\.", name)
+    if part is None or architecture != "llama":
+        return None
+    return config.n_head if part[1] == "q" else config.n_kv_head
 
 
 def _origin(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -111,10 +158,8 @@ def _source(
         return torch.from_numpy(tensors[name].values(str(path)))
 
     def reorder_rows(name: str, value: Tensor) -> Tensor:
-        part = re.search(r"\.attn_([qk])\.", name)
-        if part and architecture == "llama":
-            return to_halves(value, config.n_head if part[1] == "q" else config.n_kv_head)
-        return value
+        heads = _rotary_heads(name, config, architecture)
+        return value if heads is None else to_halves(value, heads)
 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return TensorSource(str(path), shapes, read, reorder_rows=reorder_rows)

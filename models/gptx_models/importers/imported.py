@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptx.artifact.class_head import Head
+from gptx_models.checkpoints.gguf_blocks import GgufRows
 from gptx_models.checkpoints.tell import Tell, quiet
 from gptx_models.gpt.model import GPT
 
@@ -19,7 +20,8 @@ class Imported:
     source: where it comes from; becomes gptx_source.json. tokenizer: the tokenizer's files, text by
     name; empty if there is none. generation: becomes generation_config.json. head: the
     classification head, None for a language model. kept: files that are copied unchanged, text by
-    name.
+    name. blocks: the rows of quantized weights as a GGUF file stores them, by the GPT's own names;
+    become gguf_blocks.safetensors.
     """
 
     model: GPT
@@ -28,3 +30,4 @@ class Imported:
     generation: dict[str, Any] = field(default_factory=dict)
     head: Head | None = None
     kept: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, list[GgufRows]] = field(default_factory=dict)

@@ -80,8 +80,13 @@ class Manifest:
 
     @property
     def graph(self) -> Path:
-        """The main graph."""
+        """The main graph; see native_only."""
         return self.path / GRAPH
+
+    @property
+    def native_only(self) -> bool:
+        """True if the artifact has no main graph: only native operators compute with its weights."""
+        return GRAPH not in self.files and self.step is not None
 
     @property
     def decode(self) -> Path | None:
@@ -197,7 +202,8 @@ def _check_listed_files(manifest: Manifest) -> None:
         for name, facts in files.items()
         if (problem := file_problem(path, name, facts.size))
     ]
-    needed = [GRAPH, *(manifest.raw[name] for name in SECOND_GRAPHS if manifest.raw.get(name))]
+    main = [] if manifest.native_only else [GRAPH]
+    needed = [*main, *(manifest.raw[name] for name in SECOND_GRAPHS if manifest.raw.get(name))]
     problems += [f"{MANIFEST} does not list {name}" for name in needed if name not in files]
     if problems:
         raise ArtifactError(

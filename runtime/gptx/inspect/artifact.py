@@ -104,7 +104,8 @@ def _graph_rows(manifest: Manifest) -> Rows:
     if manifest.decode:
         rows.append(("decode graph", f"{DECODE}, for steps of a single row on a CPU"))
     if manifest.step:
-        rows.append(("step graph", f"{STEP}, for gptx's native operators on a CPU"))
+        only = "; no other graph, so no other loader" if manifest.native_only else ""
+        rows.append(("step graph", f"{STEP}, for gptx's native operators on a CPU{only}"))
     if manifest.cuda:
         rows.append(("cuda graph", f"{CUDA}, to be proved by gptx verify --device cuda"))
     return rows

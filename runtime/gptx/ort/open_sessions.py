@@ -54,9 +54,28 @@ def open_sessions(
 
     Raises ProviderError if the device cannot be used, ArtifactError if a graph cannot be opened.
     """
+    if manifest.native_only and (reason := _why_not_native(manifest, device)):
+        raise ProviderError(f"{manifest.path} runs on gptx's native operators only: {reason}")
+    tries = tries_cuda(device) and not manifest.native_only
     with _opening:
-        opened = _open_on_cuda(manifest, device, threads) if tries_cuda(device) else None
+        opened = _open_on_cuda(manifest, device, threads) if tries else None
         return opened or _open_on_cpu(manifest, threads, adjust_memory)
+
+
+def _why_not_native(manifest: Manifest, device: str) -> str | None:
+    """Why native operators cannot run an artifact that has no other graph; None if they can."""
+    if device == "cuda":
+        return "they run on a CPU, not on CUDA"
+    if manifest.kernel_order != native.KERNEL_ORDER:
+        return (
+            f"it is for those of order {manifest.kernel_order}, and this gptx has order"
+            f" {native.KERNEL_ORDER}"
+        )
+    if native.available():
+        return None
+    if native.library() is None:
+        return "their library is not built here; `gptx doctor` says more"
+    return f"{native.VARIABLE} is none"
 
 
 def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> OpenedSessions | None:

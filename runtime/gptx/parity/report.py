@@ -34,6 +34,7 @@ class Report:
     """All results of one verification, in the order in which they are printed."""
 
     graph: str = ""  # the graph file that ran, relative to the artifact
+    kernels: str = ""  # the native kernels that it ran with; "": ONNX Runtime's operators
     decode: str = ""  # the graph file that ran single rows, "" if the artifact has none
     checks: list[Check] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
