@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "runtime" / "kernels"))
 
 import build  # noqa: E402  # pyright: ignore[reportMissingImports]
-import symbols  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+try:
+    import hatchling  # noqa: F401
+    import symbols  # pyright: ignore[reportMissingImports]
+    import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: pip install -e '.[wheels]'")
 
 
 def build_wheel(target: str, folder: Path) -> Path:

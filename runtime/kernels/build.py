@@ -98,16 +98,17 @@ def build(out: Path, command: list[str], target: str | None = None) -> None:
         link = ["-shared", "-nostdlib++"] if "g++" not in command[0] else ["-shared"]
         system = (target or platform.system()).lower()
         libraries = [] if "windows" in system else ["-lpthread", "-lm"]
-        libraries += ["-ldl"] if "linux" in system else []
+        libraries += ["-ldl", "-Wl,-z,defs"] if "linux" in system else []
         linker = ["gcc"] if command[0] == "g++" else command
-        run([*linker, *link, *aim, *objects, "-o", str(whole), *libraries])
+        # with a bare name, because a library for macOS holds what -o says
+        run([*linker, *link, *aim, *objects, "-o", whole.name, *libraries], folder)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(whole, out.with_suffix(".part"))
         out.with_suffix(".part").replace(out)
 
 
-def run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def run(command: list[str], folder: str | None = None) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
 
 
 def main() -> None:
