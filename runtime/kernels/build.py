@@ -70,6 +70,16 @@ def zig() -> list[str]:
     return [sys.executable, "-m", "ziglang", "c++"]
 
 
+def aim_of(command: list[str], target: str | None) -> list[str]:
+    """The flags of the machine to build for: any processor of its kind.
+
+    ziglang builds for the processor that it runs on if nothing is said.
+    """
+    if target:
+        return ["-target", target]
+    return ["-mcpu=baseline"] if "ziglang" in command else []
+
+
 def build(out: Path, command: list[str], target: str | None = None) -> None:
     """Write the library to `out`.
 
@@ -79,12 +89,12 @@ def build(out: Path, command: list[str], target: str | None = None) -> None:
     sets = X86 if machine.startswith(("x86_64", "amd64")) else ARM
     if not machine.startswith(("x86_64", "amd64", "aarch64", "arm64")):
         sets = {}
-    aim = ["-target", target] if target else []
+    aim = aim_of(command, target)
     with tempfile.TemporaryDirectory(prefix="gptx-kernels-") as folder:
 
         def compile_one(name: str) -> str:
             made = f"{folder}/{name}.o"
-            flags = [*FLAGS, *sets.get(name, []), *aim]
+            flags = [*FLAGS, *aim, *sets.get(name, [])]
             if "ziglang" in command and name == "kernels_neondot":
                 flags[flags.index("-march=armv8.2-a+dotprod")] = ZIG_DOTPROD
             if name == "kernels_plain":
