@@ -95,6 +95,39 @@ def test_a_wheel_with_native_operators(tmp_path: Path) -> None:
     assert "gptx/ort/libgptx_kernels.so" in zipfile.ZipFile(wheel).namelist()
 
 
+@pytest.mark.wide
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of Linux")
+def test_a_build_that_fails_ends_in_the_pure_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wheel = build_wheel(tmp_path, kernels="")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "gptx_kernels" in name]
+
+
+@pytest.mark.wide
+def test_wheels_for_other_systems(tmp_path: Path) -> None:
+    """The script inspects each library itself, and leaves this system's library alone."""
+    for needed in ("hatchling", "lief", "ziglang"):
+        pytest.importorskip(needed, exc_type=ImportError)
+    here = {file: file.stat().st_mtime_ns for file in ROOT.glob("runtime/gptx/ort/*gptx_kernels.*")}
+    command = [
+        sys.executable,
+        ROOT / ".ci" / "wheels.py",
+        tmp_path,
+        "none",
+        "aarch64-linux-gnu.2.28",
+    ]
+    subprocess.run(command, check=True)
+    tags = {"py3-none-any", "py3-none-manylinux_2_28_aarch64"}
+    assert {wheel.stem.split("-", 2)[2] for wheel in tmp_path.iterdir()} == tags
+    assert {file: file.stat().st_mtime_ns for file in here} == here
+
+
 def test_the_wheel_runs_the_default_model(tmp_path: Path) -> None:
     """The wheel is built from this tree, and run without it, on this environment's packages."""
     wheel = build_wheel(tmp_path, kernels="none")

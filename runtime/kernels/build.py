@@ -26,12 +26,22 @@ X86 = {
     "kernels_avx512": AVX512,
     "kernels_avx512vnni": [*AVX512, "-mavx512vnni"],
 }
+# ziglang's name of each other machine, and the tag of a wheel for it.
+TARGETS = {
+    "x86_64-linux-gnu.2.28": "manylinux_2_28_x86_64",
+    "aarch64-linux-gnu.2.28": "manylinux_2_28_aarch64",
+    "x86_64-macos.11.0": "macosx_11_0_x86_64",
+    "aarch64-macos.11.0": "macosx_11_0_arm64",
+    "x86_64-windows-gnu": "win_amd64",
+    "aarch64-windows-gnu": "win_arm64",
+}
+GLIBC = (2, 28)  # the version of the Linux targets
 ZIG_DOTPROD = "-mcpu=generic+v8_2a+dotprod"  # zig's name of ARM's -march
 ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
 # Results must not depend on the compiler: no fused multiply-adds but those that are written.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-math-errno", "-Wextra"]
-FLAGS += ["-Wno-missing-field-initializers"]
+FLAGS += ["-Wno-missing-field-initializers", "-g0"]  # zig writes debug information unasked
 
 
 def library_name(target: str | None = None) -> str:
@@ -52,7 +62,22 @@ def compiler() -> list[str] | None:
         import ziglang  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return None
+    return zig()
+
+
+def zig() -> list[str]:
+    """The command of ziglang's C++ compiler, which builds for every target."""
     return [sys.executable, "-m", "ziglang", "c++"]
+
+
+def aim_of(command: list[str], target: str | None) -> list[str]:
+    """The flags of the machine to build for: any processor of its kind.
+
+    ziglang builds for the processor that it runs on if nothing is said.
+    """
+    if target:
+        return ["-target", target]
+    return ["-mcpu=baseline"] if "ziglang" in command else []
 
 
 def build(out: Path, command: list[str], target: str | None = None) -> None:
@@ -64,12 +89,12 @@ def build(out: Path, command: list[str], target: str | None = None) -> None:
     sets = X86 if machine.startswith(("x86_64", "amd64")) else ARM
     if not machine.startswith(("x86_64", "amd64", "aarch64", "arm64")):
         sets = {}
-    aim = ["-target", target] if target else []
+    aim = aim_of(command, target)
     with tempfile.TemporaryDirectory(prefix="gptx-kernels-") as folder:
 
         def compile_one(name: str) -> str:
             made = f"{folder}/{name}.o"
-            flags = [*FLAGS, *sets.get(name, []), *aim]
+            flags = [*FLAGS, *aim, *sets.get(name, [])]
             if "ziglang" in command and name == "kernels_neondot":
                 flags[flags.index("-march=armv8.2-a+dotprod")] = ZIG_DOTPROD
             if name == "kernels_plain":
@@ -83,16 +108,17 @@ def build(out: Path, command: list[str], target: str | None = None) -> None:
         link = ["-shared", "-nostdlib++"] if "g++" not in command[0] else ["-shared"]
         system = (target or platform.system()).lower()
         libraries = [] if "windows" in system else ["-lpthread", "-lm"]
-        libraries += ["-ldl"] if "linux" in system else []
+        libraries += ["-ldl", "-Wl,-z,defs"] if "linux" in system else []
         linker = ["gcc"] if command[0] == "g++" else command
-        run([*linker, *link, *aim, *objects, "-o", str(whole), *libraries])
+        # with a bare name, because a library for macOS holds what -o says
+        run([*linker, *link, *aim, *objects, "-o", whole.name, *libraries], folder)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(whole, out.with_suffix(".part"))
         out.with_suffix(".part").replace(out)
 
 
-def run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def run(command: list[str], folder: str | None = None) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
 
 
 def main() -> None:
@@ -104,7 +130,7 @@ def main() -> None:
     out = given.out or HERE.parent / "gptx" / "ort" / name
     command = compiler()
     if given.target:
-        command = [sys.executable, "-m", "ziglang", "c++"]
+        command = zig()
     if command is None:
         sys.exit("no C++ compiler: install gcc, clang or `pip install ziglang`")
     try:

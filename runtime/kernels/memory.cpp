@@ -127,6 +127,6 @@ void was_packed(const void* start, int64_t bytes) {
   waiting += bytes;
 }
 #else
-void packed(const void*, int64_t) {}
-static void give_back_packed() {}
+void was_packed(const void*, int64_t) {}
+void forget_packed() {}
 #endif

@@ -12,10 +12,8 @@
 #include "pool.h"
 
 #if defined(_WIN32)
-#include <windows.h>
 #define EXPORT extern "C" __declspec(dllexport)
 #else
-#include <dlfcn.h>
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
@@ -579,17 +577,6 @@ static Operator operators[] = {
     describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention<FLOAT>),
     describe_operator<run_attention, destroy_plain>("AttentionHalf", 9, 5, 3, create_attention<FLOAT16>, FLOAT16),
 };
-
-// ONNX Runtime unloads the library with its last session. The pool's threads would then crash.
-static void stay_loaded() {
-#if defined(_WIN32)
-  HMODULE module;
-  GetModuleHandleExA(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, (LPCSTR)&chosen, &module);
-#else
-  Dl_info here;
-  if (dladdr((void*)&chosen, &here)) dlopen(here.dli_fname, RTLD_NOW | RTLD_NODELETE);
-#endif
-}
 
 // Choose the kernels (null: the best), the threads and the pages of the sessions that are made from
 // now on. Returns the name of the kernels; null if this processor does not have them.

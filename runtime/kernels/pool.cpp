@@ -14,6 +14,7 @@ static uint64_t nanoseconds() {
   return (uint64_t)((double)now.QuadPart * 1e9 / (double)rate.QuadPart);
 }
 #else
+#include <dlfcn.h>
 #include <pthread.h>
 #include <time.h>
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -182,4 +183,14 @@ void run_parallel(void (*work)(void*, int64_t, int64_t), void* task, int64_t ite
   uint64_t left = __atomic_exchange_n(&invitation, number << 8, __ATOMIC_SEQ_CST) & 255;
   while (read(&leaving) < (int64_t)(places - left)) pause();
   write(&busy, 0);
+}
+
+void stay_loaded() {
+#if defined(_WIN32)
+  HMODULE module;
+  GetModuleHandleExA(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS, (LPCSTR)&job, &module);
+#else
+  Dl_info here;
+  if (dladdr((void*)&job, &here)) dlopen(here.dli_fname, RTLD_NOW | RTLD_NODELETE);
+#endif
 }

@@ -8,6 +8,10 @@
 void run_parallel(void (*work)(void* task, int64_t first, int64_t last), void* task, int64_t items,
                   int64_t grain, int threads);
 
+// Keep this library loaded until the process ends. ONNX Runtime unloads it with the last session
+// that uses it, and the pool's threads would then crash.
+void stay_loaded();
+
 // Round to nearest, keep subnormals; returns the state that was found.
 uint64_t set_float_state();
 void restore_float_state(uint64_t state);

@@ -22,6 +22,7 @@ VARIABLE = "GPTX_KERNELS"  # names the kernels to use; "none": ONNX Runtime's op
 # Number of the order of the operators' sums (docs/explanation/native.md). A new order changes bits,
 # and takes the next number. gptx.json states the number that a step graph was made for.
 KERNEL_ORDER = 1
+UNTESTED = {"darwin": "macOS", "win32": "Windows"}  # built and inspected, but never run
 NAMES = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "plain")
 _left_out: ContextVar[bool] = ContextVar("native operators are left out", default=False)
 
@@ -85,7 +86,8 @@ def describe() -> str:
     except UsageError as error:
         return str(error)
     if chosen is not None:
-        return chosen
+        system = UNTESTED.get(sys.platform)
+        return f"{chosen}; untested on {system}" if system else chosen
     return "none: the library is not built" if library() is None else f"none: {VARIABLE} says so"
 
 

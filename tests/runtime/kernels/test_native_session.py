@@ -128,6 +128,16 @@ def test_kernels_that_do_not_exist_are_one_sentence(
         gptx.load(artifact)
 
 
+@pytest.mark.parametrize(("platform", "says"), [("linux", ""), ("darwin", "; untested on macOS")])
+def test_doctor_calls_other_systems_untested(
+    platform: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = native.choose_kernels(1)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(native, "choose_kernels", lambda threads: kernels)
+    assert native.describe() == f"{kernels}{says}"
+
+
 SCRIPT = """
 import hashlib, os, sys
 import gptx
