@@ -101,16 +101,19 @@ struct Query {
 
 static const int SHARED = 6;  // queries that share the reading of keys and values, at most
 
-// The scores of Q queries for 16 keys, keys[D][16].
+// The scores of n queries for 16 keys, keys[D][16], of additive attention.
+template <class T>
+static void additive_scores(const AttentionTask& task, const Query* queries, int n, const T* keys, F* s) {
+  for (int64_t k = 0; k < task.head_dim; k++) {
+    F key = load_cached(keys + 16 * k);
+    for (int i = 0; i < n; i++) s[i] = fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + key), s[i]);
+  }
+}
+
+// The same of dot and cosine attention.
 template <int Q, class T>
 static inline void scores(const AttentionTask& task, const Query* queries, const T* keys, F (&s)[Q]) {
   for (int i = 0; i < Q; i++) s[i] = all(0.0f);
-  if (task.kind == ADDITIVE) {
-    for (int64_t k = 0; k < task.head_dim; k++)
-      for (int i = 0; i < Q; i++)
-        s[i] = fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + load_cached(keys + 16 * k)), s[i]);
-    return;
-  }
   const float* q[Q];
   for (int i = 0; i < Q; i++) q[i] = queries[i].q;
   for (int64_t k = 0; k < task.head_dim; k++) {
@@ -139,7 +142,12 @@ static void attend_piece(const AttentionTask& task, const T* keys, const T* valu
   for (int i = 0; i < Q; i++) top[i] = hidden, total[i] = all(0.0f);
   for (int64_t at = low / 16 * 16; at <= high; at += 16) {
     F s[Q];
-    scores<Q>(task, queries, keys + at * d, s);
+    if (task.kind == ADDITIVE) {
+      for (int i = 0; i < Q; i++) s[i] = all(0.0f);
+      additive_scores(task, queries, Q, keys + at * d, s);
+    } else {
+      scores<Q>(task, queries, keys + at * d, s);
+    }
     for (int i = 0; i < Q; i++) {
       // lanes below `low` and above `high` may hold anything, NaN too
       s[i] = less(lanes, all((float)(queries[i].low - at)), hidden, s[i]);

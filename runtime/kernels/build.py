@@ -41,7 +41,8 @@ ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
 # Results must not depend on the compiler: no fused multiply-adds but those that are written.
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-math-errno", "-Wextra"]
-FLAGS += ["-Wno-missing-field-initializers", "-g0"]  # zig writes debug information unasked
+FLAGS += ["-Wno-missing-field-initializers", "-Wno-maybe-uninitialized"]
+FLAGS += ["-g0"]  # zig writes debug information unasked
 
 
 def library_name(target: str | None = None) -> str:

@@ -57,7 +57,8 @@ static inline F erf(F x) {
   return less(t, all(0.927734375f), fma(p, x, x), large);
 }
 
-static inline F activated(F x, int activation) {
+// Not inlined: it would be compiled a dozen times.
+__attribute__((noinline)) static F activated(F x, int activation) {
   switch (activation) {
     case RELU: return max(x, all(0.0f));
     case GELU: return x * all(0.5f) * (all(1.0f) + erf(x * all(0.70710678f)));

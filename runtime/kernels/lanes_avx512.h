@@ -67,7 +67,7 @@ static inline __m512i broadcast(const void* p) {
 }
 static inline void put(int8_t* p, I levels) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(levels.a)); }
 
-static const int TILE = 8, SMALL_TILE = 8;
+static const int TILE = 6, SMALL_TILE = 6;
 #ifdef GPTX_VNNI
 // The instruction takes unsigned weights: 128 is added to each, and taken back from the sum.
 typedef int8_t Level;

@@ -86,7 +86,7 @@ static inline I pick(Bytes a, int byte) { I r; EACH r.v[i] = a.v[4 * i + byte]; 
 typedef int8_t Level;                    // an activation, as these products take it
 typedef Bytes Levels;                    // weights, as they take them
 static const int OFFSET = 0;             // what spread() adds to each weight
-static const int TILE = 4, SMALL_TILE = 4;  // tokens that share a weight in registers, at most
+static const int TILE = 2, SMALL_TILE = 2;  // tokens that share a weight in registers, at most
 static inline Levels spread(Bytes w) { return w; }
 static inline void put(int8_t* p, I levels) { EACH p[i] = (int8_t)levels.v[i]; }
 static inline I dot(I acc, const Levels& w, const Level* a) {

@@ -255,8 +255,20 @@ static void float_tile(const Weight& w, const Input& in, int64_t g, const Tile& 
 }
 
 template <int FORM, int R, int T>
-static inline void product_of(const Weight& w, const Input& in, int64_t g, const Tile& t, F (&out)[R][T]) {
-  in.terms ? tile<FORM, R, T>(w, in, g, t, out) : float_tile<FORM, R, T>(w, in, g, t, out);
+static inline void product_of(const Weight& w, const Input& in, int64_t g, const Tile& tile_of, F (&out)[R][T]) {
+  const bool small = FORM != EIGHT && FORM != TABLE;
+  if (in.terms) {
+    // multiply() makes no larger tiles of small weights
+    if constexpr (!small || T <= SMALL_TILE) tile<FORM, R, T>(w, in, g, tile_of, out);
+    return;
+  }
+  // Floats times quantized weights are rare, so their tiles have 1 or 4 tokens.
+  if constexpr (T == 1 || T == 4) return float_tile<FORM, R, T>(w, in, g, tile_of, out);
+  for (int t = 0; t < T; t++) {
+    F one[R][1];
+    float_tile<FORM, R, 1>(w, in, g, {tile_of.first + t, 0, 1}, one);
+    for (int r = 0; r < R; r++) out[r][t] = one[r][0];
+  }
 }
 
 template <int R, int T>
@@ -283,7 +295,8 @@ static inline void finish(LinearTask& task, int64_t g, int64_t t0, F (&y)[R][T])
     int64_t column = (g + r) * 16, n = least(16, outputs - column);
     for (int t = 0; t < T; t++) {
       int64_t at = (t0 + t) * outputs + column;
-      F v = activated(with_bias(task, y[r][t], column, n), task.activation);
+      F v = with_bias(task, y[r][t], column, n);
+      if (task.activation != NONE) v = activated(v, task.activation);
       if (task.factor) v = v * load_some(task.factor + at, n, 0);
       if (task.residual) v = v + load_some(task.residual + at, n, 0);
       store_some(task.out + at, v, n);
@@ -335,7 +348,10 @@ static void tokens_of(LinearTask& task, int64_t first, int64_t last, const Tile&
 
 // Tiles of equal size, as few as TILE allows. A group's weights are read once for all tokens.
 static void multiply(LinearTask& task, int64_t first, int64_t last) {
-  int64_t tokens = task.input.tokens, most_tokens = takes_levels(task.weight->form) ? TILE : SMALL_TILE;
+  int64_t tokens = task.input.tokens;
+  const int form = task.weight->form;
+  bool small = form == FOUR || form == FIVE || form == SIX;
+  int64_t most_tokens = small ? SMALL_TILE : TILE;
   if (tokens == 1) return groups_of<1>(task, first, last, {0, 0, 1});
   int64_t count = (tokens + most_tokens - 1) / most_tokens;
   for (int64_t g = first; g < last; g++)
