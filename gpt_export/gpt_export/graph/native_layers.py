@@ -15,6 +15,8 @@ from gpt_export.quantization.native_blocks import NativeBlocks, NativeFloats, Na
 from gptx_models.gpt.model import GPT
 
 Native = NativeBlocks | NativeFloats | NativeRows
+# Of a weight in blocks, beside its levels: fields of NativeBlocks, parameters of the layers here.
+TENSORS = ("scales", "scale_steps", "offsets", "offset_steps", "table")
 
 
 class NativeProduct(nn.Module):
@@ -24,7 +26,8 @@ class NativeProduct(nn.Module):
         super().__init__()
         self.n_out, self.n_in = weight.shape
         self.bits, self.block, self.activation_bits = 0, 0, 32
-        self.scales = self.scale_steps = self.offsets = self.offset_steps = self.table = None
+        for name in TENSORS:
+            setattr(self, name, None)
         if isinstance(weight, NativeFloats):
             self.weight = _fixed(weight.values)
             self.bits = 8 * weight.values.itemsize
@@ -32,7 +35,7 @@ class NativeProduct(nn.Module):
             self.weight = _fixed(weight.packed)
             self.bits, self.block = weight.bits, weight.block
             self.activation_bits = weight.activation_bits
-            for name in ("scales", "scale_steps", "offsets", "offset_steps", "table"):
+            for name in TENSORS:
                 setattr(self, name, _fixed(getattr(weight, name)))
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -52,7 +55,9 @@ class NativeEmbedding(nn.Module):
 
     def __init__(self, product: NativeProduct):
         super().__init__()
-        self.product = product
+        self.block, self.weight = product.block, product.weight
+        for name in TENSORS:
+            setattr(self, name, getattr(product, name))
 
 
 def native_layers(gpt: GPT, weights: Mapping[str, Native]) -> GPT:

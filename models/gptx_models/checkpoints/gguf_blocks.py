@@ -47,7 +47,9 @@ def write_blocks(folder: Path, weights: Mapping[str, Sequence[GgufRows]]) -> Non
         for number, part in enumerate(parts)
         if part.data is not None
     }
-    listed = {weight: [[part.type, part.rows] for part in parts] for weight, parts in weights.items()}
+    listed = {
+        weight: [[part.type, part.rows] for part in parts] for weight, parts in weights.items()
+    }
     # The library's save_file would let only the owner read the file.
     (folder / BLOCKS).write_bytes(save(tensors, {"weights": json.dumps(listed)}))
 
@@ -90,7 +92,9 @@ def _read_rows(file: safe_open, name: str, kind: str, rows: int) -> GgufRows:
         return GgufRows(kind, rows, None)
     data = file.get_tensor(name)
     if data.dtype != np.uint8 or data.ndim != 2 or len(data) != rows:
-        raise ValueError(f"{name} is {data.dtype} {list(data.shape)}, expected bytes of {rows} rows")
+        raise ValueError(
+            f"{name} is {data.dtype} {list(data.shape)}, expected {rows} rows of bytes"
+        )
     return GgufRows(kind, rows, data)
 
 
