@@ -19,7 +19,19 @@ Native = NativeBlocks | NativeFloats | NativeRows
 TENSORS = ("scales", "scale_steps", "offsets", "offset_steps", "table")
 
 
-class NativeProduct(nn.Module):
+class _Stored(nn.Module):
+    """The tensors of a weight; see NativeBlocks."""
+
+    weight: nn.Parameter
+    scales: nn.Parameter | None
+    scale_steps: nn.Parameter | None
+    offsets: nn.Parameter | None
+    offset_steps: nn.Parameter | None
+    table: nn.Parameter | None
+    block: int  # 0: floats
+
+
+class NativeProduct(_Stored):
     """x W^T + b with W in one form: blocks, or floats of 16 or 32 bits."""
 
     def __init__(self, weight: NativeBlocks | NativeFloats, bias: Tensor | None):
@@ -36,7 +48,8 @@ class NativeProduct(nn.Module):
             self.bits, self.block = weight.bits, weight.block
             self.activation_bits = weight.activation_bits
             for name in TENSORS:
-                setattr(self, name, _fixed(getattr(weight, name)))
+                array = getattr(weight, name)
+                setattr(self, name, None if array is None else _fixed(array))
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
@@ -50,7 +63,7 @@ class NativeParts(nn.Module):
         self.parts = nn.ModuleList(map(NativeProduct, weight.parts, biases))
 
 
-class NativeEmbedding(nn.Module):
+class NativeEmbedding(_Stored):
     """Rows of a table in one form. product: holds the table; the head itself if it is tied."""
 
     def __init__(self, product: NativeProduct):
@@ -85,7 +98,5 @@ def _product(weight: Native, bias: Tensor | None) -> nn.Module:
     return NativeProduct(weight, bias)
 
 
-def _fixed(array: np.ndarray | None) -> nn.Parameter | None:
-    if array is None:
-        return None
+def _fixed(array: np.ndarray) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)), requires_grad=False)

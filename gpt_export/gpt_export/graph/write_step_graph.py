@@ -50,16 +50,19 @@ def write_native_graph(gpt: GPT, out: Path) -> None:
     model = build_step_graph(gpt)
     if (out / GRAPH).exists():
         share_weights(model, out / GRAPH)
-    own = [
-        value
-        for value in model.graph.initializers.values()
-        if not isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes > 1024
-    ]
+    values = model.graph.initializers
+    own = {
+        name: weight
+        for name, value in values.items()
+        if (weight := value.const_value) is not None
+        and not isinstance(weight, ir.ExternalTensor)
+        and weight.nbytes > 1024
+    }
     stored = ir.external_data.convert_tensors_to_external(
-        [value.const_value for value in own], file.parent, f"{file.name}_data"
+        list(own.values()), file.parent, f"{file.name}_data"
     )
-    for value, tensor in zip(own, stored):
-        value.const_value = tensor
+    for name, weight in zip(own, stored):
+        values[name].const_value = weight
     ir.save(model, file)
 
 

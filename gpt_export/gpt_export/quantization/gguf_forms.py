@@ -8,6 +8,7 @@ value that gguf.quants.dequantize gives, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -104,8 +105,8 @@ FORMS: dict[str, tuple[int, Callable[[np.ndarray], NativeBlocks]]] = {
 }
 
 
-def _made(levels: np.ndarray, bits: int, **parts: np.ndarray) -> NativeBlocks:
-    """levels: uint8 (rows, ..., block)."""
+def _made(levels: np.ndarray, bits: int, **parts: Any) -> NativeBlocks:
+    """levels: uint8 (rows, ..., block). parts: the other arrays of NativeBlocks, by name."""
     block = levels.shape[-1]
     packed = pack_levels(levels.reshape(len(levels), -1, block), bits)
     return NativeBlocks(packed, bits, block, **parts)

@@ -85,7 +85,7 @@ class Manifest:
 
     @property
     def native_only(self) -> bool:
-        """True if the artifact has a step graph and no main graph: native operators alone run it."""
+        """True if the artifact has a step graph and no main graph: only native operators run it."""
         return GRAPH not in self.files and self.step is not None
 
     @property
