@@ -92,7 +92,7 @@ def expect_upgradable(manifest: Manifest) -> GPTConfig:
         )
     config = gpt_config(manifest)
     assert config is not None
-    if native.choose_kernels(1) is None:
+    if not native.available():
         missing = "GPTX_KERNELS is none" if native.library() else "their library is not built"
         raise UsageError(
             f"{path} cannot be upgraded here, since a step graph is proved with native kernels:"
@@ -171,9 +171,10 @@ def _proof(report: Report) -> dict[str, Any]:
     """`upgraded` of gptx.json: where the step graph was proved, and its figures."""
     return {
         "gptx_version": gptx.__version__,
-        "kernels": native.choose_kernels(1),
+        "kernels": report.kernels,
         "cpu": cpu_name(),
         "figures": {row.name: row.here for row in report.rows if math.isfinite(row.here)},
+        "logits_sha256": report.logits_sha256,
         **({} if report.passed else {"accepted": True}),
     }
 

@@ -32,6 +32,7 @@ from gptx.parity.reference import Reference
 from gptx.parity.report import Check, Report, Row
 from gptx.parity.report_notes import what_is_not_proved, what_ran, what_was_compared
 from gptx.parity.report_rows import rows_of
+from gptx.parity.same_bits import check_bits, stated_hashes
 
 __all__ = [
     "Check",
@@ -79,10 +80,13 @@ def verify(
     with gptx.load(path, device=device, threads=threads) as model:
         report.checks += check_text(model, reference)
         measured = _run(report, model, reference, done)
+        checks, other_bits = check_bits(stated_hashes(manifest), measured.logits_sha256, reference)
+        report.checks += checks
         report.notes = [
-            *what_ran(report, manifest, model.provider, model.kernels),
+            *what_ran(report, manifest, model.provider),
             *what_was_compared(certificate, reference),
             *report.notes,
+            *other_bits,
             *what_is_not_proved(manifest, certificate, reference, measured),
         ]
     if _file_states(manifest) != states:
@@ -90,7 +94,8 @@ def verify(
         raise ArtifactError(
             f"{path} was changed while it was verified: verify it again, when nothing writes to it"
         )
-    report.rows = rows_of(manifest, certificate, reference, measured)
+    native = bool(report.kernels)
+    report.rows = rows_of(manifest, certificate, reference, measured, native=native)
     _add_claims(report, manifest, certificate)
     return report
 
@@ -111,11 +116,13 @@ def _check_files(report: Report, manifest: Manifest, reference: Reference, done:
 def _run(report: Report, model: Model, reference: Reference, done: _Progress) -> Measured:
     """Run the model and name in `report` the graphs that ran."""
     report.graph = model.graph.relative_to(model.path).as_posix()
+    report.kernels = model.kernels or ""
     report.decode = model.decode.relative_to(model.path).as_posix() if model.decode else ""
     done.begin(RUNNING, tokens_to_compare(reference))
     with np.errstate(all="ignore"):  # NaN and infinity show in the figures
         measured = measure(model, reference, done.advance)
     done.begin(0, 0)
+    report.logits_sha256 = list(measured.logits_sha256)
     return measured
 
 

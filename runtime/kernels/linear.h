@@ -93,9 +93,20 @@ static void prepare(LinearTask& task, int64_t first, int64_t last) {
   }
 }
 
-// Bytes ahead of the levels in use that a product of one token asks for. The processor's own
-// prefetching stops at the end of each page.
+// Weights come from memory once, for the first tile of a group; a product of one token asks for
+// those AHEAD bytes ahead. The processor's own prefetching stops at the end of each page. With more
+// tokens, the tiles of a group together ask for the next group.
 static const int64_t AHEAD = 512;
+
+struct Tile {
+  int64_t first;          // token
+  int64_t number, count;  // of the tiles of all tokens
+};
+
+// Ask for this tile's share of `bytes` bytes.
+INLINE void prefetch(const void* start, int64_t bytes, const Tile& tile) {
+  for (int64_t at = tile.number * 64; at < bytes; at += tile.count * 64) __builtin_prefetch((const char*)start + at);
+}
 
 INLINE F scale_of(const Scales& s, int64_t g, int64_t b, int64_t n_blocks) {
   int64_t of_step = s.blocks_per_step == 1 ? b : s.n_steps == 1 ? 0 : b / s.blocks_per_step;
@@ -159,9 +170,10 @@ INLINE void block_sums(const Weight& w, const int8_t* group, const char* a, int6
   }
 }
 
-// out[r][t] = the product of group g + r with token t0 + t, for R groups and T tokens.
+// out[r][t] = the product of group g + r with token at.first + t, for R groups and T tokens.
 template <int FORM, int R, int T>
-static void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
+static void tile(const Weight& w, const Input& in, int64_t g, const Tile& at, F (&out)[R][T]) {
+  const int64_t t0 = at.first, block_bytes = w.block * (FORM == EIGHT ? 16 : 8);
   const int64_t bytes = takes_levels(FORM) ? sizeof(Level) : 1, n_blocks = w.n_blocks, tokens = in.tokens;
   const bool offsets = has_offsets(w);
   F sums[R][T];
@@ -169,6 +181,8 @@ static void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&ou
     for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
   for (int64_t b = 0; b < n_blocks; b++)
     for (int term = 0; term < in.terms; term++) {
+      const int8_t* groups = w.levels + g * w.group_bytes;
+      if (T > 1) prefetch(groups + w.group_bytes + b * block_bytes, block_bytes, at);
       int64_t of = (term * n_blocks + b) * tokens + t0;
       const int32_t* starts = in.starts + of;
       const float *in_scales = in.scales + of, *in_sums = in.sums + of;
@@ -176,7 +190,7 @@ static void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&ou
       I acc[R][T];
       for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = all(starts[t]);
-      block_sums<FORM, R, T>(w, w.levels + g * w.group_bytes, a, in.width, b * w.block, (b + 1) * w.block, acc);
+      block_sums<FORM, R, T>(w, groups, a, in.width, b * w.block, (b + 1) * w.block, acc);
       for (int r = 0; r < R; r++) {
         F scale = scale_of(w.scales, g + r, b, n_blocks);
         if (w.zeros) {
@@ -199,16 +213,20 @@ static void tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&ou
 
 // The same with floats for activations; quantized weights become floats first.
 template <int FORM, int R, int T>
-static void float_tile(const Weight& w, const Input& in, int64_t g, int64_t t0, F (&out)[R][T]) {
+static void float_tile(const Weight& w, const Input& in, int64_t g, const Tile& tile, F (&out)[R][T]) {
   F sums[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
   const int64_t n_in = w.n_in, width = in.width;
-  const float *x = in.floats + t0 * width, *floats = w.floats + g * n_in * 16;
+  const float *x = in.floats + tile.first * width, *floats = w.floats + g * n_in * 16;
   const uint16_t* halves = w.halves + g * n_in * 16;
   if (FORM == FLOATS || FORM == HALVES) {
+    const int64_t bytes = FORM == FLOATS ? 64 : 32;  // of 16 weights
+    const char* from = FORM == FLOATS ? (const char*)floats : (const char*)halves;
     for (int64_t k = 0; k < n_in; k++)
       for (int r = 0; r < R; r++) {
+        if (T == 1) __builtin_prefetch(from + (r * n_in + k) * bytes + AHEAD);
+        else if (k % 16 == 0) prefetch(from + (n_in + k) * bytes, 16 * bytes, tile);
         F v = FORM == FLOATS ? load(floats + (r * n_in + k) * 16) : load_half(halves + (r * n_in + k) * 16);
         for (int t = 0; t < T; t++) sums[r][t] = fma(v, all(x[t * width + k]), sums[r][t]);
       }
@@ -237,12 +255,12 @@ static void float_tile(const Weight& w, const Input& in, int64_t g, int64_t t0, 
 }
 
 template <int FORM, int R, int T>
-static inline void product_of(const Weight& w, const Input& in, int64_t g, int64_t t, F (&out)[R][T]) {
+static inline void product_of(const Weight& w, const Input& in, int64_t g, const Tile& t, F (&out)[R][T]) {
   in.terms ? tile<FORM, R, T>(w, in, g, t, out) : float_tile<FORM, R, T>(w, in, g, t, out);
 }
 
 template <int R, int T>
-static inline void product(const Weight& w, const Input& in, int64_t g, int64_t t, F (&out)[R][T]) {
+static inline void product(const Weight& w, const Input& in, int64_t g, const Tile& t, F (&out)[R][T]) {
   switch (w.form) {
     case EIGHT: return product_of<EIGHT, R, T>(w, in, g, t, out);
     case FOUR: return product_of<FOUR, R, T>(w, in, g, t, out);
@@ -274,55 +292,54 @@ static inline void finish(LinearTask& task, int64_t g, int64_t t0, F (&y)[R][T])
 
 // Gated: group g is of the gate, group g + n_groups / 2 of the values that it multiplies.
 template <int T>
-static void gated(LinearTask& task, int64_t g, int64_t t0) {
+static void gated(LinearTask& task, int64_t g, const Tile& tile) {
   const Weight& w = *task.weight;
   int64_t outputs = w.n_out / 2, column = g * 16, n = least(16, outputs - column);
   F gate[1][T], up[1][T];
-  product<1, T>(w, task.input, g, t0, gate);
-  product<1, T>(w, task.input, g + w.n_groups / 2, t0, up);
+  product<1, T>(w, task.input, g, tile, gate);
+  product<1, T>(w, task.input, g + w.n_groups / 2, tile, up);
   for (int t = 0; t < T; t++) {
     F first = activated(with_bias(task, gate[0][t], column, n), task.activation);
     F y = first * with_bias(task, up[0][t], outputs + column, n);
-    int64_t at = (t0 + t) * outputs + column;
+    int64_t at = (tile.first + t) * outputs + column;
     if (task.residual) y = y + load_some(task.residual + at, n, 0);
     store_some(task.out + at, y, n);
   }
 }
 
 template <int R, int T>
-static void plain_product(LinearTask& task, int64_t g, int64_t t) {
+static void plain_product(LinearTask& task, int64_t g, const Tile& tile) {
   F y[R][T];
-  product<R, T>(*task.weight, task.input, g, t, y);
-  finish<R, T>(task, g, t, y);
+  product<R, T>(*task.weight, task.input, g, tile, y);
+  finish<R, T>(task, g, tile.first, y);
 }
 
-// Groups first .. last of tokens t .. t + T.
+// Groups first .. last, with the T tokens of a tile.
 template <int T>
-static void groups_of(LinearTask& task, int64_t first, int64_t last, int64_t t) {
+static void groups_of(LinearTask& task, int64_t first, int64_t last, const Tile& tile) {
   int64_t g = first;
   if (task.gated)
-    for (; g < last; g++) gated<T>(task, g, t);
+    for (; g < last; g++) gated<T>(task, g, tile);
   if (T == 1)
-    for (; g + 2 <= last; g += 2) plain_product<2, 1>(task, g, t);
-  for (; g < last; g++) plain_product<1, T>(task, g, t);
+    for (; g + 2 <= last; g += 2) plain_product<2, 1>(task, g, tile);
+  for (; g < last; g++) plain_product<1, T>(task, g, tile);
 }
 
-// The tokens t .. t + n, n <= T.
+// The same with n tokens, n <= T.
 template <int T>
-static void tokens_of(LinearTask& task, int64_t first, int64_t last, int64_t t, int64_t n) {
-  if (n == T) return groups_of<T>(task, first, last, t);
-  tokens_of<(T > 1 ? T - 1 : 1)>(task, first, last, t, n);
+static void tokens_of(LinearTask& task, int64_t first, int64_t last, const Tile& tile, int64_t n) {
+  if (n == T) return groups_of<T>(task, first, last, tile);
+  tokens_of<(T > 1 ? T - 1 : 1)>(task, first, last, tile, n);
 }
 
 // Tiles of equal size, as few as TILE allows. A group's weights are read once for all tokens.
 static void multiply(LinearTask& task, int64_t first, int64_t last) {
   int64_t tokens = task.input.tokens, most_tokens = takes_levels(task.weight->form) ? TILE : SMALL_TILE;
-  for (int64_t g = first, end; g < last; g = end) {
-    end = tokens == 1 ? last : g + 1;
-    for (int64_t t = 0, n; t < tokens; t += n) {
-      int64_t tiles = (tokens - t + most_tokens - 1) / most_tokens;
-      n = (tokens - t + tiles - 1) / tiles;
-      tokens_of<TILE>(task, g, end, t, n);
+  if (tokens == 1) return groups_of<1>(task, first, last, {0, 0, 1});
+  int64_t count = (tokens + most_tokens - 1) / most_tokens;
+  for (int64_t g = first; g < last; g++)
+    for (int64_t i = 0; i < count; i++) {
+      int64_t start = tokens * i / count, end = tokens * (i + 1) / count;
+      tokens_of<TILE>(task, g, g + 1, {start, i, count}, end - start);
     }
-  }
 }

@@ -76,3 +76,57 @@ void release_memory(Piece* piece) {
   drop(piece);
   __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
 }
+
+#if defined(__linux__)
+#include <stdio.h>
+#include <unistd.h>
+
+// Stored weights that were packed. Graphs are opened one at a time.
+struct Range {
+  uintptr_t start, end;
+};
+static const int MOST_RANGES = 256;
+static const int64_t AT_ONCE = 16 << 20;  // bytes; each time costs half a millisecond
+static Range ranges[MOST_RANGES];
+static int n_ranges;
+static int64_t waiting;
+
+void forget_packed() { n_ranges = 0, waiting = 0; }
+
+// Drop the whole pages of what was packed inside one line of /proc/self/maps.
+static void drop_inside(const char* line) {
+  unsigned long from, to, inode;
+  char rights[5];
+  if (sscanf(line, "%lx-%lx %4s %*s %*s %lu", &from, &to, rights, &inode) != 4 || !inode || rights[3] != 'p') return;
+  for (int i = 0; i < n_ranges; i++) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t start = (ranges[i].start + page - 1) / page * page, end = ranges[i].end / page * page;
+    if (start < from) start = from;
+    if (end > to) end = to;
+    if (start < end) madvise((void*)start, end - start, MADV_DONTNEED);
+  }
+}
+
+static void give_back_packed() {
+  FILE* maps = n_ranges ? fopen("/proc/self/maps", "re") : nullptr;
+  char line[512];
+  bool at_start = true;
+  while (maps && fgets(line, sizeof line, maps)) {
+    if (at_start) drop_inside(line);
+    size_t n = 0;
+    while (line[n]) n++;
+    at_start = n && line[n - 1] == '\n';
+  }
+  if (maps) fclose(maps);
+  forget_packed();
+}
+
+void was_packed(const void* start, int64_t bytes) {
+  if (n_ranges == MOST_RANGES || waiting > AT_ONCE) give_back_packed();
+  ranges[n_ranges++] = {(uintptr_t)start, (uintptr_t)start + (uintptr_t)bytes};
+  waiting += bytes;
+}
+#else
+void packed(const void*, int64_t) {}
+static void give_back_packed() {}
+#endif

@@ -9,3 +9,10 @@ struct Piece;
 // `bytes` bytes at a multiple of 64; null if there are none. `*piece` must be released.
 void* take_memory(int64_t bytes, Piece** piece);
 void release_memory(Piece* piece);
+
+// The stored weights at `start` were packed. Now and then the pages of such weights are given back,
+// so that stored and packed weights are not in memory together (Linux). Only pages of mapped files
+// are: they are read from the file again when somebody needs them.
+void was_packed(const void* start, int64_t bytes);
+// Before a graph is opened: forget what was packed for others, whose memory may be gone.
+void forget_packed();

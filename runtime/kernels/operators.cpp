@@ -181,7 +181,7 @@ static bool read_matrix(const Tensor& w, const Tensor& scales, const Tensor& ste
   if (!w.data || m->n_in <= 0 || m->n_in >= 1 << 24) return false;
   m->values = w.data;
   if (m->layout == Matrix::BLOCKS) {
-    if (m->block < 16 || m->block > 2048 || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
+    if (m->block < 16 || m->block > LONGEST_BLOCK || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
     int64_t blocks = (m->n_in + m->block - 1) / m->block;
     m->n_out = w.rank ? w.shape[0] : 0;
     m->zeros = (const uint8_t*)zeros.data, m->table = (const int8_t*)table.data;
@@ -220,6 +220,7 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
     free(k);
     return error(api, "gptx.Linear: no memory for the packed weights");
   }
+  was_packed(w.data, m.n_out * rounded_up(m.n_in, most(m.block, 1)) * m.bits / 8);
   k->norm = norm_of(api, info);
   k->terms = m.bits >= 16 ? 0 : (int)number(api, info, "terms", 1);
   k->activation = (int)number(api, info, "activation", NONE);
@@ -596,6 +597,7 @@ EXPORT const char* gptx_choose(const char* name, int threads, int huge_pages) {
   chosen = found;
   chosen_threads = threads > 0 ? threads : 1;
   use_huge_pages = huge_pages != 0;
+  forget_packed();
   return chosen->name;
 }
 

@@ -21,29 +21,22 @@ static int64_t output_of(const Packing& p, int64_t g, int lane) {
 template <class T>
 static void pack_floats(const Packing& p, int64_t g, T* packed) {
   const Matrix& m = *p.from;
-  const T* values = (const T*)m.values;
-  T* out = packed + g * m.n_in * 16;
+  int64_t step = m.layout == Matrix::IN_OUT ? m.n_out : 1;  // from an input to the next
+  const T* columns[16];
   for (int lane = 0; lane < 16; lane++) {
     int64_t n = output_of(p, g, lane);
-    for (int64_t k = 0; k < m.n_in; k++)
-      out[k * 16 + lane] = n < 0 ? 0 : m.layout == Matrix::IN_OUT ? values[k * m.n_out + n] : values[n * m.n_in + k];
+    columns[lane] = n < 0 ? nullptr : (const T*)m.values + (m.layout == Matrix::IN_OUT ? n : n * m.n_in);
   }
+  T* out = packed + g * m.n_in * 16;
+  for (int64_t k = 0; k < m.n_in; k++)
+    for (int lane = 0; lane < 16; lane++) *out++ = columns[lane] ? columns[lane][k * step] : 0;
 }
 
-// The levels of output n and inputs of block b.
+// The levels of output n and inputs of block b, of 5 or 6 bits.
 static void read_levels(const Matrix& m, const Weight& w, int64_t n, int64_t b, uint8_t* out) {
   const uint8_t* values = (const uint8_t*)m.values;
-  if (m.layout == Matrix::CHANNELS) {
-    int64_t known = least(w.block, m.n_in - b * w.block);
-    for (int64_t k = 0; k < w.block; k++) out[k] = k < known ? values[(b * w.block + k) * m.n_out + n] : 0;
-    return;
-  }
   int64_t nibbles = w.block / 2, bytes = w.block * m.bits / 8;
   const uint8_t* from = values + (n * w.n_blocks + b) * bytes;
-  if (m.bits == 8) {
-    for (int64_t k = 0; k < w.block; k++) out[k] = (uint8_t)(from[k] - 128);
-    return;
-  }
   for (int64_t k = 0; k < w.block; k++) out[k] = from[k / 2] >> (k % 2 * 4) & 15;
   for (int64_t k = 0; m.bits == 5 && k < w.block; k++) out[k] |= (from[nibbles + k / 8] >> k % 8 & 1) << 4;
   for (int64_t k = 0; m.bits == 6 && k < w.block; k++) out[k] |= (from[nibbles + k / 4] >> (k % 4 * 2) & 3) << 4;
@@ -51,20 +44,25 @@ static void read_levels(const Matrix& m, const Weight& w, int64_t n, int64_t b, 
 
 static void write_levels(const Weight& w, int64_t g, int64_t b, int lane, const uint8_t* levels) {
   int8_t* group = w.levels + g * w.group_bytes + 4 * lane;
-  int64_t start = b * w.block;
-  if (w.form == EIGHT) {
-    for (int64_t k = 0; k < w.block; k += 4) memcpy(group + (start + k) * 16, levels + k, 4);
-    return;
-  }
+  int64_t start = b * w.block, in_byte = w.form == FIVE ? 8 : 4, width = 8 / in_byte;
   for (int64_t k = 0; k < w.block; k += 8)
     for (int j = 0; j < 4; j++)
       group[(start + k) * 8 + j] = (int8_t)((levels[k + j] & 15) | (levels[k + 4 + j] & 15) << 4);
-  if (w.form != FIVE && w.form != SIX) return;
-  int64_t in_byte = w.form == FIVE ? 8 : 4, width = 8 / in_byte;
   int8_t* high = group + w.n_blocks * w.block * 8;  // zeros before
   for (int64_t k = 0; k < w.block; k++) {
     int64_t at = start + k;
     high[at / (4 * in_byte) * 64 + at % 4] |= (int8_t)((levels[k] >> 4) << (at / 4 % in_byte * width));
+  }
+}
+
+// Weights with a scale a channel: int8 [n_in][n_out].
+static void pack_channels(const Packing& p, int64_t g) {
+  const Matrix& m = *p.from;
+  int8_t* out = p.to->levels + g * p.to->group_bytes;
+  for (int lane = 0; lane < 16; lane++) {
+    int64_t n = output_of(p, g, lane);
+    for (int64_t k = 0; n >= 0 && k < m.n_in; k++)
+      out[k / 4 * 64 + 4 * lane + k % 4] = ((const int8_t*)m.values)[k * m.n_out + n];
   }
 }
 
@@ -78,33 +76,69 @@ static void pack_scales(const Grid& from, const Scales& to, int64_t n, int64_t g
   }
 }
 
-static void pack_levels(const Packing& p, int64_t g) {
+// Four stored bytes -> four bytes of a lane: 4 levels of 8 bits, or 8 levels of 4 bits.
+static uint32_t word_of(const uint8_t* from, int bits) {
+  uint32_t v;
+  memcpy(&v, from, 4);
+  if (bits == 8) return v ^ 0x80808080u;
+  // levels k, k + 1 of a byte -> levels k, k + 4
+  uint32_t low = v & 0x0f0f0f0fu, high = v >> 4 & 0x0f0f0f0fu;
+  uint32_t even = (low & 0xff) | (low >> 16 & 0xff) << 4, odd = (high & 0xff) | (high >> 16 & 0xff) << 4;
+  uint32_t even2 = (low >> 8 & 0xff) | (low >> 24) << 4, odd2 = (high >> 8 & 0xff) | (high >> 24) << 4;
+  return even | odd << 8 | even2 << 16 | odd2 << 24;
+}
+
+// All levels of a group, in blocks of 8 or 4 bits.
+static void pack_words(const Packing& p, int64_t g) {
   const Matrix& m = *p.from;
-  Weight& w = *p.to;
-  uint8_t* levels = w.block <= 4096 ? (uint8_t*)__builtin_alloca(w.block) : (uint8_t*)malloc(w.block);
-  if (!levels) return;
+  const Weight& w = *p.to;
+  int64_t row = w.n_blocks * w.block * m.bits / 8;
+  uint32_t padding = w.form == FOUR ? 0x88888888u : 0;
+  const uint8_t* rows[16];
   for (int lane = 0; lane < 16; lane++) {
     int64_t n = output_of(p, g, lane);
-    for (int64_t b = 0; b < w.n_blocks; b++) {
-      if (n < 0) memset(levels, w.form == EIGHT || w.form == TABLE ? 0 : 1 << (m.bits - 1), w.block);
-      else read_levels(m, w, n, b, levels);
+    rows[lane] = n < 0 ? nullptr : (const uint8_t*)m.values + n * row;
+  }
+  uint32_t* out = (uint32_t*)(w.levels + g * w.group_bytes);
+  for (int64_t at = 0; at < row; at += 4)
+    for (int lane = 0; lane < 16; lane++) *out++ = rows[lane] ? word_of(rows[lane] + at, m.bits) : padding;
+}
+
+// All levels of a group, of 5 or 6 bits.
+static void pack_levels(const Packing& p, int64_t g, uint8_t* levels) {
+  const Weight& w = *p.to;
+  for (int lane = 0; lane < 16; lane++) {
+    int64_t n = output_of(p, g, lane);
+    for (int64_t b = 0; n >= 0 && b < w.n_blocks; b++) {
+      read_levels(*p.from, w, n, b, levels);
       write_levels(w, g, b, lane, levels);
-      if (!w.zeros) continue;
-      int64_t row = n * ((w.n_blocks + 1) / 2);
-      w.zeros[(g * w.n_blocks + b) * 16 + lane] = n < 0 ? 8 : m.zeros[row + b / 2] >> (b % 2 * 4) & 15;
     }
+  }
+}
+
+static void pack_scales(const Packing& p, int64_t g) {
+  const Matrix& m = *p.from;
+  const Weight& w = *p.to;
+  for (int lane = 0; lane < 16; lane++) {
+    int64_t n = output_of(p, g, lane), row = n * ((w.n_blocks + 1) / 2);
     pack_scales(m.scales, w.scales, n, g, lane, w.n_blocks);
     pack_scales(m.offsets, w.offsets, n, g, lane, w.n_blocks);
+    for (int64_t b = 0; w.zeros && b < w.n_blocks; b++)
+      w.zeros[(g * w.n_blocks + b) * 16 + lane] = n < 0 ? 8 : m.zeros[row + b / 2] >> (b % 2 * 4) & 15;
   }
-  if (w.block > 4096) free(levels);
 }
 
 static void pack_groups(void* task, int64_t first, int64_t last) {
   const Packing& p = *(const Packing*)task;
+  const Matrix& m = *p.from;
+  uint8_t levels[LONGEST_BLOCK];
   for (int64_t g = first; g < last; g++) {
     if (p.to->form == FLOATS) pack_floats(p, g, p.to->floats);
     else if (p.to->form == HALVES) pack_floats(p, g, p.to->halves);
-    else pack_levels(p, g);
+    else if (m.layout == Matrix::CHANNELS) pack_channels(p, g);
+    else if (m.bits == 8 || m.bits == 4) pack_words(p, g);
+    else pack_levels(p, g, levels);
+    if (m.bits < 16) pack_scales(p, g);
   }
 }
 

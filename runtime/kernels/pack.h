@@ -12,6 +12,8 @@ struct Grid {
   int64_t n_steps, blocks_per_step;
 };
 
+static const int64_t LONGEST_BLOCK = 2048;
+
 struct Matrix {
   enum Layout { BLOCKS, CHANNELS, IN_OUT, OUT_IN };  // as stored: see the fields
   int layout;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ def native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(native.VARIABLE, raising=False)
 
 
-@pytest.fixture
-def onnx_runtime_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def onnx_runtime_operators() -> Iterator[None]:
     """ONNX Runtime's operators: for tests of what only they have, such as a second graph."""
-    monkeypatch.setenv(native.VARIABLE, "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(native.VARIABLE, "none")
+        yield
 
 
 def open_with(model: ir.Model | onnx.ModelProto, folder: Path, kernels: str, threads: int) -> Any:

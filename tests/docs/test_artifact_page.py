@@ -24,10 +24,14 @@ NAMES = set(re.findall(r"`([\w.{}*/]+)`", PAGE))
 # Objects with names of their own, or whose parts the page describes in one row
 OPEN = {
     "certificate.chain", "certificate.environment", "certificate.limits", "certificate.outside",
-    "certificate.text", "certificate.verified", "certificate.decode", "quantization.calibration",
-    "quantization.cpu", "quantization.pareto", "source", "compiled", "versions",
+    "certificate.text", "certificate.verified", "certificate.decode", "certificate.portable",
+    "quantization.calibration", "quantization.cpu", "quantization.pareto", "source", "compiled",
+    "versions",
 }  # fmt: skip
-KEYED = {"files": "name", "quantization.sensitivity": "tensor", "quantization.tensors": "tensor"}
+KEYED = {
+    "files": "name", "quantization.sensitivity": "tensor", "quantization.tensors": "tensor",
+    "upgraded.figures": "figure",
+}  # fmt: skip
 
 
 def fields_of(value: Any, path: str = "") -> Iterator[str]:

@@ -221,6 +221,7 @@ def certify(
             "identical": common_length(recording.greedy, greedy),
         },
         "verified": verified.to_dict(),
+        **({"logits_sha256": list(verified.logits_sha256)} if verified.logits_sha256 else {}),
         "limits": limits,
         "passed": not outside,
         "outside": [f"{row.name} is {row.value:.3g}, the limit {row.limit:.3g}" for row in outside],

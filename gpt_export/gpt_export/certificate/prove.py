@@ -13,6 +13,7 @@ from typing import Any
 
 import gptx
 from gpt_export.certificate.certify import Recording, certify
+from gpt_export.certificate.portable import measure_portable
 from gpt_export.side_files import write_json, write_manifest
 from gptx.artifact.folders import MANIFEST
 from gptx.errors import GptxWarning, ParityError
@@ -33,9 +34,11 @@ def prove(
 ) -> dict[str, Any]:
     """Compare the artifact in `staging` with its reference; write the certificate to gptx.json.
 
-    The artifact is loaded in the runtime, as a user loads it. facts: the values of gptx.json
-    without format, files and certificate. earlier: the certificate chain of the artifact that
-    served as the reference. Returns the certificate.
+    The artifact is loaded in the runtime, as a user loads it. If its step graph runs here, the
+    certificate is that of the step graph, and model.onnx is measured as well.
+
+    facts: the values of gptx.json without format, files and certificate. earlier: the certificate
+    chain of the artifact that served as the reference. Returns the certificate.
 
     Raises ParityError, which names `what`, if a figure is outside `limits` and `accept` is false.
     """
@@ -47,11 +50,22 @@ def prove(
     with model:
         reference = Reference.load(staging, model.manifest.model)
         certificate = certify(recording, model, limits, reference)
+    if model.kernels:
+        _add_portable(certificate, staging, reference, limits)
     _check_limits(certificate, accept=accept, what=what)
     certificate["chain"] = _chain(certificate, earlier)
     proved = {**manifest, "certificate": certificate}
     write_json(staging / MANIFEST, write_seal(staging, proved, reference, seal_of(proved)))
     return certificate
+
+
+def _add_portable(
+    certificate: dict[str, Any], staging: Path, reference: Reference, limits: dict[str, float]
+) -> None:
+    """Add the figures of model.onnx to the certificate of the step graph."""
+    certificate["portable"], outside = measure_portable(staging, reference, limits)
+    certificate["outside"] += outside
+    certificate["passed"] = not certificate["outside"]
 
 
 def reference_budget(parameters: int) -> int:

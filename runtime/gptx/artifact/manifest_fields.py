@@ -15,7 +15,7 @@ CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
 MOST_PARAMETERS = 1 << 50
 OBJECTS = ("model", "tokens", "files")
-OPTIONAL_OBJECTS = ("compiled", "quantization", "source", "certificate")
+OPTIONAL_OBJECTS = ("compiled", "quantization", "source", "certificate", "upgraded")
 
 
 def field_problems(raw: dict[str, Any], sizes: Iterable[str]) -> Iterator[str]:
@@ -55,7 +55,9 @@ def _choice_problems(raw: dict[str, Any]) -> Iterator[str]:
 
 
 def _certificate_problems(certificate: dict[str, Any]) -> Iterator[str]:
-    for name in ("figures", "consistency", "limits", "greedy", "environment", "verified"):
+    for name in (
+        "figures", "consistency", "limits", "greedy", "environment", "verified", "portable",
+    ):  # fmt: skip
         part = certificate.get(name, {})
         if not isinstance(part, dict):
             yield f"certificate.{name} is {part!a:.80}, expected an object"
@@ -66,6 +68,7 @@ def _certificate_problems(certificate: dict[str, Any]) -> Iterator[str]:
             yield f"certificate.{name} is {certificate[name]!a:.80}, expected true or false"
     yield from _text_list_problems("certificate", certificate, "outside")
     yield from _text_list_problems("certificate", certificate, "decode")
+    yield from _text_list_problems("certificate", certificate, "logits_sha256")
     links = certificate.get("chain") or []
     if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
         yield f"certificate.chain is {links!a:.80}, expected a list of objects"

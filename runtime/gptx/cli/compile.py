@@ -23,7 +23,8 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
     The compiled graph opens faster: ONNX Runtime has optimized it, and its weights are packed in a
     file that several processes share. Machines with another kind of processor or another version
     of ONNX Runtime load the portable graph, which stays in OUT. An int8-fast artifact has two
-    graphs, and both are compiled.
+    graphs, and both are compiled. Where gptx's native operators run onnx/step.onnx, they pack the
+    weights themselves, and the compiled graph is not used.
 
     The compiled graph is run, and its predictions are compared with the artifact's certificate. If
     they are outside the certificate's limits, nothing is written (unless --accept is given).
@@ -42,4 +43,9 @@ def compile_(artifact: Path, out: Path, *, accept: bool, force: bool) -> None:
         f" {size / 1e6:,.1f} MB beside the portable graph"
     )
     write_prose(f"proved on this machine: {figures}")
+    if manifest.step:
+        write_prose(
+            "native operators do not use the compiled graph: it runs on machines without their"
+            " library, and with GPTX_KERNELS=none"
+        )
     write_next(use(out))

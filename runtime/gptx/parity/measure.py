@@ -6,6 +6,7 @@ so that the certificate states the same figures for the same tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class Measured:
     consistency: dict[str, float]  # see self_consistency
     context: dict[str, float]  # see compare_context; {} if no position could be compared
     greedy: int | None  # leading greedy tokens equal to the reference's; None: a classifier
+    # SHA-256 of the native logits of each window of the proof text; () on ONNX Runtime's operators
+    logits_sha256: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, float | int]:
         """All figures by name, as gptx.json stores them; figures that are None are left out."""
@@ -51,8 +54,12 @@ def measure(
     numbers add up to `tokens_to_compare(reference)`.
     """
 
+    hashes: list[str] = []
+
     def logits(window: list[int]) -> np.ndarray:
         values = forced_logits(model, window)
+        if model.kernels:
+            hashes.append(sha256_of(values))
         progress(len(window))
         return values
 
@@ -65,7 +72,12 @@ def measure(
         )
     consistency = self_consistency(model, reference.tokens[: reference.windows[0, 1]].tolist())
     greedy = None if classes else _same_greedy_tokens(model, reference)
-    return Measured(figures, consistency, context, greedy)
+    return Measured(figures, consistency, context, greedy, tuple(hashes))
+
+
+def sha256_of(logits: np.ndarray) -> str:
+    """SHA-256 of logits (length, n_logits), as float32 in little-endian order."""
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest()
 
 
 def tokens_to_compare(reference: Reference) -> int:

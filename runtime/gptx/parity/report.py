@@ -34,9 +34,11 @@ class Report:
     """All results of one verification, in the order in which they are printed."""
 
     graph: str = ""  # the graph file that ran, relative to the artifact
+    kernels: str = ""  # the native kernels that it ran with; "": ONNX Runtime's operators
     decode: str = ""  # the graph file that ran single rows, "" if the artifact has none
     checks: list[Check] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    logits_sha256: list[str] = field(default_factory=list)  # see Measured
     # figures of the certificate that need the original model, so that they cannot be proved here
     stated: dict[str, Any] = field(default_factory=dict)
     # sentences on what ran, what it was compared with, what is odd and what was not proved

@@ -15,12 +15,9 @@ from gptx.parity.weight_checks import is_graph
 _NOTHING_CARRIED = "not proved, as the artifact carries nothing to prove it with"
 
 
-def what_ran(report: Report, manifest: Manifest, provider: str, kernels: str | None) -> list[str]:
-    """The graphs that ran on this machine, and those of which only the bytes were checked.
-
-    kernels: of native operators; None if ONNX Runtime's operators ran.
-    """
-    native = f" with native kernels {kernels}" if kernels else ""
+def what_ran(report: Report, manifest: Manifest, provider: str) -> list[str]:
+    """The graphs that ran on this machine, and those of which only the bytes were checked."""
+    native = f" with native kernels {report.kernels}" if report.kernels else ""
     rows = f", single rows in {report.decode}" if report.decode else ""
     notes = [f"ran {report.graph} on {provider}{native}{rows}"]
     idle = [

@@ -23,12 +23,28 @@ from gptx.parity.report import Row
 _NOT_SHOWN = ("positions", "largest_logit")
 
 
+def certified_figures(manifest: Manifest, *, native: bool) -> dict[str, Any]:
+    """What gptx.json states for the figures of gptx verify.
+
+    native: of the step graph; else of model.onnx and the graphs compiled from it. If only one of
+    them was measured when the artifact was made, its figures stand for both.
+    """
+    upgraded = manifest.raw.get("upgraded") or {}
+    other = upgraded.get("figures") if native else manifest.certificate.get("portable")
+    return other if isinstance(other, dict) else manifest.certificate.get("verified") or {}
+
+
 def rows_of(
-    manifest: Manifest, certificate: dict[str, Any], reference: Reference, measured: Measured
+    manifest: Manifest,
+    certificate: dict[str, Any],
+    reference: Reference,
+    measured: Measured,
+    *,
+    native: bool,
 ) -> list[Row]:
-    """A Row for every figure in `measured`."""
-    verified = certificate.get("verified") or {}
-    certified = {name: value for name, value in verified.items() if is_json_number(value)}
+    """A Row for every figure in `measured`. native: it was measured on the step graph."""
+    stated = certified_figures(manifest, native=native)
+    certified = {name: value for name, value in stated.items() if is_json_number(value)}
     judgements = {
         one.name: one
         for one in judge(

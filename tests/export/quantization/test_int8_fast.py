@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 import gptx
 from builders.gptx_command import gptx as command
+from builders.native_graphs import onnx_runtime_operators
 from builders.tiny_artifact import refresh
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
@@ -36,6 +38,13 @@ from gptx_models.gpt.model import GPT
 
 ORT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 TEXT = [5, 6, 7, 8, 9, 10, 11, 40, 100, 3, 80, 220, 17, 31]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def where_the_second_graph_runs() -> Iterator[None]:
+    """Native operators run the step graph for single rows too."""
+    with onnx_runtime_operators():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,7 @@ def test_everything_of_int8_is_there_and_the_weights_once(
         "model.onnx",
         "model.onnx_data",
         "decode.onnx",
+        "step.onnx",
     }
     graph = onnx.load(fast / "onnx" / "decode.onnx", load_external_data=False).graph
     kinds = {node.op_type for node in graph.node}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from builders.gptx_command import gptx as command
 from gpt_export.certificate.eval_text import load_eval_text
 from gpt_export.export import export_checkpoint
 from gpt_export.graph.build import build_graph, save_graph
-from gpt_export.graph.layers import graph_layers
+from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
+from gpt_export.graph.write_step_graph import write_step_graph
 from gpt_export.mixed_precision.mix import values_of
 from gpt_export.quantization import quantize
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
@@ -37,6 +39,7 @@ from gpt_export.quantization.recipes import SCHEMES, most_worth, pack, quantize_
 from gptx.artifact.manifest import read_manifest
 from gptx.errors import ArtifactError, ParityError, UsageError
 from gptx.generation.session import Session
+from gptx.ort.native import onnx_runtime_only
 from gptx.parity.reference import Reference
 from gptx.system.cpu import cpu_features
 from gptx.verify import forced_logits, verify
@@ -165,6 +168,22 @@ def refresh_sizes(folder: Path) -> None:
     (folder / "gptx.json").write_text(json.dumps(manifest))
 
 
+def write_graphs(gpt: GPT, weights: dict[str, Quantized], artifact: Path) -> None:
+    """Replace the graphs of an artifact by those of `gpt` with these weights."""
+    graph = build_graph(graph_layers(gpt, "shared", weights), "shared")
+    save_graph(graph, artifact / "onnx")
+    write_step_graph(gpt, artifact)
+    refresh_sizes(artifact)
+
+
+def logits_of_each_graph(artifact: Path, tokens: list[int]) -> Iterator[np.ndarray]:
+    """Logits of model.onnx and, where there are native operators, of step.onnx."""
+    with onnx_runtime_only(), gptx.load(artifact) as model:
+        yield forced_logits(model, tokens)
+    with gptx.load(artifact) as model:
+        yield forced_logits(model, tokens)
+
+
 def test_weights_are_read_back_as_they_were(fp32: Path, checkpoint: Path) -> None:
     config = GPTConfig.from_dict(json.loads((fp32 / "gptx.json").read_text())["gpt_config"])
     expected = load_model(checkpoint).state_dict()
@@ -222,13 +241,9 @@ def test_exact_activations_in_the_graph(scheme: str, activation: str, tmp_path: 
     with torch.no_grad():
         expected = gpt(torch.arange(12)[None])[0].numpy()
     weights = {"head": head, **{name: pack(values, exact=True) for name, values in rounded.items()}}
-    save_graph(build_graph(graph_layers(gpt, "shared", weights), "shared"), exported / "onnx")
-    refresh_sizes(exported)
-    with gptx.load(exported) as model:
-        assert (
-            np.abs(forced_logits(model, list(range(12))) - expected).max()
-            < 1e-3 * np.abs(expected).max()
-        )
+    write_graphs(gpt, weights, exported)
+    for found in logits_of_each_graph(exported, list(range(12))):
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.wide)])
@@ -252,10 +267,9 @@ def test_rows_of_rare_tokens_in_4_bits(tied: bool, tmp_path: Path) -> None:
     ids = [0, 63, 64, 159, 5, 100]
     with torch.no_grad():
         expected = gpt(torch.tensor([ids]))[0].numpy()
-    save_graph(build_graph(graph_layers(gpt, "shared", made), "shared"), exported / "onnx")
-    refresh_sizes(exported)
-    with gptx.load(exported) as model:  # the head's input is rounded to 8 bits, too
-        assert np.abs(forced_logits(model, ids) - expected).max() < 0.02 * np.abs(expected).max()
+    write_graphs(gpt, made, exported)
+    for found in logits_of_each_graph(exported, ids):  # the head's input has 8 bits, too
+        assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_which_tokens_are_common() -> None:

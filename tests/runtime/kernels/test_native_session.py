@@ -15,8 +15,11 @@ from builders.exported import CONFIG, write_checkpoint
 from builders.native_graphs import native_kernels, needs_library
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
+from gptx.artifact.manifest import read_manifest
 from gptx.errors import UsageError
 from gptx.ort import native
+from gptx.parity.reference import Reference
+from gptx.parity.same_bits import check_bits, stated_hashes
 from gptx.verify import forced_logits, verify
 
 pytestmark = [needs_library, pytest.mark.usefixtures(native_kernels.__name__)]
@@ -64,6 +67,26 @@ def test_native_is_as_near_to_the_reference_as_onnx_runtime(
     found, other = ({row.name: row.here for row in report.rows} for report in (here, there))
     assert found["cached"] == found["pieces"] == found["batch"] == 0
     assert found["kl_mean"] < 1.2 * other["kl_mean"]
+
+
+@pytest.mark.parametrize("kernels", ["plain", ""])
+def test_verify_says_that_the_logits_are_identical_to_the_bit(
+    kernels: str, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels:
+        monkeypatch.setenv(native.VARIABLE, kernels)
+    report = verify(artifact)
+    (check,) = (check for check in report.checks if check.name == "native bits")
+    assert check.ok and "identical to the bit" in check.what
+
+
+def test_other_bits_are_judged_by_the_limits(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    reference = Reference.load(artifact, manifest.model)
+    stated = stated_hashes(manifest)
+    checks, notes = check_bits(stated, [*stated[:-1], "0"], reference)
+    assert not checks and "differ in bits" in notes[0]
+    assert f"behind {reference.windows[-1, 0]:,} of" in notes[0]
 
 
 def test_weights_are_stored_once(artifact: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import pytest
 
 import gptx
 from builders.gptx_command import gptx as command
+from builders.native_graphs import needs_library, onnx_runtime_operators
 from builders.tiny_artifact import refresh
 from gptx.artifact.hashes import check_hashes
-from gptx.artifact.layout import REFERENCE
+from gptx.artifact.layout import REFERENCE, STEP
 from gptx.artifact.manifest import read_manifest
 from gptx.compile import compile_artifact
 from gptx.errors import ArtifactError, OutputError, ParityError, ProviderError, UsageError
-from gptx.ort import compiled
+from gptx.ort import compiled, native
 from gptx.ort.sessions import OLDEST_THAT_COMPILES
 from gptx.system.cpu import cpu_features
 from gptx.verify import forced_logits, verify
@@ -33,6 +34,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 WINDOW = [5, 9, 2, 7, 7, 1, 30, 40, 3, 8]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def where_compiled_graphs_run() -> Iterator[None]:
+    """Native operators run the step graph in place of a compiled graph."""
+    with onnx_runtime_operators():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +109,7 @@ def test_the_manifest_names_the_machine_and_every_file(made: dict[str, Path], fp
         # the portable files are unchanged, but for the reference: its seal holds the compiled ones
         assert manifest.files[name] == facts or name == REFERENCE
     # other loaders look for *.onnx
-    assert list(made["fp32"].rglob("*.onnx")) == [made["fp32"] / "onnx/model.onnx"]
+    assert {file.parent for file in made["fp32"].rglob("*.onnx")} == {made["fp32"] / "onnx"}
 
 
 def test_weights_are_stored_as_the_kernels_pack_them(made: dict[str, Path]) -> None:
@@ -258,3 +266,17 @@ def test_threads_that_load_and_close_do_not_disturb_each_other(
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(load, [fp32, made["fp32"]] * 6)) == [expected] * 12
+
+
+@needs_library
+def test_native_operators_do_not_use_it(
+    made: dict[str, Path], fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled graph is proved all the same, and the command says where it runs."""
+    monkeypatch.delenv(native.VARIABLE)
+    outcome = command("compile", fp32, tmp_path / "out")
+    assert outcome.status == 0, outcome.err
+    assert "native operators do not use the compiled graph" in outcome.text
+    assert opened(tmp_path / "out") == opened(made["int8"]) == STEP
+    monkeypatch.setenv(native.VARIABLE, "none")
+    assert opened(tmp_path / "out") == compiled.GRAPH
