@@ -41,7 +41,8 @@ def compile_artifact(
 
     Raises ArtifactError for a damaged artifact or a graph that cannot be compiled, ParityError if
     the compiled graph is outside the limits, OutputError if `out` cannot be written, UsageError if
-    `out` exists or lies in `source`, or `source` has a step graph only, ProviderError if ONNX Runtime does not load.
+    `out` exists or lies in `source`, or `source` has a step graph only, ProviderError if ONNX
+    Runtime does not load.
     """
     manifest = read_manifest(source)
     if manifest.native_only:

@@ -35,7 +35,7 @@ def prove(
     """Compare the artifact in `staging` with its reference; write the certificate to gptx.json.
 
     The artifact is loaded in the runtime, as a user loads it. If its step graph runs here, the
-    certificate is that of the step graph, and model.onnx is measured as well.
+    certificate is that of the step graph, and model.onnx is measured as well if there is one.
 
     facts: the values of gptx.json without format, files and certificate. earlier: the certificate
     chain of the artifact that served as the reference. Returns the certificate.
@@ -50,7 +50,7 @@ def prove(
     with model:
         reference = Reference.load(staging, model.manifest.model)
         certificate = certify(recording, model, limits, reference)
-    if model.kernels:
+    if model.kernels and not model.manifest.native_only:
         _add_portable(certificate, staging, reference, limits)
     _check_limits(certificate, accept=accept, what=what)
     certificate["chain"] = _chain(certificate, earlier)

@@ -106,7 +106,15 @@ def save_beside(model: ir.Model, file: Path) -> None:
     Weights that model.onnx has under the same name, with the same bytes, are read from its data
     file. All others, and small ones, stay inside the new graph file.
     """
-    main = file.with_name("model.onnx")
+    share_weights(model, file.with_name("model.onnx"))
+    ir.save(model, file)
+
+
+def share_weights(model: ir.Model, main: Path) -> None:
+    """Let a graph read the weights that `main` has under the same name, with the same bytes.
+
+    They are read from the data file of `main`. All others stay as they are.
+    """
     places, stored = ir.load(main).graph.initializers, read_graph(main).graph.initializers
     for name, value in model.graph.initializers.items():
         place = places[name].const_value if name in places else None
@@ -127,7 +135,6 @@ def save_beside(model: ir.Model, file: Path) -> None:
                 name=name,
                 base_dir=place.base_dir,
             )
-    ir.save(model, file)
 
 
 def trace(step: Step, config: GPTConfig, form: GraphForm, dtype: torch.dtype) -> ir.Model:

@@ -15,16 +15,31 @@ from gpt_export.quantization.native_blocks import NativeBlocks, NativeFloats, Na
 from gptx_models.gpt.model import GPT
 
 Native = NativeBlocks | NativeFloats | NativeRows
+# Of a weight in blocks, beside its levels: fields of NativeBlocks, parameters of the layers here.
+TENSORS = ("scales", "scale_steps", "offsets", "offset_steps", "table")
 
 
-class NativeProduct(nn.Module):
+class _Stored(nn.Module):
+    """The tensors of a weight; see NativeBlocks."""
+
+    weight: nn.Parameter
+    scales: nn.Parameter | None
+    scale_steps: nn.Parameter | None
+    offsets: nn.Parameter | None
+    offset_steps: nn.Parameter | None
+    table: nn.Parameter | None
+    block: int  # 0: floats
+
+
+class NativeProduct(_Stored):
     """x W^T + b with W in one form: blocks, or floats of 16 or 32 bits."""
 
     def __init__(self, weight: NativeBlocks | NativeFloats, bias: Tensor | None):
         super().__init__()
         self.n_out, self.n_in = weight.shape
         self.bits, self.block, self.activation_bits = 0, 0, 32
-        self.scales = self.scale_steps = self.offsets = self.offset_steps = self.table = None
+        for name in TENSORS:
+            setattr(self, name, None)
         if isinstance(weight, NativeFloats):
             self.weight = _fixed(weight.values)
             self.bits = 8 * weight.values.itemsize
@@ -32,8 +47,9 @@ class NativeProduct(nn.Module):
             self.weight = _fixed(weight.packed)
             self.bits, self.block = weight.bits, weight.block
             self.activation_bits = weight.activation_bits
-            for name in ("scales", "scale_steps", "offsets", "offset_steps", "table"):
-                setattr(self, name, _fixed(getattr(weight, name)))
+            for name in TENSORS:
+                array = getattr(weight, name)
+                setattr(self, name, None if array is None else _fixed(array))
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
@@ -47,12 +63,14 @@ class NativeParts(nn.Module):
         self.parts = nn.ModuleList(map(NativeProduct, weight.parts, biases))
 
 
-class NativeEmbedding(nn.Module):
+class NativeEmbedding(_Stored):
     """Rows of a table in one form. product: holds the table; the head itself if it is tied."""
 
     def __init__(self, product: NativeProduct):
         super().__init__()
-        self.product = product
+        self.block, self.weight = product.block, product.weight
+        for name in TENSORS:
+            setattr(self, name, getattr(product, name))
 
 
 def native_layers(gpt: GPT, weights: Mapping[str, Native]) -> GPT:
@@ -80,7 +98,5 @@ def _product(weight: Native, bias: Tensor | None) -> nn.Module:
     return NativeProduct(weight, bias)
 
 
-def _fixed(array: np.ndarray | None) -> nn.Parameter | None:
-    if array is None:
-        return None
+def _fixed(array: np.ndarray) -> nn.Parameter:
     return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)), requires_grad=False)

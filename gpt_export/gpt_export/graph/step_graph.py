@@ -172,11 +172,10 @@ class _Graph:
         """Rows of `table`, plus `residual`."""
         inputs: list[ir.Value | None]
         if isinstance(table, NativeEmbedding):
-            stored = table.product
-            tensors = [stored.weight, stored.scales, stored.scale_steps, None, None, None]
-            more = [stored.offsets, stored.offset_steps, stored.table]
+            tensors = [table.weight, table.scales, table.scale_steps, None, None, None]
+            more = [table.offsets, table.offset_steps, table.table]
             inputs = [*map(self.weight, tensors), residual, None, *map(self.weight, more)]
-            return self.node("Embed", [ids, *inputs], block=stored.block)
+            return self.node("Embed", [ids, *inputs], block=table.block)
         mask = None
         if isinstance(table, Masked):
             table, mask = table.inner, table.mask

@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gpt_export.graph.build import save_beside
+from gpt_export.graph.build import save_beside, share_weights
 from gpt_export.graph.step_graph import NoStepGraph, build_step_graph
-from gptx.artifact.layout import STEP
+from gptx.artifact.layout import GRAPH, STEP
 from gptx.ort.native import KERNEL_ORDER
 from gptx.progress import note
 from gptx_models.gpt.model import GPT
@@ -40,14 +40,30 @@ def write_step_graph(gpt: GPT, out: Path) -> None:
 
 
 def write_native_graph(gpt: GPT, out: Path) -> None:
-    """Write the step graph of `gpt` with weights of its own, for an artifact without model.onnx.
+    """Write the step graph of `gpt` to `out`, whose weights model.onnx lacks, in whole or in part.
 
-    gpt: its layers are those of native_layers. Raises NoStepGraph.
+    gpt: its layers are those of native_layers. Weights that model.onnx has too are read from its
+    data file; all others are in a data file of the step graph. Raises NoStepGraph.
     """
+    file = out / STEP
+    file.parent.mkdir(exist_ok=True)
     model = build_step_graph(gpt)
-    (out / STEP).parent.mkdir(exist_ok=True)
-    data = f"{Path(STEP).name}_data"
-    ir.save(model, out / STEP, external_data=data, size_threshold_bytes=1024)
+    if (out / GRAPH).exists():
+        share_weights(model, out / GRAPH)
+    values = model.graph.initializers
+    own = {
+        name: weight
+        for name, value in values.items()
+        if (weight := value.const_value) is not None
+        and not isinstance(weight, ir.ExternalTensor)
+        and weight.nbytes > 1024
+    }
+    stored = ir.external_data.convert_tensors_to_external(
+        list(own.values()), file.parent, f"{file.name}_data"
+    )
+    for name, weight in zip(own, stored):
+        values[name].const_value = weight
+    ir.save(model, file)
 
 
 def note_no_step_graph(reason: str) -> None:

@@ -8,6 +8,7 @@ value that gguf.quants.dequantize gives, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -104,8 +105,8 @@ FORMS: dict[str, tuple[int, Callable[[np.ndarray], NativeBlocks]]] = {
 }
 
 
-def _made(levels: np.ndarray, bits: int, **parts: np.ndarray) -> NativeBlocks:
-    """levels: uint8 (rows, ..., block)."""
+def _made(levels: np.ndarray, bits: int, **parts: Any) -> NativeBlocks:
+    """levels: uint8 (rows, ..., block). parts: the other arrays of NativeBlocks, by name."""
     block = levels.shape[-1]
     packed = pack_levels(levels.reshape(len(levels), -1, block), bits)
     return NativeBlocks(packed, bits, block, **parts)
@@ -119,8 +120,9 @@ def _scale_and_offset(blocks: np.ndarray) -> dict[str, np.ndarray]:
 def _k_scales(blocks: np.ndarray) -> dict[str, np.ndarray]:
     """Scales d * factor and offsets -dmin * factor: d, dmin, then 8 factors of each in 12 bytes.
 
-    The factors of sub-blocks 0 to 3 are the low 6 bits of bytes 0 to 3 (of d) and 4 to 7 (of dmin).
-    Those of 4 to 7 have their low 4 bits in bytes 8 to 11, and their high 2 bits in those of 0 to 3.
+    The factors of sub-blocks 0 to 3 are the low 6 bits of bytes 0 to 3 (of d) and 4 to 7 (of
+    dmin). Those of sub-blocks 4 to 7 have their low 4 bits in bytes 8 to 11, and their high 2 bits
+    above those of sub-blocks 0 to 3.
     """
     of_d, of_dmin, low = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     scales = np.concatenate((of_d & 63, low & 15 | of_d >> 2 & 48), axis=-1)
@@ -139,8 +141,7 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
 
 
 def _k_nibbles(packed: np.ndarray) -> np.ndarray:
-    """128 bytes -> (8, 32) levels: each 32 bytes hold a sub-block in their low halves, then one in
-    their high halves."""
+    """128 bytes -> (8, 32) levels. 32 bytes hold two sub-blocks, in their low and high halves."""
     pairs = packed.reshape(*packed.shape[:-1], 4, 1, 32)
     return (pairs >> _shifts(0, 4)[:, None] & 15).reshape(*packed.shape[:-1], 8, 32)
 

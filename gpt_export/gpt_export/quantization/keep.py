@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gpt_export.graph.layers import Quantized
 from gpt_export.graph.native_layers import Native
 from gpt_export.quantization.activation_cost import cost_by_kind
+from gpt_export.quantization.blocks import BlockWeights, StackedWeights
 from gpt_export.quantization.gguf_forms import from_gguf
 from gpt_export.quantization.native_blocks import (
     NativeBlocks,
@@ -91,19 +93,19 @@ def _part(
 
 def _stale(name: str, checkpoint: Path, artifact: Path) -> UsageError:
     return UsageError(
-        f"the blocks of {name} in {checkpoint / BLOCKS} are of other values than {artifact} has: the"
-        " checkpoint was changed after its import, or the artifact was exported from another one:"
-        " import the GGUF file again and export that, or use --to int4, which rounds the new values"
+        f"the blocks of {name} in {checkpoint / BLOCKS} have other values than the weights of"
+        f" {artifact}: the checkpoint was changed after its import, or the artifact was exported"
+        " from another one: import the GGUF file again and export that, or use --to int4, which"
+        " rounds the new weights"
     )
 
 
 def _has_values(made: NativeBlocks, values: np.ndarray) -> bool:
     """True if all weights are equal in float32."""
+    places = [(first, first + ROWS) for first in range(0, len(values), ROWS)]
     return all(
-        np.array_equal(
-            dequantize_native(made.rows(start, start + ROWS)), values[start : start + ROWS]
-        )
-        for start in range(0, len(values), ROWS)
+        np.array_equal(dequantize_native(made.rows(first, last)), values[first:last])
+        for first, last in places
     )
 
 
@@ -117,7 +119,7 @@ def _floats(values: np.ndarray) -> NativeFloats:
 def _joined(parts: Sequence[NativeBlocks | NativeFloats]) -> Native:
     """One matrix of parts, in which neighbours of one form are one part.
 
-    All parts but neighbours stay apart: gate and up are two parts or one.
+    So gate and up are two parts or one.
     """
 
     def add(joined: tuple[Any, ...], part: NativeBlocks | NativeFloats) -> tuple[Any, ...]:
@@ -174,6 +176,36 @@ def _rounded(weight: Native) -> Native:
             return NativeRows(tuple(made))
         case _:
             return weight
+
+
+def portable_weights(weights: Mapping[str, Native]) -> dict[str, Quantized] | None:
+    """The same weights for model.onnx, whose operators have Q4_0 and Q8_0; None if others occur."""
+    made: dict[int, Quantized | None] = {}
+    for weight in weights.values():
+        if id(weight) not in made:
+            made[id(weight)] = _portable(weight)
+    found = {name: made[id(weight)] for name, weight in weights.items()}
+    whole = {name: weight for name, weight in found.items() if weight is not None}
+    return whole if len(whole) == len(found) else None
+
+
+def _portable(weight: Native) -> Quantized | None:
+    """One matrix for MatMulNBits, which has float32 scales and no offsets."""
+    if isinstance(weight, NativeRows):
+        parts = [_portable(part) for part in weight.parts]
+        blocks = tuple(part for part in parts if isinstance(part, BlockWeights))
+        return StackedWeights(blocks) if len(blocks) == len(parts) else None
+    if isinstance(weight, NativeFloats) or weight.bits not in (4, 8) or weight.block < 32:
+        return None
+    if weight.offsets is not None or weight.table is not None or weight.scale_steps is not None:
+        return None
+    activations = weight.activation_bits
+    if activations == 16 and weight.bits == 4:
+        activations = 32
+    scales = weight.scales.astype(np.float32)
+    return BlockWeights(
+        weight.packed, scales, None, weight.bits, weight.block, weight.shape, activations
+    )
 
 
 def describe_kept(weights: Mapping[str, Native], costs: Mapping[str, float]) -> dict[str, Any]:

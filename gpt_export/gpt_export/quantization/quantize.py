@@ -36,6 +36,7 @@ from gpt_export.quantization.keep import (
     choose_activations,
     describe_kept,
     keep_weights,
+    portable_weights,
     precision_of_kept,
 )
 from gpt_export.quantization.recipes import (
@@ -49,7 +50,7 @@ from gpt_export.side_files import CARD, copy_side_files, write_card, write_genai
 from gpt_export.via_optimum.quantize import RECIPES, quantize_graph
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, kind_of, new_folder
 from gptx.artifact.hashes import check_hashes
-from gptx.artifact.layout import CUDA, DECODE, GRAPH
+from gptx.artifact.layout import CUDA, DECODE, GRAPH, STEP
 from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.artifact.native_form import NO_OPTIMUM
 from gptx.errors import ArtifactError, UsageError
@@ -63,7 +64,7 @@ from gptx_models.checkpoints.gguf_blocks import BLOCKS, check_blocks
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT
 
-WHY_NO_GRAPH = "only native operators compute with these blocks"
+WHY_NO_GRAPH = "ONNX Runtime's operators do not have these blocks"
 CALIBRATION_TOKENS = 8192  # of the calibration text; more improve little
 
 
@@ -98,8 +99,10 @@ def quantize_artifact(
     """Quantize the fp32 artifact `source` to the folder `out`; returns the certificate.
 
     to: a recipe, that is a name in SCHEMES, int8, fp16 or keep. checkpoint: compare with PyTorch on
-    this checkpoint folder instead of with `source`; of keep, where the blocks are. calibration: the UTF-8 text that weights are rounded
-    on, by default our own. The other options are those of export_checkpoint, as is the step graph.
+    this checkpoint folder instead of with `source`; of keep, the folder with the blocks, and
+    `source` is compared with. calibration: the UTF-8 text that weights are rounded on (of keep:
+    that activations are measured on), by default our own. The other options are those of
+    export_checkpoint, as is the step graph.
 
     Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
@@ -361,16 +364,37 @@ def _kept(manifest: Manifest, checkpoint: Path) -> dict[str, Native]:
 
 
 def _write_kept(workspace: Workspace, kept: dict[str, Native]) -> tuple[str, dict[str, Any]]:
-    """Write the step graph of a GGUF file's blocks; returns precision and `quantization`."""
-    manifest, calibration = workspace.manifest, workspace.calibration
+    """Write the graphs of a GGUF file's blocks; returns precision and `quantization`.
+
+    model.onnx is written if its operators have all of the blocks.
+    """
+    manifest, calibration, staging = workspace.manifest, workspace.calibration, workspace.staging
     config = gpt_config(manifest)
     assert config is not None
     gpt = load_gpt(manifest.path, config)
     weights, costs = choose_activations(gpt, kept, calibration.windows[0])
-    write_native_graph(native_layers(gpt, weights), workspace.staging)
-    note(f"{GRAPH} is not written, since {WHY_NO_GRAPH}")
+    with stage("Writing the graphs"):
+        if (portable := portable_weights(weights)) is not None:
+            form: CacheForm = manifest.cache  # type: ignore[assignment]
+            save_graph(build_graph(graph_layers(gpt, form, portable), form), staging / "onnx")
+            gpt = load_gpt(manifest.path, config)
+        write_native_graph(native_layers(gpt, weights), staging)
+    note(_sizes(staging))
     facts = {**describe_kept(weights, costs), "calibration": calibration.description}
     return precision_of_kept(weights), facts
+
+
+def _sizes(staging: Path) -> str:
+    """What the graphs of `keep` take, and whom model.onnx is for."""
+    sizes = {file.name: file.stat().st_size / 1e6 for file in (staging / GRAPH).parent.iterdir()}
+    step = sum(size for name, size in sizes.items() if name.startswith("step"))
+    main = sum(sizes.values()) - step
+    if not main:
+        return f"{STEP} with its weights: {step:,.1f} MB; {GRAPH} is not written: {WHY_NO_GRAPH}"
+    return (
+        f"{GRAPH} with its weights, for other loaders: {main:,.1f} MB;"
+        f" {STEP} takes {step:,.1f} MB more"
+    )
 
 
 def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:

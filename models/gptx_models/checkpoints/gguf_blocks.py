@@ -93,7 +93,7 @@ def _read_rows(file: safe_open, name: str, kind: str, rows: int) -> GgufRows:
     data = file.get_tensor(name)
     if data.dtype != np.uint8 or data.ndim != 2 or len(data) != rows:
         raise ValueError(
-            f"{name} is {data.dtype} {list(data.shape)}, expected bytes of {rows} rows"
+            f"{name} is {data.dtype} {list(data.shape)}, expected {rows} rows of bytes"
         )
     return GgufRows(kind, rows, data)
 

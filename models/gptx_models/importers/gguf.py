@@ -128,9 +128,9 @@ def _rows(part: StoredTensor, config: GPTConfig, architecture: str) -> np.ndarra
     if part.type.name not in KEPT_TYPES:
         return None
     heads = _rotary_heads(part.name, config, architecture)
-    return (
-        part.data if heads is None else to_halves(torch.from_numpy(part.data.copy()), heads).numpy()
-    )
+    if heads is None:
+        return part.data
+    return to_halves(torch.from_numpy(part.data.copy()), heads).numpy()
 
 
 def _rotary_heads(name: str, config: GPTConfig, architecture: str) -> int | None:

@@ -85,7 +85,7 @@ class Manifest:
 
     @property
     def native_only(self) -> bool:
-        """True if the artifact has no main graph: only native operators compute with its weights."""
+        """True if the artifact has a step graph and no main graph: only native operators run it."""
         return GRAPH not in self.files and self.step is not None
 
     @property

@@ -5,23 +5,10 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from builders.block_files import random_blocks
 from gpt_export.quantization.gguf_forms import FORMS, from_gguf
 from gpt_export.quantization.native_blocks import dequantize_native, pack_levels, unpack_levels
 from gptx_models.checkpoints.gguf_blocks import KEPT_TYPES
-
-# Places of the float16 numbers in a block, in bytes.
-FLOATS = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
-
-
-def random_blocks(kind: str, rows: int = 5, blocks: int = 3, seed: int = 0) -> np.ndarray:
-    """Random bytes, except that the float16 numbers of a block are finite, of both signs."""
-    rng = np.random.default_rng(seed)
-    size = FORMS[kind][0]
-    data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
-    for place in FLOATS.get(kind, (0,)):
-        numbers = rng.normal(0, 0.1, (rows, blocks, 1)).astype(np.float16)
-        data[..., place : place + 2] = numbers.view(np.uint8)
-    return data.reshape(rows, -1)
 
 
 def test_forms_cover_the_types_that_import_keeps() -> None:
