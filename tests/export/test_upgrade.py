@@ -55,7 +55,7 @@ def made_in_the_growing_form(folder: Path) -> None:
 
 
 @pytest.fixture(
-    params=["fp32", "growing fp32", "int8", "int8-channels", "int4", "int4-fast", "mix"]
+    params=["fp32", "growing fp32", "int8", "int8-channels", "int4", "int4-fast", "fp16", "mix"]
 )
 def artifact(
     request: pytest.FixtureRequest, pipeline: Path, fp32: Path, quantized: dict[str, Path]
@@ -140,10 +140,6 @@ def test_other_artifacts_are_refused(edit: Callable[[Path], None], says: str, ol
 
 def test_an_artifact_with_a_step_graph_is_refused(fp32: Path) -> None:
     refused(fp32, "has a step graph already")
-
-
-def test_fp16_is_refused(quantized: dict[str, Path]) -> None:
-    refused(quantized["fp16"], "native operators have no fp16")
 
 
 def test_a_machine_that_cannot_prove_it_is_refused(

@@ -241,7 +241,7 @@ class _Graph:
         if isinstance(layer, OffsetProduct):
             raise NoStepGraph(NO_OFFSETS)
         steps = zeros = scales = offsets = offset_steps = table = None
-        bias = layer.bias
+        bias: Any = layer.bias
         if isinstance(layer, BlockProduct):
             n_in, terms = layer.n_in, TERMS[layer.activation_bits]
             scales, steps, zeros = layer.scales, layer.scale_steps, layer.zeros
@@ -267,14 +267,7 @@ class _Graph:
         gain = [self.number(norm.weight), self.number(norm.bias)] if norm else [None, None]
         return self.node(
             "Linear",
-            [
-                x,
-                *weights,
-                residual,
-                *gain,
-                *map(self.weight, (offsets, offset_steps, table)),
-                factor,
-            ],
+            [x, *weights, residual, *gain, *more],
             layout=LAYOUTS[layout],
             bits=bits,
             block=block,

@@ -8,7 +8,7 @@ from gptx.artifact.manifest import Manifest
 
 # Why an artifact has no step graph; each is the end of a sentence.
 NO_OPTIMUM = "optimum exported the model"
-NO_OFFSETS = "native operators have no 4-bit weights with offsets (Q4_1)"
+NO_OFFSETS = "native operators take Q4_1 weights only from --to keep"
 NO_CONFIG = "its gptx.json has no gpt_config, for instance because optimum exported the model"
 
 
