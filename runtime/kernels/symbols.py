@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lief  # pyright: ignore[reportMissingImports]
+import lief
 
 EXPORTS = {"RegisterCustomOps", "gptx_choose"}
 OF_THE_LINKER = {"_mh_dylib_header", "__dso_handle"}  # Apple's linker exports them unasked
@@ -55,15 +55,15 @@ def read_symbols(library: Path) -> Symbols:
         return read_elf(binary)
     if isinstance(binary, lief.MachO.Binary):
         # each name of C has one underscore more
-        exports = {symbol.name.removeprefix("_") for symbol in binary.exported_symbols}
-        imports = {symbol.name.removeprefix("_") for symbol in binary.imported_symbols}
+        exports = {str(symbol.name).removeprefix("_") for symbol in binary.exported_symbols}
+        imports = {str(symbol.name).removeprefix("_") for symbol in binary.imported_symbols}
         libraries = {one.name for one in binary.libraries if one.command == LOAD_DYLIB}
         return Symbols(exports - OF_THE_LINKER, imports, libraries, ())
     if isinstance(binary, lief.PE.Binary):
         exported = binary.get_export()
-        exports = {entry.name for entry in exported.entries} if exported else set()
-        imports = {entry.name for library in binary.imports for entry in library.entries}
-        return Symbols(exports, imports, {library.name for library in binary.imports}, ())
+        exports = {str(entry.name) for entry in exported.entries} if exported else set()
+        imports = {str(entry.name) for library in binary.imports for entry in library.entries}
+        return Symbols(exports, imports, {str(library.name) for library in binary.imports}, ())
     raise ValueError(f"{library}: neither an ELF, a Mach-O nor a PE file")
 
 
