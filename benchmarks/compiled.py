@@ -3,6 +3,8 @@
     python benchmarks/compiled.py smollm2-int8 smollm2-int8-compiled \\
         smollm2-onnx smollm2-onnx-compiled
 
+ARTIFACT:mapped is opened with gptx.load(..., map_weights=True).
+
 Each round starts new processes, and artifacts alternate (A B A B ...). The memory of loading is the
 process's PSS minus its PSS after `import gptx`, which does not import ONNX Runtime. PSS is read
 from /proc, so this runs on Linux only.
@@ -23,6 +25,7 @@ from gptx.bench.machine import lines, machine
 from gptx.bench.measure import peak_rss, proc_bytes, pss, reset_peak, rss
 from table import table
 
+MAPPED = ":mapped"
 COLUMNS = {  # figure: column heading, format, divisor
     "load_s": ("load s", ".2f", 1),
     "first_s": ("1st token s", ".2f", 1),
@@ -49,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT")
+    parser.add_argument("artifacts", nargs="+", metavar="ARTIFACT[:mapped]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -66,13 +69,15 @@ def main() -> None:
         return
     facts = machine("onnxruntime")
     print(*lines(facts), sep="\n")
-    raw: dict[Path, list[dict[str, float]]] = {path: [] for path in args.artifacts}
+    raw: dict[str, list[dict[str, float]]] = {name: [] for name in args.artifacts}
     for _ in range(args.rounds):
-        for path in args.artifacts:
-            raw[path].append(measured(path, args))
+        for name in args.artifacts:
+            raw[name].append(measured(name, args))
     found = {
-        path.name: {name: statistics.median(result[name] for result in results) for name in COLUMNS}
-        for path, results in raw.items()
+        Path(artifact).name: {
+            name: statistics.median(result[name] for result in results) for name in COLUMNS
+        }
+        for artifact, results in raw.items()
     }
     rows = [
         [
@@ -88,10 +93,11 @@ def main() -> None:
     )
 
 
-def measured(path: Path, args: argparse.Namespace) -> dict[str, float]:
+def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     """One round: measure a process alone, then a second process beside the first."""
-    size = sum(file.stat().st_size for file in (path / "onnx").glob("model.onnx*"))
-    command = [sys.executable, __file__, str(path), "--child"]
+    folder = Path(name.removesuffix(MAPPED))
+    size = sum(file.stat().st_size for file in (folder / "onnx").glob("model.onnx*"))
+    command = [sys.executable, __file__, name, "--child"]
     command += [f"--threads={args.threads}", f"--new-tokens={args.new_tokens}"]
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -128,14 +134,15 @@ def ask(process: subprocess.Popen[str]) -> dict[str, Any]:
     return answer(process)
 
 
-def child(path: Path, threads: int, new_tokens: int) -> None:
+def child(name: str, threads: int, new_tokens: int) -> None:
     """In the child process: load, run, print the figures; then print resident memory when asked."""
     import gptx
 
     imported, before = pss() or 0, rss() or 0
     reset_peak()
     began = time.perf_counter()
-    model = gptx.load(path, threads=threads)
+    folder, mapped = name.removesuffix(MAPPED), name.endswith(MAPPED)
+    model = gptx.load(folder, threads=threads, map_weights=mapped)
     figures: dict[str, float] = {"load_s": time.perf_counter() - began}
     figures |= {"loaded": (pss() or 0) - imported, "peak": (peak_rss() or 0) - before}
     again = time.perf_counter()

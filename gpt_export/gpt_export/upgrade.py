@@ -94,7 +94,7 @@ def expect_upgradable(manifest: Manifest) -> GPTConfig:
     config = gpt_config(manifest)
     assert config is not None
     if not native.available():
-        missing = "GPTX_KERNELS is none" if native.library() else "their library is not built"
+        missing = native.why_no_library() or "GPTX_KERNELS is none"
         raise UsageError(
             f"{path} cannot be upgraded here, since a step graph is proved with native kernels:"
             f" {missing}"

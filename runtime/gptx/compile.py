@@ -1,9 +1,9 @@
-"""Add a compiled graph, which opens faster on machines like this one, to a copy of an artifact.
+"""Compile a copy of an artifact, so that it opens faster.
 
-ONNX Runtime optimizes the graph, and packs the weights as this processor's kernels read them, into
-a file that several processes share. The portable graph stays as it is, for other machines and
-loaders. ort/compiled.py decides which of the two is opened. The step graph is not compiled: native
-operators pack its weights themselves.
+Where native operators run the artifact, they write the weights of its step graph, packed as they
+read them, to a file. It serves every processor. Elsewhere, ONNX Runtime optimizes the graph and
+packs its weights, for machines like this one. The artifact's own files stay as they are, for other
+machines and loaders. ort/compiled.py decides what is used.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from gptx.artifact.folders import MANIFEST, check_apart, check_output, new_folder
 from gptx.artifact.hashes import check_hashes, sha256
+from gptx.artifact.layout import STEP
 from gptx.artifact.manifest import FileFacts, Manifest, read_manifest
-from gptx.errors import ArtifactError, ParityError, ProviderError, UsageError
+from gptx.errors import ArtifactError, ParityError, ProviderError
 from gptx.ort import compiled
 from gptx.ort.library import first_line
-from gptx.ort.native import onnx_runtime_only
+from gptx.ort.open_sessions import pack_step_graph, usable_step
 from gptx.ort.sessions import save_optimized
 from gptx.parity.reference import Reference
 from gptx.parity.report import failures
@@ -34,51 +35,55 @@ CARD = "README.md"  # beside gptx.json the only file of an artifact that gptx.js
 def compile_artifact(
     source: Path, out: Path, *, accept: bool = False, force: bool = False
 ) -> Report:
-    """Copy the artifact `source` to `out`, compile its graphs, and verify the result.
+    """Copy the artifact `source` to `out`, compile it, and verify the result.
 
-    A compiled graph that `source` has already is not copied. accept: write `out` even if it is
-    outside the certificate's limits; gptx.json then says so. force: replace `out` if it exists.
+    What `source` has compiled already is not copied. accept: write `out` even if it is outside the
+    certificate's limits; gptx.json then says so. force: replace `out` if it exists.
 
     Raises ArtifactError for a damaged artifact or a graph that cannot be compiled, ParityError if
-    the compiled graph is outside the limits, OutputError if `out` cannot be written, UsageError if
-    `out` exists or lies in `source`, or `source` has a step graph only, ProviderError if ONNX
-    Runtime does not load.
+    the result is outside the limits, OutputError if `out` cannot be written, UsageError if `out`
+    exists or lies in `source`, or GPTX_KERNELS names no kernels of this processor, ProviderError if
+    ONNX Runtime does not load, or if `source` needs native operators that are not here.
     """
     manifest = read_manifest(source)
-    if manifest.native_only:
-        raise UsageError(
-            f"{source} has no graph to compile: native operators pack its weights themselves"
-        )
+    step = usable_step(manifest)
     checked_certificate(manifest)
     check_apart(source, out)
     portable = {name: facts for name, facts in manifest.files.items() if name not in compiled.FILES}
-    needed = _bytes_needed(manifest, portable)
+    needed = _bytes_needed(manifest, portable, step=step is not None)
     check_output(out, force=force, needed=needed)
     check_hashes(manifest)
     reference = Reference.load(source, manifest.model)
     with new_folder(out, force=force, needed=needed) as staging:
         _copy(source, staging, portable)
         with stage("Compiling"):
-            _compile(manifest, staging)
+            facts = _pack(manifest, step, staging) if step else _compile(manifest, staging)
         raw = {
             **manifest.raw,
-            "compiled": compiled.facts(),
+            "compiled": facts,
             "files": _files(manifest, staging, portable),
         }
         _write_manifest(staging, raw, reference)
-        # The step graph of native operators would run in place of the compiled graphs.
-        with stage("Proving"), onnx_runtime_only():
+        with stage("Proving"):
             report = verify(staging)
-        expected = (compiled.GRAPH, compiled.DECODE if manifest.decode else "")
-        _check(report, expected, accept=accept, what=f"the compiled graph of {source}")
+        if step:
+            expected, what = (STEP, ""), f"the step graph of {source} with packed weights"
+        else:
+            expected = (compiled.GRAPH, compiled.DECODE if manifest.decode else "")
+            what = f"the compiled graph of {source}"
+        _check(report, expected, accept=accept, what=what)
         if not report.passed:
             raw["compiled"]["accepted"] = True
             _write_manifest(staging, raw, reference)
     return report
 
 
-def _bytes_needed(manifest: Manifest, portable: Mapping[str, FileFacts]) -> int:
+def _bytes_needed(manifest: Manifest, portable: Mapping[str, FileFacts], *, step: bool) -> int:
     """Bytes on the disk for the copied files and, at most, the compiled ones."""
+    if step:  # 4-bit weights with offsets grow most: an offset of 32 bits per 32 weights
+        copied = sum(facts.size for facts in portable.values())
+        onnx = sum(facts.size for name, facts in portable.items() if name.startswith("onnx/"))
+        return int(copied + 1.3 * onnx)
     # Each compiled graph holds its weights twice: as they are, and packed. Packed ones take up to
     # 1.2 times their size, because MatMulNBits adds sums of blocks. A CPU holds fp16 weights as
     # fp32, which doubles both.
@@ -96,11 +101,21 @@ def _copy(source: Path, staging: Path, portable: Iterable[str]) -> None:
         shutil.copyfile(source / name, staging / name)
 
 
-def _compile(manifest: Manifest, staging: Path) -> None:
+def _pack(manifest: Manifest, step: Path, staging: Path) -> dict[str, Any]:
+    """Write the packed weights of the step graph; returns the field `compiled` of gptx.json."""
+    file = staging / compiled.PACKED
+    file.parent.mkdir()
+    pack_step_graph(step, file)
+    return compiled.packed_facts(manifest)
+
+
+def _compile(manifest: Manifest, staging: Path) -> dict[str, Any]:
+    """Write the compiled graphs; returns the field `compiled` of gptx.json."""
     (staging / compiled.GRAPH).parent.mkdir()
     _compile_graph(manifest.graph, staging / compiled.GRAPH, compiled.WEIGHTS)
     if manifest.decode:
         _compile_graph(manifest.decode, staging / compiled.DECODE, compiled.DECODE_WEIGHTS)
+    return compiled.facts()
 
 
 def _compile_graph(graph: Path, out: Path, weights: str) -> None:

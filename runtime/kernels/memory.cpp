@@ -1,18 +1,44 @@
 #include "memory.h"
 
+#include <stdlib.h>
+
+static int lock;
+
+static void acquire() {
+  while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {}
+}
+static void release() { __atomic_store_n(&lock, 0, __ATOMIC_RELEASE); }
+
 #if defined(_WIN32)
 #include <windows.h>
 static void* map(int64_t bytes) { return VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
 static void unmap(void* start, int64_t) { VirtualFree(start, 0, MEM_RELEASE); }
+static void* map(const char*, int64_t) { return nullptr; }
+static void prepare_for_fork() {}
 #else
+#include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 static void* map(int64_t bytes) {
   void* start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return start == MAP_FAILED ? nullptr : start;
 }
 static void unmap(void* start, int64_t bytes) { munmap(start, bytes); }
+static void* map(const char* path, int64_t bytes) {
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) return nullptr;
+  void* start = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file, 0);
+  close(file);
+  return start == MAP_FAILED ? nullptr : start;
+}
+// A child of fork may have been forked while another thread held the lock.
+static void prepare_for_fork() {
+  static bool done;
+  if (!done) pthread_atfork(nullptr, nullptr, release);
+  done = true;
+}
 #endif
-#include <stdlib.h>
 
 // Weights of a model are packed one after the other, so several share a piece. The last one to be
 // released frees it. Sessions are opened one at a time, but may be freed at any time.
@@ -26,7 +52,6 @@ bool use_huge_pages = true;
 
 static const int64_t PAGE = 2 << 20, USUAL = 32 << 20;
 static Piece* current;
-static int lock;
 
 static void drop(Piece* piece) {
   if (--piece->owners) return;
@@ -35,6 +60,7 @@ static void drop(Piece* piece) {
 }
 
 static Piece* new_piece(int64_t bytes) {
+  prepare_for_fork();
   Piece* piece = (Piece*)calloc(1, sizeof(Piece));
   if (!piece) return nullptr;
   piece->bytes = most(USUAL, rounded_up(bytes, PAGE)) + PAGE;
@@ -52,7 +78,7 @@ static Piece* new_piece(int64_t bytes) {
 }
 
 void* take_memory(int64_t bytes, Piece** piece) {
-  while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {}
+  acquire();
   bytes = rounded_up(bytes, 64);
   if (!current || current->used + bytes > current->bytes - PAGE) {
     if (current) drop(current);
@@ -71,10 +97,28 @@ void* take_memory(int64_t bytes, Piece** piece) {
 
 void release_memory(Piece* piece) {
   if (!piece) return;
-  while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE)) {}
+  acquire();
   if (piece->owners == 2 && piece == current) current = nullptr, piece->owners = 1;
   drop(piece);
-  __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+  release();
+}
+
+Piece* map_file(const char* path, int64_t bytes) {
+  Piece* piece = (Piece*)calloc(1, sizeof(Piece));
+  if (!piece) return nullptr;
+  piece->bytes = bytes, piece->owners = 1;
+  piece->start = piece->aligned = (char*)map(path, bytes);
+  if (piece->start) return piece;
+  free(piece);
+  return nullptr;
+}
+
+char* share_memory(Piece* mapped, int64_t start, Piece** piece) {
+  acquire();
+  mapped->owners++;
+  release();
+  *piece = mapped;
+  return mapped->start + start;
 }
 
 #if defined(__linux__)

@@ -8,7 +8,7 @@
 #include "half.h"
 #include "kernels.h"
 #include "ort_api.h"
-#include "pack.h"
+#include "packed_file.h"
 #include "pool.h"
 
 #if defined(_WIN32)
@@ -16,6 +16,8 @@
 #else
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
+
+static const int INTERFACE = 2;  // of this library; see ort/native.py
 
 // What the next sessions use. Python sets both while it opens one session at a time.
 static const Kernels* chosen;
@@ -213,12 +215,16 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
   if (!read_matrix(w, scales, steps, zeros, offsets, offset_steps, table, &m) || m.n_out <= 0 || (m.gated && m.n_out % 2))
     return error(api, "gptx.Linear: weights, scales and attributes do not fit together");
   Linear* k = (Linear*)calloc(1, sizeof(Linear));
-  if (k) k->weight = pack(m, chosen_threads, &k->piece);
+  char name[64] = "";
+  size_t length = sizeof name;
+  if (Status s = node_name(api, info, name, &length)) release(api, s);  // a longer name: no name
+  if (k) k->weight = pack(m, name, chosen_threads, &k->piece);
   if (!k || !k->weight) {
     free(k);
-    return error(api, "gptx.Linear: no memory for the packed weights");
+    return error(api, reads_packed_file() ? "gptx.Linear: the file of packed weights lacks a weight"
+                                          : "gptx.Linear: no memory for the packed weights");
   }
-  was_packed(w.data, m.n_out * rounded_up(m.n_in, most(m.block, 1)) * m.bits / 8);
+  if (!reads_packed_file()) was_packed(w.data, m.n_out * rounded_up(m.n_in, most(m.block, 1)) * m.bits / 8);
   k->norm = norm_of(api, info);
   k->terms = m.bits >= 16 ? 0 : (int)number(api, info, "terms", 1);
   k->activation = (int)number(api, info, "activation", NONE);
@@ -589,6 +595,12 @@ EXPORT const char* gptx_choose(const char* name, int threads, int huge_pages) {
   forget_packed();
   return chosen->name;
 }
+
+// Python compares it with its own number: a library that was built from other sources is not used.
+EXPORT int gptx_interface() { return INTERFACE; }
+
+// See use_packed_file.
+EXPORT const char* gptx_packed(const char* path, int use) { return use_packed_file(path, (PackedUse)use); }
 
 EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->get_api(ORT_VERSION);

@@ -79,6 +79,9 @@ static inline Status attribute(const OrtApi* api, const OrtKernelInfo* info, con
 static inline Status attribute(const OrtApi* api, const OrtKernelInfo* info, const char* name, float* out) {
   return call<85, Status>(api, info, name, out);
 }
+static inline Status node_name(const OrtApi* api, const OrtKernelInfo* info, char* out, size_t* length) {
+  return call<244, Status>(api, info, out, length);
+}
 static inline Status get_input(const OrtApi* api, const OrtKernelContext* context, size_t i, const OrtValue** out) {
   return call<90, Status>(api, context, i, out);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "packed_file.h"
 #include "pool.h"
 
 struct Packing {
@@ -184,7 +185,7 @@ static int form_of(const Matrix& m) {
   }
 }
 
-Weight* pack(const Matrix& m, int threads, Piece** piece) {
+Weight* pack(const Matrix& m, const char* name, int threads, Piece** piece) {
   Weight* w = (Weight*)calloc(1, sizeof(Weight));
   if (!w) return nullptr;
   int64_t halves = m.gated ? 2 : 1;
@@ -199,14 +200,18 @@ Weight* pack(const Matrix& m, int threads, Piece** piece) {
   if (w->form == SIX) w->group_bytes += width * 4;
   Cursor memory = {};
   lay_out(m, w, &memory);
-  memory.start = (char*)take_memory(memory.used, piece);  // zeros
+  int64_t bytes = memory.used;
+  bool is_packed = reads_packed_file();
+  memory.start = is_packed ? read_packed(name, m, *w, bytes, threads, piece) : (char*)take_memory(bytes, piece);
   if (!memory.start) {
     free(w);
     return nullptr;
   }
   memory.used = 0;
   lay_out(m, w, &memory);
-  Packing task = {&m, w};
+  if (is_packed) return w;
+  Packing task = {&m, w};  // the memory holds zeros
   run_parallel(pack_groups, &task, w->n_groups, 4, threads);
+  write_packed(name, m, *w, memory.start, bytes);
   return w;
 }

@@ -29,5 +29,6 @@ struct Matrix {
   bool gated;            // the outputs are two halves, each padded to whole groups
 };
 
-// Null if there is no memory for it.
-Weight* pack(const Matrix&, int threads, Piece**);
+// The weight of the node `name`, packed on up to `threads` threads or taken from the file in use
+// (see packed_file.h). Null if there is no memory for it, or the file lacks it.
+Weight* pack(const Matrix&, const char* name, int threads, Piece**);

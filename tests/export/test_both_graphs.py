@@ -73,7 +73,7 @@ def test_a_wrong_graph_for_other_loaders_is_not_written(
 def test_a_machine_without_the_library_writes_the_same_graphs(
     proved_natively: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "_load", lambda: "the library is not built")
     export.export_checkpoint(checkpoint, tmp_path / "out")
     stated = certificate(tmp_path / "out")
     assert "kernels" not in stated["environment"] and "portable" not in stated

@@ -148,7 +148,7 @@ def test_a_machine_that_cannot_prove_it_is_refused(
     monkeypatch.setenv(native.VARIABLE, "none")
     refused(older, "GPTX_KERNELS is none")
     monkeypatch.delenv(native.VARIABLE)
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "_load", lambda: "the library is not built")
     refused(older, "library is not built")
 
 

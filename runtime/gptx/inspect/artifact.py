@@ -112,14 +112,17 @@ def _graph_rows(manifest: Manifest) -> Rows:
 
 
 def _compiled_rows(made: dict[str, Any] | None) -> Rows:
-    """The machine that a compiled graph was made for.
+    """The machine that an artifact was compiled for.
 
-    Only gptx.load can tell whether the graph runs on this machine.
+    Only gptx.load can tell whether what was compiled is used on this machine.
     """
     if not made:
         return []
-    features = " ".join(made.get("cpu_features") or [])
-    words = f"{made.get('cpu')}, ONNX Runtime {made.get('onnxruntime')}: {features}"
+    if "packed" in made:
+        words = f"gptx's native operators on any processor: {made['packed']}"
+    else:
+        features = " ".join(made.get("cpu_features") or [])
+        words = f"{made.get('cpu')}, ONNX Runtime {made.get('onnxruntime')}: {features}"
     accepted = ", accepted outside its limits" if made.get("accepted") else ""
     return [("compiled for", words + accepted)]
 

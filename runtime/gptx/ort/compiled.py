@@ -1,6 +1,7 @@
-"""The compiled graphs in an artifact: their files, and whether they were made for this machine.
+"""What gptx compile adds to an artifact: its files, and whether they can be used on this machine.
 
-gptx/compile.py makes them. ONNX Runtime is imported only for an artifact that has compiled graphs.
+Either graphs that ONNX Runtime compiled for one kind of machine, or the packed weights of the step
+graph, for all. ONNX Runtime is imported only for an artifact that has compiled graphs.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+from gptx.artifact.layout import STEP
 from gptx.artifact.manifest import Manifest
 from gptx.ort.device import CPU
 from gptx.ort.library import onnxruntime
+from gptx.ort.native import PACKING
 
 # No name ends in .onnx: other loaders would open every such file in the folder as a model.
 GRAPH, WEIGHTS = "compiled/graph.pb", "compiled/weights.bin"
 # The compiled form of onnx/decode.onnx, if the artifact has that graph.
 DECODE, DECODE_WEIGHTS = "compiled/decode.pb", "compiled/decode.bin"
-FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS)
+PACKED = "compiled/step.bin"  # the weights of onnx/step.onnx, packed for native operators
+FILES = (GRAPH, WEIGHTS, DECODE, DECODE_WEIGHTS, PACKED)
 
 
 def facts() -> dict[str, Any]:
@@ -35,9 +39,31 @@ def facts() -> dict[str, Any]:
     }
 
 
-def is_compiled(manifest: Manifest) -> bool:
+def packed_facts(manifest: Manifest) -> dict[str, Any]:
+    """The field `compiled` of gptx.json for packed weights of the artifact's step graph."""
+    return {"packed": PACKED, "packing": PACKING, "step": manifest.files[STEP].sha256}
+
+
+def has_graphs(manifest: Manifest) -> bool:
     """True if the artifact has compiled graphs."""
-    return bool(manifest.raw.get("compiled"))
+    return "graph" in (manifest.raw.get("compiled") or {})
+
+
+def has_packed(manifest: Manifest) -> bool:
+    """True if the artifact has packed weights."""
+    return "packed" in (manifest.raw.get("compiled") or {})
+
+
+def packed_misfit(manifest: Manifest) -> str | None:
+    """Why an artifact's packed weights cannot be used; None if they can."""
+    made = manifest.raw["compiled"]
+    if made.get("packed") != PACKED or PACKED not in manifest.files:
+        return "gptx.json describes it in a way that this gptx does not read"
+    if made.get("packing") != PACKING:
+        return f"its weights are packed in way {made.get('packing')}, and this gptx has {PACKING}"
+    if made.get("step") != manifest.files[STEP].sha256:
+        return "it is of another step graph: compile the artifact again"
+    return None
 
 
 def misfit(manifest: Manifest) -> str | None:

@@ -91,14 +91,17 @@ def open_graph(
     device: str = "cpu",
     threads: int | None = None,
     adjust_memory: bool = True,
+    map_weights: bool = False,
 ) -> OnnxGraph:
     """Open the graph of an artifact, and compare it with the manifest.
 
-    device, threads and adjust_memory: see gptx.load. Raises UsageError for values out of range,
-    ProviderError for the device, ArtifactError for the graph.
+    device, threads, adjust_memory and map_weights: see gptx.load. Raises UsageError for
+    wrong values, ProviderError for the device, ArtifactError for the graph.
     """
     check_device(device, threads)
-    opened = open_sessions(manifest, device, threads, adjust_memory=adjust_memory)
+    opened = open_sessions(
+        manifest, device, threads, adjust_memory=adjust_memory, map_weights=map_weights
+    )
     session = opened.session
     check_graph(manifest, session, opened.file, native=opened.kernels is not None)
     if opened.decode and _signature(opened.decode) != _signature(session):

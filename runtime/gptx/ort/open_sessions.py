@@ -14,7 +14,7 @@ from typing import Any
 
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.native_form import why_no_step_graph
-from gptx.errors import ArtifactError, ProviderError
+from gptx.errors import ArtifactError, ProviderError, UsageError
 from gptx.ort import compiled, native
 from gptx.ort.cuda import open_on_cuda
 from gptx.ort.device import CPU, CUDA, tries_cuda
@@ -45,21 +45,64 @@ class OpenedSessions:
     decode: Any | None = None  # a second session, for runs of a single row
     decode_file: Path | None = None
     kernels: str | None = None  # the native kernels of `session`, if it is the step graph's
+    packed: bool = False  # its weights were packed before, by gptx compile
 
 
 def open_sessions(
-    manifest: Manifest, device: str, threads: int | None, *, adjust_memory: bool
+    manifest: Manifest,
+    device: str,
+    threads: int | None,
+    *,
+    adjust_memory: bool,
+    map_weights: bool = False,
 ) -> OpenedSessions:
     """Open an artifact's graphs. device: "cpu", "cuda" or "auto" (CUDA if it works, else CPU).
 
-    Raises ProviderError if the device cannot be used, ArtifactError if a graph cannot be opened.
+    Raises ProviderError if the device cannot be used, ArtifactError if a graph cannot be opened,
+    UsageError if weights are to be mapped that are not.
     """
     if manifest.native_only and (reason := _why_not_native(manifest, device)):
         raise ProviderError(f"{manifest.path} runs on gptx's native operators only: {reason}")
     tries = tries_cuda(device) and not manifest.native_only
     with _opening:
         opened = _open_on_cuda(manifest, device, threads) if tries else None
-        return opened or _open_on_cpu(manifest, threads, adjust_memory)
+        opened = opened or _open_on_cpu(manifest, threads, adjust_memory, map_weights)
+    if map_weights and not opened.packed:
+        raise UsageError(
+            f"map_weights: {manifest.path} runs without packed weights here: gptx compile writes"
+            " them, for native operators"
+        )
+    return opened
+
+
+def usable_step(manifest: Manifest) -> Path | None:
+    """The artifact's step graph if native operators run it here, else None.
+
+    Raises UsageError if GPTX_KERNELS names no kernels of this processor, ProviderError if the
+    artifact has no other graph.
+    """
+    if manifest.native_only and (reason := _why_not_native(manifest, "cpu")):
+        raise ProviderError(f"{manifest.path} runs on gptx's native operators only: {reason}")
+    if manifest.step is None or manifest.kernel_order != native.KERNEL_ORDER:
+        return None
+    with _opening:
+        return manifest.step if native.choose_kernels(1) else None
+
+
+def pack_step_graph(step: Path, out: Path) -> None:
+    """Write the weights of a step graph to `out`, packed for native operators.
+
+    Raises ArtifactError if ONNX Runtime cannot open the graph, or `out` cannot be written.
+    """
+    with _opening:
+        native.choose_kernels(cpu_cores())
+        try:
+            with native.packed_weights(out, native.PackedUse.WRITE):
+                open_native(step)
+        except (ProviderError, ArtifactError):
+            raise
+        except Exception as error:  # ORT's; its classes have no common base
+            raise _cannot_open(step, error) from error
 
 
 def _why_not_native(manifest: Manifest, device: str) -> str | None:
@@ -73,8 +116,8 @@ def _why_not_native(manifest: Manifest, device: str) -> str | None:
         )
     if native.available():
         return None
-    if native.library() is None:
-        return "their library is not built here; `gptx doctor` says more"
+    if reason := native.why_no_library():
+        return f"{reason}; `gptx doctor` says more"
     return f"{native.VARIABLE} is none"
 
 
@@ -98,12 +141,14 @@ def _open_on_cuda(manifest: Manifest, device: str, threads: int | None) -> Opene
     return OpenedSessions(session, CUDA, file, HugePages(enabled=False))
 
 
-def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -> OpenedSessions:
+def _open_on_cpu(
+    manifest: Manifest, threads: int | None, adjust_memory: bool, map_weights: bool
+) -> OpenedSessions:
     huge_pages = HugePages(enabled=adjust_memory)
     if adjust_memory and sum(facts.size for facts in manifest.files.values()) > LARGE:
         # So that memory that imports and the tokenizer no longer need does not add to the peak.
         trim_memory(library_folder())
-    if step := _open_step(manifest, threads, adjust_memory):
+    if step := _open_step(manifest, threads, adjust_memory, map_weights):
         _register(manifest, step.session, adjust_memory)
         return step
     fits = _compiled_fits(manifest)
@@ -116,7 +161,7 @@ def _open_on_cpu(manifest: Manifest, threads: int | None, adjust_memory: bool) -
 
 
 def _open_step(
-    manifest: Manifest, threads: int | None, adjust_memory: bool
+    manifest: Manifest, threads: int | None, adjust_memory: bool, map_weights: bool
 ) -> OpenedSessions | None:
     """The session of the step graph; None if the artifact or this machine has none.
 
@@ -140,14 +185,45 @@ def _open_step(
     kernels = native.choose_kernels(threads or cpu_cores(), huge_pages=adjust_memory)
     if kernels is None:
         return None
+    packed = _open_packed(manifest, manifest.step, map_weights)
     try:
-        session = open_native(manifest.step)
+        session = packed or open_native(manifest.step)
     except ProviderError:
         raise
     except Exception as error:  # ORT's; its classes have no common base
         raise _cannot_open(manifest.step, error) from error
     # The kernels hold the weights in huge pages of their own.
-    return OpenedSessions(session, CPU, manifest.step, HugePages(enabled=False), kernels=kernels)
+    return OpenedSessions(
+        session,
+        CPU,
+        manifest.step,
+        HugePages(enabled=False),
+        kernels=kernels,
+        packed=packed is not None,
+    )
+
+
+def _open_packed(manifest: Manifest, step: Path, map_weights: bool) -> Any | None:
+    """The session of the step graph with packed weights of the artifact.
+
+    None if it has none, or if they cannot be used (a note says so).
+    """
+    if not compiled.has_packed(manifest):
+        return None
+    reason = compiled.packed_misfit(manifest)
+    if reason is None:
+        use = native.PackedUse.MAP if map_weights else native.PackedUse.COPY
+        try:
+            with native.packed_weights(manifest.path / compiled.PACKED, use):
+                return open_native(step)
+        except ProviderError:
+            raise
+        except ArtifactError as error:
+            reason = str(error)
+        except Exception as error:  # ORT's; its classes have no common base
+            reason = f"ONNX Runtime cannot open the step graph with it: {first_line(error)}"
+    note(f"{manifest.path / compiled.PACKED} is not used: {reason}; the weights are packed anew")
+    return None
 
 
 def _open_main(
@@ -200,7 +276,7 @@ def _open_best(
 
 def _compiled_fits(manifest: Manifest) -> bool:
     """True if the artifact has compiled graphs, and they were made for this machine."""
-    if not compiled.is_compiled(manifest):
+    if not compiled.has_graphs(manifest):
         return False
     reason = compiled.misfit(manifest)
     if reason is not None:
