@@ -33,7 +33,6 @@ from gpt_export.graph.layers import (
 )
 from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
 from gpt_export.quantization.rotate import Masked, Turned
-from gptx.artifact.native_form import NO_OFFSETS
 from gptx.errors import GptxError
 from gptx_models.gpt.model import GPT, Attention, Norm
 
@@ -238,12 +237,13 @@ class _Graph:
         if isinstance(layer, NativeParts):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
+        n_in, more = None, {}
         if isinstance(layer, OffsetProduct):
-            raise NoStepGraph(NO_OFFSETS)
+            n_in, more, layer = layer.n_in, {"copies": layer.copies}, layer.blocks
         steps = zeros = scales = offsets = offset_steps = table = None
         bias: Any = layer.bias
         if isinstance(layer, BlockProduct):
-            n_in, terms = layer.n_in, TERMS[layer.activation_bits]
+            n_in, terms = n_in or layer.n_in, TERMS[layer.activation_bits]
             scales, steps, zeros = layer.scales, layer.scale_steps, layer.zeros
             layout, bits, block = "blocks", layer.bits, layer.block
         elif isinstance(layer, NativeProduct):
@@ -263,11 +263,11 @@ class _Graph:
             raise NoStepGraph(f"native operators have no {type(layer).__name__}")
         tensors = [layer.weight, scales, steps, zeros]
         weights = [*map(self.weight, tensors), self.number(bias)]
-        more = [*map(self.weight, (offsets, offset_steps, table)), factor]
+        last = [*map(self.weight, (offsets, offset_steps, table)), factor]
         gain = [self.number(norm.weight), self.number(norm.bias)] if norm else [None, None]
         return self.node(
             "Linear",
-            [x, *weights, residual, *gain, *more],
+            [x, *weights, residual, *gain, *last],
             layout=LAYOUTS[layout],
             bits=bits,
             block=block,
@@ -277,6 +277,7 @@ class _Graph:
             epsilon=float(norm.eps) if norm else 0.0,
             activation=ACTIVATIONS[activation],
             gated=int(activation == "swiglu"),
+            **more,
         )
 
     def model(self, logits: ir.Value, present: list[ir.Value], names: list[str]) -> ir.Model:
