@@ -48,7 +48,7 @@ GROWING = dataclasses.replace(
 
 def made_in_a_budget(fp32: Path, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "milliseconds", lambda weights: 1.0)  # a second each
+        patch.setattr(timing, "milliseconds", lambda weights, natively: 1.0)  # a second each
         quantize_within(fp32, out, budget=Budget(size=210_000), accept=True)
 
 
