@@ -1,5 +1,5 @@
-// Random cases for the kernels of one instruction set: prints two hashes for each case, of its
-// product and of its attention. kernel_bits.py compares those of several instruction sets and
+// Random cases for the kernels of one instruction set: prints three hashes for each case, of its
+// product, of its attention, and of a product whose weights are packed here. kernel_bits.py compares those of several instruction sets and
 // processors.
 //
 //   kernel_bits NAME CASES [FIRST]    NAME best: those that this processor would choose
@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "../runtime/kernels/kernels.h"
+#include "../runtime/kernels/pack.h"
 #include "../runtime/kernels/pool.h"
 
 static uint64_t state;
@@ -35,6 +36,7 @@ static float* numbers(int64_t n) {
 static const uint64_t EMPTY = 14695981039346656037u;
 static uint64_t hash;
 static int64_t differing;  // cases whose result depends on how tokens and pieces are cut
+static int64_t misread;    // cases whose offsets are others than those in the stored columns
 static void add(const float* p, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
@@ -69,6 +71,30 @@ static Scales scales(const Weight& w) {
 }
 static void release(const Scales& s) { free(s.factors), free(s.steps), free(s.halves); }
 
+// The product of a random x with `w`.
+static void product(const Kernels* k, const Weight& w, bool gated, bool floats) {
+  LinearTask t = {};
+  int64_t tokens = 1 + below(14), width = w.n_blocks * w.block;
+  int terms = floats ? 0 : (int)below(3);
+  t.weight = &w, t.n_in = w.n_in, t.gated = gated, t.activation = (int)below(5);
+  t.input = {tokens, width, numbers(tokens * width), terms, (char*)malloc(4 * tokens * width),
+             numbers(2 * tokens * w.n_blocks), numbers(2 * tokens * w.n_blocks),
+             (int32_t*)malloc(8 * tokens * w.n_blocks)};
+  t.norm = {(int)below(3), 1e-5f, below(2) ? numbers(w.n_in) : nullptr, below(2) ? numbers(w.n_in) : nullptr};
+  int64_t outputs = gated ? w.n_out / 2 : w.n_out;
+  t.x = numbers(tokens * w.n_in), t.bias = below(2) ? numbers(w.n_out) : nullptr;
+  t.residual = below(2) ? numbers(tokens * outputs) : nullptr;
+  t.out = numbers(tokens * outputs);
+  k->prepare(t, 0, tokens);
+  int64_t groups = gated ? w.n_groups / 2 : w.n_groups, cut = below(groups + 1);
+  k->multiply(t, cut, groups);
+  k->multiply(t, 0, cut);
+  add(t.out, tokens * outputs);
+  free(t.input.floats), free(t.input.levels), free(t.input.scales), free(t.input.sums), free(t.input.starts);
+  free((void*)t.norm.gain), free((void*)t.norm.bias), free((void*)t.x), free((void*)t.bias);
+  free((void*)t.residual), free(t.out);
+}
+
 static void linear(const Kernels* k) {
   Weight w = {};
   w.form = (int)below(7);
@@ -95,28 +121,54 @@ static void linear(const Kernels* k) {
       for (int64_t i = 0; i < w.n_groups * w.n_blocks * 16; i++) w.zeros[i] &= 15;
     }
   }
-  LinearTask t = {};
-  int64_t tokens = 1 + below(14);
-  int terms = floats ? 0 : (int)below(3);
-  t.weight = &w, t.n_in = w.n_in, t.gated = gated, t.activation = (int)below(5);
-  t.input = {tokens, width, numbers(tokens * width), terms, (char*)malloc(4 * tokens * width),
-             numbers(2 * tokens * w.n_blocks), numbers(2 * tokens * w.n_blocks),
-             (int32_t*)malloc(8 * tokens * w.n_blocks)};
-  t.norm = {(int)below(3), 1e-5f, below(2) ? numbers(w.n_in) : nullptr, below(2) ? numbers(w.n_in) : nullptr};
-  int64_t outputs = gated ? w.n_out / 2 : w.n_out;
-  t.x = numbers(tokens * w.n_in), t.bias = below(2) ? numbers(w.n_out) : nullptr;
-  t.residual = below(2) ? numbers(tokens * outputs) : nullptr;
-  t.out = numbers(tokens * outputs);
-  k->prepare(t, 0, tokens);
-  int64_t groups = gated ? w.n_groups / 2 : w.n_groups, cut = below(groups + 1);
-  k->multiply(t, cut, groups);
-  k->multiply(t, 0, cut);
-  add(t.out, tokens * outputs);
+  product(k, w, gated, floats);
   free(w.floats), free(w.halves), free(w.levels), free(w.zeros);
   release(w.scales), release(w.offsets);
-  free(t.input.floats), free(t.input.levels), free(t.input.scales), free(t.input.sums), free(t.input.starts);
-  free((void*)t.norm.gain), free((void*)t.norm.bias), free((void*)t.x), free((void*)t.bias);
-  free((void*)t.residual), free(t.out);
+}
+
+// Pack `m`, and multiply with it.
+static void packed_product(const Kernels* k, const Matrix& m) {
+  Piece* piece;
+  Weight* w = pack(m, 1, &piece);
+  if (!w) abort();
+  product(k, *w, m.gated, false);
+  release_memory(piece);
+  free(w);
+}
+
+// Offsets in columns behind the weights, and the same offsets as numbers: the bits must be equal.
+static void offsets_in_columns(const Kernels* k) {
+  Matrix m = {};
+  m.bits = 4, m.block = (int64_t)16 << below(4), m.n_in = m.block * (1 + below(7)), m.copies = 1 + below(20);
+  m.n_out = 2 * (1 + below(40)), m.gated = below(3) == 0;
+  int64_t blocks = m.n_in / m.block, stored = stored_blocks(m), bytes_of_row = stored * m.block / 2;
+  uint8_t* levels = (uint8_t*)bytes(m.n_out * bytes_of_row);
+  float* steps = numbers(m.n_out * stored);
+  m.values = levels, m.scales = {nullptr, steps, nullptr, 1, stored, 1};
+  uint64_t before = state, found = hash;
+  packed_product(k, m);
+
+  uint8_t* whole = (uint8_t*)malloc(m.n_out * m.n_in / 2);
+  float *scales = (float*)malloc(m.n_out * blocks * 4), *offsets = (float*)malloc(m.n_out * blocks * 4);
+  for (int64_t n = 0; n < m.n_out; n++) {
+    memcpy(whole + n * m.n_in / 2, levels + n * bytes_of_row, m.n_in / 2);
+    for (int64_t b = 0; b < blocks; b++) {
+      double offset = scales[n * blocks + b] = steps[n * stored + b];
+      offset *= -8;
+      for (int64_t at = m.n_in + b; at < m.n_in + m.copies * blocks; at += blocks) {
+        int level = levels[n * bytes_of_row + at / 2] >> (at & 1 ? 4 : 0) & 15;
+        offset += (level - 8.0) * steps[n * stored + at / m.block];
+      }
+      offsets[n * blocks + b] = (float)offset;
+    }
+  }
+  m.copies = 0, m.values = whole;
+  m.scales = {nullptr, scales, nullptr, 1, blocks, 1}, m.offsets = {nullptr, offsets, nullptr, 1, blocks, 1};
+  uint64_t in_columns = hash;
+  state = before, hash = found;
+  packed_product(k, m);
+  if (hash != in_columns) misread++;
+  free(levels), free(steps), free(whole), free(scales), free(offsets);
 }
 
 // Most cases are small, so that many shapes are tried; one of 64 is not. Counted in multiply-adds.
@@ -199,8 +251,12 @@ int main(int argc, char** argv) {
     printf("%016llx ", (unsigned long long)hash);
     hash = EMPTY;
     attention(k);
+    printf("%016llx ", (unsigned long long)hash);
+    hash = EMPTY;
+    offsets_in_columns(k);
     printf("%016llx\n", (unsigned long long)hash);
   }
   if (differing) fprintf(stderr, "%lld cases depend on how tokens and pieces are cut\n", (long long)differing);
-  return differing != 0;
+  if (misread) fprintf(stderr, "%lld cases read other offsets than are stored\n", (long long)misread);
+  return differing || misread ? 1 : 0;
 }

@@ -175,6 +175,12 @@ static bool read_grid(const Tensor& values, const Tensor& steps, int64_t n_out, 
   return is(values, INT8, n_out * blocks) && (blocks + out->blocks_per_step - 1) / out->blocks_per_step == out->n_steps;
 }
 
+// Offsets in columns behind the others: see Matrix.copies. The bound keeps the columns far below 2^63.
+static bool copies_fit(const Matrix& m, const Tensor& scales, const Tensor& steps) {
+  return m.layout == Matrix::BLOCKS && m.bits == 4 && m.copies > 0 && m.copies <= LONGEST_BLOCK &&
+         m.n_in % m.block == 0 && scales.type == FLOAT && !steps.data && !m.zeros && !m.table;
+}
+
 // Describe the stored matrix; false if weights, scales and attributes do not fit together.
 static bool read_matrix(const Tensor& w, const Tensor& scales, const Tensor& steps, const Tensor& zeros,
                         const Tensor& offsets, const Tensor& offset_steps, const Tensor& table, Matrix* m) {
@@ -182,15 +188,17 @@ static bool read_matrix(const Tensor& w, const Tensor& scales, const Tensor& ste
   m->values = w.data;
   if (m->layout == Matrix::BLOCKS) {
     if (m->block < 16 || m->block > LONGEST_BLOCK || m->block % 16 || (m->bits != 8 && (m->bits < 4 || m->bits > 6))) return false;
-    int64_t blocks = (m->n_in + m->block - 1) / m->block;
     m->n_out = w.rank ? w.shape[0] : 0;
     m->zeros = (const uint8_t*)zeros.data, m->table = (const int8_t*)table.data;
+    if (m->copies && (offsets.data || !copies_fit(*m, scales, steps))) return false;
+    int64_t blocks = stored_blocks(*m);
     return is(w, UINT8, m->n_out * blocks * m->block * m->bits / 8) &&
            read_grid(scales, steps, m->n_out, blocks, &m->scales) &&
            (!offsets.data || read_grid(offsets, offset_steps, m->n_out, blocks, &m->offsets)) &&
            (!zeros.data || (m->bits == 4 && is(zeros, UINT8, m->n_out * ((blocks + 1) / 2)))) &&
            (!table.data || (m->bits == 4 && is(table, INT8, 16)));
   }
+  if (m->copies) return false;
   if (m->layout == Matrix::CHANNELS) {
     m->n_out = w.last();
     bool whole = m->bits == 8 && is(w, INT8, m->n_in * m->n_out) && read_grid(scales, {}, m->n_out, 1, &m->scales);
@@ -212,6 +220,7 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
   m.n_in = number(api, info, "n_in", 0);
   m.block = number(api, info, "block", 0);
   m.gated = number(api, info, "gated", 0) != 0;
+  m.copies = number(api, info, "copies", 0);
   if (!read_matrix(w, scales, steps, zeros, offsets, offset_steps, table, &m) || m.n_out <= 0 || (m.gated && m.n_out % 2))
     return error(api, "gptx.Linear: weights, scales and attributes do not fit together");
   Linear* k = (Linear*)calloc(1, sizeof(Linear));
@@ -224,7 +233,8 @@ static Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel
     return error(api, reads_packed_file() ? "gptx.Linear: the file of packed weights lacks a weight"
                                           : "gptx.Linear: no memory for the packed weights");
   }
-  if (!reads_packed_file()) was_packed(w.data, m.n_out * rounded_up(m.n_in, most(m.block, 1)) * m.bits / 8);
+  int64_t row = m.layout == Matrix::BLOCKS ? stored_blocks(m) * m.block : m.n_in;
+  if (!reads_packed_file()) was_packed(w.data, m.n_out * row * m.bits / 8);
   k->norm = norm_of(api, info);
   k->terms = m.bits >= 16 ? 0 : (int)number(api, info, "terms", 1);
   k->activation = (int)number(api, info, "activation", NONE);

@@ -72,8 +72,8 @@ static void pack_scales(const Grid& from, const Scales& to, int64_t n, int64_t g
     to.factors[(g * n_blocks + b) * 16 + lane] = n < 0 ? 0 : from.factors[n * n_blocks + b];
   for (int64_t i = 0; i < to.n_steps; i++) {
     int64_t at = (g * to.n_steps + i) * 16 + lane;
-    if (to.halves) to.halves[at] = n < 0 ? 0 : from.halves[n * to.n_steps + i];
-    else if (to.steps) to.steps[at] = n < 0 ? 0 : from.steps[n * to.n_steps + i] * from.scale;
+    if (to.halves) to.halves[at] = n < 0 ? 0 : from.halves[n * from.n_steps + i];
+    else if (to.steps) to.steps[at] = n < 0 ? 0 : from.steps[n * from.n_steps + i] * from.scale;
   }
 }
 
@@ -93,7 +93,7 @@ static uint32_t word_of(const uint8_t* from, int bits) {
 static void pack_words(const Packing& p, int64_t g) {
   const Matrix& m = *p.from;
   const Weight& w = *p.to;
-  int64_t row = w.n_blocks * w.block * m.bits / 8;
+  int64_t bytes = w.n_blocks * w.block * m.bits / 8, row = stored_blocks(m) * w.block * m.bits / 8;
   uint32_t padding = w.form == FOUR ? 0x88888888u : 0;
   const uint8_t* rows[16];
   for (int lane = 0; lane < 16; lane++) {
@@ -101,7 +101,7 @@ static void pack_words(const Packing& p, int64_t g) {
     rows[lane] = n < 0 ? nullptr : (const uint8_t*)m.values + n * row;
   }
   uint32_t* out = (uint32_t*)(w.levels + g * w.group_bytes);
-  for (int64_t at = 0; at < row; at += 4)
+  for (int64_t at = 0; at < bytes; at += 4)
     for (int lane = 0; lane < 16; lane++) *out++ = rows[lane] ? word_of(rows[lane] + at, m.bits) : padding;
 }
 
@@ -117,13 +117,35 @@ static void pack_levels(const Packing& p, int64_t g, uint8_t* levels) {
   }
 }
 
+// The offset of block b of output n, for levels that are not negative. Each part is a level minus 8,
+// times the scale of its own block. These products are exact in double, whatever the compiler.
+static float offset_of(const Matrix& m, int64_t n, int64_t b, int64_t n_blocks) {
+  int64_t row = n * stored_blocks(m);
+  double offset = -8.0 * m.scales.steps[row + b];
+  for (int64_t i = 0; i < m.copies; i++) {
+    int64_t column = m.n_in + i * n_blocks + b, at = row * m.block + column;
+    int level = ((const uint8_t*)m.values)[at / 2] >> (at % 2 * 4) & 15;
+    offset += (double)(level - 8) * m.scales.steps[row + column / m.block];
+  }
+  return (float)offset;
+}
+
+static void pack_offsets(const Packing& p, int64_t g) {
+  const Weight& w = *p.to;
+  for (int lane = 0; lane < 16; lane++) {
+    int64_t n = output_of(p, g, lane);
+    for (int64_t b = 0; b < w.n_blocks; b++)
+      w.offsets.steps[(g * w.n_blocks + b) * 16 + lane] = n < 0 ? 0 : offset_of(*p.from, n, b, w.n_blocks);
+  }
+}
+
 static void pack_scales(const Packing& p, int64_t g) {
   const Matrix& m = *p.from;
   const Weight& w = *p.to;
   for (int lane = 0; lane < 16; lane++) {
     int64_t n = output_of(p, g, lane), row = n * ((w.n_blocks + 1) / 2);
     pack_scales(m.scales, w.scales, n, g, lane, w.n_blocks);
-    pack_scales(m.offsets, w.offsets, n, g, lane, w.n_blocks);
+    if (!m.copies) pack_scales(m.offsets, w.offsets, n, g, lane, w.n_blocks);
     for (int64_t b = 0; w.zeros && b < w.n_blocks; b++)
       w.zeros[(g * w.n_blocks + b) * 16 + lane] = n < 0 ? 8 : m.zeros[row + b / 2] >> (b % 2 * 4) & 15;
   }
@@ -140,6 +162,7 @@ static void pack_groups(void* task, int64_t first, int64_t last) {
     else if (m.bits == 8 || m.bits == 4) pack_words(p, g);
     else pack_levels(p, g, levels);
     if (m.bits < 16) pack_scales(p, g);
+    if (m.copies) pack_offsets(p, g);
   }
 }
 
@@ -157,7 +180,7 @@ struct Cursor {
 
 static void lay_out(const Grid& from, Scales* to, const Weight& w, Cursor* memory) {
   if (!from.steps && !from.halves) return;
-  to->n_steps = from.n_steps, to->blocks_per_step = from.blocks_per_step;
+  to->n_steps = least(from.n_steps, w.n_blocks), to->blocks_per_step = from.blocks_per_step;
   if (from.factors) to->factors = memory->take<int8_t>(w.n_groups * w.n_blocks * 16);
   if (from.halves) to->halves = memory->take<uint16_t>(w.n_groups * to->n_steps * 16);
   else to->steps = memory->take<float>(w.n_groups * to->n_steps * 16);
@@ -170,6 +193,10 @@ static void lay_out(const Matrix& m, Weight* w, Cursor* memory) {
   else w->levels = memory->take<int8_t>(w->n_groups * w->group_bytes);
   lay_out(m.scales, &w->scales, *w, memory);
   lay_out(m.offsets, &w->offsets, *w, memory);
+  if (m.copies) {
+    w->offsets.n_steps = w->n_blocks, w->offsets.blocks_per_step = 1;
+    w->offsets.steps = memory->take<float>(w->n_groups * w->n_blocks * 16);
+  }
   if (m.zeros) w->zeros = memory->take<uint8_t>(w->n_groups * w->n_blocks * 16);
 }
 

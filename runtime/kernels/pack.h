@@ -27,7 +27,16 @@ struct Matrix {
   const uint8_t* zeros;  // BLOCKS of 4 bits: two a byte, [n_out][(blocks + 1) / 2]; or null
   const int8_t* table;   // BLOCKS of 4 bits: the level that each number stands for; or null
   bool gated;            // the outputs are two halves, each padded to whole groups
+  // BLOCKS of 4 bits: columns of a row behind n_in hold the offsets of its blocks, in `copies`
+  // parts of a column a block; an offset is the sum of its parts. 0: there are none.
+  int64_t copies;
 };
+
+// Blocks of a stored row. Those behind the first n_in columns hold offsets.
+static inline int64_t stored_blocks(const Matrix& m) {
+  int64_t columns = m.n_in + (m.copies ? m.copies * (m.n_in / m.block) : 0);
+  return (columns + m.block - 1) / m.block;
+}
 
 // The weight of the node `name`, packed on up to `threads` threads or taken from the file in use
 // (see packed_file.h). Null if there is no memory for it, or the file lacks it.

@@ -31,10 +31,10 @@ static Piece* mapped;
 static const char* wrong;  // while the file is written
 
 static void describe(const Matrix& m, const Weight& w, int64_t (&facts)[14]) {
-  const Grid &s = m.scales, &o = m.offsets;
+  const Scales &s = w.scales, &o = w.offsets;
   int64_t all[14] = {w.form, w.n_out, w.n_in, w.n_groups, w.block, w.n_blocks, s.n_steps, s.blocks_per_step,
-                     s.factors != nullptr, s.halves != nullptr, o.n_steps, o.factors != nullptr, o.halves != nullptr,
-                     m.zeros != nullptr};
+                     m.scales.factors != nullptr, m.scales.halves != nullptr, o.n_steps,
+                     m.offsets.factors != nullptr, m.offsets.halves != nullptr, m.zeros != nullptr};
   memcpy(facts, all, sizeof all);
 }
 

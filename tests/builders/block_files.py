@@ -29,13 +29,18 @@ SHAPES = {
 def random_blocks(
     kind: str, rows: int = 5, blocks: int = 3, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Random bytes, except that the float16 numbers of a block are small, and of both signs."""
+    """Random bytes, except that the float16 numbers of a block are small, and of both signs.
+
+    A block of Q4_1 has the levels 0 and 15.
+    """
     rng = rng or np.random.default_rng(0)
     size = FORMS[kind][0]
     data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
     for place in FLOATS.get(kind, (0,)):
         numbers = (rng.normal(0, 1, (rows, blocks, 1)) * SIZES.get(kind, 0.02)).astype(np.float16)
         data[..., place : place + 2] = numbers.view(np.uint8)
+    if kind == "Q4_1":  # llama.cpp gives a block's lowest weight level 0 and its highest level 15
+        data[..., 4] = 0xF0
     return data.reshape(rows, -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
-from builders.four_bit_weights import q4_1
+from builders.block_files import write_blocks_llama
 from builders.native_graphs import native_kernels, needs_library
-from builders.random_gpt import random_gpt
 from gpt_export import export
-from gpt_export.quantization.calibrate import linears
 from gpt_export.quantization.quantize import quantize_artifact
+from gpt_export.quantization.recipes import SCHEMES
 from gptx.artifact.layout import GRAPH, STEP
 from gptx.errors import ParityError
 from gptx.ort import native
 from gptx.verify import verify
-from gptx_models.checkpoints.checkpoint import save_checkpoint
-from gptx_models.gpt.config import GPTConfig
+from gptx_models.importers import import_checkpoint
 
 
 def certificate(folder: Path) -> dict[str, Any]:
@@ -90,23 +88,29 @@ def test_fp16_weights_are_computed_with_in_fp32(fp32: Path, tmp_path: Path) -> N
     assert stated["consistency"]["cached"] == 0
 
 
-def test_weights_with_offsets_say_that_they_have_none(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@needs_library
+@pytest.mark.usefixtures(native_kernels.__name__)
+def test_weights_with_offsets_have_both_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=2, n_embd=64, n_inner=96)
-    gpt = random_gpt(config)
-    with torch.no_grad():
-        for linear in linears(gpt.layers[0]).values():
-            rows, width = linear.weight.shape
-            linear.weight.copy_(q4_1((rows, width), seed=rows) * 0.3)
-    save_checkpoint(gpt, tmp_path / "checkpoint", tokenizer_files=None, source={}, generation=None)
-    export.export_checkpoint(tmp_path / "checkpoint", tmp_path / "fp32")
-    capfd.readouterr()
-    quantize_artifact(tmp_path / "fp32", tmp_path / "int4", to="int4", accept=True)
-    assert says_so(capfd.readouterr().err, "Q4_1 weights only from --to keep")
-    assert (tmp_path / "fp32" / STEP).exists() and not (tmp_path / "int4" / STEP).exists()
+    """A GGUF file in Q4_1: both graphs compute with the same bytes.
 
+    Activations stay in fp32, so that nothing is lost but the last digits of the offsets.
+    """
+    exact = dataclasses.replace(SCHEMES["int4"], kept_activation_kl=1e-9)
+    monkeypatch.setitem(SCHEMES, "int4", exact)
+    kinds = {"token_embd": "Q8_0"}
+    file = write_blocks_llama(tmp_path / "x.gguf", lambda name: kinds.get(name, "Q4_1"), n_layer=2)
+    checkpoint = import_checkpoint(str(file), tmp_path / "checkpoint")
+    export.export_checkpoint(checkpoint, tmp_path / "fp32")
+    stated = quantize_artifact(tmp_path / "fp32", tmp_path / "int4", to="int4")
+    assert stated["environment"]["kernels"] in native.NAMES and stated["consistency"]["cached"] == 0
+    assert stated["verified"]["kl_mean"] < 1.2 * stated["portable"]["kl_mean"] < 0.003
 
-def says_so(printed: str, reason: str) -> bool:
-    (line,) = [line for line in printed.splitlines() if STEP in line]
-    return reason in line and "runs on ONNX Runtime's operators" in line
+    graph = ir.load(tmp_path / "int4" / STEP).graph
+    copies = [node.attributes.get_int("copies", 0) for node in graph if node.op_type == "Linear"]
+    assert len(copies) == 9 and all(copies[:-1]) and copies[-1] == 0  # the head has no offsets
+    stored = [value.const_value for value in graph.initializers.values()]
+    names = {one.location for one in stored if isinstance(one, ir.ExternalTensor)}
+    assert names == {"model.onnx_data"}
+    assert all(isinstance(one, ir.ExternalTensor) or one.nbytes <= 1024 for one in stored if one)

@@ -14,10 +14,12 @@ from filelock import FileLock
 
 import gptx
 from builders.exported import CONFIG, write_checkpoint
+from builders.four_bit_weights import make_q4_1
 from builders.gptx_command import gptx as command
 from builders.hub_cache import as_in_the_cache
 from builders.native_graphs import native_kernels, needs_library
 from builders.older_artifact import without_step_graph
+from builders.random_gpt import random_gpt
 from gpt_export import upgrade
 from gpt_export.export import export_checkpoint
 from gpt_export.mixed_precision import timing
@@ -28,6 +30,7 @@ from gptx.artifact.layout import STEP
 from gptx.errors import OutputError, ParityError
 from gptx.ort import native
 from gptx.verify import verify
+from gptx_models.checkpoints.checkpoint import save_checkpoint
 
 pytestmark = [needs_library, pytest.mark.usefixtures(native_kernels.__name__)]
 # Another form of cache, whose head is stored transposed; grouped rotary attention, gates.
@@ -45,8 +48,16 @@ GROWING = dataclasses.replace(
 
 def made_in_a_budget(fp32: Path, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "milliseconds", lambda weights: 1.0)  # a second each
+        patch.setattr(timing, "milliseconds", lambda weights, natively: 1.0)  # a second each
         quantize_within(fp32, out, budget=Budget(size=210_000), accept=True)
+
+
+def made_of_q4_1(folder: Path) -> None:
+    checkpoint, fp32 = (folder.with_name(f"q4_1-{name}") for name in ("checkpoint", "fp32"))
+    gpt = make_q4_1(random_gpt(CONFIG))
+    save_checkpoint(gpt, checkpoint, tokenizer_files=None, source={}, generation=None)
+    export_checkpoint(checkpoint, fp32)
+    quantize_artifact(fp32, folder, to="int4", accept=True)
 
 
 def made_in_the_growing_form(folder: Path) -> None:
@@ -55,7 +66,17 @@ def made_in_the_growing_form(folder: Path) -> None:
 
 
 @pytest.fixture(
-    params=["fp32", "growing fp32", "int8", "int8-channels", "int4", "int4-fast", "fp16", "mix"]
+    params=[
+        "fp32",
+        "growing fp32",
+        "int8",
+        "int8-channels",
+        "int4",
+        "int4 of Q4_1",
+        "int4-fast",
+        "fp16",
+        "mix",
+    ]
 )
 def artifact(
     request: pytest.FixtureRequest, pipeline: Path, fp32: Path, quantized: dict[str, Path]
@@ -65,6 +86,7 @@ def artifact(
     made: dict[str, Callable[[Path], object]] = {
         "growing fp32": made_in_the_growing_form,
         "int4-fast": lambda out: quantize_artifact(fp32, out, to="int4-fast", accept=True),
+        "int4 of Q4_1": made_of_q4_1,
         "mix": lambda out: made_in_a_budget(fp32, out),
     }
     if kind not in made:

@@ -177,7 +177,8 @@ class OffsetProduct(nn.Module):
 
     def __init__(self, weight: OffsetWeights, bias: nn.Parameter | None):
         super().__init__()
-        self.blocks, self.copies = BlockProduct(weight.blocks, bias), weight.copies
+        self.blocks = BlockProduct(weight.blocks, bias)
+        self.n_in, self.copies = weight.n_in, weight.copies
 
     def forward(self, x: Tensor) -> Tensor:
         sums = _in_blocks(x, self.blocks.block).sum(-1)  # (B, S, n_blocks)

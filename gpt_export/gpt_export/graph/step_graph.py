@@ -33,8 +33,8 @@ from gpt_export.graph.layers import (
 )
 from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
 from gpt_export.quantization.rotate import Masked, Turned
-from gptx.artifact.native_form import NO_OFFSETS
 from gptx.errors import GptxError
+from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Attention, Norm
 
 DOMAIN, VERSION = "gptx", 1
@@ -54,9 +54,9 @@ class NoStepGraph(GptxError):
 def build_step_graph(gpt: GPT) -> ir.Model:
     """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph."""
     config = gpt.config
-    if config.head_dim > WIDEST_HEAD:
+    if not has_step_graph(config):
         raise NoStepGraph(f"native operators have heads of at most {WIDEST_HEAD:,} numbers")
-    graph = _Graph(gpt)
+    graph = _Graph(gpt, _cache_type(gpt))
     ids, rows, places = (
         graph.input(name, ["tokens"]) for name in ("input_ids", "row_ids", "position_ids")
     )
@@ -74,7 +74,7 @@ def build_step_graph(gpt: GPT) -> ir.Model:
         cache = past[2 * number : 2 * number + 2]
 
         def attend(layer: Attention, qkv: ir.Value, cache: Sequence[ir.Value] = cache) -> ir.Value:
-            y, *new = graph.attention(layer, [qkv, rows, places, *cache], starts)
+            y, *new = graph.attention(gpt, layer, [qkv, rows, places, *cache], starts)
             present.extend(new)
             return y
 
@@ -96,39 +96,76 @@ def build_step_graph(gpt: GPT) -> ir.Model:
     elif isinstance(gpt.norm, Norm):
         norm = gpt.norm
     logits = graph.linear(gpt.head, x, norm=norm)
-    return graph.model(logits, present, cache_names(config, "present"))
+    graph.output(logits, "logits", ["logits", config.n_class or config.vocab_size])
+    for value, name in zip(present, cache_names(config, "present")):
+        graph.output(value, name, shape, graph.cache_type)
+    return graph.model("step")
+
+
+def build_products(products: Sequence[nn.Module], n_in: int) -> ir.Model:
+    """A graph of products with one input, x (tokens, n_in). It is built to be timed.
+
+    products: modules that quantized_product has made.
+    """
+    graph = _Graph(nn.ModuleList(products))
+    x = graph.tensor("x", ["tokens", n_in], ir.DataType.FLOAT)
+    for number, product in enumerate(products):
+        graph.output(graph.linear(product, x), f"y{number}", None)
+    return graph.model("products")
+
+
+def has_step_graph(config: GPTConfig) -> bool:
+    """True if native operators have the heads of a model; they have its layers."""
+    return config.head_dim <= WIDEST_HEAD
+
+
+def _cache_type(gpt: GPT) -> ir.DataType:
+    """The type of keys and values: 16 bits if weights are rounded, which loses far more."""
+    quantized = BlockProduct | ChannelProduct | NativeProduct
+    rounded = gpt.dtype == torch.float16 or any(
+        isinstance(layer, quantized) for layer in gpt.modules()
+    )
+    return ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
 
 
 class _Graph:
-    """The graph under construction."""
+    """The graph under construction. module: its parameters and buffers become weights."""
 
-    def __init__(self, gpt: GPT) -> None:
-        self.gpt = gpt
-        # Keys and values are rounded to 16 bits if weights are rounded, which loses far more.
-        quantized = BlockProduct | ChannelProduct | NativeProduct
-        rounded = gpt.dtype == torch.float16 or any(
-            isinstance(layer, quantized) for layer in gpt.modules()
-        )
-        self.cache_type = ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
+    def __init__(self, module: nn.Module, cache_type: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.cache_type = cache_type
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
         self.weights: dict[str, ir.Value] = {}
         # A tied weight has its first name, as in model.onnx.
         self.names: dict[int, str] = {}
-        tensors = [*gpt.named_parameters(remove_duplicate=False), *gpt.named_buffers()]
+        tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
         for name, tensor in tensors:
             self.names.setdefault(id(tensor), name)
 
     def input(self, name: str, shape: Sequence[str | int]) -> ir.Value:
-        return self._input(name, shape, ir.DataType.INT64)
+        return self.tensor(name, shape, ir.DataType.INT64)
 
     def cache(self, name: str, shape: Sequence[str | int]) -> ir.Value:
-        return self._input(name, shape, self.cache_type)
+        return self.tensor(name, shape, self.cache_type)
 
-    def _input(self, name: str, shape: Sequence[str | int], kind: ir.DataType) -> ir.Value:
+    def tensor(self, name: str, shape: Sequence[str | int], kind: ir.DataType) -> ir.Value:
+        """A new input of the graph."""
         value = ir.Value(name=name, shape=ir.Shape(list(shape)), type=ir.TensorType(kind))
         self.inputs.append(value)
         return value
+
+    def output(
+        self,
+        value: ir.Value,
+        name: str,
+        shape: Sequence[str | int] | None,
+        kind: ir.DataType = ir.DataType.FLOAT,
+    ) -> None:
+        """Make a value an output of the graph, of this name."""
+        value.name, value.type = name, ir.TensorType(kind)
+        value.shape = None if shape is None else ir.Shape(list(shape))
+        self.outputs.append(value)
 
     def weight(self, tensor: Tensor | None) -> ir.Value | None:
         """The initializer of a parameter or buffer of the module."""
@@ -197,9 +234,11 @@ class _Graph:
         inputs = [x, self.number(norm.weight), self.number(norm.bias)]
         return self.node("Normalize", inputs, norm=NORMS[norm.kind], epsilon=float(norm.eps))
 
-    def attention(self, layer: Attention, inputs: list[ir.Value], starts: ir.Value) -> Any:
+    def attention(
+        self, gpt: GPT, layer: Attention, inputs: list[ir.Value], starts: ir.Value
+    ) -> Any:
         """Attention's output, and the new keys and values."""
-        config, gpt = layer.config, self.gpt
+        config = layer.config
         rope = config.position == "rope"
         more = [
             self.number(gpt.rope_cos if rope else None),
@@ -238,12 +277,13 @@ class _Graph:
         if isinstance(layer, NativeParts):
             parts = [self.linear(part, x, norm=norm) for part in layer.parts]
             return self.onnx_node("Concat", parts, axis=-1)
+        n_in, more = None, {}
         if isinstance(layer, OffsetProduct):
-            raise NoStepGraph(NO_OFFSETS)
+            n_in, more, layer = layer.n_in, {"copies": layer.copies}, layer.blocks
         steps = zeros = scales = offsets = offset_steps = table = None
         bias: Any = layer.bias
         if isinstance(layer, BlockProduct):
-            n_in, terms = layer.n_in, TERMS[layer.activation_bits]
+            n_in, terms = n_in or layer.n_in, TERMS[layer.activation_bits]
             scales, steps, zeros = layer.scales, layer.scale_steps, layer.zeros
             layout, bits, block = "blocks", layer.bits, layer.block
         elif isinstance(layer, NativeProduct):
@@ -263,11 +303,11 @@ class _Graph:
             raise NoStepGraph(f"native operators have no {type(layer).__name__}")
         tensors = [layer.weight, scales, steps, zeros]
         weights = [*map(self.weight, tensors), self.number(bias)]
-        more = [*map(self.weight, (offsets, offset_steps, table)), factor]
+        last = [*map(self.weight, (offsets, offset_steps, table)), factor]
         gain = [self.number(norm.weight), self.number(norm.bias)] if norm else [None, None]
         return self.node(
             "Linear",
-            [x, *weights, residual, *gain, *more],
+            [x, *weights, residual, *gain, *last],
             layout=LAYOUTS[layout],
             bits=bits,
             block=block,
@@ -277,25 +317,17 @@ class _Graph:
             epsilon=float(norm.eps) if norm else 0.0,
             activation=ACTIVATIONS[activation],
             gated=int(activation == "swiglu"),
+            **more,
         )
 
-    def model(self, logits: ir.Value, present: list[ir.Value], names: list[str]) -> ir.Model:
-        logits.name = "logits"
-        for value, name in zip(present, names):
-            value.name = name
-        logits.type = ir.TensorType(ir.DataType.FLOAT)
-        for value in present:
-            value.type = ir.TensorType(self.cache_type)
-        logits.shape = ir.Shape(["logits", self.gpt.config.n_class or self.gpt.config.vocab_size])
-        for value, before in zip(present, self.inputs[-len(present) :]):
-            value.shape = before.shape
+    def model(self, name: str) -> ir.Model:
         graph = ir.Graph(
             self.inputs,
-            [logits, *present],
+            self.outputs,
             nodes=self.nodes,
             initializers=list(self.weights.values()),
             opset_imports={"": 21, DOMAIN: VERSION},
-            name="step",
+            name=name,
         )
         return ir.Model(graph, ir_version=10)
 

@@ -21,17 +21,17 @@ from gpt_export.graph.layers import (
     BlockProduct,
     ChannelProduct,
     Head,
+    OffsetProduct,
     Product,
     StackedEmbedding,
     StackedProduct,
 )
 from gpt_export.graph.read_weights import position_tables
-from gpt_export.graph.step_graph import NoStepGraph
 from gpt_export.graph.stored_weights import read_graph
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights
 from gpt_export.quantization.channels import ChannelWeights
+from gpt_export.quantization.offsets import OffsetWeights
 from gpt_export.quantization.rotate import Masked, Turned
-from gptx.artifact.native_form import NO_OFFSETS
 from gptx.errors import ArtifactError
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Norm
@@ -44,8 +44,7 @@ LOOK_UPS = ("Gather", "GatherBlockQuantized")
 def stored_layers(file: Path, config: GPTConfig) -> GPT:
     """The module of an artifact's graph `file`; its weights stay in the mapped data file.
 
-    Raises NoStepGraph for weights that native operators do not have, ArtifactError for a graph that
-    lacks a weight or that gptx did not write.
+    Raises ArtifactError for a graph that lacks a weight or that gptx did not write.
     """
     stored = StoredGraph(file)
     with torch.device("meta"):  # shapes only: initial values would be discarded
@@ -53,8 +52,9 @@ def stored_layers(file: Path, config: GPTConfig) -> GPT:
     rotated = stored.has("norm.turn.weight")
     if rotated:
         gpt.norm = _turned(gpt.norm)  # type: ignore[assignment]
-    for name, _ in _modules(gpt, nn.Linear):
-        gpt.set_submodule(name, stored.head() if name == "head" else stored.linear(name))
+    for name, linear in _modules(gpt, nn.Linear):
+        head = name == "head"
+        gpt.set_submodule(name, stored.head() if head else stored.linear(name, linear.in_features))
     if stored.has("wte.mask"):
         gpt.wte = Masked(gpt.wte, torch.empty(0))  # type: ignore[assignment]
     for name, _ in _modules(gpt, nn.Embedding):
@@ -143,8 +143,10 @@ class StoredGraph:
                 return node
         raise ArtifactError(f"{self.file}: no operator that gptx knows reads {name}")
 
-    def linear(self, name: str) -> nn.Module:
-        """The linear layer of this name."""
+    def linear(self, name: str, n_in: int) -> nn.Module:
+        """The linear layer of this name, with n_in inputs."""
+        if self.has(f"{name}.blocks.weight"):
+            return self.offsets(f"{name}.blocks", n_in)
         return self.product(name, self.optional(f"{name}.bias"))
 
     def head(self) -> nn.Module:
@@ -155,8 +157,6 @@ class StoredGraph:
 
     def product(self, name: str, bias: nn.Parameter | None, *, head: bool = False) -> nn.Module:
         """x W^T + bias with the weights under this name."""
-        if self.has(f"{name}.blocks.weight"):
-            raise NoStepGraph(NO_OFFSETS)
         if parts := self.parts(name):
             weights = tuple(self.blocks(part, product=True) for part in parts)
             return StackedProduct(StackedWeights(weights), bias)
@@ -204,6 +204,20 @@ class StoredGraph:
             32 if floats else 16 if _in_two_terms(node) else 8,
             None if steps is None else steps.numpy(),
         )
+
+    def offsets(self, name: str, n_in: int) -> OffsetProduct:
+        """A product whose weights have offsets, in columns behind the first n_in (OffsetWeights).
+
+        Raises ArtifactError if the columns are not whole copies of the blocks' sums.
+        """
+        stored = self.blocks(name, product=True)
+        copies, rest = divmod((stored.shape[1] - n_in) * stored.block, n_in)
+        if copies < 1 or rest:
+            raise ArtifactError(
+                f"{self.file}: {name}.weight has {stored.shape[1]} columns, which does not fit"
+                f" {n_in} inputs with offsets"
+            )
+        return OffsetProduct(OffsetWeights(stored, n_in, copies), self.optional(f"{name}.bias"))
 
     def embedding(self, name: str, gpt: GPT) -> nn.Module:
         """The table of this name. gpt: has its head already, whose weights a tied table has."""

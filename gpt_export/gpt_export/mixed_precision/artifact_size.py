@@ -44,8 +44,6 @@ def step_graph_bytes(weights: Mapping[str, Quantized], others: list[int]) -> int
     others: bytes of each tensor that is not a weight of the mix.
     """
     parts = [part for weight in weights.values() for part in _parts(weight)]
-    if any(isinstance(part, OffsetWeights) for part in parts):  # there is no step graph
-        return 0
     arrays = [array.nbytes for part in parts for array in _arrays(part)]
     small = sum(size + 100 for size in [*arrays, *others] if size < INSIDE)
     return PRODUCT * len(parts) + 200 * len(others) + small
@@ -56,6 +54,7 @@ def _parts(weight: Quantized) -> list[Quantized]:
 
 
 def _arrays(weight: Quantized) -> Iterator[np.ndarray]:
+    weight = weight.blocks if isinstance(weight, OffsetWeights) else weight
     yield from (value for value in vars(weight).values() if isinstance(value, np.ndarray))
 
 

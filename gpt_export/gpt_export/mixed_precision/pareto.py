@@ -51,7 +51,8 @@ def is_best(point: Point, points: Sequence[Point]) -> bool:
     )
 
 
-def table(points: Sequence[Point], chosen: Point) -> str:
+def table(points: Sequence[Point], chosen: Point, operators: str) -> str:
+    """The mixes as plain text. operators: those that were timed, in words."""
     rows: list[tuple[str, ...]] = [HEADER]
     for point in by_size(points):
         rows.append(
@@ -72,7 +73,8 @@ def table(points: Sequence[Point], chosen: Point) -> str:
         for row in rows
     ]
     return "\n".join(
-        ["  ".join(row).rstrip() for row in cells] + [*notes(chosen.figures.positions), ""]
+        ["  ".join(row).rstrip() for row in cells]
+        + [*notes(chosen.figures.positions, operators), ""]
     )
 
 
@@ -80,11 +82,11 @@ def number(value: float | None, form: str) -> str:
     return "" if value is None or math.isnan(value) else format(value, form)
 
 
-def notes(tokens: int) -> list[str]:
+def notes(tokens: int, operators: str) -> list[str]:
     return [
         "> was chosen; - is no better than a smaller mix. MB: graph and weights, estimated to",
         "some kB (exact for the chosen mix). ms a token: the products of one token's layers and",
-        "head, timed here in ONNX Runtime, without attention.",
+        f"head, timed here on {operators}, without attention.",
         "KL, perplexity: measured in PyTorch with rounded weights and activations,",
         f"on {tokens} tokens of the proof text.",
         "Predicted KL: that of all layers in 8 bits, plus that of each layer in 4 bits alone.",
@@ -93,10 +95,11 @@ def notes(tokens: int) -> list[str]:
     ]
 
 
-def to_json(points: Sequence[Point], chosen: Point) -> dict[str, Any]:
+def to_json(points: Sequence[Point], chosen: Point, operators: str) -> dict[str, Any]:
     return {
         "measured": f"in PyTorch on {chosen.figures.positions} tokens of the proof text",
         "timed": f"the products of one token, {cpu_name()}",
+        "operators": operators,
         "points": [
             {
                 "mix": point.name,

@@ -107,7 +107,8 @@ def quantize_within(
         title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
         drawn = picture(search.points, chosen, title)
     write_file(picture_file, drawn)
-    return Outcome(certificate, table(search.points, chosen), picture_file)
+    shown = table(search.points, chosen, search.timings.operators)
+    return Outcome(certificate, shown, picture_file)
 
 
 def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
@@ -169,7 +170,7 @@ class Search:
 
     def __init__(self, workspace: Workspace, config: GPTConfig, budget: Budget) -> None:
         self.workspace, self.config, self.budget = workspace, config, budget
-        self.timings = Timings()
+        self.timings = Timings(config)
         self.points: list[Point] = []
 
     def run(self) -> None:
@@ -308,7 +309,7 @@ class Search:
             **describe("mix", point.made),
             "mix": point.name,
             "budget": str(self.budget),
-            "pareto": to_json(self.points, point),
+            "pareto": to_json(self.points, point, self.timings.operators),
             "calibration": self.workspace.calibration.description,
         }
         what = f"the mix of {self.workspace.manifest.path} with {point.name}"

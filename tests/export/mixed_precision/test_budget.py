@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ from hypothesis import strategies as st
 
 from builders.four_bit_weights import q4_1
 from builders.gptx_command import gptx as command
+from builders.native_graphs import native_kernels, needs_library
 from gpt_export.export import export_checkpoint
 from gpt_export.graph.layers import Quantized
 from gpt_export.mixed_precision import timing
 from gpt_export.mixed_precision.budget import STEPS, Budget, parse_budget, smallest_inside, spaced
 from gpt_export.mixed_precision.mix import TABLES
 from gpt_export.mixed_precision.search import quantize_within
+from gpt_export.quantization.blocks import StackedWeights, pack_blocks
 from gpt_export.quantization.gptq import Grid, round_nearest
+from gpt_export.quantization.offsets import OffsetWeights, detect_q4_1
 from gpt_export.quantization.recipes import pack
 from gptx.errors import UsageError
+from gptx.ort import native
 from gptx.verify import verify
 from gptx_models.checkpoints.checkpoint import save_checkpoint
 from gptx_models.gpt.config import GPTConfig
@@ -35,7 +40,11 @@ PNG = b"\x89PNG\r\n"
 def quick_timing() -> Any:
     """Replace the timing of products, a second each, by a number that depends on the bits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "milliseconds", lambda weights: float(getattr(weights[0], "bits", 8)))
+        patch.setattr(
+            timing,
+            "milliseconds",
+            lambda weights, natively: float(getattr(weights[0], "bits", 8)),
+        )
         yield
 
 
@@ -182,6 +191,9 @@ def test_table_and_picture(kept: Path) -> None:
     printed = kept.with_name("printed.txt").read_text()
     (marked,) = [line for line in printed.splitlines() if line.startswith(">  ")]
     assert manifest_of(kept)["quantization"]["mix"] in marked
+    operators = manifest_of(kept)["quantization"]["pareto"]["operators"]
+    assert f"timed here on {operators}, without attention" in printed
+    assert ("native operators" in operators) == native.available()
     picture = kept.with_name("out-pareto.png")
     assert picture.read_bytes().startswith(PNG) and str(picture) in printed
     assert sorted(path.name for path in kept.parent.iterdir()) == [
@@ -325,6 +337,47 @@ def test_a_picture_that_exists_is_not_replaced(fp32: Path, tmp_path: Path) -> No
     assert (tmp_path / "out-pareto.png").read_bytes() == b"mine" and not (tmp_path / "out").exists()
 
 
-def test_products_are_timed() -> None:
-    layers = [pack(round_nearest(torch.randn(32, 64), Grid(bits, 32))) for bits in (4, 8)]
-    assert all(REAL([layer]) > 0 for layer in layers)
+FORMS: dict[str, Callable[[], Quantized]] = {
+    "blocks": lambda: pack(round_nearest(WEIGHT, Grid(4, 32, symmetric=False, scale_bits=8))),
+    "two terms": lambda: pack(round_nearest(WEIGHT, Grid(8, 32)), exact=True),
+    "floats": lambda: pack(round_nearest(WEIGHT, Grid(4, 32)), exact=True),
+    "channels": lambda: pack(round_nearest(WEIGHT, Grid(8))),
+    "rare tokens": lambda: StackedWeights(
+        tuple(pack_blocks(round_nearest(WEIGHT, Grid(bits, 32))) for bits in (8, 4))
+    ),
+    "offsets": lambda: exactly(detect_q4_1(q4_1((32, 64), 0))),
+}
+WEIGHT = torch.randn(32, 64)
+
+
+def exactly(found: OffsetWeights | None) -> OffsetWeights:
+    assert found is not None
+    return found.exact()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=needs_library)])
+@pytest.mark.usefixtures(native_kernels.__name__)
+def test_products_are_timed(form: str, natively: bool) -> None:
+    assert 0 < REAL([FORMS[form]()] * 2, natively=natively) < 1000
+
+
+def test_what_is_timed_is_what_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=1, n_head=2, n_embd=64)
+    asked: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            timing, "milliseconds", lambda weights, natively: asked.append(natively) or 1.0
+        )
+        for kernels in ("", "none"):
+            patch.setenv(native.VARIABLE, kernels)
+            timings = timing.Timings(config)
+            timings.time([FORMS["blocks"]()])
+            built = kernels != "none" and native.library() is not None
+            assert ("native operators" in timings.operators) == built == asked.pop()
+    assert asked == []
+
+
+def test_forms_of_one_shape_have_times_of_their_own() -> None:
+    kinds = {timing.kind_of_weight(FORMS[name]()) for name in ("floats", "offsets", "blocks")}
+    assert len(kinds) == 3

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gptx
-from builders.four_bit_weights import q4_1
+from builders.four_bit_weights import make_q4_1, q4_1
 from builders.gptx_command import gptx as command
 from gpt_export.certificate.eval_text import load_eval_text
 from gpt_export.export import export_checkpoint
@@ -30,7 +30,7 @@ from gpt_export.graph.write_step_graph import write_step_graph
 from gpt_export.mixed_precision.mix import values_of
 from gpt_export.quantization import quantize
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
-from gpt_export.quantization.calibrate import linears, round_layers
+from gpt_export.quantization.calibrate import round_layers
 from gpt_export.quantization.embeddings import Form, common_tokens, tables
 from gpt_export.quantization.gptq import Grid, fitting_block, round_gptq, round_nearest
 from gpt_export.quantization.offsets import dequantize_offsets, detect_q4_1
@@ -382,13 +382,8 @@ def test_weights_that_were_4_bit_with_offsets_are_found_again(
 def test_such_a_model_keeps_its_weights_in_int4(tmp_path: Path) -> None:
     config = GPTConfig(vocab_size=97, n_ctx=64, n_layer=2, n_head=2, n_embd=64, n_inner=96)
     torch.manual_seed(2)
-    gpt = GPT(config).eval()
-    with torch.no_grad():
-        for seed, block in enumerate(gpt.layers):
-            for part, linear in linears(block).items():
-                linear.weight.copy_(q4_1(tuple(linear.weight.shape), seed + len(part)) * 0.3)
     save_checkpoint(
-        gpt,
+        make_q4_1(GPT(config).eval()),
         tmp_path / "checkpoint",
         tokenizer_files=None,
         source={"format": "test"},
