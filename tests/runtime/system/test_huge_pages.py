@@ -29,7 +29,11 @@ if len(sys.argv) > 1:
 moving = lambda: [thread for thread in threading.enumerate() if thread.name == "gptx-huge-pages"]
 started = threading.Thread.start
 names = []
-threading.Thread.start = lambda thread: (names.append(thread.name), started(thread))
+def start(thread):
+    if thread.name == "gptx-huge-pages":
+        names.append(thread.name)
+    started(thread)
+threading.Thread.start = start
 model = gptx.load()
 with model.session() as session:
     for _ in range(huge_pages.MOVE_AFTER - 1):
