@@ -47,9 +47,11 @@ def cache_dtype(inputs: Iterable[Any]) -> np.dtype | None:
 
 
 def _cache_dtype(manifest: Manifest, inputs: dict[str, Any], native: bool) -> np.dtype:
-    """The type that keys and values must have. A step graph chooses its own."""
-    stated = np.dtype(manifest.cache_dtype)
-    return cache_dtype(inputs.values()) or stated if native else stated
+    """The type that keys and values must have. An older step graph chooses its own."""
+    if not native:
+        return np.dtype(manifest.cache_dtype)
+    own = None if manifest.raw.get("step_cache_dtype") else cache_dtype(inputs.values())
+    return own or np.dtype(manifest.step_cache_dtype)
 
 
 def _name_problems(
