@@ -15,7 +15,13 @@ from gpt_export.genai_search import note_unsupported
 from gpt_export.graph.attention_forms import PREFILL_CHUNK, CacheForm, choose_form
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import graph_layers
-from gpt_export.graph.write_step_graph import add_step_graph, step_facts
+from gpt_export.graph.step_graph import CacheType
+from gpt_export.graph.write_step_graph import (
+    add_step_graph,
+    check_cache_type,
+    step_facts,
+    with_cache_type,
+)
 from gpt_export.plan import plan_export
 from gpt_export.side_files import read_json, token_facts, write_card, write_genai_config
 from gpt_export.source_checkpoint import expect_checkpoint, hash_weights
@@ -36,6 +42,7 @@ def export_checkpoint(
     out: Path,
     *,
     cache: CacheForm | None = None,
+    cache_type: CacheType | None = None,
     text: Path | None = None,
     limits: Mapping[str, float] | None = None,
     accept: bool = False,
@@ -43,9 +50,10 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Export the checkpoint folder `source` to the artifact folder `out`; returns its certificate.
 
-    cache: the form of the KV cache, by default the one that suits the model. text: a UTF-8 file to
-    compare on, by default our own. limits: overrides of gptx.parity.limits. accept: write the
-    artifact even if it is outside its limits. force: replace `out`.
+    cache: the form of the KV cache, by default the one that suits the model. cache_type: the type
+    of the step graph's cache, by default fp32. text: a UTF-8 file to compare on, by default our
+    own. limits: overrides of gptx.parity.limits. accept: write the artifact even if it is outside
+    its limits. force: replace `out`.
 
     The step graph is written too, if native operators have a form for the model; else a note says
     why not.
@@ -59,6 +67,7 @@ def export_checkpoint(
     side_files = read_side_files(source, config.vocab_size, tell=note)
     source_card = side_files.kept.pop(CARD, None)
     form = choose_form(config, cache)
+    check_cache_type(cache_type, config)
     note_unsupported(side_files.generation, genai=not config.n_class)
     bounds = limits_for("fp32", limits)
     plan = plan_export(config)
@@ -77,7 +86,7 @@ def export_checkpoint(
                 graph = build_graph(graph_layers(gpt, form), form)
             with stage("Writing the weights"):
                 save_graph(graph, staging / "onnx")
-                add_step_graph(gpt, staging)
+                add_step_graph(gpt, staging, cache_type)
             del gpt, graph  # free PyTorch's weights before ONNX Runtime loads its own
             gc.collect()
             facts["source"] = _source_facts(source, config)
@@ -85,7 +94,7 @@ def export_checkpoint(
             write_genai_config(staging, facts["model"], facts["tokens"], shared=form == "shared")
             budget = reference_budget(plan.parameters)
             recording.reference(budget, staging, facts["tokens"]).save(staging)
-            what = f"the export of {source}"
+            what = with_cache_type(f"the export of {source}", cache_type)
             certificate = prove(staging, facts, recording, bounds, accept=accept, what=what)
         write_card(staging, out.name, source_card)
     return certificate

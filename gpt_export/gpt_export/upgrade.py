@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import gptx
-from gpt_export.graph.step_graph import NoStepGraph
+from gpt_export.graph.step_graph import CacheType, NoStepGraph
 from gpt_export.graph.stored_layers import stored_layers
-from gpt_export.graph.write_step_graph import step_facts, write_step_graph
+from gpt_export.graph.write_step_graph import (
+    STEP_FACTS,
+    step_facts,
+    with_cache_type,
+    write_step_graph,
+)
 from gpt_export.quantization.quantize import gpt_config
 from gpt_export.side_files import CARD, card_with_size, write_json
 from gptx.artifact.folders import MANIFEST
@@ -38,15 +43,17 @@ from gptx.system.cpu import cpu_name
 from gptx.verify import verify
 from gptx_models.gpt.config import GPTConfig
 
-FACTS = ("step", "kernel_order", "upgraded")  # the fields of gptx.json that an upgrade adds
+FACTS = (*STEP_FACTS, "upgraded")  # the fields of gptx.json that an upgrade adds
 REPLACED = (STEP, REFERENCE, CARD)  # before gptx.json
 
 
-def upgrade_artifact(path: Path, *, accept: bool = False) -> Report:
+def upgrade_artifact(
+    path: Path, *, cache_type: CacheType | None = None, accept: bool = False
+) -> Report:
     """Add the step graph to the artifact in the folder `path`; returns the proof of it.
 
-    accept: add it even if it is outside the limits of the artifact's certificate; gptx.json then
-    says so.
+    cache_type: the type of its cache, by default fp16 if weights are rounded, else fp32. accept:
+    add it even if it is outside the limits of the artifact's certificate; gptx.json then says so.
 
     Raises UsageError for an artifact that has a step graph or can have none, and on a machine
     without native operators; ArtifactError for a damaged artifact; ParityError if the step graph is
@@ -62,12 +69,13 @@ def upgrade_artifact(path: Path, *, accept: bool = False) -> Report:
     with _staging(path) as staging:
         _link(manifest, staging)
         with stage("Writing the step graph"):
-            _write_step_graph(manifest, config, staging)
+            _write_step_graph(manifest, config, staging, cache_type)
         raw = _with_step_graph(manifest, staging)
         _write_manifest(staging, raw, reference)
         with stage("Proving"):
             report = verify(staging)
-        _check(report, accept=accept, what=f"the step graph of {path}")
+        what = with_cache_type(f"the step graph of {path}", cache_type)
+        _check(report, accept=accept, what=what)
         raw["upgraded"] = _proof(report)
         _write_manifest(staging, raw, reference)
         _write_card(manifest, raw, staging)
@@ -131,10 +139,12 @@ def _link(manifest: Manifest, staging: Path) -> None:
             shutil.copyfile(old, new)
 
 
-def _write_step_graph(manifest: Manifest, config: GPTConfig, staging: Path) -> None:
+def _write_step_graph(
+    manifest: Manifest, config: GPTConfig, staging: Path, cache_type: CacheType | None
+) -> None:
     """Write the step graph to `staging`. Raises UsageError for layers that it cannot have."""
     try:
-        write_step_graph(stored_layers(manifest.graph, config), staging)
+        write_step_graph(stored_layers(manifest.graph, config), staging, cache_type)
     except NoStepGraph as reason:
         raise UsageError(f"{manifest.path} can have no step graph, since {reason}") from None
 

@@ -17,7 +17,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-static const int INTERFACE = 2;  // of this library; see ort/native.py
+static const int INTERFACE = 3;  // of this library; see ort/native.py
 
 // What the next sessions use. Python sets both while it opens one session at a time.
 static const Kernels* chosen;
@@ -323,7 +323,8 @@ static Status run_normalize(Kernel* kernel, OrtKernelContext* context) {
 
 // ----------------------------------------------------------------------------------------- Embed
 //
-// ids [T] -> rows of a table [T][width], times a mask, plus a residual
+// ids [T] -> rows of a table [T][width], times a mask, plus a residual. The id -1 - e takes row e of
+// `embeds` [E][width] in place of the table.
 
 struct Embed : Kernel {
   int64_t block;
@@ -390,17 +391,19 @@ struct Table {
 
 static Status run_embed(Kernel* kernel, OrtKernelContext* context) {
   Embed& k = *(Embed*)kernel;
-  Tensor ids, residual, mask;
+  Tensor ids, residual, mask, embeds;
   Table common = {}, rare = {};
   if (Status s = inputs(k.api, context, {{0, &ids}, {1, &common.values}, {2, &common.scales}, {3, &common.steps},
                            {4, &rare.values}, {5, &rare.scales}, {6, &rare.steps}, {7, &residual}, {8, &mask},
-                           {9, &common.offsets}, {10, &common.offset_steps}, {11, &common.levels}})) return s;
+                           {9, &common.offsets}, {10, &common.offset_steps}, {11, &common.levels},
+                           {12, &embeds}})) return s;
   if (!common.values.data || common.values.rank < 2) return error(k.api, "gptx.Embed: no table");
   int64_t width = common.values.type == UINT8 ? common.values.shape[1] * k.block : common.values.shape[1];
-  int64_t n = ids.count(), rows = common.rows() + rare.rows();
+  int64_t n = ids.count(), rows = common.rows() + rare.rows(), given = embeds.rank ? embeds.shape[0] : 0;
   int64_t rare_block = rare.values.data && rare.values.rank == 3 && rare.values.shape[1] ? width / rare.values.shape[1] : 1;
   if (ids.type != INT64 || ids.rank < 1 || ids.rank > 3 || !common.fits(width, k.block) || !rare.fits(width, rare_block) ||
-      (residual.data && !is(residual, FLOAT, n * width)) || (mask.data && !is(mask, FLOAT, width)))
+      (residual.data && !is(residual, FLOAT, n * width)) || (mask.data && !is(mask, FLOAT, width)) ||
+      (given && (embeds.rank != 2 || !is(embeds, FLOAT, given * width))))
     return error(k.api, "gptx.Embed: tables, ids and residual do not fit together");
   int64_t shape[4];
   memcpy(shape, ids.shape, sizeof shape);
@@ -410,9 +413,10 @@ static Status run_embed(Kernel* kernel, OrtKernelContext* context) {
   FloatState state;
   for (int64_t t = 0; t < n; t++) {
     int64_t id = ((const int64_t*)ids.data)[t];
-    if (id < 0 || id >= rows) return error(k.api, "gptx.Embed: an id is outside the table");
+    if (id < -given || id >= rows) return error(k.api, "gptx.Embed: an id is outside the table");
     float* out = (float*)made + t * width;
-    if (id < common.rows()) common.read(id, width, out);
+    if (id < 0) memcpy(out, embeds.floats() + (-1 - id) * width, width * sizeof(float));
+    else if (id < common.rows()) common.read(id, width, out);
     else rare.read(id - common.rows(), width, out);
     for (int64_t i = 0; mask.data && i < width; i++) out[i] *= mask.floats()[i];
     for (int64_t i = 0; residual.data && i < width; i++) out[i] += residual.floats()[t * width + i];
@@ -589,7 +593,7 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
 static Operator operators[] = {
     describe_operator<run_linear, destroy_linear>("Linear", 13, 2, 1, create_linear),
     describe_operator<run_normalize, destroy_plain>("Normalize", 3, 1, 1, create_normalize),
-    describe_operator<run_embed, destroy_plain>("Embed", 12, 2, 1, create_embed),
+    describe_operator<run_embed, destroy_plain>("Embed", 13, 2, 1, create_embed),
     describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_attention<FLOAT>),
     describe_operator<run_attention, destroy_plain>("AttentionHalf", 9, 5, 3, create_attention<FLOAT16>, FLOAT16),
 };

@@ -51,11 +51,15 @@ def open_with(model: ir.Model | onnx.ModelProto, folder: Path, kernels: str, thr
 
 
 def empty_cache(session: Any, rows: int, capacity: int) -> list[np.ndarray]:
-    """Keys and values of each layer, full of NaN: nothing of it may be read."""
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    """Each layer's keys, values and scales, full of NaN: nothing of it may be read."""
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
     past = [node for node in session.get_inputs() if node.name.startswith("past")]
     return [
-        np.full((rows, node.shape[1], capacity, node.shape[3]), np.nan, types[node.type])
+        np.full(
+            (rows, node.shape[1], capacity, *node.shape[3:]),
+            -128 if node.type == "tensor(int8)" else np.nan,
+            types[node.type],
+        )
         for node in past
     ]
 
@@ -64,17 +68,29 @@ def run_tokens(
     session: Any, cache: list[np.ndarray], tokens: Sequence[int], rows: Any, places: Sequence[int]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The logits (T, V) of packed tokens, and the new cache. rows: one for all, or one each."""
+    feeds = step_inputs(session, cache, tokens, rows, places)
+    present = [node.name for node in session.get_outputs() if node.name.startswith("present")]
+    logits, *new = session.run(["logits", *present], feeds)
+    return logits, new
+
+
+def step_inputs(
+    session: Any, cache: list[np.ndarray], tokens: Sequence[int], rows: Any, places: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """The inputs of a step graph that runs packed tokens, without embeddings and hidden states."""
     rows = [rows] * len(tokens) if isinstance(rows, int) else rows
-    feeds = {
+    nodes = {node.name: node for node in session.get_inputs()}
+    past = [name for name in nodes if name.startswith("past")]
+    return {
         "input_ids": np.array(tokens, np.int64),
         "row_ids": np.array(rows, np.int64),
         "position_ids": np.array(places, np.int64),
         "row_starts": np.zeros(cache[0].shape[0], np.int64),
         "logits_at": np.arange(len(tokens)),
+        "hidden_at": np.zeros(0, np.int64),
+        "inputs_embeds": np.zeros((0, nodes["inputs_embeds"].shape[1]), np.float32),
+        **dict(zip(past, cache)),
     }
-    names = [node.name for node in session.get_inputs() if node.name.startswith("past")]
-    logits, *new = session.run(None, {**feeds, **dict(zip(names, cache))})
-    return logits, new
 
 
 def linear_graph(weights: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:

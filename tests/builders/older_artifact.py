@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from gpt_export.upgrade import FACTS
 from gptx.artifact.layout import STEP
 from gptx.artifact.manifest import read_manifest
 from gptx.parity.reference import Reference
@@ -18,7 +19,7 @@ def without_step_graph(artifact: Path, copy: Path) -> Path:
     manifest = read_manifest(copy)
     reference = Reference.load(copy, manifest.model)
     (copy / STEP).unlink(missing_ok=True)
-    raw = {key: manifest.raw[key] for key in manifest.raw if key not in ("step", "kernel_order")}
+    raw = {key: manifest.raw[key] for key in manifest.raw if key not in FACTS}
     raw["files"] = {name: facts for name, facts in raw["files"].items() if name != STEP}
     raw = write_seal(copy, raw, reference, seal_of(raw))
     (copy / "gptx.json").write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", "utf-8")

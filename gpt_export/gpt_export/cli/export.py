@@ -50,6 +50,7 @@ def export(
     via: str | None,
     tokenizer: Path | None,
     allow_pickle: bool,
+    cache_type: Any,
     text: Path | None,
     limit: tuple[str, ...],
     accept: bool,
@@ -76,6 +77,7 @@ def export(
         for name, given in {
             f"--cache {cache}": cache not in (None, "growing"),
             "--dry-run": dry_run,
+            f"--cache-type {cache_type}": cache_type,
             "--tokenizer": tokenizer,
             "--allow-pickle": allow_pickle,
         }.items():
@@ -92,13 +94,16 @@ def export(
                 checkpoint = _adapter_base(Path(source))
             else:
                 checkpoint = _as_checkpoint(source, scratch, tokenizer, allow_pickle=allow_pickle)
-            _plan_export(checkpoint, cache)
+            _plan_export(checkpoint, cache, cache_type)
             return
         from gpt_export.export import export_checkpoint
 
         checkpoint = _as_checkpoint(source, scratch, tokenizer, allow_pickle=allow_pickle)
         form: Any = cache  # click has checked that it is a CacheForm
-        report(out, export_checkpoint(checkpoint, out, cache=form, **options))
+        certificate = export_checkpoint(
+            checkpoint, out, cache=form, cache_type=cache_type, **options
+        )
+        report(out, certificate)
 
 
 @contextmanager
@@ -165,12 +170,14 @@ def _as_checkpoint(
     return checkpoint
 
 
-def _plan_export(checkpoint: Path, cache: Any) -> None:
+def _plan_export(checkpoint: Path, cache: Any, cache_type: Any) -> None:
     from gpt_export.graph.attention_forms import choose_form
+    from gpt_export.graph.write_step_graph import check_cache_type
     from gpt_export.plan import plan_export
     from gpt_export.source_checkpoint import expect_checkpoint
 
     expect_checkpoint(checkpoint)
     config = load_config(checkpoint)
     choose_form(config, cache)
+    check_cache_type(cache_type, config)
     print_plan(plan_export(config))

@@ -1,4 +1,4 @@
-"""The options that export and quantize share: proof text, limits, --force, --dry-run."""
+"""The options that export and quantize share: cache, proof text, limits, --force, --dry-run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import click
 
 from gptx.errors import UsageError
 
+cache_type_option = click.option(
+    "--cache-type",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="Keys and values on native operators.  [default: fp16 if weights are rounded, else fp32]",
+)
+
 
 def proof_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that export and quantize share."""
     options = [
+        cache_type_option,
         click.option(
             "--text",
             type=click.Path(path_type=Path),

@@ -55,6 +55,7 @@ def quantize(
     picture: Path | None,
     calibration: Path | None,
     checkpoint: Path | None,
+    cache_type: Any,
     text: Path | None,
     limit: tuple[str, ...],
     accept: bool,
@@ -94,6 +95,7 @@ def quantize(
     """
     _check_combination(to, budget, picture, calibration)
     options: dict[str, Any] = dict(
+        cache_type=cache_type,
         checkpoint=checkpoint,
         text=text,
         calibration=calibration,
@@ -170,9 +172,11 @@ def _plan_quantize(
         check_checkpoint(expect_fp32(source), checkpoint)
     if budget is None:
         assert to is not None
-        manifest, _ = check_recipe(source, to, options["limits"])
+        manifest, _ = check_recipe(source, to, options["limits"], options["cache_type"])
         print_plan(plan_quantize(manifest, to, checkpoint))
         return
     new_picture(out, picture, force=options["force"])
-    limits = options["limits"]
-    print_plan(plan_within(source, budget, calibration=calibration, limits=limits))
+    limits, cache_type = options["limits"], options["cache_type"]
+    print_plan(
+        plan_within(source, budget, calibration=calibration, limits=limits, cache_type=cache_type)
+    )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from gpt_export.cli.proof_options import cache_type_option
 from gptx.cli.next_step import use
 from gptx.cli.output import write_next, write_prose
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@cache_type_option
 @click.option(
     "--accept", is_flag=True, help="Add it even if it is outside the certificate's limits."
 )
-def upgrade(artifact: Path, *, accept: bool) -> None:
+def upgrade(artifact: Path, *, cache_type: Any, accept: bool) -> None:
     """Add the graph of gptx's native operators to ARTIFACT, in place.
 
     For artifacts that an older gptx made: `gptx export` and `gptx quantize` write this graph
@@ -30,7 +33,7 @@ def upgrade(artifact: Path, *, accept: bool) -> None:
     from gptx.artifact.layout import STEP
     from gptx.artifact.manifest import read_manifest
 
-    report = upgrade_artifact(artifact, accept=accept)
+    report = upgrade_artifact(artifact, cache_type=cache_type, accept=accept)
     manifest = read_manifest(artifact)
     figures = ", ".join(f"{row.name} {row.here:.3g}" for row in report.rows if row.limit)
     write_prose(

@@ -6,21 +6,24 @@ graph holds no operator of ONNX Runtime that adds, multiplies or calls exp. It i
 node, as native operators cannot be traced.
 
 Inputs: input_ids, row_ids and position_ids (T,) of the tokens; row_starts (R,), the first position
-that a row's tokens see; logits_at (L,), the tokens whose logits are computed; the cache of R rows.
-Outputs: logits (L, vocab_size), and the cache, which is written in place.
+that a row's tokens see; logits_at (L,), the tokens whose logits are computed; hidden_at (H,), the
+tokens whose states are; inputs_embeds (E, n_embd), whose row k stands for the token of id -1 - k;
+the cache of R rows.
+Outputs: logits (L, vocab_size); last_hidden_state (H, n_embd), behind the final norm; and the
+cache, which is written in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir import tensor_adapters
 from torch import Tensor, nn
 
-from gpt_export.graph.build import cache_names
 from gpt_export.graph.layers import (
     BlockEmbedding,
     BlockProduct,
@@ -32,7 +35,8 @@ from gpt_export.graph.layers import (
     StackedProduct,
 )
 from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
-from gpt_export.quantization.rotate import Masked, Turned
+from gpt_export.quantization.rotate import Masked, Turned, rotation
+from gptx.artifact.cache_parts import cache_names, cache_parts
 from gptx.errors import GptxError
 from gptx_models.gpt.config import GPTConfig
 from gptx_models.gpt.model import GPT, Attention, Norm
@@ -46,35 +50,56 @@ LAYOUTS = {"blocks": 0, "channels": 1, "in_out": 2, "out_in": 3}
 TERMS = {8: 1, 16: 2, 32: 0}
 WIDEST_HEAD = 1024
 
+CacheType = Literal["fp32", "fp16", "int8"]
+# The operator and the type of each type of keys and values
+CACHES = {
+    "fp32": ("Attention", np.dtype(np.float32)),
+    "fp16": ("AttentionHalf", np.dtype(np.float16)),
+    "int8": ("AttentionByte", np.dtype(np.int8)),
+}
+
 
 class NoStepGraph(GptxError):
     """The native operators have no form for a part of this model; the message is the reason."""
 
 
-def build_step_graph(gpt: GPT) -> ir.Model:
-    """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph."""
+def build_step_graph(gpt: GPT, cache: CacheType | None = None) -> ir.Model:
+    """The step graph of `gpt`, whose layers graph_layers has rewritten. Raises NoStepGraph.
+
+    cache: the type of keys and values, by default fp16 if weights are rounded, else fp32.
+    """
     config = gpt.config
     if not has_step_graph(config):
         raise NoStepGraph(f"native operators have heads of at most {WIDEST_HEAD:,} numbers")
-    graph = _Graph(gpt, _cache_type(gpt))
+    graph = _Graph(gpt, cache or _default_cache(gpt))
     ids, rows, places = (
         graph.input(name, ["tokens"]) for name in ("input_ids", "row_ids", "position_ids")
     )
-    starts, wanted = graph.input("row_starts", ["rows"]), graph.input("logits_at", ["logits"])
-    shape = ["rows", config.n_kv_head, "capacity", config.head_dim]
-    past = [graph.cache(name, shape) for name in cache_names(config, "past_key_values")]
+    starts = graph.input("row_starts", ["rows"])
+    wanted, hidden_at = graph.input("logits_at", ["logits"]), graph.input("hidden_at", ["states"])
+    embeds = graph.tensor("inputs_embeds", ["embeds", config.n_embd], ir.DataType.FLOAT)
+    parts = cache_parts(graph.cache_dtype, config.head_dim)
+    kinds = [
+        (["rows", config.n_kv_head, "capacity", *part.shape], ir.DataType.from_numpy(part.dtype))
+        for part in parts
+    ]
+    past_names = cache_names("past_key_values", config.n_layer, parts)
+    past = [graph.tensor(name, *kind) for name, kind in zip(past_names, kinds * config.n_layer)]
 
-    x = graph.embed(gpt.wte, ids)
+    rotations = graph.rotations(config) if isinstance(gpt.norm, Turned) else None
+    if rotations:
+        embeds = graph.linear(rotations[0], embeds)
+    x = graph.embed(gpt.wte, ids, embeds=embeds)
     if config.position == "learned":
         x = graph.embed(gpt.wpe, places, residual=x)
     elif config.position == "sinusoidal":
         x = graph.node("Embed", [places, graph.number(gpt.positions), *[None] * 5, x])
     present: list[ir.Value] = []
     for number, block in enumerate(gpt.layers):
-        cache = past[2 * number : 2 * number + 2]
+        own = past[len(parts) * number : len(parts) * (number + 1)]
 
-        def attend(layer: Attention, qkv: ir.Value, cache: Sequence[ir.Value] = cache) -> ir.Value:
-            y, *new = graph.attention(gpt, layer, [qkv, rows, places, *cache], starts)
+        def attend(layer: Attention, qkv: ir.Value, own: Sequence[ir.Value] = own) -> ir.Value:
+            y, *new = graph.attention(gpt, layer, [qkv, rows, places], own, starts)
             present.extend(new)
             return y
 
@@ -87,18 +112,23 @@ def build_step_graph(gpt: GPT) -> ir.Model:
         x = graph.linear(block.mlp.down, y, residual=x)
         if not block.pre_norm:
             x = graph.normalize(block.norm2, x)
+    hidden = graph.onnx_node("Gather", [x, hidden_at], axis=0)
     x = graph.onnx_node("Gather", [x, wanted], axis=0)
     norm: Norm | None = None
     if isinstance(gpt.norm, Turned):
         inner = gpt.norm.norm
-        assert isinstance(inner, Norm)
+        assert isinstance(inner, Norm) and rotations
         x = graph.linear(gpt.norm.turn, x, norm=inner)
+        hidden = graph.linear(rotations[1], graph.linear(gpt.norm.turn, hidden, norm=inner))
     elif isinstance(gpt.norm, Norm):
         norm = gpt.norm
+        hidden = graph.normalize(norm, hidden)
     logits = graph.linear(gpt.head, x, norm=norm)
     graph.output(logits, "logits", ["logits", config.n_class or config.vocab_size])
-    for value, name in zip(present, cache_names(config, "present")):
-        graph.output(value, name, shape, graph.cache_type)
+    graph.output(hidden, "last_hidden_state", ["states", config.n_embd])
+    present_names = cache_names("present", config.n_layer, parts)
+    for value, name, kind in zip(present, present_names, kinds * config.n_layer):
+        graph.output(value, name, *kind)
     return graph.model("step")
 
 
@@ -119,20 +149,20 @@ def has_step_graph(config: GPTConfig) -> bool:
     return config.head_dim <= WIDEST_HEAD
 
 
-def _cache_type(gpt: GPT) -> ir.DataType:
+def _default_cache(gpt: GPT) -> CacheType:
     """The type of keys and values: 16 bits if weights are rounded, which loses far more."""
     quantized = BlockProduct | ChannelProduct | NativeProduct
     rounded = gpt.dtype == torch.float16 or any(
         isinstance(layer, quantized) for layer in gpt.modules()
     )
-    return ir.DataType.FLOAT16 if rounded else ir.DataType.FLOAT
+    return "fp16" if rounded else "fp32"
 
 
 class _Graph:
     """The graph under construction. module: its parameters and buffers become weights."""
 
-    def __init__(self, module: nn.Module, cache_type: ir.DataType = ir.DataType.FLOAT) -> None:
-        self.cache_type = cache_type
+    def __init__(self, module: nn.Module, cache: CacheType = "fp32") -> None:
+        self.attention_operator, self.cache_dtype = CACHES[cache]
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.outputs: list[ir.Value] = []
@@ -145,9 +175,6 @@ class _Graph:
 
     def input(self, name: str, shape: Sequence[str | int]) -> ir.Value:
         return self.tensor(name, shape, ir.DataType.INT64)
-
-    def cache(self, name: str, shape: Sequence[str | int]) -> ir.Value:
-        return self.tensor(name, shape, self.cache_type)
 
     def tensor(self, name: str, shape: Sequence[str | int], kind: ir.DataType) -> ir.Value:
         """A new input of the graph."""
@@ -205,13 +232,29 @@ class _Graph:
         node.name = f"{node.op_type}_{len(self.nodes)}"
         self.nodes.append(node)
 
-    def embed(self, table: nn.Module, ids: ir.Value, residual: ir.Value | None = None) -> ir.Value:
-        """Rows of `table`, plus `residual`."""
+    def rotations(self, config: GPTConfig) -> tuple[Product, Head]:
+        """x Q and x Q^T of a rotated model. Q is stored once, in fp16: no weight is read as often.
+
+        So inputs_embeds and last_hidden_state are not rotated; all that lies between them is.
+        """
+        product = Product(rotation(config).half(), None)
+        self.names[id(product.weight)] = "rotation"
+        return product, Head(product.weight, None, fused=True, transposed=False)
+
+    def embed(
+        self,
+        table: nn.Module,
+        ids: ir.Value,
+        *,
+        residual: ir.Value | None = None,
+        embeds: ir.Value | None = None,
+    ) -> ir.Value:
+        """Rows of `table` or, for negative ids, of `embeds`; plus `residual`."""
         inputs: list[ir.Value | None]
         if isinstance(table, NativeEmbedding):
             tensors = [table.weight, table.scales, table.scale_steps, None, None, None]
             more = [table.offsets, table.offset_steps, table.table]
-            inputs = [*map(self.weight, tensors), residual, None, *map(self.weight, more)]
+            inputs = [*map(self.weight, tensors), residual, None, *map(self.weight, more), embeds]
             return self.node("Embed", [ids, *inputs], block=table.block)
         mask = None
         if isinstance(table, Masked):
@@ -228,16 +271,22 @@ class _Graph:
                 tensors = (part.weight, None, None)
             inputs += [self.weight(tensor) for tensor in tensors]
         inputs += [None] * (6 - len(inputs))
-        return self.node("Embed", [ids, *inputs, residual, self.number(mask)], block=block)
+        inputs += [residual, self.number(mask), None, None, None, embeds]
+        return self.node("Embed", [ids, *inputs], block=block)
 
     def normalize(self, norm: Norm, x: ir.Value) -> ir.Value:
         inputs = [x, self.number(norm.weight), self.number(norm.bias)]
         return self.node("Normalize", inputs, norm=NORMS[norm.kind], epsilon=float(norm.eps))
 
     def attention(
-        self, gpt: GPT, layer: Attention, inputs: list[ir.Value], starts: ir.Value
+        self,
+        gpt: GPT,
+        layer: Attention,
+        inputs: list[ir.Value],
+        cache: Sequence[ir.Value],
+        starts: ir.Value,
     ) -> Any:
-        """Attention's output, and the new keys and values."""
+        """Attention's output, and the new cache of its layer."""
         config = layer.config
         rope = config.position == "rope"
         more = [
@@ -246,10 +295,11 @@ class _Graph:
             self.number(layer.score),
             starts,
         ]
+        keys_values, scales = cache[:2], cache[2:]
         return self.node(
-            "Attention" if self.cache_type == ir.DataType.FLOAT else "AttentionHalf",
-            [*inputs, *more],
-            3,
+            self.attention_operator,
+            [*inputs, *keys_values, *more, None, None, None, *scales],
+            1 + len(cache),
             n_head=config.n_head,
             n_kv_head=config.n_kv_head,
             window=layer.window or 0,

@@ -17,6 +17,7 @@ from gpt_export.quantization.calibrate import linears
 from gpt_export.quantization.channels import ChannelWeights
 from gpt_export.quantization.embeddings import RARE, TABLE, common_tokens
 from gpt_export.quantization.offsets import OffsetWeights
+from gpt_export.quantization.rotate import Turned
 from gptx_models.gpt.model import GPT
 
 PRODUCT = 1300  # bytes of the step graph for the node of a product and the names of its weights
@@ -35,6 +36,8 @@ def artifact_bytes(gpt: GPT, weights: Mapping[str, Quantized], source_graph: int
     tensors = [4 * tensor.numel() for tensor in [*rest.values(), *gpt.buffers()]]
     graph = int(1.4 * source_graph) + sum(map(node_bytes, weights.values()))
     graph += step_graph_bytes(weights, tensors)
+    if isinstance(gpt.norm, Turned):  # the step graph has the rotation, in fp16
+        graph += 2 * gpt.config.n_embd**2
     return graph + sum(tensors) + stored_bytes(weights.values())
 
 

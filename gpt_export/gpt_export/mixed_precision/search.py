@@ -16,7 +16,12 @@ from gpt_export.graph.attention_forms import CacheForm
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
-from gpt_export.graph.write_step_graph import add_step_graph
+from gpt_export.graph.step_graph import CacheType
+from gpt_export.graph.write_step_graph import (
+    add_step_graph,
+    check_cache_type,
+    with_cache_type,
+)
 from gpt_export.mixed_precision.artifact_size import artifact_bytes, least_bytes
 from gpt_export.mixed_precision.budget import Budget, smallest_inside, spaced
 from gpt_export.mixed_precision.mix import Mixes, make_mixes, mean_bits, measure
@@ -73,6 +78,7 @@ def quantize_within(
     *,
     budget: Budget,
     picture_file: Path | None = None,
+    cache_type: CacheType | None = None,
     checkpoint: Path | None = None,
     text: Path | None = None,
     calibration: Path | None = None,
@@ -89,7 +95,7 @@ def quantize_within(
     Raises UsageError if the size is too small for any mix, ParityError if no mix keeps the
     perplexity, and what quantize_artifact raises.
     """
-    manifest, config = check_budget(source, budget, limits)
+    manifest, config = check_budget(source, budget, limits, cache_type)
     picture_file = new_picture(out, picture_file, force=force)
     needed = plan_quantize(manifest, "int8").disk_bytes
     with open_workspace(
@@ -101,7 +107,7 @@ def quantize_within(
         needed=needed,
         force=force,
     ) as workspace:
-        search = Search(workspace, config, budget)
+        search = Search(workspace, config, budget, cache_type)
         search.run()
         chosen, certificate = search.write_best(limits, accept=accept)
         title = f"{source.name}, budget {budget}: chosen {chosen.name}, {megabytes(chosen.size)} MB"
@@ -120,9 +126,12 @@ def new_picture(out: Path, picture_file: Path | None, *, force: bool) -> Path:
 
 
 def check_budget(
-    source: Path, budget: Budget, limits: Mapping[str, float] | None = None
+    source: Path,
+    budget: Budget,
+    limits: Mapping[str, float] | None = None,
+    cache_type: CacheType | None = None,
 ) -> tuple[Manifest, GPTConfig]:
-    """Check source, budget and limits before the weights are read. Raises UsageError."""
+    """Check the options of quantize_within before the weights are read. Raises UsageError."""
     manifest = expect_fp32(source)
     config = gpt_config(manifest)
     if config is None:
@@ -134,6 +143,7 @@ def check_budget(
             f"{source} classifies and has no perplexity:"
             " give a budget of size, for example size=100MB"
         )
+    check_cache_type(cache_type, config)
     limits_for("int4", limits)  # checks their names
     need_matplotlib()
     return manifest, config
@@ -145,9 +155,10 @@ def plan_within(
     *,
     calibration: Path | None = None,
     limits: Mapping[str, float] | None = None,
+    cache_type: CacheType | None = None,
 ) -> Plan:
     """Estimate quantize_within. Raises UsageError if the size is too small for any mix."""
-    manifest, config = check_budget(source, budget, limits)
+    manifest, config = check_budget(source, budget, limits, cache_type)
     plan = plan_quantize(manifest, "int8")
     if budget.size is None:
         return plan
@@ -168,8 +179,15 @@ def expect_room(budget: Budget, least: int) -> None:
 class Search:
     """Measures mixes of one model (`points`), and writes the best of them."""
 
-    def __init__(self, workspace: Workspace, config: GPTConfig, budget: Budget) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        config: GPTConfig,
+        budget: Budget,
+        cache_type: CacheType | None = None,
+    ) -> None:
         self.workspace, self.config, self.budget = workspace, config, budget
+        self.cache_type: CacheType | None = cache_type
         self.timings = Timings(config)
         self.points: list[Point] = []
 
@@ -288,7 +306,7 @@ class Search:
             rotate(gpt)
         with stage("Tracing the graph"):
             save_graph(build_graph(graph_layers(gpt, form, point.made.weights), form), folder)
-            add_step_graph(gpt, self.workspace.staging)
+            add_step_graph(gpt, self.workspace.staging, self.cache_type)
         off = sum(file.stat().st_size for file in folder.iterdir()) - point.size
         # what was estimated is the graph files, whose error is nearly the same for all mixes
         for one in self.points:
@@ -313,4 +331,5 @@ class Search:
             "calibration": self.workspace.calibration.description,
         }
         what = f"the mix of {self.workspace.manifest.path} with {point.name}"
+        what = with_cache_type(what, self.cache_type)
         return prove_quantized(self.workspace, precision, facts, allowed, accept=accept, what=what)

@@ -23,11 +23,15 @@ from gpt_export.graph.decode_graph import write_decode_graph
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.native_layers import Native, native_layers
 from gpt_export.graph.read_weights import load_gpt, position_tables
+from gpt_export.graph.step_graph import CacheType
 from gpt_export.graph.stored_weights import check_half
 from gpt_export.graph.write_step_graph import (
+    STEP_FACTS,
     add_step_graph,
+    check_cache_type,
     note_no_step_graph,
     step_facts,
+    with_cache_type,
     write_native_graph,
 )
 from gpt_export.plan import GRAPH_AND_SIDE_FILES, LIBRARIES, Plan, logits_bytes
@@ -89,6 +93,7 @@ def quantize_artifact(
     out: Path,
     *,
     to: str,
+    cache_type: CacheType | None = None,
     checkpoint: Path | None = None,
     text: Path | None = None,
     calibration: Path | None = None,
@@ -98,15 +103,16 @@ def quantize_artifact(
 ) -> dict[str, Any]:
     """Quantize the fp32 artifact `source` to the folder `out`; returns the certificate.
 
-    to: a recipe, that is a name in SCHEMES, int8, fp16 or keep. checkpoint: compare with PyTorch on
-    this checkpoint folder instead of with `source`; of keep, the folder with the blocks, and
-    `source` is compared with. calibration: the UTF-8 text that weights are rounded on (of keep:
-    that activations are measured on), by default our own. The other options are those of
-    export_checkpoint, as is the step graph.
+    to: a recipe, that is a name in SCHEMES, int8, fp16 or keep. cache_type: the type of the step
+    graph's cache, by default fp16 (keep: of weights that are all in fp32, fp32). checkpoint:
+    compare with PyTorch on this checkpoint folder instead of with `source`; of keep, the folder
+    with the blocks, and `source` is compared with. calibration: the UTF-8 text that weights are
+    rounded on (of keep: that activations are measured on), by default our own. The other options
+    are those of export_checkpoint, as is the step graph.
 
     Raises UsageError, ArtifactError, OutputError, and ParityError when the certificate fails.
     """
-    manifest, bounds = check_recipe(source, to, limits)
+    manifest, bounds = check_recipe(source, to, limits, cache_type)
     kept = _kept(manifest, expect_blocks(manifest, checkpoint)) if to == KEEP else None
     needed = plan_quantize(manifest, to, checkpoint).disk_bytes
     with open_workspace(
@@ -119,11 +125,11 @@ def quantize_artifact(
         force=force,
     ) as workspace:
         if kept is None:
-            quantization = _write_graph(manifest, workspace.staging, to, workspace.calibration)
+            quantization = _write_graph(workspace, to, cache_type)
             precision = precision_of(to)
         else:
-            precision, quantization = _write_kept(workspace, kept)
-        what = f"{to} of {source}"
+            precision, quantization = _write_kept(workspace, kept, cache_type)
+        what = with_cache_type(f"{to} of {source}", cache_type)
         return prove_quantized(workspace, precision, quantization, bounds, accept=accept, what=what)
 
 
@@ -149,12 +155,15 @@ def expect_blocks(manifest: Manifest, checkpoint: Path | None) -> Path:
 
 
 def check_recipe(
-    source: Path, to: str, limits: Mapping[str, float] | None
+    source: Path,
+    to: str,
+    limits: Mapping[str, float] | None,
+    cache_type: CacheType | None = None,
 ) -> tuple[Manifest, dict[str, float]]:
     """Check a recipe against the manifest alone; returns the manifest and the certificate's limits.
 
-    Raises UsageError if `source` cannot be quantized by this recipe, or a limit has an unknown
-    name.
+    Raises UsageError if `source` cannot be quantized by this recipe or with this cache, or a limit
+    has an unknown name.
     """
     manifest = expect_fp32(source)
     if has_decode(to) and manifest.cache != "shared":
@@ -162,7 +171,9 @@ def check_recipe(
             f"{to} has two graphs on one cache, which takes the form shared,"
             f" and {source} has {manifest.cache}"
         )
-    if gpt_config(manifest) is None and to not in RECIPES:
+    config = gpt_config(manifest)
+    check_cache_type(cache_type, config)
+    if config is None and to not in RECIPES:
         raise UsageError(
             f"{source} was exported by optimum, which takes {', '.join(RECIPES)}, not {to}"
         )
@@ -332,10 +343,9 @@ def gpt_config(manifest: Manifest) -> GPTConfig | None:
     return config
 
 
-def _write_graph(
-    manifest: Manifest, staging: Path, to: str, calibration: EvalText
-) -> dict[str, Any]:
-    """Write the quantized graph to `staging`; returns `quantization` of gptx.json."""
+def _write_graph(workspace: Workspace, to: str, cache_type: CacheType | None) -> dict[str, Any]:
+    """Write the quantized graphs; returns `quantization` of gptx.json."""
+    manifest, calibration, staging = workspace.manifest, workspace.calibration, workspace.staging
     config = gpt_config(manifest)
     if config is None:
         note_no_step_graph(NO_OPTIMUM)
@@ -343,12 +353,12 @@ def _write_graph(
     form: CacheForm = manifest.cache  # type: ignore[assignment]
     gpt = load_gpt(manifest.path, config)
     if to == "fp16":
-        return _write_half(gpt, form, staging, where=str(manifest.path))
+        return _write_half(gpt, form, staging, cache_type, where=str(manifest.path))
     name = scheme_name(to, cpu_features())
     made = quantize_weights(gpt, SCHEMES[name], calibration.windows)
     with stage("Tracing the graph"):
         save_graph(build_graph(graph_layers(gpt, form, made.weights), form), staging / "onnx")
-        add_step_graph(gpt, staging)
+        add_step_graph(gpt, staging, cache_type)
         if has_decode(to):
             write_decode_graph(gpt, form, staging)
     chosen = {"cpu": {"name": cpu_name(), "features": cpu_features()}} if name != to else {}
@@ -363,7 +373,9 @@ def _kept(manifest: Manifest, checkpoint: Path) -> dict[str, Native]:
         return keep_weights(load_gpt(manifest.path, config), checkpoint, manifest.path)
 
 
-def _write_kept(workspace: Workspace, kept: dict[str, Native]) -> tuple[str, dict[str, Any]]:
+def _write_kept(
+    workspace: Workspace, kept: dict[str, Native], cache_type: CacheType | None
+) -> tuple[str, dict[str, Any]]:
     """Write the graphs of a GGUF file's blocks; returns precision and `quantization`.
 
     model.onnx is written if its operators have all of the blocks.
@@ -378,7 +390,7 @@ def _write_kept(workspace: Workspace, kept: dict[str, Native]) -> tuple[str, dic
             form: CacheForm = manifest.cache  # type: ignore[assignment]
             save_graph(build_graph(graph_layers(gpt, form, portable), form), staging / "onnx")
             gpt = load_gpt(manifest.path, config)
-        write_native_graph(native_layers(gpt, weights), staging)
+        write_native_graph(native_layers(gpt, weights), staging, cache_type)
     note(_sizes(staging))
     facts = {**describe_kept(weights, costs), "calibration": calibration.description}
     return precision_of_kept(weights), facts
@@ -397,7 +409,9 @@ def _sizes(staging: Path) -> str:
     )
 
 
-def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict[str, Any]:
+def _write_half(
+    gpt: GPT, form: CacheForm, staging: Path, cache_type: CacheType | None, *, where: str
+) -> dict[str, Any]:
     """Write `gpt` in fp16, with the graph for CUDA where the form has one."""
     for name, weight in gpt.named_parameters():
         check_half(weight, name, where)
@@ -407,13 +421,13 @@ def _write_half(gpt: GPT, form: CacheForm, staging: Path, *, where: str) -> dict
         save_beside(build_graph(half, "cuda"), staging / CUDA)
     # native operators compute in fp32, with tables of positions that are not rounded
     half._buffers.update(position_tables(half.config))
-    add_step_graph(half, staging)
+    add_step_graph(half, staging, cache_type)
     return {"scheme": "fp16", "cache_dtype": "float16"}
 
 
 def _facts(manifest: Manifest, precision: str, quantization: dict[str, Any]) -> dict[str, Any]:
     """gptx.json of the source, with the values that a quantization changes."""
-    dropped = ("files", "certificate", "gptx_version", "compiled", "step", "kernel_order")
+    dropped = ("files", "certificate", "gptx_version", "compiled", "upgraded", *STEP_FACTS)
     kept = {key: value for key, value in manifest.raw.items() if key not in dropped}
     return {
         **kept,

@@ -63,10 +63,9 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
 
     The architecture must allow it (see why_not_rotated).
     """
-    q = orthogonal(gpt.config.n_embd, seed)
+    q = rotation(gpt.config, seed)
     write = q  # for everything that is added to the stream
     if gpt.config.norm == "layernorm":  # the mean, along q's first column, is never written
-        q = along_mean(q)
         write = q.clone()
         write[:, 0] = 0
     for block in gpt.layers:
@@ -94,6 +93,12 @@ def rotate(gpt: GPT, *, seed: int = SEED) -> None:
         gpt.wte = Masked(gpt.wte, mask)  # type: ignore[assignment]
     _plain(last)
     gpt.norm = Turned(last, turned.float(), bias)  # type: ignore[assignment]
+
+
+def rotation(config: GPTConfig, seed: int = SEED) -> Tensor:
+    """Q of a model, float64: a state x of the residual stream (1, n_embd) is rotated to x Q."""
+    q = orthogonal(config.n_embd, seed)
+    return along_mean(q) if config.norm == "layernorm" else q
 
 
 def orthogonal(width: int, seed: int) -> Tensor:

@@ -104,6 +104,12 @@ class Manifest:
         return self.path / STEP if self.raw.get("step") else None
 
     @property
+    def step_cache_dtype(self) -> str:
+        """The type of keys and values in the step graph. Older artifacts do not state it."""
+        rounded = self.precision != "fp32"
+        return self.raw.get("step_cache_dtype") or ("float16" if rounded else "float32")
+
+    @property
     def kernel_order(self) -> int:
         """The order of sums of the native operators that the step graph was made for."""
         return self.raw.get("kernel_order", 1)

@@ -13,6 +13,7 @@ from gptx.artifact.layout import SECOND_GRAPHS, SIDE_FILES
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 CACHES = ("shared", "growing", "scatter")
 CACHE_DTYPES = ("float32", "float16")
+STEP_CACHE_DTYPES = (*CACHE_DTYPES, "int8")
 MOST_PARAMETERS = 1 << 50
 OBJECTS = ("model", "tokens", "files")
 OPTIONAL_OBJECTS = ("compiled", "quantization", "source", "certificate", "upgraded")
@@ -36,6 +37,9 @@ def field_problems(raw: dict[str, Any], sizes: Iterable[str]) -> Iterator[str]:
     for name, graph in SECOND_GRAPHS.items():
         if raw.get(name) not in (None, graph):
             yield f"{name} is {raw[name]!r}, expected {graph!r} or nothing"
+    if raw.get("step_cache_dtype") not in (None, *STEP_CACHE_DTYPES):
+        allowed = ", ".join(STEP_CACHE_DTYPES)
+        yield f"step_cache_dtype is {raw['step_cache_dtype']!a:.80}, expected one of {allowed}"
     if not _is_count(raw.get("kernel_order", 1)):
         yield f"kernel_order is {raw['kernel_order']!a:.80}, expected a whole number"
     yield from _model_problems(raw["model"], sizes)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gptx.artifact.cache_parts import cache_parts, position_bytes
 from gptx.artifact.folders import is_plain
 from gptx.artifact.json_files import read_json
 from gptx.artifact.layout import CUDA, DECODE, STEP
@@ -21,6 +24,7 @@ from gptx.inspect.description import (
     source_rows,
     task_rows,
 )
+from gptx.ort.open_sessions import runs_step
 from gptx.parity.certificate_rows import Rows, certificate_rows
 
 _CACHES = {
@@ -55,6 +59,7 @@ def describe_artifact(path: Path) -> Description:
         "config": config,
         "generation_config": generation,
         "cache_bytes_per_token": _cache_bytes(manifest),
+        "cache_dtype": _cache_dtype(manifest),
         "bytes": sum(size for _, size in files),
         "files": dict(files),
     }
@@ -130,17 +135,24 @@ def _compiled_rows(made: dict[str, Any] | None) -> Rows:
 def _cache_rows(manifest: Manifest) -> Rows:
     cache_bytes = _cache_bytes(manifest)
     full = size_in_words(cache_bytes * manifest.model.n_ctx)
+    operators = "native operators" if runs_step(manifest) else "ONNX Runtime's operators"
+    size = f"{size_in_words(cache_bytes)} a token, {full} when full"
     return [
         ("cache", _CACHES[manifest.cache]),
-        ("cache memory", f"{size_in_words(cache_bytes)} a token, {full} when full"),
+        ("cache memory", f"{size}: {_cache_dtype(manifest)}, on {operators}"),
     ]
 
 
+def _cache_dtype(manifest: Manifest) -> str:
+    """The type of keys and values in the graph that runs on this machine's CPU."""
+    return manifest.step_cache_dtype if runs_step(manifest) else manifest.cache_dtype
+
+
 def _cache_bytes(manifest: Manifest) -> int:
-    """Bytes of keys and values of one token in all layers."""
+    """Bytes of the cache of one token in all layers."""
     model = manifest.model
-    item = 2 if manifest.cache_dtype == "float16" else 4
-    return 2 * model.n_layer * model.n_kv_head * model.head_dim * item
+    parts = cache_parts(np.dtype(_cache_dtype(manifest)), model.head_dim)
+    return model.n_layer * model.n_kv_head * position_bytes(parts)
 
 
 def _tokenizer(tokens: Tokens, vocab_size: int) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from gptx.artifact.cache_parts import position_bytes
 from gptx.errors import GptxError, UsageError
 from gptx.ort.graph import OnnxGraph
 from gptx.system.cpu import memory
 
 
 def cache_bytes(graph: OnnxGraph, rows: int, tokens: int) -> int:
-    """Bytes of the keys and values of all layers, for `tokens` tokens in each of `rows` rows."""
+    """Bytes of the cache of all layers, for `tokens` tokens in each of `rows` rows."""
     model = graph.manifest.model
-    values = 2 * model.n_layer * rows * tokens * model.n_kv_head * model.head_dim
-    return values * graph.cache_dtype.itemsize
+    return model.n_layer * rows * tokens * model.n_kv_head * position_bytes(graph.cache_parts)
 
 
 def check_memory(graph: OnnxGraph, rows: int, tokens: int) -> None:

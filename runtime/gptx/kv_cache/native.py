@@ -11,6 +11,7 @@ import numpy as np
 
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer, capacity_for, grow_buffers
+from gptx.ort.check_graph import EMBEDS, HIDDEN_AT
 from gptx.ort.graph import OnnxGraph
 
 GROUP = 16  # positions of keys that lie together in a buffer; its capacity is a multiple
@@ -20,7 +21,8 @@ class NativeCache:
     """One buffer (B, G, capacity, D) for the keys of each layer, and one for its values.
 
     The graph writes new tokens into the buffers in place. Within a head, keys are stored in groups
-    of 16 positions, (capacity / 16, D, 16).
+    of 16 positions, (capacity / 16, D, 16). Keys and values of 8 bits have buffers (B, G, capacity)
+    of scales.
 
     A token's logits do not depend on the other tokens of a run, so rows run together or apart.
     """
@@ -29,11 +31,16 @@ class NativeCache:
         model = graph.manifest.model
         self._graph, self._limit = graph, limit
         self._binding = graph.session.io_binding()
+        self._names = list(zip(graph.past_names, graph.present_names))
         self.logits = np.zeros((batch_size, 1, model.n_logits), np.float32)
         self._starts = np.zeros(batch_size, np.int64)
         # For decode steps of one row: its number, 0 while other inputs are bound
         self._bound: int | None = None
         self._step = {name: np.zeros(1, np.int64) for name in ("input_ids", "position_ids")}
+        if graph.n_embd is not None:
+            self._unused = np.zeros((0, graph.n_embd), np.float32), np.zeros(0, np.int64)
+            for name, array in zip((EMBEDS, HIDDEN_AT), self._unused):
+                self._binding.bind_cpu_input(name, array)
         self.capacity = 0
         self._buffers: list[Buffer] = []
         self._reserve(size or 1, 0)
@@ -107,15 +114,13 @@ class NativeCache:
         """Make room for `length` tokens a row, keeping the first `used` of each row."""
         if length <= self.capacity:
             return
-        model, batch_size = self._graph.manifest.model, len(self.logits)
+        batch_size = len(self.logits)
         check_memory(self._graph, batch_size, length)
         self._bound = None  # the new buffers must be bound
         capacity = capacity_for(length, self._limit)
-        before, shape = (
-            (batch_size, model.n_kv_head, _groups(size), model.head_dim)
-            for size in (self.capacity, capacity)
-        )
-        grow_buffers(self._graph, self._buffers, before, shape, min(_groups(used), before[2]))
+        before, after = _groups(self.capacity), _groups(capacity)
+        used = min(_groups(used), before)
+        grow_buffers(self._graph, self._buffers, batch_size, (before, after), used)
         self.capacity = capacity
 
     def _bind_step(self, row: int) -> None:
@@ -144,11 +149,10 @@ class NativeCache:
         self._inputs = [np.ascontiguousarray(array) for array in (*arrays, self._starts)]
         for name, array in zip(names, self._inputs):
             self._binding.bind_cpu_input(name, array)
-        graph = self._graph
-        for past, present, buffer in zip(graph.past_names, graph.present_names, self._buffers):
+        for (past, present), buffer in zip(self._names, self._buffers):
             pointer, shape = buffer.rows(0, len(self.logits))
-            self._binding.bind_input(past, "cpu", 0, graph.cache_dtype.type, shape, pointer)
-            self._binding.bind_output(present, "cpu", 0, graph.cache_dtype.type, shape, pointer)
+            self._binding.bind_input(past, "cpu", 0, buffer.dtype.type, shape, pointer)
+            self._binding.bind_output(present, "cpu", 0, buffer.dtype.type, shape, pointer)
 
     def _bind_logits(self, array: np.ndarray) -> None:
         self._binding.bind_output("logits", "cpu", 0, np.float32, array.shape, array.ctypes.data)

@@ -138,15 +138,11 @@ class SharedBufferCache:
         """Make room for `length` tokens a row, keeping the first `used` of each row."""
         if length <= self.capacity:
             return
-        model, batch_size = self._graph.manifest.model, len(self._ids)
+        batch_size = len(self._ids)
         check_memory(self._graph, batch_size, length)
         self._bound = None  # the new buffers must be bound
         capacity = capacity_for(length, self._limit)
-        before, shape = (
-            (batch_size, model.n_kv_head, size, model.head_dim)
-            for size in (self.capacity, capacity)
-        )
-        grow_buffers(self._graph, self._buffers, before, shape, used)
+        grow_buffers(self._graph, self._buffers, batch_size, (self.capacity, capacity), used)
         self._prefill_mask = np.ones((1, capacity), np.int64)
         self.capacity = capacity
 
@@ -188,13 +184,17 @@ def active_rows(tokens: Sequence[int | None]) -> tuple[int, int]:
 
 
 class Buffer:
-    """An array (B, G, capacity, D) whose rows can be bound by pointer.
+    """An array (B, G, capacity, ...) whose rows can be bound by pointer.
 
     Unused places hold zeros, not NaN: attention multiplies masked values by 0.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._array = np.zeros(shape, dtype)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
 
     def rows(self, first: int, last: int) -> tuple[int, tuple[int, ...]]:
         """Pointer and shape of the rows from `first` to before `last`."""
@@ -226,24 +226,30 @@ class Buffer:
 def grow_buffers(
     graph: OnnxGraph,
     buffers: list[Buffer],
-    before: tuple[int, ...],
-    shape: tuple[int, ...],
+    batch_size: int,
+    capacities: tuple[int, int],
     used: int,
 ) -> None:
-    """Change the buffers of all layers from the shape `before` to `shape`.
+    """Change the capacity of the buffers of all layers. capacities: the old one and the new one.
 
     The first `used` tokens of every row are kept. `buffers` is empty before the first call. If
-    memory is missing or Ctrl-C is pressed, all buffers have the shape `before` again. Raises
+    memory is missing or Ctrl-C is pressed, all buffers have the old capacity again. Raises
     GptxError if memory is missing.
     """
+    model = graph.manifest.model
+    parts = graph.cache_parts * model.n_layer
+    before, after = (
+        [(batch_size, model.n_kv_head, capacity, *part.shape) for part in parts]
+        for capacity in capacities
+    )
     try:
-        while len(buffers) < 2 * graph.manifest.model.n_layer:
-            buffers.append(Buffer(shape, graph.cache_dtype))
-        for buffer in buffers:
+        for part, shape in list(zip(parts, after))[len(buffers) :]:
+            buffers.append(Buffer(shape, part.dtype))
+        for buffer, shape in zip(buffers, after):
             buffer.grow(shape, used)
     except BaseException as error:  # no memory, or Ctrl-C
-        for buffer in buffers:
-            buffer.shrink(before, used)
+        for buffer, shape in zip(buffers, before):
+            buffer.shrink(shape, used)
         if isinstance(error, MemoryError):
-            raise no_memory(graph, shape[0], shape[2]) from error
+            raise no_memory(graph, batch_size, capacities[1]) from error
         raise

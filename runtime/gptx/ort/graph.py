@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gptx.artifact.cache_parts import CachePart, cache_names, cache_parts
 from gptx.artifact.manifest import Manifest
 from gptx.errors import ArtifactError
 from gptx.ort.buffer_pool import BufferPool
-from gptx.ort.check_graph import LOGITS_DTYPES, cache_dtype, cache_names, check_graph
+from gptx.ort.check_graph import EMBEDS, LOGITS_DTYPES, cache_dtype, check_graph
 from gptx.ort.cuda import captures, device_lock
 from gptx.ort.device import CUDA, check_device
 from gptx.ort.library import first_line
@@ -43,7 +44,8 @@ class OnnxGraph:
         bool  # True: position_ids is an input; False: the graph counts positions itself
     )
     logits_dtype: np.dtype
-    cache_dtype: np.dtype
+    cache_dtype: np.dtype  # of keys and values
+    n_embd: int | None  # numbers of a row of a step graph's inputs_embeds; None: no such input
     huge_pages: HugePages  # moves the weights into huge pages after some runs
     device_lock: AbstractContextManager[Any]  # held while the device is used; see cuda.device_lock
     kernels: str | None  # of native operators, if `session` is the step graph's; see ort/native.py
@@ -59,14 +61,19 @@ class OnnxGraph:
         return "cuda" if self.provider == CUDA else "cpu"
 
     @property
+    def cache_parts(self) -> list[CachePart]:
+        """The arrays of a layer's KV cache: keys, values and, of 8 bits, their scales."""
+        return cache_parts(self.cache_dtype, self.manifest.model.head_dim)
+
+    @property
     def past_names(self) -> list[str]:
-        """The inputs of the KV cache: keys and values of layer 0, of layer 1, ..."""
-        return cache_names("past_key_values", self.manifest.model.n_layer)
+        """The inputs of the KV cache: the arrays of layer 0, of layer 1, ..."""
+        return cache_names("past_key_values", self.manifest.model.n_layer, self.cache_parts)
 
     @property
     def present_names(self) -> list[str]:
         """The outputs of the KV cache, in the order of past_names."""
-        return cache_names("present", self.manifest.model.n_layer)
+        return cache_names("present", self.manifest.model.n_layer, self.cache_parts)
 
     def chunks(self, ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Token ids (n,) in chunks of prefill_chunk tokens, each with its start in `ids`."""
@@ -121,6 +128,7 @@ def open_graph(
         takes_positions=any(node.name == "position_ids" for node in session.get_inputs()),
         logits_dtype=LOGITS_DTYPES[logits.type],
         cache_dtype=cache_dtype(session.get_inputs()) or np.dtype(manifest.cache_dtype),
+        n_embd=next((node.shape[1] for node in session.get_inputs() if node.name == EMBEDS), None),
         huge_pages=opened.huge_pages,
         device_lock=device_lock(opened.provider),
         kernels=opened.kernels,

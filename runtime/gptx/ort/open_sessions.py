@@ -75,6 +75,11 @@ def open_sessions(
     return opened
 
 
+def runs_step(manifest: Manifest) -> bool:
+    """True if the artifact has a step graph, and native operators run it on this machine's CPU."""
+    return manifest.step is not None and _why_not_native(manifest, "cpu") is None
+
+
 def usable_step(manifest: Manifest) -> Path | None:
     """The artifact's step graph if native operators run it here, else None.
 

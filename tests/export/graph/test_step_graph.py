@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 import torch
 
 from builders.configurations import config_of, name_of, pairwise, small_presets
-from builders.native_graphs import empty_cache, needs_library, open_with, run_tokens
+from builders.native_graphs import (
+    empty_cache,
+    linear_graph,
+    needs_library,
+    open_with,
+    run_tokens,
+    step_inputs,
+)
 from builders.random_gpt import random_gpt
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.step_graph import build_step_graph
@@ -19,6 +27,7 @@ pytestmark = needs_library
 CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
 DEFAULT = list(CASES)[: len(small_presets()) + 6]
 SCHEMES_TESTED = ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"]
+STATES = "last_hidden_state"
 # ONNX Runtime's operators that move numbers and do not compute with them.
 MOVES = {"Gather", "Concat"}
 
@@ -35,6 +44,50 @@ def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
     session = open_with(build_step_graph(graph_layers(gpt, "growing")), tmp_path, "", 2)
     found, _ = run_tokens(session, empty_cache(session, 2, 48), tokens, 1, range(40))
     assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-blocks"])
+@pytest.mark.parametrize("name", ["gpt1", "gpt2", "llama-style", "sinusoidal"])
+def test_hidden_states_and_embeddings_are_pytorchs(name: str, scheme: str, tmp_path: Path) -> None:
+    """Of a rotated model too: its states are rotated back, and rows of inputs_embeds rotated.
+
+    inputs_embeds has the rows of the embedding table for some of the tokens.
+    """
+    config = CASES[name] if name in CASES else dataclasses.replace(CASES["gpt2"], position=name)
+    gpt, tokens = random_gpt(config), np.arange(40, 70)
+    with torch.no_grad():
+        expected = gpt.hidden(torch.tensor(tokens)[None])[0].numpy()
+        table = gpt.wte.weight.numpy().copy()
+    made = {}
+    if scheme != "fp32":
+        made = quantize_weights(gpt, SCHEMES[scheme], [list(range(40))]).weights
+    session = open_with(build_step_graph(graph_layers(gpt, "growing", made)), tmp_path, "", 2)
+    feeds = step_inputs(session, empty_cache(session, 1, 32), tokens.tolist(), 0, range(30))
+    feeds["logits_at"], feeds["hidden_at"] = feeds["logits_at"][:5], np.arange(30)
+    ids, (logits, states) = feeds["input_ids"], session.run(["logits", STATES], feeds)
+    near = 1e-5 if scheme == "fp32" else 0.05
+    assert np.linalg.norm(states - expected) < near * np.linalg.norm(expected)
+    if scheme == "fp32":  # the head's fused norm gives the same bits
+        layout = 2 if gpt.head.transposed else 3
+        weights, n = {"w": gpt.head.weight.detach().numpy()}, config.n_embd
+        if gpt.head.bias is not None:
+            weights["bias"] = gpt.head.bias.detach().numpy()
+        head = linear_graph(weights, layout=layout, bits=32, n_in=n, terms=0, norm=0)
+        none = np.zeros((5, config.vocab_size), np.float32)
+        (of_states,) = open_with(head, tmp_path, "", 1).run(
+            None, {"x": states[:5], "residual": none}
+        )
+        assert np.array_equal(of_states, logits)
+
+    feeds["inputs_embeds"] = table[[43, 41]]
+    ids[[1, 3]] = [-2, -1]
+    found, others = session.run(["logits", STATES], feeds)
+    if scheme == "fp32":
+        assert np.array_equal(found, logits) and np.array_equal(others, states)
+    assert np.linalg.norm(others - expected) < near * np.linalg.norm(expected)
+    ids[3] = -3
+    with pytest.raises(Exception, match="an id is outside the table"):
+        session.run(["logits"], feeds)
 
 
 def some(name: str, scheme: str) -> bool:
