@@ -34,9 +34,7 @@ class NativeCache:
         self._names = list(zip(graph.past_names, graph.present_names))
         self.logits = np.zeros((batch_size, 1, model.n_logits), np.float32)
         self._starts = np.zeros(batch_size, np.int64)
-        # For decode steps of one row: its number, 0 while other inputs are bound
-        self._bound: int | None = None
-        self._step = {name: np.zeros(1, np.int64) for name in ("input_ids", "position_ids")}
+        self._bound: list[int] = []  # the rows whose decode steps are bound; [] if others are
         if graph.n_embd is not None:
             self._unused = np.zeros((0, graph.n_embd), np.float32), np.zeros(0, np.int64)
             for name, array in zip((EMBEDS, HIDDEN_AT), self._unused):
@@ -47,17 +45,19 @@ class NativeCache:
 
     def decode(self, tokens: Sequence[int | None], lengths: Sequence[int]) -> None:
         """Run the rows that have a token in one run. Their logits are then in `logits[row, 0]`."""
-        rows = [row for row, token in enumerate(tokens) if token is not None]
-        if len(rows) > 1:
-            new = {row: np.array([tokens[row]], np.int64) for row in rows}
-            return self.prefill(new, lengths)
-        (row,) = rows
-        self._reserve(lengths[row] + 1, max(lengths))
-        if self._bound != row:
-            self._bind_step(row)
-        self._step["input_ids"][0] = tokens[row] or 0
-        self._step["position_ids"][0] = lengths[row]
+        new = {row: token for row, token in enumerate(tokens) if token is not None}
+        if len(new) > self._graph.manifest.prefill_chunk:
+            ids = {row: np.array([token], np.int64) for row, token in new.items()}
+            return self.prefill(ids, lengths)
+        rows = list(new)
+        self._reserve(max(lengths[row] for row in rows) + 1, max(lengths))
+        if self._bound != rows:
+            self._bind_step(rows)
+        self._step_ids[:] = list(new.values())
+        self._step_places[:] = [lengths[row] for row in rows]
         self._run()
+        if self._step_logits is not None:
+            self.logits[rows, 0] = self._step_logits
 
     def prefill(
         self,
@@ -71,7 +71,7 @@ class NativeCache:
         after each of the n new tokens are written to outs[row] (n, V) instead.
         """
         self._reserve(max(lengths[row] + len(ids) for row, ids in new.items()), max(lengths))
-        self._bound = None
+        self._bound = []
         if outs is not None:
             self._run_with_logits(new, lengths, outs)
             return
@@ -116,20 +116,27 @@ class NativeCache:
             return
         batch_size = len(self.logits)
         check_memory(self._graph, batch_size, length)
-        self._bound = None  # the new buffers must be bound
+        self._bound = []  # the new buffers must be bound
         capacity = capacity_for(length, self._limit)
         before, after = _groups(self.capacity), _groups(capacity)
         used = min(_groups(used), before)
         grow_buffers(self._graph, self._buffers, batch_size, (before, after), used)
         self.capacity = capacity
 
-    def _bind_step(self, row: int) -> None:
-        """Bind the inputs of decode steps of one row, whose arrays then change in place."""
-        self._bound = None
-        one = np.array([row], np.int64)
-        self._bind(self._step["input_ids"], one, self._step["position_ids"], np.zeros(1, np.int64))
-        self._bind_logits(self.logits[row])
-        self._bound = row
+    def _bind_step(self, rows: list[int]) -> None:
+        """Bind the inputs of decode steps of some rows, whose arrays then change in place.
+
+        The logits of neighbouring rows go to `logits`, those of others to an array of their own.
+        """
+        self._bound = []
+        self._step_ids, self._step_places = np.zeros((2, len(rows)), np.int64)
+        at = np.arange(len(rows), dtype=np.int64)
+        self._bind(self._step_ids, np.array(rows, np.int64), self._step_places, at)
+        places = self.logits[rows[0] : rows[-1] + 1, 0]
+        apart = len(places) > len(rows)
+        self._step_logits = np.empty((len(rows), places.shape[1]), np.float32) if apart else None
+        self._bind_logits(places if self._step_logits is None else self._step_logits)
+        self._bound = rows
 
     def _run_tokens(
         self,
