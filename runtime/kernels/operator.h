@@ -76,11 +76,16 @@ static inline Status constants(const OrtApi* api, const OrtKernelInfo* info, con
   return nullptr;
 }
 
+// *out is null if the output is left out.
+template <class T>
 static inline Status output(const OrtApi* api, OrtKernelContext* context, size_t i, const int64_t* shape, size_t rank,
-                            void** out) {
+                            T** out) {
   OrtValue* value;
+  void* data = nullptr;
   if (Status s = get_output(api, context, i, shape, rank, &value)) return s;
-  return data_of(api, value, out);
+  Status s = value ? data_of(api, value, &data) : nullptr;
+  *out = (T*)data;
+  return s;
 }
 
 static inline int64_t number(const OrtApi* api, const OrtKernelInfo* info, const char* name, int64_t otherwise) {
@@ -88,6 +93,14 @@ static inline int64_t number(const OrtApi* api, const OrtKernelInfo* info, const
   Status s = attribute(api, info, name, &value);
   if (s) release(api, s);
   return s ? otherwise : value;
+}
+
+// A float attribute. One that was written as a whole number is of the other type.
+static inline float real_number(const OrtApi* api, const OrtKernelInfo* info, const char* name) {
+  float value;
+  Status s = attribute(api, info, name, &value);
+  if (s) release(api, s);
+  return s ? (float)number(api, info, name, 0) : value;
 }
 
 // Sets the floating-point state that every result depends on, for one call.
@@ -119,8 +132,7 @@ struct Kernel {
 static inline Norm norm_of(const OrtApi* api, const OrtKernelInfo* info) {
   Norm norm = {};
   norm.kind = (int)number(api, info, "norm", NO_NORM);
-  Status s = attribute(api, info, "epsilon", &norm.epsilon);
-  if (s) release(api, s);
+  norm.epsilon = real_number(api, info, "epsilon");
   return norm;
 }
 

@@ -11,7 +11,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-static const int INTERFACE = 2;  // of this library; see ort/native.py
+static const int INTERFACE = 3;  // of this library; see ort/native.py
 
 // What the next sessions use. Python sets both while it opens one session at a time.
 static const Kernels* chosen;
@@ -27,7 +27,7 @@ static Status create_with_cache(const OrtApi* api, const OrtKernelInfo* info, Ke
 struct Operator : OrtCustomOp {
   const char* name;
   size_t inputs, needed, outputs;
-  int cache_type;  // of the outputs behind the first
+  int cache_type;  // of attention's outputs 1 and 2, keys and values
   Status (*make)(const OrtApi*, const OrtKernelInfo*, Kernel**);
   Status (*run)(Kernel*, OrtKernelContext*);
 };
@@ -59,10 +59,11 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
   op.get_provider = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp*, size_t) -> int { return ANY_TYPE; };
   op.get_input_count = [](const OrtCustomOp* o) { return of(o).inputs; };
-  op.get_output_type = [](const OrtCustomOp* o, size_t i) -> int { return i ? of(o).cache_type : FLOAT; };
+  op.get_output_type = [](const OrtCustomOp* o, size_t i) -> int { return i == 1 || i == 2 ? of(o).cache_type : FLOAT; };
   op.get_output_count = [](const OrtCustomOp* o) { return of(o).outputs; };
   op.get_input_presence = [](const OrtCustomOp* o, size_t i) -> int { return i < of(o).needed ? REQUIRED : OPTIONAL; };
-  op.get_output_presence = [](const OrtCustomOp*, size_t) -> int { return REQUIRED; };
+  // the probabilities of attention, its last output, may be left out
+  op.get_output_presence = [](const OrtCustomOp* o, size_t i) -> int { return i && i + 1 == of(o).outputs ? OPTIONAL : REQUIRED; };
   op.get_memory_type = [](const OrtCustomOp*, size_t) { return 0; };
   op.get_least_variadic_input = op.get_variadic_input_alike = [](const OrtCustomOp*) { return 0; };
   op.get_least_variadic_output = op.get_variadic_output_alike = [](const OrtCustomOp*) { return 0; };
@@ -78,8 +79,9 @@ static Operator operators[] = {
     describe_operator<run_linear, destroy_linear>("Linear", 13, 2, 1, create_linear),
     describe_operator<run_normalize, destroy_plain>("Normalize", 3, 1, 1, create_normalize),
     describe_operator<run_embed, destroy_plain>("Embed", 12, 2, 1, create_embed),
-    describe_operator<run_attention, destroy_plain>("Attention", 9, 5, 3, create_with_cache<FLOAT>),
-    describe_operator<run_attention, destroy_plain>("AttentionHalf", 9, 5, 3, create_with_cache<FLOAT16>, FLOAT16),
+    describe_operator<run_attention, destroy_plain>("Attention", 12, 5, 4, create_with_cache<FLOAT>),
+    describe_operator<run_attention, destroy_plain>("AttentionHalf", 12, 5, 4, create_with_cache<FLOAT16>, FLOAT16),
+    describe_operator<run_attention, destroy_plain>("AttentionByte", 14, 5, 6, create_with_cache<INT8>, INT8),
 };
 
 // Choose the kernels (null: the best), the threads and the pages of the sessions that are made from

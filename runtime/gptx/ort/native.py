@@ -24,7 +24,7 @@ VARIABLE = "GPTX_KERNELS"  # names the kernels to use; "none": ONNX Runtime's op
 # and takes the next number. gptx.json states the number that a step graph was made for.
 KERNEL_ORDER = 1
 # Number of the library's interface: a library that was built from other sources is not used.
-INTERFACE = 2
+INTERFACE = 3
 # Number of the layout of packed weights in a file (runtime/kernels/packed_file.h).
 PACKING = 1
 UNTESTED = {"darwin": "macOS", "win32": "Windows"}  # built and inspected, but never run
