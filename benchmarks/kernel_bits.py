@@ -56,7 +56,7 @@ def program(
     """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with `only` one kind."""
     needed = (only,) if only else ("choose", "kernels_plain", *sets)
     sources = [ROOT / "benchmarks" / "kernel_bits.cpp"]
-    sources += [KERNELS / f"{name}.cpp" for name in ("memory", "pack", "pool", *needed)]
+    sources += [KERNELS / f"{name}.cpp" for name in ("memory", "pack", "packed_file", "pool", *needed)]
     made = []
     for source in sources:
         made.append(str(out.with_suffix(f".{source.stem}.o")))
@@ -64,7 +64,7 @@ def program(
         if only and source.stem == "kernel_bits":
             flags.append(f"-DONLY=gptx_{only}")
         build.run([*command, *flags, "-c", str(source), "-o", made[-1]])
-    build.run([*command, *aim, *made, "-o", str(out), "-lpthread", "-lm"])
+    build.run([*command, *aim, *made, "-o", str(out), "-lpthread", "-lm", "-ldl"])
     return str(out)
 
 
