@@ -56,7 +56,9 @@ def program(
     """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with `only` one kind."""
     needed = (only,) if only else ("choose", "kernels_plain", *sets)
     sources = [ROOT / "benchmarks" / "kernel_bits.cpp"]
-    sources += [KERNELS / f"{name}.cpp" for name in ("memory", "pack", "packed_file", "pool", *needed)]
+    sources += [
+        KERNELS / f"{name}.cpp" for name in ("memory", "pack", "packed_file", "pool", *needed)
+    ]
     made = []
     for source in sources:
         made.append(str(out.with_suffix(f".{source.stem}.o")))

@@ -63,7 +63,7 @@ def test_an_artifact_with_a_smaller_cache(folder: Path, cache: str, near: float)
             session.feed([TEXT[:40], TEXT[:3]])
             last = session.feed([TEXT[40:299], TEXT[3:200]])
             assert np.array_equal(last, logits[[298, 199]])
-        assert len(model.generate("the cat", max_new_tokens=20)) > 0
+        assert model.generate("the cat", max_new_tokens=20).text
 
 
 def test_quantized_artifacts_with_other_caches(folder: Path, tmp_path: Path) -> None:
@@ -73,7 +73,8 @@ def test_quantized_artifacts_with_other_caches(folder: Path, tmp_path: Path) -> 
         stated = quantize_artifact(folder / "fp32", tmp_path / cache, to="int8", **options)
         assert read_manifest(tmp_path / cache).step_cache_dtype == DTYPES[cache]
         found[cache] = stated["verified"]["kl_mean"]
-    assert found["fp32"] < found["int8"] < 2 * found["fp32"]
+    # Rounding the weights loses more than rounding keys and values.
+    assert 0 < abs(found["int8"] - found["fp32"]) < 0.2 * found["fp32"]
 
 
 def test_an_upgrade_with_a_cache_of_fp16(folder: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from gpt_export.quantization.recipes import SCHEMES, quantize_weights
 pytestmark = needs_library
 CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
 DEFAULT = list(CASES)[: len(small_presets()) + 6]
-SCHEMES_TESTED = ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"]
+SCHEMES_TESTED = ["fp32", "int8-cache", "int8-blocks", "int8-channels", "int4", "int4-fast"]
 STATES = "last_hidden_state"
 # ONNX Runtime's operators that move numbers and do not compute with them.
 MOVES = {"Gather", "Concat"}
@@ -91,8 +91,11 @@ def test_hidden_states_and_embeddings_are_pytorchs(name: str, scheme: str, tmp_p
 
 
 def some(name: str, scheme: str) -> bool:
-    """Cases of the default suite: fp32 with each value of a configuration, and two models."""
-    return name in DEFAULT and (scheme == "fp32" or name in ("gpt2", "llama-style"))
+    """Cases of the default suite: fp32 with each value of a configuration, and two models.
+
+    int8-cache: weights in fp32, keys and values in int8.
+    """
+    return name in DEFAULT and (scheme in ("fp32", "int8-cache") or name in ("gpt2", "llama-style"))
 
 
 @pytest.mark.parametrize(
@@ -107,10 +110,12 @@ def test_nothing_changes_a_bit(name: str, scheme: str, tmp_path: Path) -> None:
     """Neither kernels, threads, pieces nor other rows."""
     config = CASES[name]
     gpt = random_gpt(config)
-    made = {}
-    if scheme != "fp32":
+    made, cache_type = {}, None
+    if scheme == "int8-cache":
+        cache_type = "int8"
+    elif scheme != "fp32":
         made = quantize_weights(gpt, SCHEMES[scheme], [list(range(40))]).weights
-    model = build_step_graph(graph_layers(gpt, "growing", made))
+    model = build_step_graph(graph_layers(gpt, "growing", made), cache_type)
     assert {node.op_type for node in model.graph if node.domain != "gptx"} <= MOVES
     length = config.n_ctx
     tokens = np.random.default_rng(2).integers(0, config.vocab_size, length).tolist()
