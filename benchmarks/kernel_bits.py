@@ -54,11 +54,10 @@ def program(
     out: Path, command: list[str], sets: dict[str, list[str]], aim: list[str], only: str = ""
 ) -> str:
     """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with `only` one kind."""
-    needed = (only,) if only else ("choose", "kernels_plain", *sets)
+    needed = ["memory", "pack", "packed_file", "pool"]
+    needed += [only] if only else ["choose", "kernels_plain", *sets]
     sources = [ROOT / "benchmarks" / "kernel_bits.cpp"]
-    sources += [
-        KERNELS / f"{name}.cpp" for name in ("memory", "pack", "packed_file", "pool", *needed)
-    ]
+    sources += [KERNELS / f"{name}.cpp" for name in needed]
     made = []
     for source in sources:
         made.append(str(out.with_suffix(f".{source.stem}.o")))
