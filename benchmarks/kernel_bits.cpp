@@ -129,7 +129,7 @@ static void linear(const Kernels* k) {
 // Pack `m`, and multiply with it.
 static void packed_product(const Kernels* k, const Matrix& m) {
   Piece* piece;
-  Weight* w = pack(m, 1, &piece);
+  Weight* w = pack(m, "", 1, &piece);
   if (!w) abort();
   product(k, *w, m.gated, false);
   release_memory(piece);
@@ -187,11 +187,19 @@ static void shrink(AttentionTask& t) {
   }
 }
 
+// The scales of a cache of levels; NaN behind the first `length` positions.
+static float* scales_of_heads(int64_t n, int64_t capacity, int64_t length) {
+  float* p = numbers(n);
+  for (int64_t i = 0; i < n; i++) p[i] = i % capacity < length ? p[i] * 0.01f : __builtin_nanf("");
+  return p;
+}
+
 static void attention(const Kernels* k) {
   AttentionTask t = {};
   t.n_kv_head = 1 + below(3), t.n_head = t.n_kv_head * (1 + below(9)), t.head_dim = 1 + below(70);
   t.capacity = 16 * (1 + below(40)), t.kind = (int)below(3), t.window = below(3) ? 0 : 1 + below(300);
-  t.half = below(2);
+  const int forms[] = {FLOATS, HALVES, EIGHT};
+  t.form = forms[below(3)];
   int64_t n_rows = 1 + below(2), start = below(t.capacity);
   t.tokens = 1 + below(least(40, t.capacity - start));
   shrink(t);
@@ -207,10 +215,21 @@ static void attention(const Kernels* k) {
     t.cos = numbers(t.capacity * t.turned / 2), t.sin = numbers(t.capacity * t.turned / 2);
   }
   t.score = numbers(t.n_head * d);
-  int64_t cached = n_rows * t.n_kv_head * t.capacity * d, out = t.tokens * t.n_head * d;
-  if (t.half) t.keys = halves(cached), t.values = halves(cached);
-  else t.keys = numbers(cached), t.values = numbers(cached);
-  t.queries = numbers(out), t.out = numbers(out);
+  t.scale = 1.0f / __builtin_sqrtf((float)d) * (1 + below(3)), t.softcap = below(3) ? 0.0f : 1.0f + below(9);
+  if (below(2)) t.q_norm = {RMS, 1e-6f, numbers(d), nullptr};
+  if (below(2)) t.k_norm = {RMS, 1e-6f, numbers(d), nullptr};
+  if (below(3) == 0) t.sinks = numbers(t.n_head);
+  int64_t heads = n_rows * t.n_kv_head * t.capacity, cached = heads * d, out = t.tokens * t.n_head * d;
+  if (t.form == EIGHT) {
+    t.keys = bytes(cached), t.values = bytes(cached), t.key_scales = scales_of_heads(heads, t.capacity, start);
+    t.value_scales = scales_of_heads(heads, t.capacity, start);
+  } else if (t.form == HALVES) {
+    t.keys = halves(cached), t.values = halves(cached);
+  } else {
+    t.keys = numbers(cached), t.values = numbers(cached);
+  }
+  int64_t seen = below(3) ? 0 : t.tokens * t.n_head * t.capacity;  // probabilities
+  t.queries = numbers(out), t.out = numbers(out), t.probabilities = seen ? numbers(seen) : nullptr;
   t.pieces = (start + t.tokens + PIECE - 1) / PIECE;
   k->place(t, 0, t.tokens);
   Run* runs = (Run*)malloc(t.tokens * sizeof(Run));
@@ -218,15 +237,20 @@ static void attention(const Kernels* k) {
   for (int64_t at = 0; at < t.tokens; at += runs[t.n_runs++].count)
     runs[t.n_runs] = {at, 1 + below(least(20, t.tokens - at))};
   k->attend(t, 0, t.n_runs * t.n_kv_head);
-  add(t.out, out);
+  add(t.out, out), add(t.probabilities, seen);
+  for (int64_t i = 0; t.form == EIGHT && i < cached; i++) hash = (hash ^ ((uint8_t*)t.keys)[i]) * 1099511628211u;
+  if (t.form == EIGHT) add(t.key_scales, heads), add(t.value_scales, heads);
   for (t.n_runs = 0; t.n_runs < t.tokens; t.n_runs++) runs[t.n_runs] = {t.n_runs, 1};  // token by token
   t.partials = numbers(t.tokens * t.n_head * t.pieces * (d + 2));                      // and the pieces apart
-  float* joined = t.out;
-  t.out = numbers(out);
+  float *joined = t.out, *joined_probabilities = t.probabilities;
+  t.out = numbers(out), t.probabilities = seen ? numbers(seen) : nullptr;
   k->attend(t, 0, t.n_runs * t.n_kv_head * t.pieces);
   k->join(t, 0, t.tokens * t.n_head);
   if (memcmp(joined, t.out, out * sizeof(float))) differing++;
+  if (seen && memcmp(joined_probabilities, t.probabilities, seen * sizeof(float))) differing++;
   free(rows), free(places), free(runs), free((void*)t.qkv), free((void*)t.cos), free((void*)t.sin);
+  free((void*)t.q_norm.gain), free((void*)t.k_norm.gain), free((void*)t.sinks), free(t.key_scales);
+  free(t.value_scales), free(t.probabilities), free(joined_probabilities);
   free((void*)t.score), free(t.keys), free(t.values), free(t.queries), free(t.out), free(t.partials), free(joined);
 }
 

@@ -54,9 +54,10 @@ def program(
     out: Path, command: list[str], sets: dict[str, list[str]], aim: list[str], only: str = ""
 ) -> str:
     """Compile kernel_bits.cpp with plain kernels and those of `sets`, or with `only` one kind."""
-    needed = (only,) if only else ("choose", "kernels_plain", *sets)
+    needed = ["memory", "pack", "packed_file", "pool"]
+    needed += [only] if only else ["choose", "kernels_plain", *sets]
     sources = [ROOT / "benchmarks" / "kernel_bits.cpp"]
-    sources += [KERNELS / f"{name}.cpp" for name in ("memory", "pack", "pool", *needed)]
+    sources += [KERNELS / f"{name}.cpp" for name in needed]
     made = []
     for source in sources:
         made.append(str(out.with_suffix(f".{source.stem}.o")))
@@ -64,7 +65,7 @@ def program(
         if only and source.stem == "kernel_bits":
             flags.append(f"-DONLY=gptx_{only}")
         build.run([*command, *flags, "-c", str(source), "-o", made[-1]])
-    build.run([*command, *aim, *made, "-o", str(out), "-lpthread", "-lm"])
+    build.run([*command, *aim, *made, "-o", str(out), "-lpthread", "-lm", "-ldl"])
     return str(out)
 
 

@@ -4,8 +4,10 @@
 // its own. They are cut into pieces of PIECE positions, counted from position 0 of the row. In a
 // piece, each score is one chain of fused multiply-adds over the dimensions, weights are added by
 // lane and then as a tree, and each dimension of the values is one chain over the positions. The
-// pieces are joined from the first to the last. Values of positions that a query does not see are
-// not added to its sum. Queries share the reading of keys and values, which changes no sum.
+// pieces are joined from the first to the last, then a sink. Values of positions that a query does
+// not see are not added to its sum. Queries share the reading of keys and values, which changes no
+// sum. With levels, a score is the chain over them, times the key's scale (additive attention needs
+// each key, a level times the scale); a weight is multiplied by the value's scale before the chain.
 
 static inline float inverse_norm(const float* x, int64_t n) {  // 1 / |x|, as in torch's normalized
   F total = all(0.0f);
@@ -30,33 +32,7 @@ static inline void scale_by(float* x, int64_t n, float factor) {
   for (int64_t i = 0; i < n; i += 16) store_some(x + i, load_some(x + i, n - i, 0) * all(factor), n - i);
 }
 
-static inline F load_cached(const float* p) { return load(p); }
-static inline F load_cached(const uint16_t* p) { return load_half(p); }
-static inline F load_cached(const float* p, int64_t n) { return load_some(p, n, 0); }
-static inline F load_cached(const uint16_t* p, int64_t n) {
-  if (n >= 16) return load_half(p);
-  uint16_t v[16] = {};
-  for (int64_t i = 0; i < n; i++) v[i] = p[i];
-  return load_half(v);
-}
-static inline void write_cached(float* p, const float* x, int64_t n, int64_t stride) {
-  for (int64_t i = 0; i < n; i++) p[i * stride] = x[i];
-}
-static inline void write_cached(uint16_t* p, const float* x, int64_t n, int64_t stride) {
-  for (int64_t i = 0; i < n; i += 16) {
-    uint16_t v[16];
-    store_half(v, load_some(x + i, n - i, 0));
-    for (int64_t j = 0; j < least(16, n - i); j++) p[(i + j) * stride] = v[j];
-  }
-}
-
-// The keys of a head are [capacity / 16][D][16], its values [capacity][D].
-template <class T>
-static inline T* head_of(const AttentionTask& task, void* cache, int64_t row, int64_t g) {
-  return (T*)cache + (row * task.n_kv_head + g) * task.capacity * task.head_dim;
-}
-
-// Rotate queries and keys of a token, and write its keys and values to the cache.
+// Normalize and rotate queries and keys of a token, and write its keys and values to the cache.
 template <class T>
 static inline void place_token(AttentionTask& task, int64_t t) {
   const int64_t d = task.head_dim, heads = task.n_head, groups = task.n_kv_head, half = task.turned / 2;
@@ -65,26 +41,33 @@ static inline void place_token(AttentionTask& task, int64_t t) {
   const float *cos = task.cos + at * half, *sin = task.sin + at * half;
   for (int64_t h = 0; h < heads; h++) {
     float* q = task.queries + (t * heads + h) * d;
-    __builtin_memcpy(q, qkv + h * d, d * sizeof(float));
+    normalize(qkv + h * d, q, d, task.q_norm);
     if (task.cos) turn(q, cos, sin, half);
-    if (task.kind == DOT) scale_by(q, d, 1.0f / __builtin_sqrtf((float)d));
+    if (task.kind == DOT) scale_by(q, d, task.scale);
     if (task.kind == COSINE) {
       scale_by(q, d, inverse_norm(q, d));
       scale_by(q, d, task.score[h]);
     }
   }
   for (int64_t g = 0; g < groups; g++) {
-    float key[1024];
-    __builtin_memcpy(key, qkv + (heads + g) * d, d * sizeof(float));
+    float key[MOST_DIMENSIONS];
+    normalize(qkv + (heads + g) * d, key, d, task.k_norm);
     if (task.cos) turn(key, cos, sin, half);
     if (task.kind == COSINE) scale_by(key, d, inverse_norm(key, d));
-    write_cached(head_of<T>(task, task.keys, task.rows[t], g) + at / 16 * 16 * d + at % 16, key, d, 16);
-    write_cached(head_of<T>(task, task.values, task.rows[t], g) + at * d, qkv + (heads + groups + g) * d, d, 1);
+    Cached<T> head = cached_head<T>(task, task.rows[t], g);
+    write_cached(head.keys + at / 16 * 16 * d + at % 16, key, d, 16, head.key_scales, at);
+    write_cached(head.values + at * d, qkv + (heads + groups + g) * d, d, 1, head.value_scales, at);
   }
 }
 
 static void place(AttentionTask& task, int64_t first, int64_t last) {
-  for (int64_t t = first; t < last; t++) task.half ? place_token<uint16_t>(task, t) : place_token<float>(task, t);
+  for (int64_t t = first; t < last; t++) {
+    switch (task.form) {
+      case FLOATS: place_token<float>(task, t); break;
+      case HALVES: place_token<uint16_t>(task, t); break;
+      default: place_token<int8_t>(task, t);
+    }
+  }
 }
 
 static inline int64_t lowest(const AttentionTask& task, int64_t t) {
@@ -100,34 +83,93 @@ struct Query {
 };
 
 static const int SHARED = 6;  // queries that share the reading of keys and values, at most
+static const float HIDDEN = -3e38f;  // the score of a position that a query does not see
 
-// The scores of n queries for 16 keys, keys[D][16], of additive attention.
-template <class T>
-static void additive_scores(const AttentionTask& task, const Query* queries, int n, const T* keys, F* s) {
-  for (int64_t k = 0; k < task.head_dim; k++) {
-    F key = load_cached(keys + 16 * k);
-    for (int i = 0; i < n; i++) s[i] = fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + key), s[i]);
+// `yes` where the query sees the position of a lane, otherwise `no`. Lane 0 is the position `at`.
+INLINE F where_seen(const Query& query, int64_t at, F yes, F no) {
+  if (query.low <= at && at + 15 <= query.high) return yes;
+  const float ramp[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F lanes = load(ramp);
+  yes = less(lanes, all((float)(query.low - at)), no, yes);
+  return less(all((float)(query.high - at)), lanes, no, yes);
+}
+
+// A function apart, so that the loops of its caller do not take registers from its own.
+#define APART __attribute__((noinline)) static
+
+// The scores of Q queries for the keys from .. to, in whole groups of 16, of dot and cosine attention.
+template <int Q, class T>
+APART void scores(const AttentionTask& task, const T* keys, int64_t from, int64_t to, const Query* queries,
+                  float (*out)[PIECE]) {
+  const float* q[Q];
+  for (int i = 0; i < Q; i++) q[i] = queries[i].q;
+  for (int64_t at = from; at <= to; at += 16) {
+    F s[Q];
+    for (int i = 0; i < Q; i++) s[i] = all(0.0f);
+    for (int64_t k = 0; k < task.head_dim; k++) {
+      F key = load_cached(keys + at * task.head_dim + 16 * k);
+      for (int i = 0; i < Q; i++) s[i] = fma(all(q[i][k]), key, s[i]);
+    }
+    for (int i = 0; i < Q; i++) store(out[i] + (at - from), s[i]);
   }
 }
 
-// The same of dot and cosine attention.
-template <int Q, class T>
-static inline void scores(const AttentionTask& task, const Query* queries, const T* keys, F (&s)[Q]) {
-  for (int i = 0; i < Q; i++) s[i] = all(0.0f);
-  const float* q[Q];
-  for (int i = 0; i < Q; i++) q[i] = queries[i].q;
-  for (int64_t k = 0; k < task.head_dim; k++) {
-    F key = load_cached(keys + 16 * k);
-    for (int i = 0; i < Q; i++) s[i] = fma(all(q[i][k]), key, s[i]);
+// The same of additive attention, for n queries.
+template <class T>
+APART void additive_scores(const AttentionTask& task, const Cached<T>& head, int64_t from, int64_t to,
+                           const Query* queries, int n, float (*out)[PIECE]) {
+  for (int64_t at = from; at <= to; at += 16) {
+    F s[SHARED], scale = SCALED<T> ? load(head.key_scales + at) : all(1.0f);
+    for (int i = 0; i < n; i++) s[i] = all(0.0f);
+    for (int64_t k = 0; k < task.head_dim; k++) {
+      F key = load_cached(head.keys + at * task.head_dim + 16 * k);
+      if (SCALED<T>) key = key * scale;
+      for (int i = 0; i < n; i++) s[i] = fma(all(queries[i].score[k]), tanh(all(queries[i].q[k]) + key), s[i]);
+    }
+    for (int i = 0; i < n; i++) store(out[i] + (at - from), s[i]);
   }
+}
+
+// NaN stays NaN, which tanh loses.
+static inline F capped(F score, float softcap) {
+  F y = all(softcap) * tanh(score / all(softcap));
+  return less(score, all(0.0f), y, less(all(-1.0f), score, y, score));
+}
+
+// The scores of a query become weights. stats: the largest score, the sum of weights.
+template <class T>
+APART void weigh(const AttentionTask& task, const Cached<T>& head, int64_t from, int64_t to, const Query& query,
+                 float* scores, float* stats) {
+  const bool scaled = SCALED<T> && task.kind != ADDITIVE;
+  const F hidden = all(HIDDEN);
+  F top = hidden, total = all(0.0f);
+  for (int64_t at = from; at <= to; at += 16) {
+    F s = load(scores + (at - from));
+    if (scaled) s = s * load(head.key_scales + at);
+    if (task.softcap > 0) s = capped(s, task.softcap);
+    s = where_seen(query, at, s, hidden);  // what is not seen may be anything, NaN too
+    if (task.probabilities) store(task.probabilities + query.at * task.capacity + at, s);
+    top = max(s, top);
+    store(scores + (at - from), s);
+  }
+  float peak = largest(top);
+  for (int64_t at = from; at <= to; at += 16) {
+    F s = load(scores + (at - from));
+    F weight = less(hidden, s, exp(s - all(peak)), all(0.0f));
+    total = total + weight;
+    if (SCALED<T>) weight = weight * load(head.value_scales + at);
+    store(scores + (at - from), weight);
+  }
+  stats[0] = peak, stats[1] = sum(total);
 }
 
 // One piece for Q queries of one key-value head, each of which sees a position of it. A result is
 // [D + 2]: the sum of values, the largest score, the sum of weights.
 template <int Q, class T>
-static void attend_piece(const AttentionTask& task, const T* keys, const T* values, int64_t start,
-                         const Query* queries, float* results) {
+APART void attend_piece(const AttentionTask& task, const Cached<T>& head, int64_t start, const Query* queries,
+                        float* results) {
   const int64_t d = task.head_dim, end = start + PIECE;
+  const T* values = head.values;
   float weights[Q][PIECE];
   int64_t low = queries[0].low, high = queries[0].high, all_from = low, all_to = high;
   for (int i = 1; i < Q; i++) {
@@ -136,51 +178,24 @@ static void attend_piece(const AttentionTask& task, const T* keys, const T* valu
   }
   low = most(low, start), high = least(high, end - 1);
   all_from = least(most(all_from, low), high + 1), all_to = most(least(all_to, high), all_from - 1);
-  const float ramp[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const F lanes = load(ramp), hidden = all(-3e38f);
-  F top[Q], total[Q];
-  for (int i = 0; i < Q; i++) top[i] = hidden, total[i] = all(0.0f);
-  for (int64_t at = low / 16 * 16; at <= high; at += 16) {
-    F s[Q];
-    if (task.kind == ADDITIVE) {
-      for (int i = 0; i < Q; i++) s[i] = all(0.0f);
-      additive_scores(task, queries, Q, keys + at * d, s);
-    } else {
-      scores<Q>(task, queries, keys + at * d, s);
-    }
-    for (int i = 0; i < Q; i++) {
-      // lanes below `low` and above `high` may hold anything, NaN too
-      s[i] = less(lanes, all((float)(queries[i].low - at)), hidden, s[i]);
-      s[i] = less(all((float)(queries[i].high - at)), lanes, hidden, s[i]);
-      top[i] = max(s[i], top[i]);
-      store(weights[i] + (at - start), s[i]);
-    }
-  }
-  for (int i = 0; i < Q; i++) {
-    float peak = largest(top[i]);
-    for (int64_t at = low / 16 * 16; at <= high; at += 16) {
-      F s = load(weights[i] + (at - start));
-      F weight = less(hidden, s, exp(s - all(peak)), all(0.0f));
-      total[i] = total[i] + weight;
-      store(weights[i] + (at - start), weight);
-    }
-    results[i * (d + 2) + d] = peak;
-    results[i * (d + 2) + d + 1] = sum(total[i]);
-  }
+  const int64_t from = low / 16 * 16;  // position of the first weight
+  if (task.kind == ADDITIVE) additive_scores(task, head, from, high, queries, Q, weights);
+  else scores<Q>(task, head.keys, from, high, queries, weights);
+  for (int i = 0; i < Q; i++) weigh(task, head, from, high, queries[i], weights[i], results + i * (d + 2) + d);
   for (int64_t k = 0; k < d; k += 16) {
     int64_t n = least(16, d - k);
     F y[Q];
     for (int i = 0; i < Q; i++) y[i] = all(0.0f);
-    auto add_some = [&](int64_t from, int64_t to) {  // positions that only some queries see
-      for (int64_t at = from; at < to; at++)
+    auto add_some = [&](int64_t first, int64_t until) {  // positions that only some queries see
+      for (int64_t at = first; at < until; at++)
         for (int i = 0; i < Q; i++)
           if (queries[i].low <= at && at <= queries[i].high)
-            y[i] = fma(all(weights[i][at - start]), load_cached(values + at * d + k, n), y[i]);
+            y[i] = fma(all(weights[i][at - from]), load_cached(values + at * d + k, n), y[i]);
     };
     add_some(low, all_from);
     for (int64_t at = all_from; at <= all_to; at++) {
       F value = load_cached(values + at * d + k, n);
-      for (int i = 0; i < Q; i++) y[i] = fma(all(weights[i][at - start]), value, y[i]);
+      for (int i = 0; i < Q; i++) y[i] = fma(all(weights[i][at - from]), value, y[i]);
     }
     add_some(all_to + 1, high + 1);
     for (int i = 0; i < Q; i++) store_some(results + i * (d + 2) + k, y[i], n);
@@ -188,10 +203,10 @@ static void attend_piece(const AttentionTask& task, const T* keys, const T* valu
 }
 
 template <int Q, class T>
-static inline void attend_some(const AttentionTask& task, const T* keys, const T* values, int64_t start,
-                               const Query* queries, int n, float* results) {
-  if (n == Q) return attend_piece<Q>(task, keys, values, start, queries, results);
-  attend_some<(Q > 1 ? Q - 1 : 1)>(task, keys, values, start, queries, n, results);
+static inline void attend_some(const AttentionTask& task, const Cached<T>& head, int64_t start, const Query* queries,
+                               int n, float* results) {
+  if (n == Q) return attend_piece<Q>(task, head, start, queries, results);
+  attend_some<(Q > 1 ? Q - 1 : 1)>(task, head, start, queries, n, results);
 }
 
 // Add the piece `part` to what was joined so far, `values` [D] and `stats`: peak and total.
@@ -207,8 +222,37 @@ static inline void join_piece(float* values, float* stats, const float* part, in
   stats[1] = largest(total);
 }
 
-static inline void divide(float* values, float total, int64_t d) {
-  for (int64_t k = 0; k < d; k += 16) store_some(values + k, load_some(values + k, d - k, 0) / all(total), d - k);
+// The scores of a query's probabilities become weights of sum `total`, 0 where it does not see.
+static inline void finish_probabilities(const AttentionTask& task, const Query& query, const float* stats) {
+  float* p = task.probabilities + query.at * task.capacity;
+  int64_t from = query.low / 16 * 16, to = rounded_up(query.high + 1, 16);
+  __builtin_memset(p, 0, from * sizeof(float));
+  for (int64_t at = from; at < to; at += 16) {
+    F s = load(p + at);
+    F weight = less(all(HIDDEN), s, exp(s - all(stats[0])), all(0.0f)) / all(stats[1]);
+    store(p + at, where_seen(query, at, weight, all(0.0f)));
+  }
+  __builtin_memset(p + to, 0, (task.capacity - to) * sizeof(float));
+}
+
+// Behind the last piece: a sink joins the weights, whose sum divides the sum of values.
+static inline void finish(const AttentionTask& task, const Query& query, float* values, float* stats) {
+  const int64_t d = task.head_dim;
+  if (task.sinks && stats[1] > 0) {  // without a weight every score was NaN, and the result stays NaN
+    float sink = task.sinks[query.at % task.n_head], part[MOST_DIMENSIONS + 2];
+    __builtin_memset(part, 0, d * sizeof(float));
+    part[d] = sink, part[d + 1] = sink == sink ? 1.0f : sink;
+    join_piece(values, stats, part, d);
+  }
+  for (int64_t k = 0; k < d; k += 16)
+    store_some(values + k, load_some(values + k, d - k, 0) / all(stats[1]), d - k);
+  if (task.probabilities) finish_probabilities(task, query, stats);
+}
+
+static inline Query query_of(const AttentionTask& task, int64_t t, int64_t h) {
+  int64_t at = t * task.n_head + h, d = task.head_dim;
+  const float* score = task.kind == ADDITIVE ? task.score + h * d : nullptr;
+  return {task.queries + at * d, score, lowest(task, t), task.places[t], at};
 }
 
 static inline bool sees(const Query& q, int64_t piece) { return q.low / PIECE <= piece && piece <= q.high / PIECE; }
@@ -218,8 +262,8 @@ template <class T>
 static inline void attend_queries(AttentionTask& task, int64_t row, int64_t g, int64_t piece, const Query* queries,
                                   int64_t n, float (*stats)[2]) {
   const int64_t d = task.head_dim;
-  const T *keys = head_of<T>(task, task.keys, row, g), *values = head_of<T>(task, task.values, row, g);
-  float results[SHARED * 1026];
+  const Cached<T> head = cached_head<T>(task, row, g);
+  float results[SHARED * (MOST_DIMENSIONS + 2)];
   for (int64_t i = 0; i < n;) {
     Query seeing[SHARED];
     int64_t from[SHARED];
@@ -227,7 +271,7 @@ static inline void attend_queries(AttentionTask& task, int64_t row, int64_t g, i
     for (; i < n && count < SHARED; i++)
       if (sees(queries[i], piece)) seeing[count] = queries[i], from[count++] = i;
     if (!count) return;
-    attend_some<SHARED>(task, keys, values, piece * PIECE, seeing, count, results);
+    attend_some<SHARED>(task, head, piece * PIECE, seeing, count, results);
     for (int j = 0; j < count; j++) {
       const float* result = results + j * (d + 2);
       float *out = task.out + seeing[j].at * d, *joined = stats[from[j]];
@@ -246,7 +290,7 @@ static inline void attend_queries(AttentionTask& task, int64_t row, int64_t g, i
 static const int64_t MOST_QUERIES = 48;  // of one key-value head that an item works on at a time
 
 static void attend(AttentionTask& task, int64_t first, int64_t last) {
-  const int64_t d = task.head_dim, groups = task.n_kv_head, in_group = task.n_head / groups;
+  const int64_t groups = task.n_kv_head, in_group = task.n_head / groups;
   for (int64_t item = first; item < last; item++) {
     int64_t pair = task.partials ? item / task.pieces : item, g = pair % groups;
     const Run& run = task.runs[pair / groups];
@@ -256,17 +300,19 @@ static void attend(AttentionTask& task, int64_t first, int64_t last) {
       float stats[MOST_QUERIES][2];
       int64_t n = least(MOST_QUERIES, all_queries - q0), from = task.pieces, to = 0;
       for (int64_t i = 0; i < n; i++) {
-        int64_t t = run.first + (q0 + i) / in_group, h = g * in_group + (q0 + i) % in_group, at = t * task.n_head + h;
-        const float* score = task.kind == ADDITIVE ? task.score + h * d : nullptr;
-        queries[i] = {task.queries + at * d, score, lowest(task, t), task.places[t], at};
+        queries[i] = query_of(task, run.first + (q0 + i) / in_group, g * in_group + (q0 + i) % in_group);
         from = least(from, queries[i].low / PIECE), to = most(to, queries[i].high / PIECE);
       }
       if (task.partials) from = to = item % task.pieces;
       for (int64_t piece = from; piece <= to; piece++) {
-        if (task.half) attend_queries<uint16_t>(task, row, g, piece, queries, n, stats);
-        else attend_queries<float>(task, row, g, piece, queries, n, stats);
+        switch (task.form) {
+          case FLOATS: attend_queries<float>(task, row, g, piece, queries, n, stats); break;
+          case HALVES: attend_queries<uint16_t>(task, row, g, piece, queries, n, stats); break;
+          default: attend_queries<int8_t>(task, row, g, piece, queries, n, stats);
+        }
       }
-      for (int64_t i = 0; !task.partials && i < n; i++) divide(task.out + queries[i].at * d, stats[i][1], d);
+      for (int64_t i = 0; !task.partials && i < n; i++)
+        finish(task, queries[i], task.out + queries[i].at * task.head_dim, stats[i]);
     }
   }
 }
@@ -275,11 +321,12 @@ static void attend(AttentionTask& task, int64_t first, int64_t last) {
 static void join(AttentionTask& task, int64_t first, int64_t last) {
   const int64_t d = task.head_dim;
   for (int64_t item = first; item < last; item++) {
-    int64_t t = item / task.n_head, from = lowest(task, t) / PIECE, to = task.places[t] / PIECE;
+    const Query query = query_of(task, item / task.n_head, item % task.n_head);
+    int64_t from = query.low / PIECE, to = query.high / PIECE;
     const float* part = task.partials + (item * task.pieces + from) * (d + 2);
     float *out = task.out + item * d, stats[2] = {part[d], part[d + 1]};
     __builtin_memcpy(out, part, d * sizeof(float));
     for (int64_t p = from + 1; p <= to; p++) join_piece(out, stats, part + (p - from) * (d + 2), d);
-    divide(out, stats[1], d);
+    finish(task, query, out, stats);
   }
 }

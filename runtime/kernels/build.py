@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMON = ["choose", "memory", "operators", "pack", "packed_file", "pool", "kernels_plain"]
+COMMON = ["choose", "memory", "pack", "packed_file", "pool", "kernels_plain", "operators"]
+COMMON += ["op_attention", "op_embed", "op_linear", "op_normalize"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # The files of each kind of processor, with the flags of their instruction sets.
 X86 = {

@@ -83,17 +83,24 @@ struct AttentionTask {
   const int64_t* starts;         // [R]: first position that a row's tokens see
   const float *cos, *sin;        // [n_ctx][turned / 2], or null
   int64_t turned;                // dimensions of a head that are rotated
+  Norm q_norm, k_norm;           // of each head of the queries and keys, before the rotation
+  float scale;                   // of the scores of dot attention
   const float* score;            // [H] (cosine), [H][D] (additive), or null
-  bool half;                     // the cache holds floats of 16 bits
+  float softcap;                 // a score becomes softcap * tanh(score / softcap); 0: none
+  const float* sinks;            // [H], or null: a score of each head that has no value
+  int form;                      // of the cache: FLOATS, HALVES or EIGHT
   void *keys, *values;           // [R][G][capacity / 16][D][16], [R][G][capacity][D]
+  float *key_scales, *value_scales;  // [R][G][capacity], of EIGHT
   float* queries;                // [T][H][D]: scratch
   const Run* runs;               // of all tokens
   int64_t n_runs;
   float* partials;  // [T][H][pieces][D + 2]: scratch; null: pieces one after another
   int64_t pieces;
-  float* out;  // [T][H D]
+  float* out;            // [T][H D]
+  float* probabilities;  // [T][H][capacity], or null
 };
 
+static const int64_t MOST_DIMENSIONS = 1024;  // of a head
 static const int64_t PIECE = 256;  // keys in a piece of attention; part of the order of sums
 
 struct Kernels {

@@ -3,6 +3,8 @@
 
 #include "linear.h"
 
+#include "cache.h"
+
 #include "attention.h"
 
 static const Kernels table = {GPTX_NAME, prepare, multiply, normalize, place, attend, join};

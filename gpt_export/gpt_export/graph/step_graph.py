@@ -35,7 +35,7 @@ from gpt_export.graph.layers import (
     StackedProduct,
 )
 from gpt_export.graph.native_layers import NativeEmbedding, NativeParts, NativeProduct
-from gpt_export.quantization.rotate import Masked, Turned, rotation
+from gpt_export.quantization.rotate import Masked, Turned, rotation, unrotated_norm
 from gptx.artifact.cache_parts import cache_names, cache_parts
 from gptx.errors import GptxError
 from gptx_models.gpt.config import GPTConfig
@@ -86,9 +86,9 @@ def build_step_graph(gpt: GPT, cache: CacheType | None = None) -> ir.Model:
     past_names = cache_names("past_key_values", config.n_layer, parts)
     past = [graph.tensor(name, *kind) for name, kind in zip(past_names, kinds * config.n_layer)]
 
-    rotations = graph.rotations(config) if isinstance(gpt.norm, Turned) else None
-    if rotations:
-        embeds = graph.linear(rotations[0], embeds)
+    turn = graph.rotation(config) if isinstance(gpt.norm, Turned) else None
+    if turn:
+        embeds = graph.linear(turn, embeds)
     x = graph.embed(gpt.wte, ids, embeds=embeds)
     if config.position == "learned":
         x = graph.embed(gpt.wpe, places, residual=x)
@@ -117,9 +117,12 @@ def build_step_graph(gpt: GPT, cache: CacheType | None = None) -> ir.Model:
     norm: Norm | None = None
     if isinstance(gpt.norm, Turned):
         inner = gpt.norm.norm
-        assert isinstance(inner, Norm) and rotations
+        assert isinstance(inner, Norm) and turn
         x = graph.linear(gpt.norm.turn, x, norm=inner)
-        hidden = graph.linear(rotations[1], graph.linear(gpt.norm.turn, hidden, norm=inner))
+        back = Head(turn.weight, None, fused=True, transposed=False)
+        outer = unrotated_norm(gpt.norm, config)
+        graph.name_new("hidden_norm", outer)
+        hidden = graph.normalize(outer, graph.linear(back, hidden))
     elif isinstance(gpt.norm, Norm):
         norm = gpt.norm
         hidden = graph.normalize(norm, hidden)
@@ -232,14 +235,19 @@ class _Graph:
         node.name = f"{node.op_type}_{len(self.nodes)}"
         self.nodes.append(node)
 
-    def rotations(self, config: GPTConfig) -> tuple[Product, Head]:
-        """x Q and x Q^T of a rotated model. Q is stored once, in fp16: no weight is read as often.
+    def rotation(self, config: GPTConfig) -> Product:
+        """x Q of a rotated model. Q is in fp16, which loses less than the rounded layers do.
 
-        So inputs_embeds and last_hidden_state are not rotated; all that lies between them is.
+        inputs_embeds and last_hidden_state are not rotated; all that lies between them is.
         """
         product = Product(rotation(config).half(), None)
-        self.names[id(product.weight)] = "rotation"
-        return product, Head(product.weight, None, fused=True, transposed=False)
+        self.name_new("rotation", product)
+        return product
+
+    def name_new(self, name: str, module: nn.Module) -> None:
+        """Name the parameters of a module that the model itself does not have."""
+        for part, tensor in module.named_parameters(name):
+            self.names[id(tensor)] = part
 
     def embed(
         self,

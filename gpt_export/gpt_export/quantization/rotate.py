@@ -101,6 +101,21 @@ def rotation(config: GPTConfig, seed: int = SEED) -> Tensor:
     return along_mean(q) if config.norm == "layernorm" else q
 
 
+@torch.no_grad()
+def unrotated_norm(turned: Turned, config: GPTConfig) -> Norm:
+    """The norm that gives the state behind `turned`, not rotated, from an input rotated back.
+
+    It is an RMSNorm, since the stream has no mean. Its gain and bias are read from the matrix that
+    `rotate` has made of them.
+    """
+    q, turn, norm = rotation(config), turned.turn, Norm(config)
+    norm.kind = "rmsnorm"
+    norm.weight.copy_(((q @ turn.weight.to(q.dtype)) * q).sum(1))  # turn is Q^T diag(gain) Q
+    bias = turn.bias
+    norm.bias = None if bias is None else nn.Parameter((q @ bias.to(q.dtype)).float())
+    return norm
+
+
 def orthogonal(width: int, seed: int) -> Tensor:
     """A random orthogonal matrix (width, width), float64: Q of the QR of a Gaussian matrix."""
     gaussian = torch.randn(

@@ -276,7 +276,11 @@ def test_a_limit_is_a_number_from_0_on(checkpoint: Path, tmp_path: Path, value: 
     assert (outcome.status, outcome.err) == (1, says)
 
 
-@pytest.mark.parametrize("option", [["--dry-run"], ["--tokenizer", "x"], ["--allow-pickle"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--dry-run"], ["--tokenizer", "x"], ["--allow-pickle"], ["--cache-type", "int8"]],
+    ids=" ".join,
+)
 def test_via_optimum_refuses_what_it_does_not_do(
     checkpoint: Path, tmp_path: Path, option: list[str]
 ) -> None:

@@ -22,11 +22,12 @@ from builders.random_gpt import random_gpt
 from gpt_export.graph.layers import graph_layers
 from gpt_export.graph.step_graph import build_step_graph
 from gpt_export.quantization.recipes import SCHEMES, quantize_weights
+from gpt_export.quantization.rotate import rotate
 
 pytestmark = needs_library
 CASES = {**small_presets(), **{name_of(choice): config_of(choice) for choice in pairwise()}}
 DEFAULT = list(CASES)[: len(small_presets()) + 6]
-SCHEMES_TESTED = ["fp32", "int8-blocks", "int8-channels", "int4", "int4-fast"]
+SCHEMES_TESTED = ["fp32", "int8-cache", "int8-blocks", "int8-channels", "int4", "int4-fast"]
 STATES = "last_hidden_state"
 # ONNX Runtime's operators that move numbers and do not compute with them.
 MOVES = {"Gather", "Concat"}
@@ -46,7 +47,7 @@ def test_fp32_is_pytorch(name: str, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-blocks"])
+@pytest.mark.parametrize("scheme", ["fp32", "rotated", "int8-blocks"])
 @pytest.mark.parametrize("name", ["gpt1", "gpt2", "llama-style", "sinusoidal"])
 def test_hidden_states_and_embeddings_are_pytorchs(name: str, scheme: str, tmp_path: Path) -> None:
     """Of a rotated model too: its states are rotated back, and rows of inputs_embeds rotated.
@@ -59,13 +60,15 @@ def test_hidden_states_and_embeddings_are_pytorchs(name: str, scheme: str, tmp_p
         expected = gpt.hidden(torch.tensor(tokens)[None])[0].numpy()
         table = gpt.wte.weight.numpy().copy()
     made = {}
-    if scheme != "fp32":
+    if scheme == "rotated" and config.norm_position == "pre":
+        rotate(gpt)
+    elif scheme == "int8-blocks":
         made = quantize_weights(gpt, SCHEMES[scheme], [list(range(40))]).weights
     session = open_with(build_step_graph(graph_layers(gpt, "growing", made)), tmp_path, "", 2)
     feeds = step_inputs(session, empty_cache(session, 1, 32), tokens.tolist(), 0, range(30))
     feeds["logits_at"], feeds["hidden_at"] = feeds["logits_at"][:5], np.arange(30)
     ids, (logits, states) = feeds["input_ids"], session.run(["logits", STATES], feeds)
-    near = 1e-5 if scheme == "fp32" else 0.05
+    near = {"fp32": 1e-5, "rotated": 1e-3, "int8-blocks": 0.05}[scheme]
     assert np.linalg.norm(states - expected) < near * np.linalg.norm(expected)
     if scheme == "fp32":  # the head's fused norm gives the same bits
         layout = 2 if gpt.head.transposed else 3
@@ -91,8 +94,11 @@ def test_hidden_states_and_embeddings_are_pytorchs(name: str, scheme: str, tmp_p
 
 
 def some(name: str, scheme: str) -> bool:
-    """Cases of the default suite: fp32 with each value of a configuration, and two models."""
-    return name in DEFAULT and (scheme == "fp32" or name in ("gpt2", "llama-style"))
+    """Cases of the default suite: fp32 with each value of a configuration, and two models.
+
+    int8-cache: weights in fp32, keys and values in int8.
+    """
+    return name in DEFAULT and (scheme in ("fp32", "int8-cache") or name in ("gpt2", "llama-style"))
 
 
 @pytest.mark.parametrize(
@@ -107,10 +113,12 @@ def test_nothing_changes_a_bit(name: str, scheme: str, tmp_path: Path) -> None:
     """Neither kernels, threads, pieces nor other rows."""
     config = CASES[name]
     gpt = random_gpt(config)
-    made = {}
-    if scheme != "fp32":
+    made, cache_type = {}, None
+    if scheme == "int8-cache":
+        cache_type = "int8"
+    elif scheme != "fp32":
         made = quantize_weights(gpt, SCHEMES[scheme], [list(range(40))]).weights
-    model = build_step_graph(graph_layers(gpt, "growing", made))
+    model = build_step_graph(graph_layers(gpt, "growing", made), cache_type)
     assert {node.op_type for node in model.graph if node.domain != "gptx"} <= MOVES
     length = config.n_ctx
     tokens = np.random.default_rng(2).integers(0, config.vocab_size, length).tolist()

@@ -92,7 +92,8 @@ def test_other_bits_are_judged_by_the_limits(artifact: Path) -> None:
 def test_weights_are_stored_once(artifact: Path) -> None:
     names = ("model.onnx_data", "step.onnx")
     data, step = ((artifact / "onnx" / name).stat().st_size for name in names)
-    assert step < 0.2 * data
+    rotation = 2 * CONFIG.n_embd**2  # which model.onnx does not have
+    assert step - rotation < 0.2 * data
 
 
 def test_two_threads_share_a_model(artifact: Path) -> None:
