@@ -1,6 +1,6 @@
 // Random cases for the kernels of one instruction set: prints three hashes for each case, of its
-// product, of its attention, and of a product whose weights are packed here. kernel_bits.py compares those of several instruction sets and
-// processors.
+// product, of its attention, and of a product whose weights are packed here. kernel_bits.py compares
+// those of several instruction sets and processors.
 //
 //   kernel_bits NAME CASES [FIRST]    NAME best: those that this processor would choose
 //

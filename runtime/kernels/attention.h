@@ -82,7 +82,7 @@ struct Query {
   int64_t at;          // token * n_head + head
 };
 
-static const int SHARED = 6;  // queries that share the reading of keys and values, at most
+static const int SHARED = 6;         // queries that share the reading of keys and values, at most
 static const float HIDDEN = -3e38f;  // the score of a position that a query does not see
 
 // `yes` where the query sees the position of a lane, otherwise `no`. Lane 0 is the position `at`.
@@ -222,7 +222,8 @@ static inline void join_piece(float* values, float* stats, const float* part, in
   stats[1] = largest(total);
 }
 
-// The scores of a query's probabilities become weights of sum `total`, 0 where it does not see.
+// weigh() left the scores where the probabilities go: turn them into weights, 0 where the query does
+// not see. stats: the largest score and the sum of weights, of all pieces and the sink.
 static inline void finish_probabilities(const AttentionTask& task, const Query& query, const float* stats) {
   float* p = task.probabilities + query.at * task.capacity;
   int64_t from = query.low / 16 * 16, to = rounded_up(query.high + 1, 16);

@@ -56,8 +56,11 @@ static bool fits(const Attention& k, const Tensor* in, int i) {
       return tensor.data && tensor.type == k.cache_type && tensor.rank == 4 && tensor.shape[1] == k.n_kv_head &&
              tensor.shape[2] % 16 == 0 && d > 0 && d <= MOST_DIMENSIONS;
     case VALUES:
-      return is(tensor, k.cache_type, keys.count()) && tensor.rank == 4 && !memcmp(tensor.shape, keys.shape, sizeof keys.shape);
-    case COS: return !tensor.data || (tensor.type == FLOAT && tensor.rank == 2 && tensor.last() > 0 && 2 * tensor.last() <= d);
+      return is(tensor, k.cache_type, keys.count()) && tensor.rank == 4 &&
+             !memcmp(tensor.shape, keys.shape, sizeof keys.shape);
+    case COS:
+      return !tensor.data ||
+             (tensor.type == FLOAT && tensor.rank == 2 && tensor.last() > 0 && 2 * tensor.last() <= d);
     case SIN: return !in[COS].data || is(tensor, FLOAT, in[COS].count());
     case SCORE: return k.kind == DOT || is(tensor, FLOAT, k.kind == COSINE ? k.n_head : k.n_head * d);
     case STARTS: return is(tensor, INT64, keys.shape[0]);

@@ -59,11 +59,15 @@ static Operator describe_operator(const char* name, size_t inputs, size_t needed
   op.get_provider = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp*, size_t) -> int { return ANY_TYPE; };
   op.get_input_count = [](const OrtCustomOp* o) { return of(o).inputs; };
-  op.get_output_type = [](const OrtCustomOp* o, size_t i) -> int { return i == 1 || i == 2 ? of(o).cache_type : FLOAT; };
+  op.get_output_type = [](const OrtCustomOp* o, size_t i) -> int {
+    return i == 1 || i == 2 ? of(o).cache_type : FLOAT;
+  };
   op.get_output_count = [](const OrtCustomOp* o) { return of(o).outputs; };
   op.get_input_presence = [](const OrtCustomOp* o, size_t i) -> int { return i < of(o).needed ? REQUIRED : OPTIONAL; };
   // the probabilities of attention, its last output, may be left out
-  op.get_output_presence = [](const OrtCustomOp* o, size_t i) -> int { return i && i + 1 == of(o).outputs ? OPTIONAL : REQUIRED; };
+  op.get_output_presence = [](const OrtCustomOp* o, size_t i) -> int {
+    return i && i + 1 == of(o).outputs ? OPTIONAL : REQUIRED;
+  };
   op.get_memory_type = [](const OrtCustomOp*, size_t) { return 0; };
   op.get_least_variadic_input = op.get_variadic_input_alike = [](const OrtCustomOp*) { return 0; };
   op.get_least_variadic_output = op.get_variadic_output_alike = [](const OrtCustomOp*) { return 0; };
