@@ -74,10 +74,10 @@ def test_the_step_graph_is_the_same(
     (tmp_path / STEP).unlink()
     write_step_graph(stored_layers(tmp_path / GRAPH, config), tmp_path)
     assert (tmp_path / STEP).read_bytes() == expected
-    stored = ir.load(tmp_path / STEP).graph.initializers.values()
-    inside = [value.const_value for value in stored if value.const_value is not None]
-    large = [one for one in inside if not isinstance(one, ir.ExternalTensor) and one.nbytes > 1024]
-    assert large == []  # no weight is stored twice
+    stored = [value.const_value for value in ir.load(tmp_path / STEP).graph.initializers.values()]
+    inside = [one for one in stored if one is not None and not isinstance(one, ir.ExternalTensor)]
+    large = {one.name for one in inside if one.nbytes > 1024}
+    assert large <= {"rotation.weight"}  # no weight of model.onnx is stored twice
 
 
 def test_columns_of_offsets_that_are_not_whole(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from gpt_export.export import export_checkpoint
 from gpt_export.graph.build import build_graph, save_graph
 from gpt_export.graph.layers import Quantized, graph_layers
 from gpt_export.graph.read_weights import load_gpt
-from gpt_export.graph.write_step_graph import write_step_graph
+from gpt_export.graph.write_step_graph import step_facts, write_step_graph
 from gpt_export.mixed_precision.mix import values_of
 from gpt_export.quantization import quantize
 from gpt_export.quantization.blocks import BlockWeights, StackedWeights, dequantize_blocks
@@ -160,9 +160,9 @@ def own_windows(exported: Path, config: GPTConfig) -> list[list[int]]:
     return own.windows
 
 
-def refresh_sizes(folder: Path) -> None:
-    """Write the sizes of files that a test has replaced to gptx.json."""
-    manifest = json.loads((folder / "gptx.json").read_text())
+def refresh_manifest(folder: Path) -> None:
+    """Write to gptx.json what it says of graphs that a test has replaced."""
+    manifest = json.loads((folder / "gptx.json").read_text()) | step_facts(folder)
     for name, facts in manifest["files"].items():
         facts["size"] = (folder / name).stat().st_size
     (folder / "gptx.json").write_text(json.dumps(manifest))
@@ -173,7 +173,7 @@ def write_graphs(gpt: GPT, weights: dict[str, Quantized], artifact: Path) -> Non
     graph = build_graph(graph_layers(gpt, "shared", weights), "shared")
     save_graph(graph, artifact / "onnx")
     write_step_graph(gpt, artifact)
-    refresh_sizes(artifact)
+    refresh_manifest(artifact)
 
 
 def logits_of_each_graph(artifact: Path, tokens: list[int]) -> Iterator[np.ndarray]:
