@@ -48,15 +48,18 @@ def main() -> None:
         for (rows, tokens), of_kind in times.items():
             session = sessions[rows]
             began = time.perf_counter()
-            session.feed([prompt[:tokens]] * rows, all_logits=tokens > 1)
+            if tokens == 1:
+                session.feed([prompt[:1]] * rows)
+            else:
+                session.feed([prompt[:tokens]] * rows, all_logits=True)
             took = time.perf_counter() - began
             session.rewind([given.after] * rows)
             if round_ >= 2:
                 of_kind.append(took)
     medians = {kinds[kind]: statistics.median(of_kind) for kind, of_kind in times.items()}
     one = medians["one row"]
-    rows = [(name, f"{1e3 * took:.2f}", f"{took / one:.2f}") for name, took in medians.items()]
-    print(table(["a step of", "ms", "of one row"], rows))
+    lines_of = [(name, f"{1e3 * took:.2f}", f"{took / one:.2f}") for name, took in medians.items()]
+    print(table(["a step of", "ms", "of one row"], lines_of))
     print(json.dumps({**found, "after": given.after, "seconds": medians}))
 
 
