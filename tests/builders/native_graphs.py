@@ -22,10 +22,19 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def native_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def native_operators() -> Iterator[None]:
     """The best native kernels of this CPU, also where the suite runs with GPTX_KERNELS=none."""
-    monkeypatch.delenv(native.VARIABLE, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(native.VARIABLE, raising=False)
+        yield
+
+
+@pytest.fixture
+def native_kernels() -> Iterator[None]:
+    """Runs a test in native_operators."""
+    with native_operators():
+        yield
 
 
 @contextmanager

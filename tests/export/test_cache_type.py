@@ -14,7 +14,7 @@ import pytest
 import gptx
 from builders.exported import CONFIG, write_checkpoint
 from builders.gptx_command import gptx as command
-from builders.native_graphs import native_kernels, needs_library
+from builders.native_graphs import native_kernels, native_operators, needs_library
 from builders.older_artifact import without_step_graph
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_checkpoint(folder / "checkpoint", dataclasses.replace(CONFIG, n_ctx=320))
     for cache in ("fp32", "fp16", "int8"):
         options = ["--cache-type", cache, "--limit", "max_abs=1"]
-        outcome = command("export", folder / "checkpoint", folder / cache, *options)
+        with native_operators():
+            outcome = command("export", folder / "checkpoint", folder / cache, *options)
         assert outcome.status == 0, outcome.err
     return folder
 

@@ -12,7 +12,7 @@ import pytest
 
 import gptx
 from builders.exported import CONFIG, write_checkpoint
-from builders.native_graphs import native_kernels, needs_library
+from builders.native_graphs import native_kernels, native_operators, needs_library
 from gpt_export.export import export_checkpoint
 from gpt_export.quantization.quantize import quantize_artifact
 from gptx.artifact.manifest import read_manifest
@@ -30,8 +30,9 @@ TEXT = np.random.default_rng(4).integers(0, 300, 120).tolist()
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("native")
     write_checkpoint(folder / "checkpoint", CONFIG)
-    export_checkpoint(folder / "checkpoint", folder / "fp32")
-    quantize_artifact(folder / "fp32", folder / "int8", to="int8", accept=True)
+    with native_operators():
+        export_checkpoint(folder / "checkpoint", folder / "fp32")
+        quantize_artifact(folder / "fp32", folder / "int8", to="int8", accept=True)
     return folder / "int8"
 
 
