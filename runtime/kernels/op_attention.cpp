@@ -124,20 +124,6 @@ static int64_t longest_row(const Tensor* in) {
   return longest;
 }
 
-struct AttentionCall {
-  const Kernels* kernels;
-  AttentionTask task;
-};
-static void place_tokens(void* t, int64_t first, int64_t last) {
-  ((AttentionCall*)t)->kernels->place(((AttentionCall*)t)->task, first, last);
-}
-static void attend_items(void* t, int64_t first, int64_t last) {
-  ((AttentionCall*)t)->kernels->attend(((AttentionCall*)t)->task, first, last);
-}
-static void join_items(void* t, int64_t first, int64_t last) {
-  ((AttentionCall*)t)->kernels->join(((AttentionCall*)t)->task, first, last);
-}
-
 // Cut the tokens into runs of at most `most_tokens`.
 static int64_t find_runs(const AttentionTask& task, int64_t most_tokens, Run* runs) {
   int64_t n = 0;
@@ -160,7 +146,7 @@ Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   if (Status s = read_inputs(k, context, in)) return s;
   int64_t longest = longest_row(in), tokens = in[ROWS].count(), d = in[KEYS].shape[3];
   if (longest < 0) return error(k.api, "gptx.Attention: a token's row or position is outside the cache");
-  AttentionCall call = {};
+  Call<AttentionTask> call = {};
   call.kernels = k.kernels;
   AttentionTask& task = call.task;
   if (Status s = make_outputs(k, context, in, &task)) return s;
@@ -188,9 +174,9 @@ Status run_attention(Kernel* kernel, OrtKernelContext* context) {
   task.n_runs = find_runs(task, most((6 + in_group - 1) / in_group, least(fair, most(1, 48 / in_group))), runs);
   task.runs = runs;
   FloatState state;
-  run_parallel(place_tokens, &call, tokens, 8, tokens < 8 ? 1 : k.threads);
+  call.run<&Kernels::place>(tokens, 8, tokens < 8 ? 1 : k.threads);
   int64_t items = task.n_runs * k.n_kv_head * (split ? task.pieces : 1);
-  run_parallel(attend_items, &call, items, 1, longest * tokens < 64 ? 1 : k.threads);
-  if (split) run_parallel(join_items, &call, tokens * k.n_head, 16, task.probabilities ? k.threads : 1);
+  call.run<&Kernels::attend>(items, 1, longest * tokens < 64 ? 1 : k.threads);
+  if (split) call.run<&Kernels::join>(tokens * k.n_head, 16, task.probabilities ? k.threads : 1);
   return nullptr;
 }

@@ -11,17 +11,6 @@ struct Linear : Kernel {
   bool gated;
 };
 
-struct LinearCall {
-  const Kernels* kernels;
-  LinearTask task;
-};
-static void prepare_tokens(void* t, int64_t first, int64_t last) {
-  ((LinearCall*)t)->kernels->prepare(((LinearCall*)t)->task, first, last);
-}
-static void multiply_groups(void* t, int64_t first, int64_t last) {
-  ((LinearCall*)t)->kernels->multiply(((LinearCall*)t)->task, first, last);
-}
-
 bool read_grid(const Tensor& values, const Tensor& steps, int64_t n_out, int64_t blocks, Grid* out) {
   const Tensor& floats = steps.data ? steps : values;
   if (n_out <= 0 || floats.count() % n_out || (floats.type != FLOAT && floats.type != FLOAT16)) return false;
@@ -126,7 +115,7 @@ Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   Scratch scratch(SPACE(float, tokens * width) + SPACE(int16_t, k.terms * tokens * width) + 2 * SPACE(float, blocks) +
                   SPACE(int32_t, blocks));
   if (!scratch.block) return error(k.api, "gptx.Linear: no memory");
-  LinearCall call = {};
+  Call<LinearTask> call = {};
   call.kernels = k.kernels;
   LinearTask& task = call.task;
   task.weight = &w;
@@ -139,9 +128,9 @@ Status run_linear(Kernel* kernel, OrtKernelContext* context) {
   task.bias = bias.floats(), task.factor = factor.floats(), task.residual = residual.floats();
   task.out = (float*)out;
   FloatState state;
-  run_parallel(prepare_tokens, &call, tokens, most(1, 4096 / width), tokens * width < 8192 ? 1 : k.threads);
+  call.run<&Kernels::prepare>(tokens, most(1, 4096 / width), tokens * width < 8192 ? 1 : k.threads);
   int64_t groups = k.gated ? w.n_groups / 2 : w.n_groups, chunks = 6 * k.threads;
-  run_parallel(multiply_groups, &call, groups, rounded_up((groups + chunks - 1) / chunks, 2), k.threads);
+  call.run<&Kernels::multiply>(groups, rounded_up((groups + chunks - 1) / chunks, 2), k.threads);
   return nullptr;
 }
 

@@ -129,6 +129,21 @@ struct Kernel {
   int threads;
 };
 
+// One call of an operator. TASK: LinearTask or AttentionTask.
+template <class TASK>
+struct Call {
+  const Kernels* kernels;
+  TASK task;
+  // Run one kernel on all items of its work, shared among the threads in ranges of `grain`.
+  template <void (*Kernels::*KERNEL)(TASK&, int64_t, int64_t)>
+  void run(int64_t items, int64_t grain, int threads) {
+    auto on_range = [](void* call, int64_t first, int64_t last) {
+      (((Call*)call)->kernels->*KERNEL)(((Call*)call)->task, first, last);
+    };
+    run_parallel(on_range, this, items, grain, threads);
+  }
+};
+
 static inline Norm norm_of(const OrtApi* api, const OrtKernelInfo* info) {
   Norm norm = {};
   norm.kind = (int)number(api, info, "norm", NO_NORM);
