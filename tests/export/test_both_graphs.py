@@ -12,13 +12,14 @@ import onnx_ir as ir
 import pytest
 
 from builders.block_files import write_blocks_llama
-from builders.native_graphs import native_kernels, needs_library
+from builders.native_graphs import native_kernels, needs_library, onnx_runtime_operators
 from gpt_export import export
 from gpt_export.quantization.quantize import quantize_artifact
 from gpt_export.quantization.recipes import SCHEMES
 from gptx.artifact.layout import GRAPH, STEP
 from gptx.errors import ParityError
 from gptx.ort import native
+from gptx.parity.measure import CONSISTENCY
 from gptx.verify import verify
 from gptx_models.importers import import_checkpoint
 
@@ -76,6 +77,25 @@ def test_a_machine_without_the_library_writes_the_same_graphs(
     stated = certificate(tmp_path / "out")
     assert "kernels" not in stated["environment"] and "portable" not in stated
     assert (tmp_path / "out" / STEP).read_bytes() == (proved_natively / STEP).read_bytes()
+
+
+@needs_library
+@pytest.mark.usefixtures(native_kernels.__name__)
+def test_consistency_is_certified_for_the_operators_that_it_was_measured_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with onnx_runtime_operators():
+        export.export_checkpoint(checkpoint, tmp_path / "portable")
+    export.export_checkpoint(checkpoint, tmp_path / "native")
+    with_one_measured = tmp_path / "native" / "gptx.json"
+    manifest = json.loads(with_one_measured.read_text("utf-8"))
+    del manifest["certificate"]["portable"]
+    with_one_measured.write_text(json.dumps(manifest), "utf-8")
+    for made, other in (("portable", ""), ("native", "none")):
+        monkeypatch.setenv(native.VARIABLE, other)
+        rows = verify(tmp_path / made).rows
+        assert {row.name for row in rows if row.certified is None} == set(CONSISTENCY)
+        assert not [row.name for row in rows if row.differs or not row.ok]
 
 
 @needs_library

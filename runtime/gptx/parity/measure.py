@@ -20,6 +20,8 @@ from gptx.parity.whole_context import compare_context, logits_at
 from gptx.text.prefix import common_length
 
 CONSISTENCY_TOKENS = 48  # tokens of text that self_consistency computes in several ways
+# The names of the figures of self_consistency
+CONSISTENCY = ("cached", "pieces", "batch", "cached_kl", "pieces_kl", "batch_kl")
 BATCH_STEPS = 4  # decode steps after the prompts, in the comparison of a batch with single rows
 
 

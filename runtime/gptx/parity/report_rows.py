@@ -15,7 +15,7 @@ from gptx.artifact.manifest import Manifest
 from gptx.parity.certificate import is_json_number
 from gptx.parity.certificate_rows import MEANING
 from gptx.parity.limits import judge
-from gptx.parity.measure import Measured
+from gptx.parity.measure import CONSISTENCY, Measured
 from gptx.parity.reference import Reference
 from gptx.parity.report import Row
 
@@ -26,12 +26,19 @@ _NOT_SHOWN = ("positions", "largest_logit")
 def certified_figures(manifest: Manifest, *, native: bool) -> dict[str, Any]:
     """What gptx.json states for the figures of gptx verify.
 
-    native: of the step graph; else of model.onnx and the graphs compiled from it. If only one of
-    them was measured when the artifact was made, its figures stand for both.
+    native: of the step graph; else of model.onnx and the graphs compiled from it. If only the other
+    one was measured when the artifact was made, its figures stand for both, except those of
+    self_consistency: these are of the operators, not of the weights.
     """
+    made: dict[str, Any] = manifest.certificate.get("verified") or {}
+    made_native = "logits_sha256" in manifest.certificate
+    if native == made_native:
+        return made
     upgraded = manifest.raw.get("upgraded") or {}
     other = upgraded.get("figures") if native else manifest.certificate.get("portable")
-    return other if isinstance(other, dict) else manifest.certificate.get("verified") or {}
+    if isinstance(other, dict):
+        return other
+    return {name: value for name, value in made.items() if name not in CONSISTENCY}
 
 
 def rows_of(
