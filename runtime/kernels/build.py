@@ -40,7 +40,7 @@ GLIBC = (2, 28)  # the version of the Linux targets
 ZIG_DOTPROD = "-mcpu=generic+v8_2a+dotprod"  # zig's name of ARM's -march
 ARM = {"kernels_neon": [], "kernels_neondot": ["-march=armv8.2-a+dotprod"]}
 # Results must not depend on the compiler: no fused multiply-adds but those that are written.
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-fno-math-errno", "-Wextra"]
 FLAGS += ["-Wno-missing-field-initializers", "-Wno-maybe-uninitialized"]
 FLAGS += ["-g0"]  # zig writes debug information unasked
