@@ -1,32 +1,45 @@
 """An opened artifact that encodes prompts and generates text: the base class of gptx.Model.
 
-It joins the graph, the tokenizer, the options and the token loop. The tasks (chat, classify, score,
+It joins the graph, the tokenizer, the options and the engine. The tasks (chat, classify, score,
 summarize) are built on it; it knows none of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
 from gptx.artifact.class_head import Head
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
+from gptx.engine.awaited import OpenStream, completions, pieces
+from gptx.engine.control import Control, control_of
+from gptx.engine.engine import Engine, Stats
+from gptx.engine.generate import Generate, logits_to_sample
+from gptx.engine.stream import Stream
 from gptx.errors import UsageError
-from gptx.generation.loop import Generation, check_options
-from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, takes_options
+from gptx.generation.options import MAX_NEW_TOKENS, Keywords, Options, takes_options
 from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
+from gptx.generation.row_plan import check_options, check_prompts, plan_row
+from gptx.generation.sampling import make_sampler
 from gptx.generation.session import Session
-from gptx.generation.stream import Completion, Stream, Transcript, run_to_end
+from gptx.generation.transcript import Completion, Transcript
+from gptx.kv_cache.memory_limit import default_cache_memory
 from gptx.ort.graph import OnnxGraph
 from gptx.text.chat_template import ChatTemplate, Message
 from gptx.text.detokenizer import Detokenizer
-from gptx.text.prefix import common_length
 from gptx.text.stop_strings import StopSet, StopStrings
 from gptx.text.tokenizer import Tokenizer
+
+MAX_ROWS = 8  # texts that grow at the same time
+MAX_QUEUE = 1024  # requests that wait for a row
+PREFIX_MEMORY = 256_000_000  # bytes of stored prefixes, unless the app gives cache_memory
 
 
 class LoadedModel:
@@ -41,6 +54,9 @@ class LoadedModel:
         generation: Mapping[str, Any] | None = None,
         task: Task | None = None,
         head: Head | None = None,
+        max_rows: int = MAX_ROWS,
+        cache_memory: int | None = None,
+        speculate: bool = True,
     ) -> None:
         self._graph: OnnxGraph | None = graph  # None: the model is closed
         self.manifest: Manifest = graph.manifest
@@ -53,6 +69,14 @@ class LoadedModel:
         self.generation: dict[str, Any] = dict(generation or {})
         self.task: Task | None = task
         self.head: Head | None = head
+        self.engine: Engine = Engine(
+            graph,
+            max_rows,
+            memory=cache_memory or default_cache_memory(),
+            prefix_memory=cache_memory or PREFIX_MEMORY,
+            max_queue=MAX_QUEUE,
+            speculate=speculate,
+        )
 
     @property
     def path(self) -> Path:
@@ -70,16 +94,16 @@ class LoadedModel:
         return self._opened().takes_positions
 
     @overload
-    def generate(self, prompt: str | list[int], **options: Unpack[Given]) -> Completion: ...
+    def generate(self, prompt: str | list[int], **options: Unpack[Keywords]) -> Completion: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[int]], **options: Unpack[Given]
+        self, prompt: list[str] | list[list[int]], **options: Unpack[Keywords]
     ) -> list[Completion]: ...
     @takes_options
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        **options: Unpack[Given],
+        **options: Unpack[Keywords],
     ) -> Completion | list[Completion]:
         """Generate text that continues a prompt, and return all of it.
 
@@ -99,6 +123,15 @@ class LoadedModel:
         - stop: a string, or a list of strings. The text ends before the first that occurs.
         - stop_tokens: token ids that end the text, in addition to the model's own.
 
+        These end a text early, or let an app take part:
+
+        - max_time: seconds after which the text ends, with what was generated so far.
+        - cancel: a threading.Event. Once another thread sets it, the text ends.
+        - logits_processor: a function of the tokens so far (the prompt's, too) and the logits, a
+          float32 array (vocab_size,). It changes them in place, or returns others.
+        - on_token: a function that gets each new token and its text. An error in one of these two
+          functions ends this text alone, and is raised here.
+
         An option that is not given comes from the artifact's generation_config.json. If the file
         does not set it either, decoding is greedy and ends after 256 new tokens. The file of the
         default model asks for sampling: pass temperature=0, or a seed, to get the same text each
@@ -107,29 +140,23 @@ class LoadedModel:
         Raises PromptError for a prompt that is empty, too long or neither text nor token ids,
         UsageError for wrong options, GptxError if there is too little memory.
         """
-        began = time.perf_counter()
-        self._need_language("generated")
-        resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
-        batch = is_batch(prompt)
-        given: Any = prompt if batch else [prompt]
-        prompts = [self.encode(one) for one in given]
-        seeds = [
-            None if resolved.seed is None else resolved.seed + row for row in range(len(prompts))
-        ]
-        with self.session(len(prompts)) as session:
-            generation = self._generation(session, prompts, resolved, seeds)
-            stops = StopSet(resolved.stop)
-            transcripts = [
-                self._transcript(ids, ids, stops, seed) for ids, seed in zip(prompts, seeds)
-            ]
-            completions = run_to_end(generation, transcripts, began=began)
-        return completions if batch else completions[0]
+        found, growing = [], deque[Stream]()
+        try:
+            for open_one in self._calls(_prompts(prompt), options):
+                growing.append(open_one())
+                if len(growing) > 2 * self.engine.max_rows:  # the queue holds no more than needed
+                    found.append(growing.popleft().result())
+            found += [stream.result() for stream in growing]
+        finally:
+            for stream in growing:
+                stream.close()
+        return found if is_batch(prompt) else found[0]
 
     @takes_options
     def stream(
         self,
         prompt: Prompt,
-        **options: Unpack[Given],
+        **options: Unpack[Keywords],
     ) -> Stream:
         """Generate as `generate` does, and return a Stream that yields the text while it grows.
 
@@ -138,9 +165,52 @@ class LoadedModel:
 
         Raises PromptError, UsageError and GptxError as `generate` does, before any text is read.
         """
-        checked = self.stream_options(options, max_new_tokens=MAX_NEW_TOKENS)
-        ids = self.encode(prompt)
-        return self.stream_ids(ids, checked, context=ids)
+        (open_one,) = self._calls([prompt], options)
+        return open_one()
+
+    @takes_options
+    def submit(self, prompt: Prompt, **options: Unpack[Keywords]) -> Stream:
+        """Generate in the background, and return a Stream at once.
+
+        The text grows although nobody reads it: `result` waits for all of it, `cancel` ends it
+        early, and iterating gives its pieces. The prompt, options and errors are those of `stream`.
+        """
+        (open_one,) = self._calls([prompt], options)
+        return open_one(unattended=True)
+
+    @overload
+    async def generate_async(
+        self, prompt: str | list[int], **options: Unpack[Keywords]
+    ) -> Completion: ...
+    @overload
+    async def generate_async(
+        self, prompt: list[str] | list[list[int]], **options: Unpack[Keywords]
+    ) -> list[Completion]: ...
+    @takes_options
+    async def generate_async(
+        self, prompt: Prompt | Sequence[Prompt], **options: Unpack[Keywords]
+    ) -> Completion | list[Completion]:
+        """Do what `generate` does, for asyncio: the event loop goes on meanwhile.
+
+        Cancelling the task ends the text.
+        """
+        calls = self._calls(_prompts(prompt), options)
+        found = await completions(calls, at_once=2 * self.engine.max_rows)
+        return found if is_batch(prompt) else found[0]
+
+    @takes_options
+    async def stream_async(self, prompt: Prompt, **options: Unpack[Keywords]) -> AsyncIterator[str]:
+        """Do what `stream` does, for asyncio: `async for piece in model.stream_async(...)`.
+
+        Leaving the loop, or cancelling the task, ends the text.
+        """
+        (open_one,) = self._calls([prompt], options)
+        async for piece in pieces(open_one):
+            yield piece
+
+    def stats(self) -> Stats:
+        """What the model is doing: requests that have a row or wait for one, tokens, memory."""
+        return self.engine.stats()
 
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
         """Open a Session, the step-level interface: token ids in, logits out.
@@ -191,64 +261,104 @@ class LoadedModel:
         tokenizer, template = self.need_chat()
         return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
-    def stream_options(
+    def resolve_options(
         self, given: Mapping[str, Any], *, max_new_tokens: int | None = None
-    ) -> Options:
-        """The checked options of a stream: the call's, else those of generation_config.json.
+    ) -> tuple[Options, Control]:
+        """The checked options of a text: the call's, else those of generation_config.json.
 
         max_new_tokens: the default of that option. None: only the context limits the text.
 
         Raises UsageError for wrong options or a classification model.
         """
         self._need_language("generated")
-        options = resolve(given, self.generation, max_new_tokens=max_new_tokens)
+        options, control = control_of(given, self.generation)
+        resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens)
         model, tokens = self.manifest.model, self.manifest.tokens
         check_options(
-            options,
-            (*tokens.eos, *options.stop_tokens),
+            resolved,
+            (*tokens.eos, *resolved.stop_tokens),
             tokenizer_vocab_size=tokens.vocab_size or model.vocab_size,
             vocab_size=model.vocab_size,
         )
-        return options
+        return resolved, control
+
+    def _calls(self, given_prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[OpenStream]:
+        """For each prompt of a call, a function that opens its Stream. All are checked before.
+
+        Prompt i draws with seed + i.
+        """
+        began = time.perf_counter()
+        options, control = self.resolve_options(given, max_new_tokens=MAX_NEW_TOKENS)
+        prompts = [self.encode(one) for one in given_prompts]
+        check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
+        stops = StopSet(options.stop)
+        seeds = [
+            None if options.seed is None else options.seed + row for row in range(len(prompts))
+        ]
+        return [
+            partial(
+                self.stream_ids, ids, replace(options, seed=seed), control, ids, began, stops=stops
+            )
+            for ids, seed in zip(prompts, seeds)
+        ]
 
     def stream_ids(
         self,
         ids: list[int],
         options: Options,
+        control: Control,
+        context: Sequence[int],
+        began: float,
         *,
-        context: Sequence[int] = (),
-        session: Session | None = None,
+        stops: StopSet | None = None,
         on_end: Callable[[Completion], None] | None = None,
+        on_step: Callable[[], object] | None = None,
+        unattended: bool = False,
     ) -> Stream:
         """A Stream that continues checked token ids.
 
         context: the tokens in front of the new text, for the detokenizer. They decide whether the
-        text begins with a space.
-        session: a session of one row, to reuse its KV cache. Tokens that the row shares with the
-        beginning of `ids` are kept, its other tokens are dropped, and the rest of `ids` is
-        computed. Without it, the stream opens a session and closes it at its end.
-        on_end: called with the Completion when the stream ends or is closed.
-
-        Raises PromptError if `ids` are empty or do not fit into the context.
+        text begins with a space. began: time.perf_counter() at the call. stops: options.stop,
+        prepared. on_end: called with the Completion when the stream ends or is closed. on_step,
+        unattended: see Request.
         """
-        began = time.perf_counter()
-        owned = None if session else self.session()
-        session = session or owned
-        assert session is not None
-        # The last token is always computed again, as its logits are needed.
-        session.rewind([min(common_length(session.tokens[0], ids), max(len(ids) - 1, 0))])
-        generation = self._generation(session, [ids[session.lengths[0] :]], options, [options.seed])
-        transcript = self._transcript(ids, context, StopSet(options.stop), options.seed)
-        return Stream(generation, transcript, began=began, owned=owned, on_end=on_end)
+        self._opened()
+        tokens, vocab_size = self.manifest.tokens, self.manifest.model.vocab_size
+        plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx)
+        known = tokens.vocab_size or vocab_size
+        sampler = make_sampler(
+            options,
+            prompt=ids,
+            end_tokens=plan.end_tokens,
+            seed=options.seed,
+            n_logits=logits_to_sample(plan, known),
+            max_length=len(ids) + plan.limit if plan.limit_reason == "length" else None,
+        )
+        detokenizer = strings = None
+        if self.tokenizer is not None:
+            detokenizer = Detokenizer(self.tokenizer, context)
+            strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
+        transcript = Transcript(detokenizer, strings, len(ids), options.seed, began)
+        work = Generate(ids, plan, sampler, transcript, tokenizer_vocab_size=known, control=control)
+        cancel = control.cancel
+        request = self.engine.submit(
+            work,
+            deadline=None if control.max_time is None else began + control.max_time,
+            cancelled=None if cancel is None else cancel.is_set,
+            on_step=on_step,
+            unattended=unattended,
+        )
+        return Stream(self.engine, request, work, on_end=on_end)
 
     def close(self) -> None:
-        """Free the weights' memory, once all open sessions, streams and chats are closed, too.
+        """End all texts, and free the memory of the weights once all sessions are closed, too.
 
         Afterwards the model cannot be used. Leaving a `with` block closes it as well.
         """
         # Taken before it is closed, so that a second thread that calls close finds None
         graph, self._graph = self._graph, None
         if graph is not None:
+            self.engine.close()
             graph.close()
 
     def __enter__(self) -> Self:
@@ -269,27 +379,8 @@ class LoadedModel:
             raise UsageError("this model is closed")
         return self._graph
 
-    def _generation(
-        self,
-        session: Session,
-        prompts: list[list[int]],
-        options: Options,
-        seeds: Sequence[int | None],
-    ) -> Generation:
-        tokens = self.manifest.tokens
-        return Generation(
-            session,
-            prompts,
-            options,
-            eos=tokens.eos,
-            tokenizer_vocab_size=tokens.vocab_size,
-            seeds=seeds,
-        )
 
-    def _transcript(
-        self, ids: list[int], context: Sequence[int], stops: StopSet, seed: int | None
-    ) -> Transcript:
-        if self.tokenizer is None:
-            return Transcript(None, None, len(ids), seed)
-        strings = StopStrings(stops, self.tokenizer, ids)
-        return Transcript(Detokenizer(self.tokenizer, context), strings, len(ids), seed)
+def _prompts(prompt: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts of a call that takes one prompt or a list of them."""
+    several: Any = prompt if is_batch(prompt) else [prompt]
+    return several

@@ -1,0 +1,57 @@
+"""What a call may say beside its options: when it ends early, and what an app hooks in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptx.errors import UsageError, shown
+from gptx.generation.option_kinds import is_number
+
+# (tokens of prompt and text so far, logits float32 (V,)) -> logits, or None: changed in place
+LogitsProcessor = Callable[[list[int], np.ndarray], np.ndarray | None]
+OnToken = Callable[[int, str], object]  # (new token, its text)
+
+
+@dataclass(frozen=True)
+class Control:
+    """How one call is ended early, and its hooks.
+
+    max_time: seconds after which the text ends, as in transformers. cancel: ends the text once it
+    is set. logits_processor: changes the logits before anything else does. on_token: gets each new
+    token and the text that can be shown with it.
+    """
+
+    max_time: float | None = None
+    cancel: threading.Event | None = None
+    logits_processor: LogitsProcessor | None = None
+    on_token: OnToken | None = None
+
+
+NAMES = tuple(Control.__dataclass_fields__)
+
+
+def control_of(
+    given: Mapping[str, Any], generation: Mapping[str, Any]
+) -> tuple[dict[str, Any], Control]:
+    """A call's keywords, divided into options and Control.
+
+    generation: the artifact's generation_config.json, whose max_time is the default. Raises
+    UsageError for wrong values.
+    """
+    options = {name: value for name, value in given.items() if name not in NAMES}
+    values = {name: given[name] for name in NAMES if given.get(name) is not None}
+    values.setdefault("max_time", generation.get("max_time"))
+    seconds, cancel = values["max_time"], values.get("cancel")
+    if seconds is not None and not (is_number(seconds) and float(seconds) > 0):
+        raise UsageError(f"max_time is {shown(seconds)}, expected seconds, over 0")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise UsageError(f"cancel is {shown(cancel)}, expected a threading.Event")
+    for name in ("logits_processor", "on_token"):
+        if name in values and not callable(values[name]):
+            raise UsageError(f"{name} is {shown(values[name])}, expected a function")
+    return options, Control(**values)
