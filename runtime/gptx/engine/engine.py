@@ -12,8 +12,10 @@ sampled: only the driver touches the work and the rows meanwhile.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,7 +210,7 @@ class Engine:
     ) -> bool:
         """Become the driver; else wait for news of the request, and return False."""
         with self._lock:
-            if self._driver is None:
+            if self._driver is None or not self._driver.is_alive():  # dead: lost in a fork
                 self._driver = me
                 return True
             request.changed.wait(timeout)
@@ -225,6 +227,7 @@ class Engine:
                 return
         if any(request.unattended for request in every):
             self._driver = threading.Thread(target=self._drive, name="gptx-engine", daemon=True)
+            _WITH_A_THREAD.add(self)
             self._driver.start()
 
     def _drive(self) -> None:
@@ -320,6 +323,24 @@ class Engine:
             request.changed.notify_all()
         if request.on_step is not None:
             request.on_step()
+
+    def stop(self) -> None:
+        """End all requests, and wait for the engine's own thread."""
+        self.close()
+        driver = self._driver
+        if driver is not None and driver is not threading.current_thread():
+            driver.join()
+
+
+# The process must not end while a thread of an engine runs the graph: ONNX Runtime would be taken
+# down under it.
+_WITH_A_THREAD: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for engine in list(_WITH_A_THREAD):
+        engine.stop()
 
 
 def _interrupted() -> UsageError:

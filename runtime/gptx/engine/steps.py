@@ -73,6 +73,16 @@ class Steps:
 
     def plan(self) -> Going:
         """What each row feeds in the next step."""
+        if all(request.decoding for request in self.running):  # the usual case
+            going = [(one, Feed(one.row, one.work.tokens[-1:], 1)) for one in self.running]
+            self._decoded_last = True
+        else:
+            going = self._plan_mixed()
+        if self.speculation is not None and self.speculation.pays:
+            self._add_drafts(self.speculation, going)
+        return going
+
+    def _plan_mixed(self) -> Going:
         states = [_state(request) for request in self.running]
         rows = self.rows
         counts = plan(states, chunk=rows.chunk, packed=rows.packed, decoded_last=self._decoded_last)
@@ -84,8 +94,6 @@ class Steps:
                 wanted = max(0, start + n - max(start, work.wanted_from))
                 going.append((request, Feed(request.row, work.tokens[start : start + n], wanted)))
         self._decoded_last = any(request.decoding for request, _ in going)
-        if self.speculation is not None and self.speculation.pays:
-            self._add_drafts(self.speculation, going)
         return going
 
     def _add_drafts(self, speculation: Speculation, going: Going) -> None:
