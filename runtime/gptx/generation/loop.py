@@ -14,7 +14,7 @@ import numpy as np
 
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.options import Options
-from gptx.generation.sampling import Sampler, make_sampler
+from gptx.generation.sampling import Sampler
 from gptx.generation.session import Session
 
 FinishReason = Literal["stop", "length", "context", "closed"]  # explained in stream.Completion
@@ -36,7 +36,7 @@ class RowPlan:
     `limit_reason`.
     """
 
-    sample: Sampler
+    sampler: Sampler
     end_tokens: frozenset[int]
     limit: int
     limit_reason: FinishReason
@@ -102,7 +102,7 @@ class Generation:
         asked = options.max_new_tokens if max_length is None else max_length - len(prompt)
         if asked is not None and asked <= limit:
             limit, reason = asked, "length"
-        sample = make_sampler(
+        sampler = Sampler(
             options,
             prompt=prompt,
             end_tokens=end_tokens,
@@ -110,7 +110,7 @@ class Generation:
             n_logits=self._width,
             max_length=len(prompt) + limit if reason == "length" else None,
         )
-        return RowPlan(sample, end_tokens, limit, reason)
+        return RowPlan(sampler, end_tokens, limit, reason)
 
     def __iter__(self) -> Self:
         return self
@@ -122,7 +122,7 @@ class Generation:
         steps = []
         for row in self._active:
             plan = self._plans[row]
-            token = plan.sample(self._allowed(logits[row]))
+            token = plan.sampler.sample(self._allowed(logits[row]))
             self._counts[row] += 1
             finish: FinishReason | None = None
             if token in plan.end_tokens:
