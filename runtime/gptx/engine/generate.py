@@ -63,7 +63,7 @@ class Generate:
 
     def _next(self, logits: np.ndarray) -> int:
         """Sample a token from the logits (V,), and add it to the text."""
-        token = self._sampler(self._allowed(logits))
+        token = self._sampler.sample(self._allowed(logits))
         finish: FinishReason | None = None
         if token in self._plan.end_tokens:
             finish = "stop"

@@ -27,7 +27,7 @@ from gptx.generation.options import MAX_NEW_TOKENS, Keywords, Options, takes_opt
 from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
 from gptx.generation.row_plan import check_options, check_prompts, plan_row
-from gptx.generation.sampling import make_sampler
+from gptx.generation.sampling import Sampler
 from gptx.generation.session import Session
 from gptx.generation.transcript import Completion, Transcript
 from gptx.kv_cache.memory_limit import default_cache_memory
@@ -326,7 +326,7 @@ class LoadedModel:
         tokens, vocab_size = self.manifest.tokens, self.manifest.model.vocab_size
         plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx)
         known = tokens.vocab_size or vocab_size
-        sampler = make_sampler(
+        sampler = Sampler(
             options,
             prompt=ids,
             end_tokens=plan.end_tokens,
