@@ -35,6 +35,15 @@ class Control:
 NAMES = tuple(Control.__dataclass_fields__)
 
 
+def is_cancelled(cancel: threading.Event | None) -> Callable[[], bool] | None:
+    """The function that says whether a call was cancelled. Raises UsageError if it is no Event."""
+    if cancel is None:
+        return None
+    if isinstance(cancel, type) or not callable(getattr(cancel, "is_set", None)):
+        raise UsageError(f"cancel is {shown(cancel)}, expected a threading.Event")
+    return cancel.is_set
+
+
 def control_of(
     given: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Control]:
@@ -49,8 +58,7 @@ def control_of(
     seconds, cancel = values["max_time"], values.get("cancel")
     if seconds is not None and not (is_number(seconds) and float(seconds) > 0):
         raise UsageError(f"max_time is {shown(seconds)}, expected seconds, over 0")
-    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-        raise UsageError(f"cancel is {shown(cancel)}, expected a threading.Event")
+    is_cancelled(cancel)
     for name in ("logits_processor", "on_token"):
         if name in values and not callable(values[name]):
             raise UsageError(f"{name} is {shown(values[name])}, expected a function")

@@ -18,7 +18,7 @@ from gptx.artifact.class_head import Head
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
 from gptx.engine.awaited import OpenStream, completions, pieces
-from gptx.engine.control import Control, control_of
+from gptx.engine.control import Control, control_of, is_cancelled
 from gptx.engine.engine import Engine, Stats
 from gptx.engine.generate import Generate, logits_to_sample
 from gptx.engine.stream import Stream
@@ -71,7 +71,7 @@ class LoadedModel:
         self.head: Head | None = head
         self.engine: Engine = Engine(
             graph,
-            max_rows,
+            max_rows=max_rows,
             memory=cache_memory or default_cache_memory(),
             prefix_memory=cache_memory or PREFIX_MEMORY,
             max_queue=MAX_QUEUE,
@@ -340,11 +340,10 @@ class LoadedModel:
             strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
         transcript = Transcript(detokenizer, strings, len(ids), options.seed, began)
         work = Generate(ids, plan, sampler, transcript, tokenizer_vocab_size=known, control=control)
-        cancel = control.cancel
         request = self.engine.submit(
             work,
             deadline=None if control.max_time is None else began + control.max_time,
-            cancelled=None if cancel is None else cancel.is_set,
+            cancelled=is_cancelled(control.cancel),
             on_step=on_step,
             unattended=unattended,
         )

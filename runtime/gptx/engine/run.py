@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from gptx.engine.control import is_cancelled
 from gptx.engine.engine import Engine
 from gptx.engine.request import Work
 from gptx.errors import GptxError
@@ -16,7 +17,7 @@ def run(engine: Engine, works: Sequence[Work], cancel: threading.Event | None = 
     cancel: ends them once it is set. Raises GptxError if they were ended early, and whatever error
     ends one of them.
     """
-    cancelled = None if cancel is None else cancel.is_set
+    cancelled = is_cancelled(cancel)
     requests = []
     try:
         for work in works:

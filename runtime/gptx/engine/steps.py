@@ -64,7 +64,7 @@ class Steps:
         if not self.rows.packed:
             # ONNX Runtime's operators read tokens of a prompt and those that were generated in two
             # kernels, which differ in the last bit.
-            n = min(n, work.wanted_from)
+            n = min(n, work.wanted_from + 1) if work.wanted_from else 0
         if n and request.error is None:
             self.prefixes.store(work.tokens[:n], lambda start, end: self.rows.read(row, start, end))
         self.running.remove(request)

@@ -94,7 +94,7 @@ class Stream:
 
     def _next_piece(self) -> str:
         pieces = self._work.transcript.pieces
-        while self._wait(None):
+        while self._wait():
             piece = pieces[self._read]
             self._read += 1
             if self._request.ended and self._request.error is None and self._read == len(pieces):
@@ -103,11 +103,10 @@ class Stream:
                 return piece
         raise StopIteration
 
-    def _wait(self, timeout: float | None) -> bool:
+    def _wait(self) -> bool:
         """Wait for the next token. Returns False if there is none; then the stream has ended.
 
-        Raises the request's error, once; after that, UsageError. TimeoutError after `timeout`
-        seconds.
+        Raises the request's error, once; after that, UsageError.
         """
         pieces, request = self._work.transcript.pieces, self._request
         if self._failed:
@@ -118,10 +117,7 @@ class Stream:
         if len(pieces) > self._read:
             return True
         try:
-            if not self._engine.wait(request, lambda: len(pieces) > self._read, timeout):
-                raise TimeoutError(f"the text has not ended after {timeout} seconds")
-        except TimeoutError:
-            raise
+            self._engine.wait(request, lambda: len(pieces) > self._read)
         except BaseException:
             self._failed = request.ended
             raise
@@ -134,21 +130,23 @@ class Stream:
         return False
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait until the text has ended, and return all of it.
+        """Wait until the text has ended, and return all of it, also if it was closed early.
 
         timeout: the most seconds to wait; None: as long as it takes. Raises TimeoutError if they
         have passed, and what iterating raises.
         """
-        if timeout is not None and not (is_number(timeout) and timeout >= 0):
-            raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
+        if timeout is not None:
+            if not is_number(timeout) or not float(timeout) >= 0:
+                raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
+            timeout = min(float(timeout), threading.TIMEOUT_MAX)
+        request = self._request
+        if not request.ended and not self._engine.wait(request, lambda: False, timeout):
+            raise TimeoutError(f"the text has not ended after {timeout} seconds")
         with self._lock:
-            request, transcript = self._request, self._work.transcript
-            while not self._ended and not self._closed:
-                if not request.ended and not self._engine.wait(request, lambda: False, timeout):
-                    raise TimeoutError(f"the text has not ended after {timeout} seconds")
-                self._read = len(transcript.pieces)
-                self._wait(None)
-        return self.completion
+            self._read = len(self._work.transcript.pieces)
+            if not self._ended:
+                self._wait()
+            return self.completion
 
     def close(self, *, wait: bool = False) -> None:
         """End the stream. Its text so far stays in `completion`.

@@ -53,11 +53,11 @@ class NativeCache:
         self._decode(new, lengths)
 
     def _decode(self, new: Mapping[int, int], lengths: Sequence[int]) -> None:
-        rows = list(new)
+        rows = sorted(new)
         self._reserve(max(lengths[row] for row in rows) + 1, max(lengths))
         if self._bound != rows:
             self._bind_step(rows)
-        self._step_ids[:] = list(new.values())
+        self._step_ids[:] = [new[row] for row in rows]
         self._step_places[:] = [lengths[row] for row in rows]
         self._run()
         if self._step_logits is not None:
