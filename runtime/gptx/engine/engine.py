@@ -19,8 +19,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptx.engine.prefix_cache import PrefixCache
+from gptx.engine.prefix_file import load_prefixes, save_prefixes
 from gptx.engine.request import Request, Work
 from gptx.engine.speculation import Speculation
 from gptx.engine.steps import Steps
@@ -80,6 +82,7 @@ class Engine:
         speculate: bool,
     ) -> None:
         self.max_rows, self.memory, self.max_queue = max_rows, memory, max_queue
+        self._graph = graph
         rows = Rows(graph, max_rows)
         guesses = Speculation() if speculate and rows.packed else None
         self._steps = Steps(rows, PrefixCache(prefix_memory), guesses)
@@ -193,6 +196,17 @@ class Engine:
         """Drop the stored beginnings of texts."""
         with self._lock:
             self._steps.prefixes.clear()
+
+    def save_prefixes(self, path: str | Path) -> None:
+        """Write the stored beginnings of texts to a file; see prefix_file.py."""
+        with self._lock:
+            save_prefixes(path, self._steps.prefixes, self._graph)
+
+    def load_prefixes(self, path: str | Path) -> None:
+        """Read stored beginnings of texts from a file; see prefix_file.py."""
+        with self._lock:
+            load_prefixes(path, self._steps.prefixes, self._graph)
+            self._steps.prefixes.shrink(self.memory - self._steps.rows.bytes)
 
     def close(self) -> None:
         """End all requests, and free the KV cache."""

@@ -212,6 +212,25 @@ class LoadedModel:
         """What the model is doing: requests that have a row or wait for one, tokens, memory."""
         return self.engine.stats()
 
+    def save_prefixes(self, path: str | Path) -> None:
+        """Write what the model has read and kept to a safetensors file, for `load_prefixes`.
+
+        These are beginnings of texts: prompts, examples, turns of chats. Raises OutputError if the
+        file cannot be written; nothing is then left of it.
+        """
+        self._opened()
+        self.engine.save_prefixes(path)
+
+    def load_prefixes(self, path: str | Path) -> None:
+        """Add what `save_prefixes` wrote, so that texts which begin so need not be read again.
+
+        The file belongs to the same graph, weights and type of cache, and to the same kernel order
+        of native operators (or the same ONNX Runtime, without them). Raises ArtifactError for
+        another or a damaged file.
+        """
+        self._opened()
+        self.engine.load_prefixes(path)
+
     def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
         """Open a Session, the step-level interface: token ids in, logits out.
 

@@ -87,9 +87,7 @@ class PrefixCache:
             if child is None:
                 for shorter in [one for one in block.children.values() if _begins(one, new)]:
                     self._drop(shorter)
-                child = Block(new, read(start, start + len(new)), block)
-                block.children[new] = child
-                self.bytes += child.bytes
+                child = self.add(new, read(start, start + len(new)), block)
             self._touch(child)
             block = child
         self.shrink(self.budget)
@@ -97,17 +95,30 @@ class PrefixCache:
     def shrink(self, budget: int) -> None:
         """Drop blocks until the others take at most `budget` bytes."""
         while self.bytes > max(budget, 0):
-            leaves = [block for block in self._blocks() if not block.children]
+            leaves = [block for block in self.blocks() if not block.children]
             leaves.sort(key=lambda block: block.used)
             for block in leaves[: max(1, len(leaves) // 4)]:
                 if self.bytes > max(budget, 0):
                     self._drop(block)
 
+    def add(self, tokens: tuple[int, ...], parts: Parts, parent: Block | None = None) -> Block:
+        """Add tokens behind those of a block (None: at the beginning), if they are not there yet.
+
+        Returns their block.
+        """
+        parent = parent or self._root
+        if (block := parent.children.get(tokens)) is None:
+            block = parent.children[tokens] = Block(tokens, parts, parent)
+            self.bytes += block.bytes
+        self._touch(block)
+        return block
+
     def clear(self) -> None:
         """Drop everything."""
         self._root, self.bytes = Block((), [], None), 0
 
-    def _blocks(self) -> list[Block]:
+    def blocks(self) -> list[Block]:
+        """All blocks, each behind its parent."""
         found, left = [], [self._root]
         while left:
             block = left.pop()

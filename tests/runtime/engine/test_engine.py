@@ -15,7 +15,7 @@ import pytest
 import gptx
 from builders.native_graphs import native_operators, needs_library, onnx_runtime_operators
 from builders.tiny_artifact import write_artifact
-from gptx.errors import GptxError, UsageError
+from gptx.errors import ArtifactError, GptxError, OutputError, UsageError
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
@@ -385,3 +385,50 @@ def test_stats(model: Model) -> None:
     assert after.new_tokens - before.new_tokens == 7
     assert after.prompt_tokens > before.prompt_tokens
     assert (after.rows, after.queue, after.cache_bytes) == (0, 0, 0)
+
+
+def test_beginnings_on_the_disk(model: Model, tmp_path: Path) -> None:
+    prompt = "Once upon a time there was a boy who had a red kite. " * 6
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0}
+    expected = model.generate(prompt, **options)
+    model.save_prefixes(tmp_path / "prefixes")
+    model.engine.forget()
+    model.load_prefixes(tmp_path / "prefixes")
+    model.load_prefixes(tmp_path / "prefixes")  # what is there already is not stored twice
+    stored, read = model.stats().prefix_bytes, model.stats().prompt_tokens
+    assert model.generate(prompt, **options).token_ids == expected.token_ids
+    assert model.stats().prompt_tokens - read <= 2
+    assert stored == model.stats().prefix_bytes > 0
+    model.engine.forget()
+    model.save_prefixes(tmp_path / "empty")
+    model.load_prefixes(tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "prefixes"]
+
+
+def test_foreign_and_damaged_beginnings(model: Model, tmp_path: Path) -> None:
+    model.generate("Once upon a time there was a boy", max_new_tokens=40, temperature=0)
+    file = tmp_path / "prefixes"
+    model.save_prefixes(file)
+    model.engine.forget()
+    whole = bytearray(file.read_bytes())
+    for at in (0, 5, len(whole) // 3, len(whole) - 5):
+        damaged = whole.copy()
+        damaged[at] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="prefixes (holds no beginnings|cannot be used)"):
+            model.load_prefixes(file)
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ArtifactError, match="damaged"):
+        model.load_prefixes(file)
+    assert model.stats().prefix_bytes == 0
+    file.write_bytes(whole)
+    other = write_artifact(tmp_path / "other")
+    with (
+        gptx.load(other, threads=1) as stranger,
+        pytest.raises(ArtifactError, match="another graph"),
+    ):
+        stranger.load_prefixes(file)
+    with pytest.raises(ArtifactError, match="no such|No such"):
+        model.load_prefixes(tmp_path / "nothing")
+    with pytest.raises(OutputError, match="cannot write"):
+        model.save_prefixes(tmp_path / "no folder" / "prefixes")

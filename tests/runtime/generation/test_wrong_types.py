@@ -17,7 +17,7 @@ import torch
 
 import gptx
 from builders.tiny_artifact import write_artifact
-from gptx.errors import GptxError, PromptError, UsageError
+from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
 from gptx.model import Model
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
@@ -72,6 +72,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "Model.classify": {"text": "the cat", "labels": ["a", "b"]},
     "Model.summarize": {"text": "the cat"},
     "Model.session": {},
+    "Model.load_prefixes": {"path": "no-such-file"},
     "Model.encode": {"prompt": "the cat"},
     "Model.chat_ids": {"messages": [{"role": "user", "content": "hi"}]},
     "Chat.stream": {"message": "hi"},
@@ -85,7 +86,8 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 # Methods without arguments, or whose arguments only gptx itself passes
 NO_ARGUMENTS = {
-    "Model.close", "Model.need_chat", "Model.stream_ids", "Model.resolve_options", "Model.stats",
+    "Model.close", "Model.save_prefixes", "Model.need_chat", "Model.stream_ids", "Model.stats",
+    "Model.resolve_options",
     "Chat.reset", "Chat.close", "Session.close", "Stream.is_read_elsewhere",
     "Stream.cancel", "Stream.has_ended", "Stream.has_news",
 }  # fmt: skip
@@ -141,7 +143,7 @@ def test_wrong_types(model: Model, name: str) -> None:
                 continue  # the errors of an app's own function are its own
             try:
                 finish(bound(model, name)(**{**GOOD[name], argument: value}))
-            except (UsageError, PromptError) as error:
+            except (UsageError, PromptError, ArtifactError) as error:
                 assert "\n" not in str(error) and len(str(error)) < 400
             except Exception as error:
                 failed.append(f"{argument}={value!r:.40}: {type(error).__name__}: {error}")
