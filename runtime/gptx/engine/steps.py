@@ -74,7 +74,7 @@ class Steps:
     def plan(self) -> Going:
         """What each row feeds in the next step."""
         if all(request.decoding for request in self.running):  # the usual case
-            going = [(one, Feed(one.row, one.work.tokens[-1:], 1)) for one in self.running]
+            going = [(one, _last_token(one)) for one in self.running]
             self._decoded_last = True
         else:
             going = self._plan_mixed()
@@ -153,6 +153,11 @@ class Steps:
         except Exception as error:
             request.error = error
         request.taking = False
+
+
+def _last_token(request: Request) -> Feed:
+    assert request.row is not None
+    return Feed(request.row, request.work.tokens[-1:], 1)
 
 
 def _state(request: Request) -> RowState:
