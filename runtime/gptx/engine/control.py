@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from gptx.arguments import count
 from gptx.errors import UsageError, shown
 from gptx.generation.option_kinds import is_number
 
+Overflow = Literal["stop", "slide"]
 # (tokens of prompt and text so far, logits float32 (V,)) -> logits, or None: changed in place
 LogitsProcessor = Callable[[list[int], np.ndarray], np.ndarray | None]
 OnToken = Callable[[int, str], object]  # (new token, its text)
@@ -22,16 +24,22 @@ class Control:
     """How one call is ended early, and its hooks.
 
     max_time: seconds after which the text ends, as in transformers. cancel: ends the text once it
-    is set. logits_processor: changes the logits before anything else does. on_token: gets each new
-    token and the text that can be shown with it.
+    is set. overflow: what happens when the context is full. logprobs, top_logprobs: give the
+    log-probabilities of new tokens, and of so many of the likeliest. logits_processor: changes the
+    logits before anything else does. on_token: gets each new token and the text that can be shown
+    with it.
     """
 
     max_time: float | None = None
     cancel: threading.Event | None = None
+    overflow: Overflow = "stop"
+    logprobs: bool = False
+    top_logprobs: int = 0
     logits_processor: LogitsProcessor | None = None
     on_token: OnToken | None = None
 
 
+MOST_TOP = "1 to 1000"
 NAMES = tuple(Control.__dataclass_fields__)
 
 
@@ -59,6 +67,13 @@ def control_of(
     if seconds is not None and not (is_number(seconds) and float(seconds) > 0):
         raise UsageError(f"max_time is {shown(seconds)}, expected seconds, over 0")
     is_cancelled(cancel)
+    if values.get("overflow", "stop") not in ("stop", "slide"):
+        raise UsageError(f"overflow is {shown(values['overflow'])}, expected stop or slide")
+    if not isinstance(values.get("logprobs", False), bool):
+        raise UsageError(f"logprobs is {shown(values['logprobs'])}, expected True or False")
+    if "top_logprobs" in values:
+        values["top_logprobs"] = count("top_logprobs", values["top_logprobs"], MOST_TOP, 1000)
+        values["logprobs"] = True
     for name in ("logits_processor", "on_token"):
         if name in values and not callable(values[name]):
             raise UsageError(f"{name} is {shown(values[name])}, expected a function")

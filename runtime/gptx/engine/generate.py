@@ -10,9 +10,11 @@ import numpy as np
 from gptx.engine.control import Control
 from gptx.engine.speculation import Suffixes
 from gptx.errors import UsageError, shown
+from gptx.generation.overflow import slide
 from gptx.generation.row_plan import FinishReason, RowPlan
 from gptx.generation.sampling import Sampler
 from gptx.generation.transcript import Transcript
+from gptx.softmax import log_softmax
 
 
 class Generate:
@@ -20,7 +22,8 @@ class Generate:
 
     ids: the prompt. width: the number of logits that may be sampled from, which are those of
     tokenizer_vocab_size ids and, of a padded vocabulary, of the ids `padded_ends`.
-    control: its hooks.
+    control: its hooks. n_ctx: the most tokens of a row; if control.overflow is "slide", a longer
+    text goes on with its first `keep` tokens and the newest ones.
     """
 
     def __init__(
@@ -32,10 +35,14 @@ class Generate:
         *,
         tokenizer_vocab_size: int,
         control: Control,
+        n_ctx: int,
+        keep: int = 0,
     ) -> None:
         self.tokens = list(ids)
         self.wanted_from = len(self.tokens) - 1
-        self.longest: int = len(self.tokens) + plan.limit - 1  # the last token is not fed
+        # the last token is not fed
+        self.longest: int = min(len(self.tokens) + plan.limit - 1, n_ctx)
+        self.generated = 0
         self.finish: FinishReason | None = None
         # Of speculation: guesses that are fed behind the last token, and where they come from
         self.drafts: list[int] = []
@@ -43,6 +50,7 @@ class Generate:
         self.suffixes: Suffixes | None = None
         self.transcript = transcript
         self._plan, self._sampler, self._control = plan, sampler, control
+        self._n_ctx, self._keep = n_ctx, keep
         self._vocab_size = tokenizer_vocab_size
         self._padded_ends = padded_ends(plan, tokenizer_vocab_size)
 
@@ -59,19 +67,29 @@ class Generate:
         new = len(self.tokens) - held
         for _ in range(new):
             self.transcript.add_time(since_call=now - self.transcript.began, step=seconds / new)
+        if len(self.tokens) > self._n_ctx:
+            self.tokens = slide(self.tokens, self._keep, self._n_ctx)
+            self.wanted_from = len(self.tokens) - 1
+            return 0
         return held + new - 1
 
     def _next(self, logits: np.ndarray) -> int:
         """Sample a token from the logits (V,), and add it to the text."""
+        # The sampler may overwrite the logits
+        logprobs = _Logprobs(logits, self._control) if self._control.logprobs else None
         token = self._sampler.sample(self._allowed(logits))
         finish: FinishReason | None = None
         if token in self._plan.end_tokens:
             finish = "stop"
-        elif len(self.transcript.token_ids) + 1 == self._plan.limit:
+        elif self.generated + 1 == self._plan.limit:
             finish = self._plan.limit_reason
         piece = self.transcript.push(token, finish)
+        if logprobs is not None:
+            self.transcript.logprobs.append(logprobs.of(token))
+            self.transcript.top_logprobs.append(logprobs.top)
         self.finish = self.transcript.finish
         self.tokens.append(token)
+        self.generated += 1
         if self.suffixes is not None:
             self.suffixes.add(token)
         if self._control.on_token is not None:
@@ -101,6 +119,24 @@ class Generate:
                 f" {len(logits):,} logits"
             )
         return given.astype(np.float32)
+
+
+class _Logprobs:
+    """Log-probabilities behind one token, from logits (V,).
+
+    top: those of the likeliest tokens, as many as were asked for, by token id.
+    """
+
+    def __init__(self, logits: np.ndarray, control: Control) -> None:
+        self._values = log_softmax(logits.astype(np.float64))
+        n = min(control.top_logprobs, len(logits))
+        likeliest = np.argpartition(-self._values, n - 1)[:n] if n else []
+        ordered = sorted(map(int, likeliest), key=lambda token: (-self._values[token], token))
+        self.top = {token: float(self._values[token]) for token in ordered}
+
+    def of(self, token: int) -> float:
+        """The log-probability of a token."""
+        return float(self._values[token])
 
 
 def padded_ends(plan: RowPlan, tokenizer_vocab_size: int) -> list[int]:

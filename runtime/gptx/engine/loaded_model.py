@@ -127,10 +127,16 @@ class LoadedModel:
 
         - max_time: seconds after which the text ends, with what was generated so far.
         - cancel: a threading.Event. Once another thread sets it, the text ends.
+        - overflow: what happens when the context is full. "stop" ends the text. "slide" goes on
+          with the newest tokens, which are read anew, as a prompt would be.
         - logits_processor: a function of the tokens so far (the prompt's, too) and the logits, a
           float32 array (vocab_size,). It changes them in place, or returns others.
         - on_token: a function that gets each new token and its text. An error in one of these two
           functions ends this text alone, and is raised here.
+
+        - logprobs: True gives the log-probability of each new token (Completion.logprobs), and
+          top_logprobs=n those of the n likeliest (Completion.top_logprobs). They are the model's
+          own, before temperature and all other options.
 
         An option that is not given comes from the artifact's generation_config.json. If the file
         does not set it either, decoding is greedy and ends after 256 new tokens. The file of the
@@ -330,6 +336,7 @@ class LoadedModel:
         began: float,
         *,
         stops: StopSet | None = None,
+        keep: int = 0,
         on_end: Callable[[Completion], None] | None = None,
         on_step: Callable[[], object] | None = None,
         unattended: bool = False,
@@ -338,12 +345,14 @@ class LoadedModel:
 
         context: the tokens in front of the new text, for the detokenizer. They decide whether the
         text begins with a space. began: time.perf_counter() at the call. stops: options.stop,
-        prepared. on_end: called with the Completion when the stream ends or is closed. on_step,
+        prepared. keep: the first tokens that a text keeps when it outgrows the context.
+        on_end: called with the Completion when the stream ends or is closed. on_step,
         unattended: see Request.
         """
         self._opened()
         tokens, vocab_size = self.manifest.tokens, self.manifest.model.vocab_size
-        plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx)
+        slides = control.overflow == "slide"
+        plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx, slides=slides)
         known = tokens.vocab_size or vocab_size
         sampler = Sampler(
             options,
@@ -358,7 +367,16 @@ class LoadedModel:
             detokenizer = Detokenizer(self.tokenizer, context)
             strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
         transcript = Transcript(detokenizer, strings, len(ids), options.seed, began)
-        work = Generate(ids, plan, sampler, transcript, tokenizer_vocab_size=known, control=control)
+        work = Generate(
+            ids,
+            plan,
+            sampler,
+            transcript,
+            tokenizer_vocab_size=known,
+            control=control,
+            n_ctx=self.n_ctx,
+            keep=keep,
+        )
         request = self.engine.submit(
             work,
             deadline=None if control.max_time is None else began + control.max_time,

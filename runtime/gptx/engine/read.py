@@ -20,6 +20,7 @@ class LastLogits:
         self.tokens = list(ids)
         self.wanted_from = len(self.tokens) - 1
         self.longest = len(self.tokens)
+        self.generated = 0
         self.finish: FinishReason | None = None
         self.logits = np.empty(0)
 
@@ -39,6 +40,7 @@ class Logprobs:
         self.tokens = list(ids[:-1])
         self.wanted_from = first - 1
         self.longest = len(self.tokens)
+        self.generated = 0
         self.finish: FinishReason | None = None
         self.values: list[float] = []
         self._targets = list(ids[first:])

@@ -18,10 +18,12 @@ class Work(Protocol):
     tokens: the token ids to read. `take` may append to them, or replace them.
     wanted_from: logits are wanted after this token of `tokens`, counted from 0, and all behind it.
     longest: the most tokens that the row will hold.
+    generated: the number of tokens that `take` has added.
     finish: why the work has ended; None: it goes on.
     """
 
     tokens: list[int]
+    generated: int
     wanted_from: int
     longest: int
     finish: FinishReason | None

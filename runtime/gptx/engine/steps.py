@@ -134,8 +134,8 @@ class Steps:
     def _take(
         self, request: Request, feed: Feed, logits: np.ndarray, now: float, seconds: float
     ) -> None:
-        work, read, before = request.work, request.read, len(request.work.tokens)
-        drafted = max(read + len(feed.ids) - before, 0)
+        work, read, before = request.work, request.read, request.work.generated
+        drafted = max(read + len(feed.ids) - len(work.tokens), 0)
         self.prompt_tokens += min(len(feed.ids), max(work.wanted_from + 1 - read, 0))
         if not feed.wanted:
             request.read += len(feed.ids)
@@ -143,7 +143,7 @@ class Steps:
         request.taking = True
         try:
             request.read = work.take(logits, now=now, seconds=seconds)
-            new = len(work.tokens) - before
+            new = work.generated - before
             self.new_tokens += new
             if drafted:
                 assert isinstance(work, Generate) and self.speculation is not None

@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
@@ -157,6 +157,9 @@ class Keywords(Given, total=False):
 
     max_time: float | None
     cancel: threading.Event | None
+    overflow: Literal["stop", "slide"] | None
+    logprobs: bool | None
+    top_logprobs: int | None
     logits_processor: Callable[[list[int], np.ndarray], np.ndarray | None] | None
     on_token: Callable[[int, str], object] | None
 

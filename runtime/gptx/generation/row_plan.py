@@ -9,6 +9,7 @@ from typing import Literal
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.options import Options
 
+MOST = 10**12  # tokens that no text will have
 FinishReason = Literal["stop", "length", "context", "time", "closed"]  # see transcript.Completion
 
 
@@ -24,14 +25,16 @@ class RowPlan:
     limit_reason: FinishReason
 
 
-def plan_row(options: Options, prompt_tokens: int, *, eos: Sequence[int], n_ctx: int) -> RowPlan:
+def plan_row(
+    options: Options, prompt_tokens: int, *, eos: Sequence[int], n_ctx: int, slides: bool
+) -> RowPlan:
     """The plan of a text behind a prompt of this length.
 
     eos: tokens that end a text, in addition to options.stop_tokens. n_ctx: the most tokens that
-    prompt and text may have.
+    prompt and text may have. slides: a text may outgrow them (see overflow.py).
     """
     # The last token is not fed, so the limit is one more than the free places.
-    limit: int = n_ctx - prompt_tokens + 1
+    limit: int = MOST if slides else n_ctx - prompt_tokens + 1
     reason: FinishReason = "context"
     max_length = options.rules.max_length
     asked = options.max_new_tokens if max_length is None else max_length - prompt_tokens

@@ -12,8 +12,10 @@ from gptx.engine.stream import Stream
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.one_thread import OneThread
 from gptx.generation.options import Keywords, Options, takes_options
+from gptx.generation.overflow import slide
 from gptx.generation.row_plan import check_prompts
 from gptx.generation.transcript import Completion
+from gptx.text.prefix import common_length
 
 
 class Chat:
@@ -65,6 +67,9 @@ class Chat:
         next message is sent before that, the answer is closed first and joins the conversation as
         far as it was read.
 
+        overflow="slide" leaves the oldest turns out once the context is full; the system message
+        stays.
+
         Raises PromptError if the context has no room for the message, UsageError for wrong options;
         the conversation is then as it was before.
         """
@@ -80,11 +85,11 @@ class Chat:
         question = {"role": "user", "content": message}
         asked = [*self._conversation(), question]
         # Checked before the open answer is closed: an error then leaves the chat as it was.
-        ids = self._prompt(asked, options)
+        ids, keep = self._prompt(asked, options, control)
         self._settle()
         if self.messages != asked[:-1]:  # another thread read on while the answer was closed
             asked = [*self.messages, question]
-            ids = self._prompt(asked, options)
+            ids, keep = self._prompt(asked, options, control)
 
         def answered(completion: Completion) -> None:
             self.tokens = [*ids, *completion.token_ids[:-1]]
@@ -92,7 +97,9 @@ class Chat:
             self._open = None
 
         self._asked = asked
-        self._open = self._model.stream_ids(ids, options, control, (), began, on_end=answered)
+        self._open = self._model.stream_ids(
+            ids, options, control, (), began, keep=keep, on_end=answered
+        )
         return self._open
 
     def _conversation(self) -> list[dict[str, str]]:
@@ -106,16 +113,36 @@ class Chat:
         answer = {"role": "assistant", "content": self._open.completion.text or ""}
         return [*self._asked, answer]
 
-    def _prompt(self, asked: list[dict[str, str]], options: Options) -> list[int]:
-        """The conversation as token ids. Raises PromptError if the context has no room for it."""
-        ids = self._model.chat_ids(asked)
+    def _prompt(
+        self, asked: list[dict[str, str]], options: Options, control: Control
+    ) -> tuple[list[int], int]:
+        """The conversation as token ids, and how many of them are the system message.
+
+        Raises PromptError if the context has no room for it. If control.overflow is "slide", the
+        oldest turns are left out then.
+        """
+        ids, keep = self._model.chat_ids(asked), 0
+        if control.overflow == "slide":
+            keep = self._system_tokens(asked, ids)
+            if len(ids) > self._model.n_ctx > keep:
+                ids = slide(ids, keep, self._model.n_ctx)
         if len(ids) > self._model.n_ctx:
             raise PromptError(
                 f"the conversation has {len(ids)} tokens with this message, and the model's context"
                 f" holds {self._model.n_ctx}: start a new one, or ask something shorter"
             )
         check_prompts([ids], n_ctx=self._model.n_ctx, max_length=options.rules.max_length)
-        return ids
+        return ids, keep
+
+    def _system_tokens(self, asked: list[dict[str, str]], ids: list[int]) -> int:
+        """How many of the first tokens of a conversation are those of its system message."""
+        if asked[0]["role"] != "system":
+            return 0
+        one, other = (
+            self._model.chat_ids([asked[0], {"role": "user", "content": content}])
+            for content in ("a", "b")
+        )
+        return min(common_length(one, other), common_length(one, ids))
 
     @takes_options
     def send(self, message: str, **options: Unpack[Keywords]) -> Completion:

@@ -19,7 +19,7 @@ from gptx.tasks.fit_prompt import fit_prompt
 SUMMARY_TOKENS = 96  # the limit, unless the call or generation_config.json sets one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary(Completion):
     """A Completion whose `text` is the summary, without white space around it.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ import pytest
 import gptx
 from builders.native_graphs import native_operators, needs_library, onnx_runtime_operators
 from builders.tiny_artifact import write_artifact
-from gptx.errors import ArtifactError, GptxError, OutputError, UsageError
+from gptx.errors import ArtifactError, GptxError, OutputError, PromptError, UsageError
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
@@ -432,3 +434,83 @@ def test_foreign_and_damaged_beginnings(model: Model, tmp_path: Path) -> None:
         model.load_prefixes(tmp_path / "nothing")
     with pytest.raises(OutputError, match="cannot write"):
         model.save_prefixes(tmp_path / "no folder" / "prefixes")
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Iterator[Model]:
+    """A model that never ends a text, with a context of 64 tokens and a chat template."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    folder = write_artifact(tmp_path / "a", n_ctx=64, eos=[], template=template)
+    with gptx.load(folder, threads=1) as opened:
+        yield opened
+
+
+def test_a_text_that_slides_is_that_of_a_fresh_prompt(short: Model) -> None:
+    prompt = short.encode("the cat sat")
+    found = short.generate(prompt, max_new_tokens=150, overflow="slide")
+    assert len(found.token_ids) == 150 and found.finish_reason == "length"
+    text = [*prompt, *found.token_ids]
+    at = 65  # tokens of the text when it has outgrown the context
+    while at < len(text):
+        window = text[at - 32 : at]
+        fresh = short.generate(window, max_new_tokens=33)  # until it has outgrown it again
+        following = text[at : at + 33]
+        assert fresh.token_ids[: len(following)] == following
+        at += 33
+    stopped = short.generate(prompt, max_new_tokens=150)
+    assert stopped.finish_reason == "context"
+    assert found.token_ids[: len(stopped.token_ids)] == stopped.token_ids
+    with pytest.raises(UsageError, match="overflow is 'roll', expected stop or slide"):
+        short.generate("a", overflow="roll")  # type: ignore[arg-type]
+
+
+def test_a_chat_that_slides_keeps_its_system_message(short: Model) -> None:
+    chat = short.chat(system="be good")
+    system = short.chat_ids([{"role": "system", "content": "be good"}])
+    for _ in range(6):
+        answer = chat.send("tell me more", max_new_tokens=20, overflow="slide")
+        assert len(answer.token_ids) == 20 and answer.prompt_tokens <= 64
+        assert chat.tokens[: len(system)] == system
+    with pytest.raises(PromptError, match="the conversation has"):
+        chat.send("tell me more")
+
+
+def test_logprobs(model: Model) -> None:
+    from gptx.softmax import log_softmax
+
+    options: dict[str, Any] = {"max_new_tokens": 6, "temperature": 0.8, "seed": 3}
+    plain = model.generate(PROMPTS[0], **options)
+    assert plain.logprobs is None and plain.top_logprobs is None
+    found = model.generate(PROMPTS[0], logprobs=True, top_logprobs=4, **options)
+    assert found.token_ids == plain.token_ids
+    assert found.logprobs is not None and found.top_logprobs is not None
+    ids = model.encode(PROMPTS[0])
+    with model.session() as session:
+        logits = session.feed([[*ids, *found.token_ids]], all_logits=True)[0][len(ids) - 1 :]
+    for token, logprob, top, row in zip(
+        found.token_ids, found.logprobs, found.top_logprobs, logits
+    ):
+        expected = log_softmax(row.astype(np.float64))
+        # ONNX Runtime decodes in another kernel than it reads a text
+        close = 1e-4 if model.kernels else 0.2
+        assert logprob == pytest.approx(expected[token], abs=close)
+        assert list(top.values()) == pytest.approx(np.sort(expected)[:-5:-1], abs=close)
+        if not model.kernels:
+            continue
+        likeliest = np.argsort(-expected, kind="stable")[:4]
+        assert list(top) == likeliest.tolist()
+    for wrong in ({"logprobs": 1}, {"top_logprobs": 0}, {"top_logprobs": "a"}):
+        with pytest.raises(UsageError, match="logprobs is"):
+            model.generate("a", **wrong)  # type: ignore[call-overload]
+
+
+def test_the_process_ends_while_a_text_grows_in_the_background(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a", n_ctx=20_000, eos=[])
+    code = f"""
+import gptx
+stream = gptx.load({str(folder)!r}, threads=1).submit("the cat", max_new_tokens=19_000)
+next(stream)
+"""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT)
+    assert time.perf_counter() - began < WAIT / 2
