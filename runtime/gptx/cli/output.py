@@ -164,6 +164,7 @@ _END_REASONS = {
     "stop": "end of text",
     "length": "length reached",
     "context": "context full",
+    "time": "out of time",
     "closed": "interrupted",
 }
 

@@ -148,6 +148,8 @@ class Steps:
             if drafted:
                 assert isinstance(work, Generate) and self.speculation is not None
                 self.speculation.judge(work.match, drafted, new - 1)
+                work.transcript.drafted += drafted
+                work.transcript.accepted += new - 1
             if request.read < read + len(feed.ids):
                 self.rows.keep(feed.row, request.read)
         except Exception as error:

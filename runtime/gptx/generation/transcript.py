@@ -23,6 +23,7 @@ class Completion:
     - seed: the seed of the random draws. None: decoding was greedy.
     - time_to_first_token: seconds from the call to the first token.
     - tokens_per_second: the speed after the first token; 0 if there is only one token.
+    - drafted, accepted: tokens that speculation guessed, and those that were right.
     - logprobs: the log-probability of each new token, in nats; None unless asked for.
     - top_logprobs: for each new token, the log-probabilities of the likeliest, by token id; None
       unless asked for.
@@ -44,6 +45,8 @@ class Completion:
     seed: int | None
     time_to_first_token: float
     tokens_per_second: float
+    drafted: int = 0
+    accepted: int = 0
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
 
@@ -65,6 +68,8 @@ class Transcript:
     pieces: list[str] = field(default_factory=list)  # the text that can be shown after each token
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
     finish: FinishReason | None = None
     first_token: float = 0.0  # seconds from the call to the first token
     ends: list[float] = field(default_factory=list)  # seconds of decode steps, up to each token
@@ -121,6 +126,8 @@ class Transcript:
             seed=self.seed,
             time_to_first_token=self.first_token if n else 0.0,
             tokens_per_second=(n - 1) / seconds if seconds else 0.0,
+            drafted=self.drafted,
+            accepted=self.accepted,
             logprobs=self.logprobs[:n] or None,
             top_logprobs=[top for top in self.top_logprobs[:n] if top] or None,
         )
