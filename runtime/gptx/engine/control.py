@@ -67,8 +67,9 @@ def control_of(
     if seconds is not None and not (is_number(seconds) and float(seconds) > 0):
         raise UsageError(f"max_time is {shown(seconds)}, expected seconds, over 0")
     is_cancelled(cancel)
-    if values.get("overflow", "stop") not in ("stop", "slide"):
-        raise UsageError(f"overflow is {shown(values['overflow'])}, expected stop or slide")
+    overflow = values.get("overflow", "stop")
+    if not isinstance(overflow, str) or overflow not in ("stop", "slide"):
+        raise UsageError(f"overflow is {shown(overflow)}, expected stop or slide")
     if not isinstance(values.get("logprobs", False), bool):
         raise UsageError(f"logprobs is {shown(values['logprobs'])}, expected True or False")
     if "top_logprobs" in values:
