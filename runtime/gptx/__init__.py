@@ -31,8 +31,9 @@ from gptx.errors import (
 
 if TYPE_CHECKING:
     from gptx.artifact.task import Task
+    from gptx.engine.stream import Stream
     from gptx.generation.session import Session
-    from gptx.generation.stream import Completion, Stream
+    from gptx.generation.transcript import Completion
     from gptx.model import Model, load
     from gptx.tasks.chat import Chat
     from gptx.tasks.classify import Classification
@@ -68,11 +69,11 @@ __all__ = [
 _HOMES = {
     "Chat": "gptx.tasks.chat",
     "Classification": "gptx.tasks.classify",
-    "Completion": "gptx.generation.stream",
+    "Completion": "gptx.generation.transcript",
     "Model": "gptx.model",
     "Score": "gptx.tasks.score",
     "Session": "gptx.generation.session",
-    "Stream": "gptx.generation.stream",
+    "Stream": "gptx.engine.stream",
     "Summary": "gptx.tasks.summarize",
     "Task": "gptx.artifact.task",
     "load": "gptx.model",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Unpack, overload
 
-from gptx.arguments import is_list
+from gptx.arguments import count, is_list
 from gptx.artifact.class_head import head_of
 from gptx.artifact.json_files import read_side_file
 from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.artifact.task import Example, read_task
+from gptx.engine.loaded_model import MAX_ROWS, LoadedModel
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
-from gptx.generation.loaded_model import LoadedModel
-from gptx.generation.options import Given, takes_options
+from gptx.generation.options import Keywords, takes_options
 from gptx.generation.prompt import Prompt
+from gptx.kv_cache.memory_limit import size_in_bytes
 from gptx.ort.device import check_device
 from gptx.ort.graph import open_graph
 from gptx.tasks.chat import Chat
@@ -37,6 +39,9 @@ def load(
     threads: int | None = None,
     adjust_memory: bool = True,
     map_weights: bool = False,
+    max_rows: int = MAX_ROWS,
+    cache_memory: int | str | None = None,
+    speculate: bool = True,
 ) -> Model:
     """Open an artifact and return it as a Model.
 
@@ -56,6 +61,16 @@ def load(
     compile` wrote. Processes that do so share the memory (not on Windows). By default they are
     copied into huge pages, which makes decoding faster.
 
+    max_rows: the most texts that grow at the same time. Others wait in a queue.
+
+    cache_memory: the most memory for the KV cache of these texts, and for the beginnings of texts
+    that are kept so that they need not be read again. In bytes, or as a text ("1GB"). A text waits
+    until there is room for it. None: half of this machine's memory, and 256 MB of it for
+    beginnings.
+
+    speculate: guess tokens that repeat what the text had before, and check several of them in one
+    step where that is faster. The text does not change. Only native operators do this.
+
     Raises ArtifactError if the folder is not an artifact, is damaged or was made by a newer gptx;
     ProviderError if the device cannot be used; UsageError for wrong arguments, and for map_weights
     where no packed weights are used. Warns (GptxWarning)
@@ -63,9 +78,15 @@ def load(
     """
     if path is not None and not isinstance(path, str | os.PathLike):
         raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
-    for name, value in (("adjust_memory", adjust_memory), ("map_weights", map_weights)):
+    for name, value in (
+        ("adjust_memory", adjust_memory),
+        ("map_weights", map_weights),
+        ("speculate", speculate),
+    ):
         if not isinstance(value, bool):
             raise UsageError(f"{name} is {shown(value)}, expected True or False")
+    rows = count("max_rows", max_rows, "1 to 4096", 4096)
+    budget = None if cache_memory is None else size_in_bytes("cache_memory", cache_memory)
     check_device(device, threads)
     manifest = read_manifest(DEFAULT_MODEL if path is None else path)
     folder = manifest.path
@@ -90,6 +111,9 @@ def load(
         generation=generation,
         task=task,
         head=head_of(folder, n_class, task) if n_class else None,
+        max_rows=rows,
+        cache_memory=budget,
+        speculate=speculate,
     )
 
 
@@ -145,7 +169,9 @@ class Model(LoadedModel):
         """
         return Chat(self, system=system)
 
-    def score(self, text: Prompt, *, overlap: int | None = None) -> Score:
+    def score(
+        self, text: Prompt, *, overlap: int | None = None, cancel: threading.Event | None = None
+    ) -> Score:
         """Compute how likely the model finds a text: log-probabilities and perplexity.
 
         text: a text, or a list of token ids. The first token is not scored, because no token stands
@@ -156,11 +182,13 @@ class Model(LoadedModel):
         again. So each token of a later window has at least `overlap` tokens in front of it. A
         larger overlap takes longer. 1 to n_ctx; default: half of n_ctx.
 
+        cancel: a threading.Event. Once another thread sets it, GptxError is raised.
+
         Raises PromptError for fewer than two tokens, UsageError for a wrong overlap or a
         classification model.
         """
         self._need_language("scored")
-        return score(self, text, overlap=overlap)
+        return score(self, text, overlap=overlap, cancel=cancel)
 
     @overload
     def classify(
@@ -172,6 +200,7 @@ class Model(LoadedModel):
         template: str | None = None,
         calibrate: bool = False,
         normalization: Normalization = "sum",
+        cancel: threading.Event | None = None,
     ) -> Classification: ...
     @overload
     def classify(
@@ -183,6 +212,7 @@ class Model(LoadedModel):
         template: str | None = None,
         calibrate: bool = False,
         normalization: Normalization = "sum",
+        cancel: threading.Event | None = None,
     ) -> list[Classification]: ...
     def classify(
         self,
@@ -193,6 +223,7 @@ class Model(LoadedModel):
         template: str | None = None,
         calibrate: bool = False,
         normalization: Normalization = "sum",
+        cancel: threading.Event | None = None,
     ) -> Classification | list[Classification]:
         r"""Choose the label that fits a text best. A list of texts gives a list of Classifications.
 
@@ -220,6 +251,8 @@ class Model(LoadedModel):
         helps few-shot prompts of models that were not fine-tuned (Zhao et al. 2021,
         https://arxiv.org/abs/2102.09690).
 
+        cancel: a threading.Event. Once another thread sets it, GptxError is raised.
+
         A text that is too long for the context is cut at its end; Classification.left_out is the
         number of tokens that were cut.
 
@@ -237,6 +270,7 @@ class Model(LoadedModel):
             template=template,
             calibrate=calibrate,
             normalization=normalization,
+            cancel=cancel,
         )
         return results[0] if isinstance(text, str) else results
 
@@ -247,7 +281,7 @@ class Model(LoadedModel):
         *,
         examples: Sequence[Example] = (),
         template: str | None = None,
-        **options: Unpack[Given],
+        **options: Unpack[Keywords],
     ) -> Summary:
         r"""Summarize a text. Returns a Summary: a Completion with `left_out`.
 

@@ -20,6 +20,7 @@ from gptx.errors import ArtifactError
 from gptx.model import Model
 from gptx.parity.certificate import checked_certificate, claims
 from gptx.parity.checks import check_graphs, check_seal, check_text
+from gptx.parity.exactness import check_exactness
 from gptx.parity.measure import (
     Measured,
     forced_logits,
@@ -82,6 +83,8 @@ def verify(
         measured = _run(report, model, reference, done)
         checks, other_bits = check_bits(stated_hashes(manifest), measured.logits_sha256, reference)
         report.checks += checks
+        if model.kernels and not manifest.model.n_class:
+            report.checks.append(check_exactness(model, reference, measured))
         report.notes = [
             *what_ran(report, manifest, model.provider),
             *what_was_compared(certificate, reference),

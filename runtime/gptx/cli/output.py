@@ -23,7 +23,7 @@ from gptx.errors import OutputError
 from gptx.progress import color_system, without_control_characters
 
 if TYPE_CHECKING:
-    from gptx.generation.stream import Completion
+    from gptx.generation.transcript import Completion
     from gptx.model import Model
 
 # Characters at which some readers end a line (str.splitlines at U+2028, for instance) and which
@@ -164,6 +164,7 @@ _END_REASONS = {
     "stop": "end of text",
     "length": "length reached",
     "context": "context full",
+    "time": "out of time",
     "closed": "interrupted",
 }
 

@@ -23,7 +23,7 @@ from gptx.generation.options import MAX_NEW_TOKENS, Given
 from gptx.generation.resolve_options import limits_length
 
 if TYPE_CHECKING:
-    from gptx.generation.stream import Stream
+    from gptx.engine.stream import Stream
     from gptx.model import Model
 
 

@@ -1,9 +1,10 @@
 """Logits processors: functions that change the logits of a row before a token is sampled.
 
-They are penalties, biases, bans and forced tokens. Each is a function of the logits (V,), which it
-changes in place, and of the row's tokens so far: the prompt and what was sampled after it.
-`processors` chooses them once, before the loop. Their order and meaning are those of transformers'
-logits processors (version 4.57, _get_logits_processor). This file knows no text.
+They are penalties, biases, bans and forced tokens. Each is a function of the logits float32 (V,),
+which it changes in place, and of the row's tokens so far, int64 (T,): the prompt and what was
+sampled after it. They keep no state, so copies of a sampler share them. `processors` chooses them
+once, before the loop. Their order and meaning are those of transformers' logits processors (version
+4.57, _get_logits_processor). This file knows no text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from gptx.generation.generation_rules import Rules
 from gptx.generation.options import Options
 
-Processor = Callable[[np.ndarray, Sequence[int]], None]
+Processor = Callable[[np.ndarray, np.ndarray], None]
 
 # Factors and biases are limited to this, so that a logit stays a finite float32, even divided by
 # the lowest temperature.
@@ -40,7 +41,7 @@ def processors(
     ends = _valid(end_tokens, n_logits)
     chosen: list[Processor | None] = [
         _biases(rules.sequence_bias, n_logits),
-        _penalty_on_prompt(prompt, rules.encoder_repetition_penalty),
+        _penalty_on_prompt(prompt, rules.encoder_repetition_penalty, n_logits),
         _penalty_on_all(options.repetition_penalty),
         _no_repeat(rules.no_repeat_ngram_size),
         _no_repeat(rules.encoder_no_repeat_ngram_size, within=prompt),
@@ -61,7 +62,7 @@ def processors(
 def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
     """Make the tokens in `seen` less likely, in place.
 
-    Each token is penalized once, however often it occurred (Keskar et al. 2019,
+    Each token is penalized once, however often it is in `seen` (Keskar et al. 2019,
     https://arxiv.org/abs/1909.05858).
     """
     penalty = min(max(penalty, 1 / LARGEST), LARGEST)
@@ -78,20 +79,14 @@ def _penalty_on_all(penalty: float) -> Processor | None:
     """repetition_penalty: penalize every token of prompt and text."""
     if penalty == 1:
         return None
-    seen: set[int] = set()
-    counted = 0
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
-        nonlocal counted
-        seen.update(tokens[counted:])
-        counted = len(tokens)
-        ids = np.fromiter(seen, np.int64, len(seen))
-        penalize(logits, ids[ids < len(logits)], penalty)
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
+        penalize(logits, tokens[tokens < len(logits)], penalty)
 
     return process
 
 
-def _penalty_on_prompt(prompt: Sequence[int], penalty: float) -> Processor | None:
+def _penalty_on_prompt(prompt: Sequence[int], penalty: float, n_logits: int) -> Processor | None:
     """encoder_repetition_penalty: above 1, tokens of the prompt become likelier.
 
     The field is meant for encoder-decoder models. For others, transformers takes the prompt for the
@@ -99,41 +94,42 @@ def _penalty_on_prompt(prompt: Sequence[int], penalty: float) -> Processor | Non
     """
     if penalty == 1:
         return None
+    ids = _valid(prompt, n_logits)
+    inverse = 1 / min(max(penalty, 1 / LARGEST), LARGEST)
 
-    def process(logits: np.ndarray, _: Sequence[int]) -> None:
-        penalize(logits, _valid(prompt, len(logits)), 1 / min(max(penalty, 1 / LARGEST), LARGEST))
+    def process(logits: np.ndarray, _: np.ndarray) -> None:
+        penalize(logits, ids, inverse)
 
     return process
 
 
 def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | None:
-    """Ban the token that would complete a sequence of `size` tokens that occurred before.
+    """Ban the tokens that would complete a sequence of `size` tokens that occurred before.
 
     within: where the sequence must have occurred; None: anywhere in prompt and text.
     """
     if size == 0:
         return None
-    # For each sequence of size - 1 tokens, the tokens that followed it
-    followed: dict[tuple[int, ...], set[int]] = {}
-    read = 0  # sequences that end in the first `read` tokens are in `followed`
+    fixed = None if within is None else np.array(within, np.int64)
 
-    def note(tokens: Sequence[int]) -> None:
-        nonlocal read
-        for end in range(max(read + 1, size), len(tokens) + 1):
-            followed.setdefault(tuple(tokens[end - size : end - 1]), set()).add(tokens[end - 1])
-        read = len(tokens)
-
-    if within is not None:
-        note(within)
-
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
-        if within is None:
-            note(tokens)
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) >= size - 1:
-            banned = followed.get(tuple(tokens[len(tokens) - size + 1 :]), ())
-            logits[_valid(banned, len(logits))] = -np.inf
+            followers = _followers(tokens if fixed is None else fixed, tokens, size - 1)
+            logits[followers[followers < len(logits)]] = -np.inf
 
     return process
+
+
+def _followers(text: np.ndarray, tokens: np.ndarray, n: int) -> np.ndarray:
+    """The tokens in `text` that stand behind the same n tokens in which `tokens` ends."""
+    if len(text) <= n:
+        return text[:0]
+    places = np.arange(n, len(text))
+    for back in range(1, n + 1):
+        places = places[text[places - back] == tokens[-back]]
+        if not len(places):
+            break
+    return text[places]
 
 
 def _bans(rules: Rules, ends: np.ndarray) -> list[tuple[tuple[int, ...], float]]:
@@ -149,8 +145,8 @@ def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> P
     """
     if not biases:
         return None
-    single = np.zeros(n_logits, np.float32)
-    longer = []
+    single: dict[int, float] = {}
+    longer: list[tuple[np.ndarray, int, float]] = []
     for word, bias in biases:
         bias = bias if bias == -np.inf else min(max(bias, -LARGEST), LARGEST)
         if word[-1] >= n_logits:  # an id of a padded vocabulary, which is never sampled
@@ -158,14 +154,14 @@ def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> P
         if len(word) == 1:
             single[word[0]] = bias
         else:
-            longer.append((list(word[:-1]), word[-1], bias))
+            longer.append((np.array(word[:-1], np.int64), word[-1], bias))
+    ids, values = np.array(list(single), np.int64), np.array(list(single.values()), np.float32)
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
-        total = single.copy() if longer else single
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
+        logits[ids] += values
         for before, token, bias in longer:
-            if len(before) < len(tokens) and list(tokens[len(tokens) - len(before) :]) == before:
-                total[token] += bias
-        logits += total
+            if len(before) < len(tokens) and np.array_equal(tokens[-len(before) :], before):
+                logits[token] += bias
 
     return process
 
@@ -175,7 +171,7 @@ def _no_end_before(length: int, ends: np.ndarray) -> Processor | None:
     if length == 0:
         return None
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) < length:
             logits[ends] = -np.inf
 
@@ -195,7 +191,7 @@ def _force_eos(ids: tuple[int, ...], max_length: int | None) -> Processor | None
 def _force_at(length: int, ids: tuple[int, ...]) -> Processor:
     """Allow only `ids` as the token behind the first `length` tokens of prompt and text."""
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) == length:
             logits.fill(-np.inf)
             logits[list(ids)] = 0
@@ -212,7 +208,7 @@ def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
         return None
     after, factor = rules.exponential_decay_length_penalty
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         steps = len(tokens) - start - after
         if steps > 0:
             ids = ends[np.isfinite(logits[ends])]  # a banned token stays banned
@@ -233,7 +229,7 @@ def _suppress(ids: np.ndarray, at: int | None = None) -> Processor | None:
     if not len(ids):
         return None
 
-    def process(logits: np.ndarray, tokens: Sequence[int]) -> None:
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if at is None or len(tokens) == at:
             logits[ids] = -np.inf
 

@@ -8,9 +8,12 @@ its name in `Given`, the TypedDict for type checkers.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
+
+import numpy as np
 
 from gptx.generation.generation_rules import LARGEST_FLOAT, NO_RULES, SMALLEST_FLOAT, Rules
 from gptx.generation.option_kinds import TEXTS, TOKEN_IDS, Kind, number, whole_number
@@ -135,7 +138,7 @@ def flags(name: str) -> list[str]:
 
 
 class Given(TypedDict, total=False):
-    """The options as keywords of a call, for type checkers. None means not given."""
+    """The options as keywords, for type checkers. None means not given."""
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -147,6 +150,18 @@ class Given(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     stop_tokens: Sequence[int] | None
+
+
+class Keywords(Given, total=False):
+    """All keywords of a call that generates text: the options, and those of gptx.engine.control."""
+
+    max_time: float | None
+    cancel: threading.Event | None
+    overflow: Literal["stop", "slide"] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    logits_processor: Callable[[list[int], np.ndarray], np.ndarray | None] | None
+    on_token: Callable[[int, str], object] | None
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -163,7 +178,7 @@ def takes_options(function: Function) -> Function:
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint.__forward_arg__
         )
-        for name, hint in Given.__annotations__.items()
+        for name, hint in Keywords.__annotations__.items()
     ]
     signed: Any = function
     signed.__signature__ = signature.replace(parameters=own + options)

@@ -1,4 +1,4 @@
-"""Sample a token id from the logits of one row: pure functions, chosen once by `make_sampler`.
+"""Sample the tokens of one row, each from the logits of one step.
 
 First come the logits processors (logits_processors.py). Then greedy decoding takes the likeliest
 token, or a token is drawn at random from those that temperature, top_k, top_p, min_p, typical_p,
@@ -10,8 +10,12 @@ V: the number of logits. Weights are proportional to probabilities; they need no
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -19,7 +23,7 @@ from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import processors
 from gptx.generation.options import Options
 
-Sampler = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
+Filter = Callable[[np.ndarray], np.ndarray]  # weights -> the indices that are kept
 
 # Above this temperature all tokens are equally likely in float32.
 HIGHEST_TEMPERATURE = 1e30
@@ -30,42 +34,101 @@ LOWEST_TEMPERATURE = 1e-6
 CHUNK = 64
 
 
-def make_sampler(
-    options: Options,
-    *,
-    prompt: Sequence[int],
-    end_tokens: Iterable[int],
-    seed: int | None,
-    n_logits: int,
-    max_length: int | None = None,
-) -> Sampler:
-    """The sampler of one row. It holds the row's random generator and its tokens so far.
+class Sampler:
+    """The sampler of one row: logits in, a token id out, step by step.
 
-    prompt, end_tokens, n_logits, max_length: see `processors`. seed: of the random draws; greedy
-    decoding needs none.
+    It holds the row's tokens. The random draw of a token depends only on the seed and on the number
+    of tokens sampled before it. So a text does not depend on which rows decode together, and a copy
+    goes on as the original does.
     """
-    draw = greedy if options.temperature == 0 else random_sampler(options, seed)
-    chosen = processors(
-        options, prompt=prompt, end_tokens=end_tokens, max_length=max_length, n_logits=n_logits
-    )
-    if not chosen:
-        return draw
-    tokens = list(prompt)
 
-    def sample(logits: np.ndarray) -> int:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        prompt: Sequence[int],
+        end_tokens: Iterable[int],
+        seed: int | None,
+        n_logits: int,
+        max_length: int | None = None,
+    ) -> None:
+        """Choose the processors and filters that the options ask for.
+
+        prompt, end_tokens, n_logits, max_length: see `processors`.
+        seed: 0 to 2**256 - 1. None: a random one. Greedy decoding draws nothing.
+        """
+        self._processors = processors(
+            options, prompt=prompt, end_tokens=end_tokens, max_length=max_length, n_logits=n_logits
+        )
+        self._options, self._filters = options, _rarer_filters(options)
+        self._key = os.urandom(32) if seed is None else seed.to_bytes(32, "little")
+        self._start = self._length = len(prompt)
+        # The first `_length` entries are the row's tokens; the others are free.
+        self._history = np.array(prompt, np.int64)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the row: the prompt and what was sampled after it."""
+        return self._history[: self._length].tolist()
+
+    def sample(self, logits: np.ndarray) -> int:
+        """The next token, which is added to `tokens`.
+
+        logits: float32 (V,), which may be overwritten.
+
+        Raises ArtifactError for logits that are not finite, UsageError if the options forbid every
+        token. Then nothing is added.
+        """
         logits = logits.astype(np.float32, copy=False)  # a penalty could overflow float16
-        for process in chosen:
-            process(logits, tokens)
+        for process in self._processors:
+            process(logits, self._history[: self._length])
         try:
-            token = draw(logits)
+            token = greedy(logits) if self._options.temperature == 0 else self._draw(logits)
         except ArtifactError:
-            if np.isneginf(logits).all():  # the processors' bans; a damaged model gives NaN
+            # The processors' bans make all logits -inf; a damaged model gives NaN.
+            if self._processors and np.isneginf(logits).all():
                 raise _nothing_left() from None
             raise
-        tokens.append(token)
+        self._append(token)
         return token
 
-    return sample
+    def copy(self) -> Self:
+        """A sampler that goes on from here by itself, and samples what this one would."""
+        twin = copy.copy(self)
+        twin._history = self._history.copy()
+        return twin
+
+    def _append(self, token: int) -> None:
+        if self._length == len(self._history):
+            self._history = np.resize(self._history, 2 * self._length + CHUNK)
+        self._history[self._length] = token
+        self._length += 1
+
+    def _draw(self, logits: np.ndarray) -> int:
+        options = self._options
+        ids, weights = filter_logits(
+            logits,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+        )
+        for kept in self._filters:
+            ids, weights = _narrow(ids, weights, kept(weights))
+        index = draw_index(weights, uniform(self._key, self._length - self._start))
+        return index if ids is None else int(ids[index])
+
+
+def uniform(key: bytes, count: int) -> float:
+    """A random number from 0 to 1 (1 excluded) that depends only on key and count.
+
+    A keyed hash of the count: BLAKE2b (RFC 7693). A counter-based generator of numpy (Philox) would
+    take ten times as long for a single number.
+
+    key: at most 64 bytes.
+    """
+    digest = hashlib.blake2b(count.to_bytes(8, "little"), key=key, digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53  # a float64 has 53 bits
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -76,33 +139,17 @@ def greedy(logits: np.ndarray) -> int:
     return token
 
 
-def random_sampler(options: Options, seed: int | None) -> Sampler:
-    """A sampler that draws at random, with its own generator (PCG64, seeded by `seed`)."""
-    generator = np.random.Generator(np.random.PCG64(seed))
+def _rarer_filters(options: Options) -> list[Filter]:
+    """typical_p, epsilon_cutoff and eta_cutoff, as far as the options ask for them."""
     rules = options.rules
-    # Functions from weights to the indices that are kept
-    filters: list[Callable[[np.ndarray], np.ndarray]] = []
+    filters: list[Filter] = []
     if rules.typical_p < 1:
         filters.append(lambda weights: typical(weights, rules.typical_p))
     if rules.epsilon_cutoff > 0:
         filters.append(lambda weights: likely(weights, rules.epsilon_cutoff))
     if rules.eta_cutoff > 0:
         filters.append(lambda weights: likely(weights, eta(weights, rules.eta_cutoff)))
-
-    def draw(logits: np.ndarray) -> int:
-        ids, weights = filter_logits(
-            logits,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-        )
-        for kept in filters:
-            ids, weights = _narrow(ids, weights, kept(weights))
-        index = draw_index(weights, generator.random())
-        return index if ids is None else int(ids[index])
-
-    return draw
+    return filters
 
 
 def filter_logits(
@@ -218,33 +265,33 @@ def _entropy(shares: np.ndarray, surprises: np.ndarray) -> float:
     return float((shares[positive] * surprises[positive]).sum())
 
 
-def draw_index(weights: np.ndarray, uniform: float) -> int:
-    """The first index whose cumulative share of all weights exceeds `uniform` (0 to 1).
+def draw_index(weights: np.ndarray, share: float) -> int:
+    """The first index whose cumulative share of all weights exceeds `share` (0 to 1).
 
     Looks for the chunk first, then for the index in the chunk: this is faster than a cumulative sum
     over all.
     """
     chunks = len(weights) // CHUNK if len(weights) > 32 * CHUNK else 0
     if not chunks:
-        return _inverse(np.cumsum(weights, dtype=np.float64), uniform)
+        return _inverse(np.cumsum(weights, dtype=np.float64), share)
     whole = weights[: chunks * CHUNK].reshape(chunks, CHUNK)
     sums = np.empty(chunks + 1)
     whole.sum(axis=1, out=sums[:-1])
     sums[-1] = weights[chunks * CHUNK :].sum()
     ends = np.cumsum(sums)
-    chunk = _inverse(ends, uniform)
+    chunk = _inverse(ends, share)
     part = weights[chunk * CHUNK : (chunk + 1) * CHUNK if chunk < chunks else None]
-    left = (uniform * ends[-1] - (ends[chunk] - sums[chunk])) / sums[chunk]
+    left = (share * ends[-1] - (ends[chunk] - sums[chunk])) / sums[chunk]
     return chunk * CHUNK + _inverse(np.cumsum(part, dtype=np.float64), min(max(left, 0.0), 1.0))
 
 
-def _inverse(ends: np.ndarray, uniform: float) -> int:
-    """The first index whose cumulative weight exceeds the share `uniform`, never one of weight 0.
+def _inverse(ends: np.ndarray, share: float) -> int:
+    """The first index whose cumulative weight exceeds `share`, never one of weight 0.
 
     ends: the cumulative weights.
     """
     total = ends[-1]
-    index = int(np.searchsorted(ends, uniform * total, side="right"))
+    index = int(np.searchsorted(ends, share * total, side="right"))
     return index if index < len(ends) else int(np.searchsorted(ends, total))
 
 

@@ -102,6 +102,29 @@ class ConcatCache:
                 pasts = [self._to_device(_to_host(past)[:, :, :width]) for past in pasts]
         self._pasts, self._mask = pasts, mask
 
+    def add_rows(self, batch_size: int, used: int) -> None:
+        """Make the rows `batch_size`. `used` is that of the other caches: all tokens are kept."""
+        more = batch_size - len(self._mask)
+        with self._graph.device_lock:
+            pasts = [
+                self._to_device(np.concatenate((_to_host(past), self._empty(more, self.capacity))))
+                for past in self._pasts
+            ]
+        self.logits = np.zeros((batch_size, *self.logits.shape[1:]), self.logits.dtype)
+        self._mask = np.concatenate((self._mask, np.zeros((more, self.capacity), np.int64)))
+        self._pasts = pasts
+
+    def read(self, row: int, start: int, end: int) -> list[np.ndarray]:
+        """Copies of a row's keys and values at the positions `start` to before `end`."""
+        with self._graph.device_lock:
+            places = np.flatnonzero(self._mask[row])[start:end]
+            return [_to_host(past)[row][:, places] for past in self._pasts]
+
+    def write(self, row: int, n: int, parts: Sequence[np.ndarray]) -> None:
+        """Make `parts` the keys and values of the first `n` positions of a row."""
+        with self._graph.device_lock:
+            self._put_back({row: [part[None, :, :n] for part in parts]}, {row: n})
+
     def _row(self, past: Any, row: int) -> Any:
         """The tokens of one row without holes: (B, G, P, D) -> (1, G, length, D)."""
         return self._to_device(_to_host(past)[row : row + 1, :, self._mask[row] == 1])

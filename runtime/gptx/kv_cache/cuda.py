@@ -110,6 +110,32 @@ class CudaCache:
     def rewind(self, lengths: Sequence[int]) -> None:
         """Nothing to do: nothing behind a row's length is ever read."""
 
+    def add_rows(self, batch_size: int, used: int) -> None:
+        """Make the rows `batch_size`, keeping the first `used` tokens of each."""
+        with self._locked():
+            before = self._buffers
+            assert before is not None
+            buffers = self._new_buffers((batch_size, self.capacity))
+            buffers.copy(before, used)
+            self._buffers = buffers
+            self.logits = np.zeros((batch_size, *self.logits.shape[1:]), self.logits.dtype)
+            self._graph.buffer_pool.give(before)
+
+    def read(self, row: int, start: int, end: int) -> list[np.ndarray]:
+        """Copies of a row's keys and values at the positions `start` to before `end`."""
+        with self._locked():
+            assert self._buffers is not None
+            return [part.numpy()[row, :, start:end] for part in self._buffers.keys_values]
+
+    def write(self, row: int, n: int, parts: Sequence[np.ndarray]) -> None:
+        """Make `parts` the keys and values of the first `n` positions of a row."""
+        with self._locked():
+            buffers = self._reserve(n, self.capacity)
+            for value, part in zip(buffers.keys_values, parts):
+                array = value.numpy()
+                array[row, :, :n] = part[:, :n]
+                value.update_inplace(array)
+
     def _reserve(self, length: int, used: int) -> CacheBuffers:
         """Buffers with room for `length` tokens a row, which keep the first `used` of each row."""
         if self._buffers and length <= self.capacity:
@@ -211,10 +237,10 @@ class CacheBuffers:
         ]
 
     def copy(self, other: CacheBuffers, used: int) -> None:
-        """Copy the first `used` tokens of each row from other buffers with as many rows."""
+        """Copy the first `used` tokens of each row of other buffers, which have no more rows."""
         for mine, its in zip(self.keys_values, other.keys_values):
             array = np.zeros(mine.shape(), self.graph.cache_dtype)
-            array[:, :, :used] = its.numpy()[:, :, :used]
+            array[: other.shape[0], :, :used] = its.numpy()[:, :, :used]
             mine.update_inplace(array)
 
     def release(self) -> None:

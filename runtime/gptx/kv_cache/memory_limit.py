@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+from gptx.arguments import integer
 from gptx.artifact.cache_parts import position_bytes
-from gptx.errors import GptxError, UsageError
+from gptx.errors import GptxError, UsageError, shown
 from gptx.ort.graph import OnnxGraph
 from gptx.system.cpu import memory
+
+UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def default_cache_memory() -> int:
+    """Bytes that the rows of a model may take unless the app says otherwise: half of the memory."""
+    total, _ = memory()
+    return (total or 8 * UNITS["GB"]) // 2
+
+
+def size_in_bytes(name: str, value: Any) -> int:
+    """A number of bytes, or a text such as "1GB", in bytes. Raises UsageError for anything else."""
+    number = integer(value)
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB|)", value.strip())
+    ):
+        number = int(float(match[1]) * UNITS[match[2]])
+    if number is None or number < 1:
+        raise UsageError(f'{name} is {shown(value)}, expected bytes, or a size such as "1GB"')
+    return number
 
 
 def cache_bytes(graph: OnnxGraph, rows: int, tokens: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer, capacity_for, grow_buffers
 from gptx.ort.check_graph import EMBEDS, HIDDEN_AT
@@ -49,15 +50,38 @@ class NativeCache:
         if len(new) > self._graph.manifest.prefill_chunk:
             ids = {row: np.array([token], np.int64) for row, token in new.items()}
             return self.prefill(ids, lengths)
-        rows = list(new)
+        self._decode(new, lengths)
+
+    def _decode(self, new: Mapping[int, int], lengths: Sequence[int]) -> None:
+        rows = sorted(new)
         self._reserve(max(lengths[row] for row in rows) + 1, max(lengths))
         if self._bound != rows:
             self._bind_step(rows)
-        self._step_ids[:] = list(new.values())
+        self._step_ids[:] = [new[row] for row in rows]
         self._step_places[:] = [lengths[row] for row in rows]
         self._run()
         if self._step_logits is not None:
             self.logits[rows, 0] = self._step_logits
+
+    def run(self, feeds: Sequence[Feed], lengths: Sequence[int]) -> list[np.ndarray]:
+        """Run the tokens of all feeds in one run; the logits that each of them wants, (n, V)."""
+        if all(len(feed.ids) == 1 == feed.wanted for feed in feeds):
+            self._decode({feed.row: feed.ids[0] for feed in feeds}, lengths)
+            return [self.logits[feed.row] for feed in feeds]
+        counts = [len(feed.ids) for feed in feeds]
+        self._reserve(max(lengths[feed.row] + len(feed.ids) for feed in feeds), max(lengths))
+        self._bound = []
+        ends = np.cumsum(counts)
+        wanted = [np.arange(end - feed.wanted, end) for feed, end in zip(feeds, ends)]
+        logits = np.empty((sum(map(len, wanted)), self.logits.shape[2]), np.float32)
+        self._run_tokens(
+            np.concatenate([np.asarray(feed.ids, np.int64) for feed in feeds]),
+            np.repeat([feed.row for feed in feeds], counts),
+            np.concatenate([lengths[feed.row] + np.arange(len(feed.ids)) for feed in feeds]),
+            np.concatenate(wanted),
+            logits,
+        )
+        return np.split(logits, np.cumsum([feed.wanted for feed in feeds])[:-1])
 
     def prefill(
         self,
@@ -120,8 +144,33 @@ class NativeCache:
         capacity = capacity_for(length, self._limit)
         before, after = _groups(self.capacity), _groups(capacity)
         used = min(_groups(used), before)
-        grow_buffers(self._graph, self._buffers, batch_size, (before, after), used)
+        sizes = (batch_size, before), (batch_size, after)
+        grow_buffers(self._graph, self._buffers, sizes, used)
         self.capacity = capacity
+
+    def add_rows(self, batch_size: int, used: int) -> None:
+        """Make the rows `batch_size`, keeping the first `used` tokens of each."""
+        check_memory(self._graph, batch_size, self.capacity)
+        self._bound = []
+        places = _groups(self.capacity)
+        sizes = (len(self.logits), places), (batch_size, places)
+        grow_buffers(self._graph, self._buffers, sizes, min(_groups(used), places))
+        self.logits = np.zeros((batch_size, *self.logits.shape[1:]), np.float32)
+        self._starts = np.zeros(batch_size, np.int64)
+
+    def read(self, row: int, start: int, end: int) -> list[np.ndarray]:
+        """Copies of a row's keys and values at the positions `start` to before `end`.
+
+        start: a multiple of GROUP. The copies end with a whole group; what lies behind `end` is
+        never read.
+        """
+        return [buffer.read(row, start, _groups(end)) for buffer in self._buffers]
+
+    def write(self, row: int, n: int, parts: Sequence[np.ndarray]) -> None:
+        """Make `parts` the keys and values of the first `n` positions of a row."""
+        self._reserve(n, self.capacity)
+        for buffer, part in zip(self._buffers, parts):
+            buffer.write(row, part[:, : _groups(n)])
 
     def _bind_step(self, rows: list[int]) -> None:
         """Bind the inputs of decode steps of some rows, whose arrays then change in place.

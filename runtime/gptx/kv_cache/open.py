@@ -12,6 +12,9 @@ A cache runs the graph, too: token ids in, logits out. All of them have these me
                                    outs: row -> array (n, V) to write the logits of each token to
     .rewind(lengths)               drop the tokens behind these lengths
     .skip(n)                       give the first token of an empty row the position n (CPU only)
+    .add_rows(rows, used)          make room for more rows, keeping the first `used` tokens of each
+    .read(row, start, end)         copies of a row's keys and values, a part for each of past_names
+    .write(row, n, parts)          make such parts the first n positions of a row
     .logits                        (B, 1, V), after each row's last token; B: rows, V: the
                                    vocabulary's size, or the outputs of a classification head
     .capacity                      tokens that each row has room for at the moment

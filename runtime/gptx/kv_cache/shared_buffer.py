@@ -142,9 +142,30 @@ class SharedBufferCache:
         check_memory(self._graph, batch_size, length)
         self._bound = None  # the new buffers must be bound
         capacity = capacity_for(length, self._limit)
-        grow_buffers(self._graph, self._buffers, batch_size, (self.capacity, capacity), used)
+        sizes = (batch_size, self.capacity), (batch_size, capacity)
+        grow_buffers(self._graph, self._buffers, sizes, used)
         self._prefill_mask = np.ones((1, capacity), np.int64)
         self.capacity = capacity
+
+    def add_rows(self, batch_size: int, used: int) -> None:
+        """Make the rows `batch_size`, keeping the first `used` tokens of each."""
+        check_memory(self._graph, batch_size, self.capacity)
+        self._bound = None
+        sizes = (len(self._ids), self.capacity), (batch_size, self.capacity)
+        grow_buffers(self._graph, self._buffers, sizes, used)
+        self._ids, self._positions = np.zeros((2, batch_size, 1), np.int64)
+        self.logits = np.zeros((batch_size, *self.logits.shape[1:]), self.logits.dtype)
+
+    def read(self, row: int, start: int, end: int) -> list[np.ndarray]:
+        """Copies of a row's keys and values at the positions `start` to before `end`."""
+        return [buffer.read(row, start, end) for buffer in self._buffers]
+
+    def write(self, row: int, n: int, parts: Sequence[np.ndarray]) -> None:
+        """Make `parts` the keys and values of the first `n` positions of a row."""
+        self._reserve(n, self.capacity)
+        self._bound = None  # the bound mask lacks these positions
+        for buffer, part in zip(self._buffers, parts):
+            buffer.write(row, part[:, :n])
 
     def _bind_decode(self, first: int, last: int, length: int, lengths: Sequence[int]) -> None:
         """Bind the rows from `first` to before `last` for decode steps.
@@ -201,12 +222,20 @@ class Buffer:
         array = self._array[first:last]
         return array.ctypes.data, array.shape
 
+    def read(self, row: int, start: int, end: int) -> np.ndarray:
+        """A copy of a row's entries `start` to before `end`: (G, n, ...)."""
+        return self._array[row, :, start:end].copy()
+
+    def write(self, row: int, entries: np.ndarray) -> None:
+        """Make `entries` (G, n, ...) the first of a row."""
+        self._array[row, :, : entries.shape[1]] = entries
+
     def grow(self, shape: tuple[int, ...], used: int) -> None:
-        """Change the capacity, keeping the first `used` tokens of every row. Raises MemoryError."""
+        """Add rows or capacity, keeping the first `used` tokens of a row. Raises MemoryError."""
         if shape == self._array.shape:
             return
         new = np.zeros(shape, self._array.dtype)
-        new[:, :, :used] = self._array[:, :, :used]
+        new[: len(self._array), :, :used] = self._array[:, :, :used]
         self._array = new
 
     def shrink(self, shape: tuple[int, ...], used: int) -> None:
@@ -226,21 +255,20 @@ class Buffer:
 def grow_buffers(
     graph: OnnxGraph,
     buffers: list[Buffer],
-    batch_size: int,
-    capacities: tuple[int, int],
+    sizes: tuple[tuple[int, int], tuple[int, int]],
     used: int,
 ) -> None:
-    """Change the capacity of the buffers of all layers. capacities: the old one and the new one.
+    """Change the size of the buffers of all layers. sizes: rows and capacity, before and after.
 
     The first `used` tokens of every row are kept. `buffers` is empty before the first call. If
-    memory is missing or Ctrl-C is pressed, all buffers have the old capacity again. Raises
-    GptxError if memory is missing.
+    memory is missing or Ctrl-C is pressed, all buffers have the old size again. Raises GptxError if
+    memory is missing.
     """
     model = graph.manifest.model
     parts = graph.cache_parts * model.n_layer
     before, after = (
-        [(batch_size, model.n_kv_head, capacity, *part.shape) for part in parts]
-        for capacity in capacities
+        [(rows, model.n_kv_head, capacity, *part.shape) for part in parts]
+        for rows, capacity in sizes
     )
     try:
         for part, shape in list(zip(parts, after))[len(buffers) :]:
@@ -251,5 +279,5 @@ def grow_buffers(
         for buffer, shape in zip(buffers, before):
             buffer.shrink(shape, used)
         if isinstance(error, MemoryError):
-            raise no_memory(graph, batch_size, capacities[1]) from error
+            raise no_memory(graph, *sizes[1]) from error
         raise

@@ -75,6 +75,11 @@ def _figure_rows(certificate: dict[str, Any]) -> Rows:
 def _run_rows(certificate: dict[str, Any]) -> Rows:
     """Which graphs the figures are about, and where they were measured."""
     rows: Rows = []
+    consistency = certificate.get("consistency") or {}
+    ways = [name for name in ("cached", "pieces", "batch") if consistency.get(name) == 0]
+    if ways and (certificate.get("environment") or {}).get("kernels"):
+        same = "the same logits to the bit as whole and alone"
+        rows.append(("exact", f"{', '.join(ways)}: {same}"))
     if decode := certificate.get("decode"):
         rows.append(("decode graph", f"proved by {', '.join(decode)}: single rows run in it"))
     if environment := certificate.get("environment"):

@@ -12,8 +12,8 @@ from typing import Any
 from gptx.artifact.folders import MANIFEST
 from gptx.artifact.json_files import read_side_file
 from gptx.artifact.manifest import MOST_PROBLEMS, Manifest
+from gptx.engine.loaded_model import LoadedModel
 from gptx.errors import first_of
-from gptx.generation.loaded_model import LoadedModel
 from gptx.parity.reference import Reference
 from gptx.parity.report import Check
 from gptx.parity.seal import Seal, changes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptx.generation.loaded_model import LoadedModel
+from gptx.engine.loaded_model import LoadedModel
 from gptx.parity.compare import compare
 from gptx.parity.metrics import Figures, mean_kl
 from gptx.parity.reference import Reference

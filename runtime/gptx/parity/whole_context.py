@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptx.generation.loaded_model import LoadedModel
+from gptx.engine.loaded_model import LoadedModel
 from gptx.ort.device import CPU
 from gptx.softmax import log_softmax, logsumexp
 

@@ -1,29 +1,35 @@
-"""A conversation with a model: messages in, answers out. The KV cache is kept between turns."""
+"""A conversation with a model: messages in, answers out."""
 
 from __future__ import annotations
 
+import time
 from typing import Self, Unpack
 
 from gptx.arguments import text
+from gptx.engine.control import Control
+from gptx.engine.loaded_model import LoadedModel
+from gptx.engine.stream import Stream
 from gptx.errors import PromptError, UsageError, shown
-from gptx.generation.loaded_model import LoadedModel
-from gptx.generation.loop import check_prompts
 from gptx.generation.one_thread import OneThread
-from gptx.generation.options import Given, Options, takes_options
-from gptx.generation.stream import Completion, Stream
+from gptx.generation.options import Keywords, Options, takes_options
+from gptx.generation.overflow import slide
+from gptx.generation.row_plan import check_prompts
+from gptx.generation.transcript import Completion
+from gptx.text.prefix import common_length
 
 
 class Chat:
     """A conversation. Model.chat begins one.
 
-    The KV cache is kept between turns, so each turn computes only the new tokens. `close`, or
-    leaving a `with` block, frees the cache's memory.
+    The model keeps what it has read, so each turn computes only the new tokens (as long as
+    cache_memory of gptx.load has room for it).
 
     Attributes:
 
     - messages: the conversation so far, [{"role": "system" | "user" | "assistant", "content":
       text}, ...]. An answer joins it when its stream ends or is closed.
-    - tokens: the token ids in the KV cache.
+    - tokens: the token ids that the model has read: the last prompt, and its answer without the
+      last token, which was not fed to the model.
 
     Threads: any thread may call a chat, but it gives one answer at a time. While another thread
     reads an answer, every method raises UsageError. The stream of an answer may be closed from any
@@ -41,15 +47,16 @@ class Chat:
             " of its own"
         )
         self._model = model
-        self._session = model.session()
         self._open: Stream | None = None
+        self._closed = False
+        self.tokens: list[int] = []
         self._asked: list[dict[str, str]] = []  # the messages that the open stream answers
         self.messages: list[dict[str, str]] = (
             [{"role": "system", "content": system}] if system is not None else []
         )
 
     @takes_options
-    def stream(self, message: str, **options: Unpack[Given]) -> Stream:
+    def stream(self, message: str, **options: Unpack[Keywords]) -> Stream:
         """Send a message, and return a Stream of the answer.
 
         Options are those of Model.generate, with one other default: without max_new_tokens (in the
@@ -60,30 +67,39 @@ class Chat:
         next message is sent before that, the answer is closed first and joins the conversation as
         far as it was read.
 
+        overflow="slide" leaves the oldest turns out once the context is full; the system message
+        stays.
+
         Raises PromptError if the context has no room for the message, UsageError for wrong options;
         the conversation is then as it was before.
         """
         text("the message", message)
-        checked = self._model.stream_options(options)
+        checked, control = self._model.resolve_options(options)
         with self._call:
-            return self._answer(message, checked)
+            return self._answer(message, checked, control)
 
-    def _answer(self, message: str, options: Options) -> Stream:
+    def _answer(self, message: str, options: Options, control: Control) -> Stream:
+        began = time.perf_counter()
+        if self._closed:
+            raise UsageError("this chat is closed")
         question = {"role": "user", "content": message}
         asked = [*self._conversation(), question]
         # Checked before the open answer is closed: an error then leaves the chat as it was.
-        ids = self._prompt(asked, options)
+        ids, keep = self._prompt(asked, options, control)
         self._settle()
         if self.messages != asked[:-1]:  # another thread read on while the answer was closed
             asked = [*self.messages, question]
-            ids = self._prompt(asked, options)
+            ids, keep = self._prompt(asked, options, control)
 
         def answered(completion: Completion) -> None:
+            self.tokens = [*ids, *completion.token_ids[:-1]]
             self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
             self._open = None
 
         self._asked = asked
-        self._open = self._model.stream_ids(ids, options, session=self._session, on_end=answered)
+        self._open = self._model.stream_ids(
+            ids, options, control, (), began, keep=keep, on_end=answered
+        )
         return self._open
 
     def _conversation(self) -> list[dict[str, str]]:
@@ -97,19 +113,39 @@ class Chat:
         answer = {"role": "assistant", "content": self._open.completion.text or ""}
         return [*self._asked, answer]
 
-    def _prompt(self, asked: list[dict[str, str]], options: Options) -> list[int]:
-        """The conversation as token ids. Raises PromptError if the context has no room for it."""
-        ids = self._model.chat_ids(asked)
-        if len(ids) > self._session.limit:
+    def _prompt(
+        self, asked: list[dict[str, str]], options: Options, control: Control
+    ) -> tuple[list[int], int]:
+        """The conversation as token ids, and how many of them are the system message.
+
+        Raises PromptError if the context has no room for it. If control.overflow is "slide", the
+        oldest turns are left out then.
+        """
+        ids, keep = self._model.chat_ids(asked), 0
+        if control.overflow == "slide":
+            keep = self._system_tokens(asked, ids)
+            if len(ids) > self._model.n_ctx > keep:
+                ids = slide(ids, keep, self._model.n_ctx)
+        if len(ids) > self._model.n_ctx:
             raise PromptError(
                 f"the conversation has {len(ids)} tokens with this message, and the model's context"
-                f" holds {self._session.limit}: start a new one, or ask something shorter"
+                f" holds {self._model.n_ctx}: start a new one, or ask something shorter"
             )
-        check_prompts([ids], [0], n_ctx=self._session.limit, max_length=options.rules.max_length)
-        return ids
+        check_prompts([ids], n_ctx=self._model.n_ctx, max_length=options.rules.max_length)
+        return ids, keep
+
+    def _system_tokens(self, asked: list[dict[str, str]], ids: list[int]) -> int:
+        """How many of the first tokens of a conversation are those of its system message."""
+        if asked[0]["role"] != "system":
+            return 0
+        one, other = (
+            self._model.chat_ids([asked[0], {"role": "user", "content": content}])
+            for content in ("a", "b")
+        )
+        return min(common_length(one, other), common_length(one, ids))
 
     @takes_options
-    def send(self, message: str, **options: Unpack[Given]) -> Completion:
+    def send(self, message: str, **options: Unpack[Keywords]) -> Completion:
         """Send a message, and return the whole answer as a Completion.
 
         Options and errors are those of `stream`. If an error or Ctrl-C interrupts the answer,
@@ -124,14 +160,6 @@ class Chat:
             raise
         return stream.completion
 
-    @property
-    def tokens(self) -> list[int]:
-        """The token ids in the KV cache.
-
-        After an answer, the last token that was generated is missing: it was not fed to the model.
-        """
-        return self._session.tokens[0]
-
     def reset(self) -> None:
         """Start over: drop all messages but the system message."""
         with self._call:
@@ -141,13 +169,10 @@ class Chat:
             ]
 
     def close(self) -> None:
-        """End an open answer, and free the memory of the KV cache.
-
-        The chat cannot be used afterwards.
-        """
+        """End an open answer. The chat cannot be used afterwards."""
         with self._call:
             self._settle()
-            self._session.close()
+            self._closed = True
 
     def __enter__(self) -> Self:
         return self

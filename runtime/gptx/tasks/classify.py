@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,9 +26,10 @@ from gptx.artifact.task import (
     check_texts,
 )
 from gptx.artifact.task import prompt as prompt_of
+from gptx.engine.loaded_model import LoadedModel
+from gptx.engine.read import LastLogits
+from gptx.engine.run import run
 from gptx.errors import PromptError, UsageError, shown
-from gptx.generation.loaded_model import LoadedModel
-from gptx.generation.session import Session
 from gptx.softmax import log_softmax
 from gptx.tasks.fit_prompt import fit_prompt
 from gptx.tasks.label_scores import label_scores
@@ -81,6 +83,7 @@ def classify(
     template: str | None,
     calibrate: bool,
     normalization: Normalization,
+    cancel: threading.Event | None,
 ) -> list[Classification]:
     """Classify texts; Model.classify documents the arguments."""
     for number, text in enumerate(texts, 1):
@@ -98,6 +101,7 @@ def classify(
         template=template,
         calibrate=calibrate,
         normalization=normalization,
+        cancel=cancel,
     )
     return list(found)
 
@@ -111,6 +115,7 @@ def classify_each(
     template: str | None = None,
     calibrate: bool = False,
     normalization: Normalization = "sum",
+    cancel: threading.Event | None = None,
 ) -> Iterator[Classification]:
     """Classify texts one by one: each result is yielded before the next text is asked for.
 
@@ -127,22 +132,21 @@ def classify_each(
                 f"{model.path} classifies by a head, which reads the text alone:"
                 " leave examples and calibration out"
             )
-        yield from _by_head(model, model.head, model.tokenizer, texts, labels, template)
+        yield from _by_head(model, model.head, model.tokenizer, texts, labels, template, cancel)
         return
     labels = labels if labels is not None else task.labels if task else ()
     _check_answers(model, labels, examples)
     ask = functools.partial(prompt_of, template or CLASSIFY_TEMPLATE, examples=examples)
     # The token that ends an answer in the training data
     end = model.manifest.tokens.eos[:1] if task else ()
-    with model.session() as session:
-        scorer = _LabelScorer(
-            model.tokenizer, session, labels, ask, normalization, len(examples), end
-        )
-        prior = scorer.prior() if calibrate else np.zeros(len(labels))
-        for text in texts:
-            scores, fitted = scorer(text)
-            # Dividing by the prior probabilities (Zhao et al.) is a difference of logarithms.
-            yield _result(Head(tuple(labels)), scores - prior, len(fitted.ids), fitted.left_out)
+    scorer = _LabelScorer(
+        model, model.tokenizer, labels, ask, normalization, len(examples), end, cancel
+    )
+    prior = scorer.prior() if calibrate else np.zeros(len(labels))
+    for text in texts:
+        scores, fitted = scorer(text)
+        # Dividing by the prior probabilities (Zhao et al.) is a difference of logarithms.
+        yield _result(Head(tuple(labels)), scores - prior, len(fitted.ids), fitted.left_out)
 
 
 def _check_arguments(
@@ -177,38 +181,29 @@ def _check_answers(model: LoadedModel, labels: Sequence[str], examples: Sequence
         )
 
 
+@dataclass(frozen=True)
 class _LabelScorer:
-    """Scores the labels for one text after another.
+    """Scores the labels for one text after another."""
 
-    All texts share one session: the tokens that a prompt shares with the one before are not
-    computed again.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        session: Session,
-        labels: Sequence[str],
-        ask: Callable[[str], str],
-        normalization: Normalization,
-        n_examples: int,
-        end: Sequence[int],
-    ) -> None:
-        self._tokenizer, self._session, self._labels, self._ask = tokenizer, session, labels, ask
-        self._mean, self._n_examples, self._end = normalization == "mean", n_examples, end
+    model: LoadedModel
+    tokenizer: Tokenizer
+    labels: Sequence[str]
+    ask: Callable[[str], str]
+    normalization: Normalization
+    n_examples: int
+    end: Sequence[int]
+    cancel: threading.Event | None
 
     def __call__(self, text: str) -> tuple[np.ndarray, Fitted]:
         """The score of each label, float64 (n_labels,), and the prompt."""
-        ids = self._label_tokens(self._ask(text))
-        room = self._session.limit - max(map(len, ids)) + 1  # a label's last token is not fed
-        fitted = fit_prompt(
-            text, self._ask, self._tokenizer, room=room, n_examples=self._n_examples
-        )
+        ids = self._label_tokens(self.ask(text))
+        room = self.model.n_ctx - max(map(len, ids)) + 1  # a label's last token is not fed
+        fitted = fit_prompt(text, self.ask, self.tokenizer, room=room, n_examples=self.n_examples)
         if fitted.left_out:  # labels may have other tokens behind the shorter prompt
             ids = self._label_tokens(fitted.prompt)
-        rows = label_scores(self._session, fitted.ids, ids)
-        scores = [math.fsum(row) / (len(row) if self._mean else 1) for row in rows]
-        return np.array(scores), fitted
+        rows = label_scores(self.model.engine, fitted.ids, ids, self.cancel)
+        mean = self.normalization == "mean"
+        return np.array([math.fsum(row) / (len(row) if mean else 1) for row in rows]), fitted
 
     def prior(self) -> np.ndarray:
         """Log-probabilities of the labels after texts without content, (n_labels,)."""
@@ -216,7 +211,7 @@ class _LabelScorer:
         return np.log(np.mean(probabilities, axis=0))
 
     def _label_tokens(self, prompt: str) -> list[tuple[int, ...]]:
-        return label_tokens(self._tokenizer, prompt, self._labels, self._end)
+        return label_tokens(self.tokenizer, prompt, self.labels, self.end)
 
 
 def _by_head(
@@ -226,6 +221,7 @@ def _by_head(
     texts: Iterable[str],
     labels: Sequence[str] | None,
     template: str | None,
+    cancel: threading.Event | None,
 ) -> Iterator[Classification]:
     if labels is not None and sorted(labels) != sorted(head.labels):
         raise UsageError(
@@ -233,12 +229,11 @@ def _by_head(
             " leave other labels out"
         )
     ask = functools.partial(prompt_of, template) if template else str
-    with model.session() as session:
-        for text in texts:
-            fitted = fit_prompt(text, ask, tokenizer, room=session.limit, n_examples=0)
-            session.rewind([0])
-            logits = session.feed([strip_padding(fitted.ids, head.pad)])[0].astype(np.float64)
-            yield _result(head, logits, len(fitted.ids), fitted.left_out)
+    for text in texts:
+        fitted = fit_prompt(text, ask, tokenizer, room=model.n_ctx, n_examples=0)
+        work = LastLogits(strip_padding(fitted.ids, head.pad))
+        run(model.engine, [work], cancel)
+        yield _result(head, work.logits, len(fitted.ids), fitted.left_out)
 
 
 def _result(head: Head, scores: np.ndarray, prompt_tokens: int, left_out: int) -> Classification:

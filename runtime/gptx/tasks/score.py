@@ -7,18 +7,16 @@ by many tokens in front of it.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gptx.arguments import count
+from gptx.engine.loaded_model import LoadedModel
+from gptx.engine.read import Logprobs
+from gptx.engine.run import run
 from gptx.errors import PromptError, warn
-from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.prompt import Prompt
-from gptx.generation.session import Session
-from gptx.parity.metrics import CHUNK
-from gptx.softmax import logsumexp
 from gptx.text.detokenizer import Detokenizer
 
 # Scoring warns if a text has more windows than this, and if each token is read this many times.
@@ -55,7 +53,13 @@ class Score:
     overlap: int
 
 
-def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Score:
+def score(
+    model: LoadedModel,
+    text: Prompt,
+    *,
+    overlap: int | None = None,
+    cancel: threading.Event | None = None,
+) -> Score:
     """Score a text; Model.score documents the arguments."""
     n_ctx = model.n_ctx
     if overlap is not None:
@@ -70,12 +74,11 @@ def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Sc
         )
     repeated = overlap or max(1, n_ctx // 2)
     _warn_of_many(sum(1 for _ in windows(len(ids), n_ctx, repeated)), len(ids), n_ctx, repeated)
-    with model.session(1, size=min(len(ids), n_ctx)) as session:
-        values = [
-            value
-            for window in windows(len(ids), n_ctx, repeated)
-            for value in _window(session, ids, *window)
-        ]
+    values: list[float] = []
+    for start, first, end in windows(len(ids), n_ctx, repeated):
+        work = Logprobs(ids[start:end], first - start)
+        run(model.engine, [work], cancel)
+        values += work.values
     pieces = _pieces(model, ids)
     total = math.fsum(values)
     return Score(
@@ -111,21 +114,6 @@ def windows(length: int, n_ctx: int, overlap: int) -> Iterator[tuple[int, int, i
         end = min(start + n_ctx + 1, length)  # the last token is not fed
         yield start, first, end
         start, first = end - overlap, end
-
-
-def _window(session: Session, ids: Sequence[int], start: int, first: int, end: int) -> list[float]:
-    """The log-probabilities of tokens `first` to before `end`, in a window from `start` on."""
-    session.rewind([0])
-    if start < first - 1:
-        # Repeated tokens, which need no logits
-        session.feed([ids[start : first - 1]])
-    values: list[float] = []
-    for at in range(first - 1, end - 1, CHUNK):
-        piece = ids[at : min(at + CHUNK, end - 1)]
-        logits = session.feed([piece], all_logits=True)[0].astype(np.float64)  # (n, V)
-        targets = np.array(ids[at + 1 : at + 1 + len(piece)])
-        values += (logits[np.arange(len(piece)), targets] - logsumexp(logits)).tolist()
-    return values
 
 
 def _pieces(model: LoadedModel, ids: Sequence[int]) -> list[str] | None:

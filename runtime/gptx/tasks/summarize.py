@@ -9,16 +9,17 @@ from typing import Any
 
 from gptx.artifact.task import SUMMARIZE_TEMPLATE, Example, check_examples, check_template
 from gptx.artifact.task import prompt as prompt_of
+from gptx.engine.control import control_of
+from gptx.engine.loaded_model import LoadedModel
 from gptx.errors import PromptError, UsageError, shown
-from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.resolve_options import resolve, warn_of_unused
-from gptx.generation.stream import Completion
+from gptx.generation.transcript import Completion
 from gptx.tasks.fit_prompt import fit_prompt
 
 SUMMARY_TOKENS = 96  # the limit, unless the call or generation_config.json sets one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary(Completion):
     """A Completion whose `text` is the summary, without white space around it.
 
@@ -70,7 +71,8 @@ def _options(
     if few_shot:
         # Examples end in an empty line; behind it, the model would go on with another example.
         given.setdefault("stop", "\n\n")
-    resolved = resolve(given, model.generation, max_new_tokens=SUMMARY_TOKENS)
+    chosen, _ = control_of(given, model.generation)
+    resolved = resolve(chosen, model.generation, max_new_tokens=SUMMARY_TOKENS)
     if greedy:  # `resolve` does not warn, as it was given a temperature
         warn_of_unused(given)
     context = model.n_ctx + 1  # the last token is not fed, so it needs no place

@@ -18,7 +18,8 @@ import gptx
 from builders.tiny_artifact import refresh, write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.generation.prompt import is_batch
-from gptx.generation.session import Session
+from gptx.kv_cache.feed import Feed
+from gptx.kv_cache.rows import Rows
 from gptx.model import Model
 
 PROMPTS = ["the cat sat", "a", "on the log and the mat"]
@@ -108,21 +109,21 @@ def test_the_token_that_ends_a_text_is_no_part_of_it(endless: Model, prompt: str
 
 
 class Clock:
-    """A clock that only a session advances: 5 s for a prompt, 0.25 s for a decode step."""
+    """A clock that only the model advances: 5 s for a prompt, 0.25 s for a decode step."""
 
     now = 100.0
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock, advance = Clock(), Session.advance
+    clock, run = Clock(), Rows.run
 
-    def timed(session: Session, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        clock.now += 0.25 if any(session.lengths) else 5.0
-        return advance(session, rows)
+    def timed(rows: Rows, feeds: Sequence[Feed]) -> list[np.ndarray]:
+        clock.now += 5.0 if any(len(feed.ids) > 1 for feed in feeds) else 0.25
+        return run(rows, feeds)
 
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr(Session, "advance", timed)
+    monkeypatch.setattr(Rows, "run", timed)
     return clock
 
 
@@ -130,9 +131,9 @@ def test_speed_is_that_of_the_tokens_after_the_first(endless: Model, clock: Cloc
     stop = endless.generate("the cat sat", max_new_tokens=9).token_ids[4]
     stream = endless.stream("the cat sat", max_new_tokens=9)
     list(stream)
-    batch = endless.generate(PROMPTS, max_new_tokens=9, stop_tokens=[stop])
-    assert min(len(completion.token_ids) for completion in batch) < 9
-    for completion in (stream.completion, endless.generate("a", max_new_tokens=2), *batch):
+    short = endless.generate("the cat sat", max_new_tokens=9, stop_tokens=[stop])
+    assert len(short.token_ids) < 9
+    for completion in (stream.completion, short, endless.generate("the cat", max_new_tokens=2)):
         assert (completion.time_to_first_token, completion.tokens_per_second) == (5.0, 4.0)
 
 
@@ -177,7 +178,7 @@ def test_max_new_tokens(endless: Model) -> None:
 
 
 def test_stream_has_the_limit_of_generate(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptx.generation.loaded_model.MAX_NEW_TOKENS", 5)
+    monkeypatch.setattr("gptx.engine.loaded_model.MAX_NEW_TOKENS", 5)
     stream = endless.stream("the cat sat")
     for _ in stream:
         pass

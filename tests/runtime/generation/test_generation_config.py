@@ -30,7 +30,7 @@ from gptx.generation.generation_config import FIELDS, unsupported
 from gptx.generation.generation_rules import NO_RULES, read_rules
 from gptx.generation.logits_processors import processors
 from gptx.generation.resolve_options import resolve
-from gptx.generation.sampling import eta, filter_logits, likely, random_sampler, typical
+from gptx.generation.sampling import Sampler, eta, filter_logits, likely, typical
 from gptx.inspect import generation_in_words
 from gptx.model import Model
 from gptx_models.checkpoints.side_files import read_side_files
@@ -312,8 +312,8 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
         ({"eta_cutoff": 0.1}, {0, 1, 2}),
     ):
         options = resolve({}, {"do_sample": True, **fields}, max_new_tokens=None)
-        draw = random_sampler(options, 3)
-        assert {draw(logits.copy()) for _ in range(200)} == left
+        sampler = Sampler(options, prompt=[], end_tokens=[], seed=3, n_logits=4)
+        assert {sampler.sample(logits.copy()) for _ in range(200)} == left
 
 
 # What gptx does not do

@@ -11,7 +11,7 @@ import pytest
 import gptx
 from builders.tiny_artifact import write_artifact
 from gptx.errors import ArtifactError, GptxError, PromptError, UsageError
-from gptx.generation.stream import Transcript
+from gptx.generation.transcript import Transcript
 from gptx.model import Model
 from gptx.ort.binding import Binding
 

@@ -12,16 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, UsageError
+from gptx.generation.generation_rules import Rules
 from gptx.generation.logits_processors import penalize
 from gptx.generation.options import Options
 from gptx.generation.resolve_options import resolve
 from gptx.generation.sampling import (
+    Sampler,
     draw_index,
     filter_logits,
     greedy,
     kth_largest,
-    make_sampler,
     nucleus,
+    uniform,
 )
 
 OPTIONS = Options()
@@ -138,7 +140,7 @@ def test_penalty_as_transformers() -> None:
 
 
 def test_penalty_knows_prompt_and_what_was_picked() -> None:
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, repetition_penalty=10.0),
         prompt=[0],
         end_tokens=[],
@@ -146,22 +148,22 @@ def test_penalty_knows_prompt_and_what_was_picked() -> None:
         n_logits=KNOWN,
     )
     logits = np.array([9, 8, 7, 6], np.float32)
-    assert [sample(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
+    assert [sampler.sample(logits.copy()) for _ in range(4)] == [1, 2, 3, 0]
 
 
 def test_min_new_tokens_puts_the_end_off() -> None:
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, min_new_tokens=2), prompt=[], end_tokens=[0, 1], seed=None, n_logits=KNOWN
     )
     logits = np.array([9, 8, 7, 6], np.float32)
-    assert [sample(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
+    assert [sampler.sample(logits.copy()) for _ in range(4)] == [2, 2, 0, 0]
 
 
 def test_greedy_and_temperature_zero() -> None:
     logits = logits_of(5, 1000)
     assert greedy(logits) == logits.argmax()
     assert (
-        make_sampler(OPTIONS, prompt=[1], end_tokens=[], seed=None, n_logits=KNOWN)(logits)
+        Sampler(OPTIONS, prompt=[1], end_tokens=[], seed=None, n_logits=KNOWN).sample(logits)
         == logits.argmax()
     )
 
@@ -169,10 +171,10 @@ def test_greedy_and_temperature_zero() -> None:
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1e-3])
 def test_tiny_temperatures_are_greedy(temperature: float) -> None:
     logits = logits_of(5, 1000)
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, temperature=temperature), prompt=[], end_tokens=[], seed=1, n_logits=KNOWN
     )
-    assert sample(logits.copy()) == logits.argmax()
+    assert sampler.sample(logits.copy()) == logits.argmax()
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3])
@@ -189,10 +191,10 @@ def test_near_ties_at_small_temperatures(temperature: float) -> None:
 def test_draws_follow_the_probabilities(size: int) -> None:
     """Chi-squared test over the 6 likeliest tokens and all others together."""
     logits = logits_of(2, size)
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, temperature=1.0), prompt=[], end_tokens=[], seed=11, n_logits=KNOWN
     )
-    draws = np.array([sample(logits.copy()) for _ in range(4000)])
+    draws = np.array([sampler.sample(logits.copy()) for _ in range(4000)])
     expected = by_transformers(logits)
     top = np.argsort(-expected)[:6]
     probabilities = np.append(expected[top], max(1 - expected[top].sum(), 1e-9))
@@ -203,29 +205,88 @@ def test_draws_follow_the_probabilities(size: int) -> None:
 
 def test_seed_repeats() -> None:
     def draws(seed: int) -> list[int]:
-        sample = make_sampler(
+        sampler = Sampler(
             replace(OPTIONS, temperature=1.0), prompt=[], end_tokens=[], seed=seed, n_logits=KNOWN
         )
-        return [sample(logits_of(i, 200)) for i in range(30)]
+        return [sampler.sample(logits_of(i, 200)) for i in range(30)]
 
     assert draws(1) == draws(1) != draws(2)
+
+
+def test_a_draw_depends_on_the_seed_and_the_number_of_tokens_before() -> None:
+    keys = [key.to_bytes(32, "little") for key in (1, 2)]
+    numbers = [uniform(key, count) for key in keys for count in range(999)]
+    assert numbers == [uniform(key, count) for key in keys for count in range(999)]
+    assert len(set(numbers)) == len(numbers) and min(numbers) >= 0 and max(numbers) < 1
+    counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
+    assert ((counts - 199.8) ** 2 / 199.8).sum() < 28  # chi-squared of 9: 1 in 1,000
+
+
+def test_the_largest_seed() -> None:
+    """Row i of a batch draws with seed + i."""
+    options = resolve({"temperature": 1, "seed": 2**128 - 1}, {}, max_new_tokens=None)
+    assert options.seed is not None
+    sampler = Sampler(options, prompt=[], end_tokens=[], seed=options.seed + 9, n_logits=50)
+    assert 0 <= sampler.sample(logits_of(0, 50)) < 50
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    before=st.integers(0, 40),
+    after=st.integers(1, 40),
+    prompt=st.lists(st.integers(0, 19), max_size=9),
+    temperature=st.sampled_from([0.0, 0.7]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    ngram=st.sampled_from([0, 2, 3]),
+)
+def test_a_copy_samples_what_the_original_would(
+    seed: int,
+    before: int,
+    after: int,
+    prompt: list[int],
+    temperature: float,
+    repetition_penalty: float,
+    ngram: int,
+) -> None:
+    options = Options(
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        rules=Rules(no_repeat_ngram_size=ngram),
+    )
+
+    def new() -> Sampler:
+        return Sampler(options, prompt=prompt, end_tokens=[0], seed=seed, n_logits=20)
+
+    def step(sampler: Sampler, at: int) -> int:
+        return sampler.sample(logits_of(1000 * seed + at, 20))
+
+    whole, part = new(), new()
+    expected = [step(whole, at) for at in range(before + after)]
+    for at in range(before):
+        step(part, at)
+    twin = part.copy()
+    part.sample(np.zeros(20, np.float32))  # the copy does not see this
+    assert [step(twin, at) for at in range(before, before + after)] == expected[before:]
+    assert twin.tokens == whole.tokens == prompt + expected
+    assert len(part.tokens) == len(prompt) + before + 1
 
 
 @settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 10_000),
     size=st.integers(1, 9000),
-    uniform=st.floats(0, 1, exclude_max=True),
+    share=st.floats(0, 1, exclude_max=True),
 )
 def test_weighted_pick_is_the_inverse_of_the_cumulative_sum(
-    seed: int, size: int, uniform: float
+    seed: int, size: int, share: float
 ) -> None:
     weights = np.random.default_rng(seed).random(size).astype(np.float32) ** 8
     weights[1::3] = 0
-    index = draw_index(weights, uniform)
+    index = draw_index(weights, share)
     ends = np.cumsum(weights, dtype=np.float64) / weights.sum(dtype=np.float64)
     assert weights[index] > 0
-    assert (ends[index - 1] if index else 0.0) - 1e-5 <= uniform <= ends[index] + 1e-5
+    assert (ends[index - 1] if index else 0.0) - 1e-5 <= share <= ends[index] + 1e-5
 
 
 @settings(deadline=None, max_examples=60)
@@ -245,15 +306,15 @@ def test_nucleus_never_is_empty() -> None:
 def test_logits_that_are_not_numbers(value: float, temperature: float) -> None:
     logits = logits_of(0, 300)
     logits[4] = value
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, temperature=temperature), prompt=[], end_tokens=[], seed=1, n_logits=KNOWN
     )
     with pytest.raises(ArtifactError, match="not finite"):
-        sample(logits)
+        sampler.sample(logits)
 
 
 def test_nothing_left_to_pick() -> None:
-    sample = make_sampler(
+    sampler = Sampler(
         replace(OPTIONS, min_new_tokens=1),
         prompt=[],
         end_tokens=range(4),
@@ -263,7 +324,7 @@ def test_nothing_left_to_pick() -> None:
     with pytest.raises(
         UsageError, match="the options forbid every token: .* stop_tokens with min_new_tokens"
     ):
-        sample(np.ones(4, np.float32))
+        sampler.sample(np.ones(4, np.float32))
 
 
 # Options
@@ -359,8 +420,8 @@ def test_numbers_near_the_ends_of_floats(name: str, value: float) -> None:
     logits = np.random.default_rng(0).normal(size=50).astype(np.float32) * 10
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sample = make_sampler(options, prompt=[1, 2, 3], end_tokens=[], seed=1, n_logits=50)
-        picked = [sample(logits.copy()) for _ in range(20)]
+        sampler = Sampler(options, prompt=[1, 2, 3], end_tokens=[], seed=1, n_logits=50)
+        picked = [sampler.sample(logits.copy()) for _ in range(20)]
     assert all(0 <= token < 50 for token in picked)
     if name == "temperature" and value < 1:
         assert set(picked) == {int(logits.argmax())}

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 
 from builders.tiny_artifact import byte_tokenizer
-from gptx.generation.loop import Step
-from gptx.generation.stream import Transcript
+from gptx.generation.transcript import Transcript
 from gptx.text.detokenizer import Detokenizer
 from gptx.text.stop_strings import StopSet, StopStrings
 from gptx.text.tokenizer import Tokenizer
@@ -113,7 +112,7 @@ def transcribe(
     pieces = []
     for n, token in enumerate(ids, 1):
         finish = "stop" if token == end else "length" if n == len(ids) else None
-        pieces.append(transcript.push(Step(0, token, finish)))
+        pieces.append(transcript.push(token, finish))
         if transcript.finish:
             break
     return transcript, pieces

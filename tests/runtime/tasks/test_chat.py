@@ -10,6 +10,7 @@ import pytest
 import gptx
 from builders.tiny_artifact import write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
+from gptx.kv_cache.rows import Rows
 from gptx.model import Model
 from gptx.text.chat_template import ChatTemplate, load_template
 from gptx.text.prefix import common_length
@@ -134,9 +135,10 @@ def test_a_turn_feeds_only_what_is_new(model: Model, monkeypatch: pytest.MonkeyP
     chat.send("the cat sat on the mat", max_new_tokens=8)
     before = len(chat.tokens)
     fed: list[int] = []
-    session = chat._session
-    advance = session.advance
-    monkeypatch.setattr(session, "advance", lambda rows: fed.append(len(rows[0])) or advance(rows))
+    run = Rows.run
+    monkeypatch.setattr(
+        Rows, "run", lambda rows, feeds: fed.append(len(feeds[0].ids)) or run(rows, feeds)
+    )
     stream = chat.stream("why?", max_new_tokens=3)
     total = len(model.chat_ids([*chat.messages, {"role": "user", "content": "why?"}]))
     list(stream)
@@ -190,7 +192,7 @@ def test_a_prompt_may_fill_the_context_and_no_more(model: Model) -> None:
 
 
 def test_an_answer_has_no_default_limit(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptx.generation.loaded_model.MAX_NEW_TOKENS", 1)
+    monkeypatch.setattr("gptx.engine.loaded_model.MAX_NEW_TOKENS", 1)
     completion = model.chat().send("hello")
     assert len(completion.token_ids) > 1
     assert completion.finish_reason in ("stop", "context")

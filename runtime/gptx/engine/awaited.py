@@ -1,0 +1,69 @@
+"""Streams for asyncio: await their completions, or iterate over their pieces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import islice
+from typing import Protocol
+
+from gptx.engine.stream import Stream
+from gptx.generation.transcript import Completion
+
+
+class OpenStream(Protocol):
+    """Opens a Stream whose prompt and options were checked; see LoadedModel.stream_ids."""
+
+    def __call__(
+        self, *, unattended: bool = False, on_step: Callable[[], object] | None = None
+    ) -> Stream: ...
+
+
+async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Completion]:
+    """Wait for texts without blocking the event loop, for `at_once` of them at a time.
+
+    Cancelling the task cancels the texts.
+    """
+    news, found, growing = _News(), [], deque[Stream]()
+    left = iter(calls)
+    try:
+        while growing or len(found) < len(calls):
+            for open_one in islice(left, at_once - len(growing)):
+                growing.append(open_one(unattended=True, on_step=news.tell))
+            while not growing[0].has_ended():
+                await news.wait()
+            found.append(growing.popleft().result())
+    finally:
+        for stream in growing:
+            stream.close()
+    return found
+
+
+async def pieces(open_one: OpenStream) -> AsyncIterator[str]:
+    """The pieces of one text, as they come. Leaving the iteration closes the text."""
+    news = _News()
+    with open_one(unattended=True, on_step=news.tell) as stream:
+        while True:
+            while not stream.has_news():
+                await news.wait()
+            piece = next(stream, None)
+            if piece is None:
+                return
+            yield piece
+
+
+class _News:
+    """Wakes a task when the engine, in another thread, has news."""
+
+    def __init__(self) -> None:
+        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(self) -> None:
+        """Called by the engine."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event.clear()

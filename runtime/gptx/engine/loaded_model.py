@@ -1,0 +1,422 @@
+"""An opened artifact that encodes prompts and generates text: the base class of gptx.Model.
+
+It joins the graph, the tokenizer, the options and the engine. The tasks (chat, classify, score,
+summarize) are built on it; it knows none of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, Unpack, overload
+
+from gptx.artifact.class_head import Head
+from gptx.artifact.manifest import Manifest
+from gptx.artifact.task import Task
+from gptx.engine.awaited import OpenStream, completions, pieces
+from gptx.engine.control import Control, control_of, is_cancelled
+from gptx.engine.engine import Engine, Stats
+from gptx.engine.generate import Generate, logits_to_sample
+from gptx.engine.stream import Stream
+from gptx.errors import UsageError
+from gptx.generation.options import MAX_NEW_TOKENS, Keywords, Options, takes_options
+from gptx.generation.prompt import Prompt, encode, is_batch
+from gptx.generation.resolve_options import resolve
+from gptx.generation.row_plan import check_options, check_prompts, plan_row
+from gptx.generation.sampling import Sampler
+from gptx.generation.session import Session
+from gptx.generation.transcript import Completion, Transcript
+from gptx.kv_cache.memory_limit import default_cache_memory
+from gptx.ort.graph import OnnxGraph
+from gptx.text.chat_template import ChatTemplate, Message
+from gptx.text.detokenizer import Detokenizer
+from gptx.text.stop_strings import StopSet, StopStrings
+from gptx.text.tokenizer import Tokenizer
+
+MAX_ROWS = 8  # texts that grow at the same time
+MAX_QUEUE = 1024  # requests that wait for a row
+PREFIX_MEMORY = 256_000_000  # bytes of stored prefixes, unless the app gives cache_memory
+
+
+class LoadedModel:
+    """An opened artifact. gptx.Model, its only subclass, documents the attributes and threads."""
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        *,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None = None,
+        generation: Mapping[str, Any] | None = None,
+        task: Task | None = None,
+        head: Head | None = None,
+        max_rows: int = MAX_ROWS,
+        cache_memory: int | None = None,
+        speculate: bool = True,
+    ) -> None:
+        self._graph: OnnxGraph | None = graph  # None: the model is closed
+        self.manifest: Manifest = graph.manifest
+        self.provider: str = graph.provider
+        self.graph: Path = graph.file
+        self.decode: Path | None = graph.decode_file
+        self.kernels: str | None = graph.kernels
+        self.tokenizer: Tokenizer | None = tokenizer
+        self.template: ChatTemplate | None = template
+        self.generation: dict[str, Any] = dict(generation or {})
+        self.task: Task | None = task
+        self.head: Head | None = head
+        self.engine: Engine = Engine(
+            graph,
+            max_rows=max_rows,
+            memory=cache_memory or default_cache_memory(),
+            prefix_memory=cache_memory or PREFIX_MEMORY,
+            max_queue=MAX_QUEUE,
+            speculate=speculate,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The artifact's folder."""
+        return self.manifest.path
+
+    @property
+    def n_ctx(self) -> int:
+        """The model's context, in tokens: the most that prompt and new text may hold together."""
+        return self.manifest.model.n_ctx
+
+    @property
+    def takes_positions(self) -> bool:
+        """True if position_ids is an input of the graph, False if the graph counts positions."""
+        return self._opened().takes_positions
+
+    @overload
+    def generate(self, prompt: str | list[int], **options: Unpack[Keywords]) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], **options: Unpack[Keywords]
+    ) -> list[Completion]: ...
+    @takes_options
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        **options: Unpack[Keywords],
+    ) -> Completion | list[Completion]:
+        """Generate text that continues a prompt, and return all of it.
+
+        prompt: a text, or a list of token ids. A list of prompts is decoded as one batch and gives
+        a list of completions. Each text is the same as without the other prompts.
+
+        Options have the names of transformers' `generate`:
+
+        - max_new_tokens: the most tokens to generate.
+        - min_new_tokens: the model may not end the text before it has this many new tokens.
+        - temperature: 0 takes the likeliest token each time (greedy decoding). Above 0, tokens are
+          drawn at random from softmax(logits / temperature).
+        - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
+        - repetition_penalty: above 1, tokens that occurred before become less likely.
+        - seed: the seed of the random draws. Prompt i of a list draws with seed + i. Without a
+          seed, one is chosen at random; Completion.seed reports it.
+        - stop: a string, or a list of strings. The text ends before the first that occurs.
+        - stop_tokens: token ids that end the text, in addition to the model's own.
+
+        These end a text early, or let an app take part:
+
+        - max_time: seconds after which the text ends, with what was generated so far.
+        - cancel: a threading.Event. Once another thread sets it, the text ends.
+        - overflow: what happens when the context is full. "stop" ends the text. "slide" goes on
+          with the newest tokens, which are read anew, as a prompt would be.
+        - logits_processor: a function of the tokens so far (the prompt's, too) and the logits, a
+          float32 array (vocab_size,). It changes them in place, or returns others.
+        - on_token: a function that gets each new token and its text. An error in one of these two
+          functions ends this text alone, and is raised here.
+
+        - logprobs: True gives the log-probability of each new token (Completion.logprobs), and
+          top_logprobs=n those of the n likeliest (Completion.top_logprobs). They are the model's
+          own, before temperature and all other options.
+
+        An option that is not given comes from the artifact's generation_config.json. If the file
+        does not set it either, decoding is greedy and ends after 256 new tokens. The file of the
+        default model asks for sampling: pass temperature=0, or a seed, to get the same text each
+        time.
+
+        Raises PromptError for a prompt that is empty, too long or neither text nor token ids,
+        UsageError for wrong options, GptxError if there is too little memory.
+        """
+        found, growing = [], deque[Stream]()
+        try:
+            for open_one in self._calls(_prompts(prompt), options):
+                growing.append(open_one())
+                if len(growing) > 2 * self.engine.max_rows:  # the queue holds no more than needed
+                    found.append(growing.popleft().result())
+            found += [stream.result() for stream in growing]
+        finally:
+            for stream in growing:
+                stream.close()
+        return found if is_batch(prompt) else found[0]
+
+    @takes_options
+    def stream(
+        self,
+        prompt: Prompt,
+        **options: Unpack[Keywords],
+    ) -> Stream:
+        """Generate as `generate` does, and return a Stream that yields the text while it grows.
+
+        The prompt is one text, or one list of token ids. Options and their defaults are those of
+        `generate`, so both give the same text.
+
+        Raises PromptError, UsageError and GptxError as `generate` does, before any text is read.
+        """
+        (open_one,) = self._calls([prompt], options)
+        return open_one()
+
+    @takes_options
+    def submit(self, prompt: Prompt, **options: Unpack[Keywords]) -> Stream:
+        """Generate in the background, and return a Stream at once.
+
+        The text grows although nobody reads it: `result` waits for all of it, `cancel` ends it
+        early, and iterating gives its pieces. The prompt, options and errors are those of `stream`.
+        """
+        (open_one,) = self._calls([prompt], options)
+        return open_one(unattended=True)
+
+    @overload
+    async def generate_async(
+        self, prompt: str | list[int], **options: Unpack[Keywords]
+    ) -> Completion: ...
+    @overload
+    async def generate_async(
+        self, prompt: list[str] | list[list[int]], **options: Unpack[Keywords]
+    ) -> list[Completion]: ...
+    @takes_options
+    async def generate_async(
+        self, prompt: Prompt | Sequence[Prompt], **options: Unpack[Keywords]
+    ) -> Completion | list[Completion]:
+        """Do what `generate` does, for asyncio: the event loop goes on meanwhile.
+
+        Cancelling the task ends the text.
+        """
+        calls = self._calls(_prompts(prompt), options)
+        found = await completions(calls, at_once=2 * self.engine.max_rows)
+        return found if is_batch(prompt) else found[0]
+
+    @takes_options
+    async def stream_async(self, prompt: Prompt, **options: Unpack[Keywords]) -> AsyncIterator[str]:
+        """Do what `stream` does, for asyncio: `async for piece in model.stream_async(...)`.
+
+        Leaving the loop, or cancelling the task, ends the text.
+        """
+        (open_one,) = self._calls([prompt], options)
+        async for piece in pieces(open_one):
+            yield piece
+
+    def stats(self) -> Stats:
+        """What the model is doing: requests that have a row or wait for one, tokens, memory."""
+        return self.engine.stats()
+
+    def save_prefixes(self, path: str | Path) -> None:
+        """Write what the model has read and kept to a safetensors file, for `load_prefixes`.
+
+        These are beginnings of texts: prompts, examples, turns of chats. Raises OutputError if the
+        file cannot be written; nothing is then left of it.
+        """
+        self._opened()
+        self.engine.save_prefixes(path)
+
+    def load_prefixes(self, path: str | Path) -> None:
+        """Add what `save_prefixes` wrote, so that texts which begin so need not be read again.
+
+        The file belongs to the same graph, weights and type of cache, and to the same kernel order
+        of native operators (or the same ONNX Runtime, without them). Raises ArtifactError for
+        another or a damaged file.
+        """
+        self._opened()
+        self.engine.load_prefixes(path)
+
+    def session(self, batch_size: int = 1, *, size: int | None = None) -> Session:
+        """Open a Session, the step-level interface: token ids in, logits out.
+
+        batch_size: the number of rows (sequences).
+        size: the most tokens that each row may hold. Memory for all of them is allocated at once.
+        Without it, a row may hold n_ctx tokens, and the KV cache grows with use.
+
+        Raises UsageError for values out of range, GptxError if there is too little memory.
+        """
+        return Session(self._opened(), batch_size, size=size)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt, with the special tokens that the tokenizer adds (bos).
+
+        A list of token ids is checked and returned. Raises PromptError for an empty text or an id
+        outside the vocabulary, UsageError for a text if the artifact has no tokenizer.
+        """
+        return encode(
+            prompt,
+            tokenizer=self.tokenizer,
+            vocab_size=self.manifest.model.vocab_size,
+            path=self.path,
+        )
+
+    def need_chat(self) -> tuple[Tokenizer, ChatTemplate]:
+        """The tokenizer and the chat template. Raises UsageError if the artifact lacks one."""
+        self._need_language("generated")
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.path} has no tokenizer, so there is no chat: generate from token ids"
+            )
+        if self.template is None:
+            raise UsageError(
+                f"{self.path} has no chat template, so there is no chat: "
+                "generate text from a prompt"
+            )
+        return self.tokenizer, self.template
+
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation in the model's chat template, as token ids that `generate` takes.
+
+        messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
+
+        Raises UsageError without a chat template or if the template refuses the messages,
+        PromptError if they are no messages, ArtifactError if the template is broken.
+        """
+        tokenizer, template = self.need_chat()
+        return tokenizer.encode(template.render(messages), add_special_tokens=False)
+
+    def resolve_options(
+        self, given: Mapping[str, Any], *, max_new_tokens: int | None = None
+    ) -> tuple[Options, Control]:
+        """The checked options of a text: the call's, else those of generation_config.json.
+
+        max_new_tokens: the default of that option. None: only the context limits the text.
+
+        Raises UsageError for wrong options or a classification model.
+        """
+        self._need_language("generated")
+        options, control = control_of(given, self.generation)
+        resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens)
+        model, tokens = self.manifest.model, self.manifest.tokens
+        check_options(
+            resolved,
+            (*tokens.eos, *resolved.stop_tokens),
+            tokenizer_vocab_size=tokens.vocab_size or model.vocab_size,
+            vocab_size=model.vocab_size,
+        )
+        return resolved, control
+
+    def _calls(self, given_prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[OpenStream]:
+        """For each prompt of a call, a function that opens its Stream. All are checked before.
+
+        Prompt i draws with seed + i.
+        """
+        began = time.perf_counter()
+        options, control = self.resolve_options(given, max_new_tokens=MAX_NEW_TOKENS)
+        prompts = [self.encode(one) for one in given_prompts]
+        check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
+        stops = StopSet(options.stop)
+        seeds = [
+            None if options.seed is None else options.seed + row for row in range(len(prompts))
+        ]
+        return [
+            partial(
+                self.stream_ids, ids, replace(options, seed=seed), control, ids, began, stops=stops
+            )
+            for ids, seed in zip(prompts, seeds)
+        ]
+
+    def stream_ids(
+        self,
+        ids: list[int],
+        options: Options,
+        control: Control,
+        context: Sequence[int],
+        began: float,
+        *,
+        stops: StopSet | None = None,
+        keep: int = 0,
+        on_end: Callable[[Completion], None] | None = None,
+        on_step: Callable[[], object] | None = None,
+        unattended: bool = False,
+    ) -> Stream:
+        """A Stream that continues checked token ids.
+
+        context: the tokens in front of the new text, for the detokenizer. They decide whether the
+        text begins with a space. began: time.perf_counter() at the call. stops: options.stop,
+        prepared. keep: the first tokens that a text keeps when it outgrows the context.
+        on_end: called with the Completion when the stream ends or is closed. on_step,
+        unattended: see Request.
+        """
+        self._opened()
+        tokens, vocab_size = self.manifest.tokens, self.manifest.model.vocab_size
+        slides = control.overflow == "slide"
+        plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx, slides=slides)
+        known = tokens.vocab_size or vocab_size
+        sampler = Sampler(
+            options,
+            prompt=ids,
+            end_tokens=plan.end_tokens,
+            seed=options.seed,
+            n_logits=logits_to_sample(plan, known),
+            max_length=len(ids) + plan.limit if plan.limit_reason == "length" else None,
+        )
+        detokenizer = strings = None
+        if self.tokenizer is not None:
+            detokenizer = Detokenizer(self.tokenizer, context)
+            strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
+        transcript = Transcript(detokenizer, strings, len(ids), options.seed, began)
+        work = Generate(
+            ids,
+            plan,
+            sampler,
+            transcript,
+            tokenizer_vocab_size=known,
+            control=control,
+            n_ctx=self.n_ctx,
+            keep=keep,
+        )
+        request = self.engine.submit(
+            work,
+            deadline=None if control.max_time is None else began + control.max_time,
+            cancelled=is_cancelled(control.cancel),
+            on_step=on_step,
+            unattended=unattended,
+        )
+        return Stream(self.engine, request, work, on_end=on_end)
+
+    def close(self) -> None:
+        """End all texts, and free the memory of the weights once all sessions are closed, too.
+
+        Afterwards the model cannot be used. Leaving a `with` block closes it as well.
+        """
+        # Taken before it is closed, so that a second thread that calls close finds None
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self.engine.close()
+            graph.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _need_language(self, done: str) -> None:
+        """Raise UsageError for a classification model. done: the message's verb ("generated")."""
+        if self.manifest.model.n_class:
+            raise UsageError(
+                f"{self.path} is a classification model, so no text can be {done}: use classify"
+            )
+
+    def _opened(self) -> OnnxGraph:
+        if self._graph is None:
+            raise UsageError("this model is closed")
+        return self._graph
+
+
+def _prompts(prompt: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts of a call that takes one prompt or a list of them."""
+    several: Any = prompt if is_batch(prompt) else [prompt]
+    return several

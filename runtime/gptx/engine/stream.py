@@ -1,0 +1,189 @@
+"""A text while it is generated: pieces as they come, or the whole at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Self
+
+from gptx.engine.engine import Engine
+from gptx.engine.generate import Generate
+from gptx.engine.request import Request
+from gptx.errors import UsageError, shown
+from gptx.generation.option_kinds import is_number
+from gptx.generation.transcript import Completion
+
+
+class Stream:
+    """Text while it is generated: iterate over it to get the text in pieces.
+
+    Model.stream, Model.submit and Chat.stream return a Stream. A piece is never empty, and never
+    ends within a character. `completion` has the text so far, the token ids, the finish reason and
+    timings. `close`, or leaving a `with` block, ends the stream early. `result` waits for the rest.
+    If the artifact has no tokenizer, iterating gives no pieces, and `completion` has only the token
+    ids.
+
+    The model computes when a piece is asked for, here or in another call at the same time. Pieces
+    that were computed meanwhile are kept.
+
+    Iterating raises ArtifactError if the model fails, and UsageError if the options forbid every
+    token.
+
+    Threads: one thread at a time may iterate; a second one gets UsageError. Any thread may call
+    `close`: a thread that waits for a piece then gets no more of them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        work: Generate,
+        *,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> None:
+        self._engine, self._request, self._work = engine, request, work
+        self._on_end = on_end
+        self._read = 0  # tokens whose pieces were read
+        self._ended = False
+        self._closed = False  # close was called
+        self._failed = False  # an error was raised
+        # Held by the thread that reads the next piece, or that ends the stream
+        self._lock = threading.RLock()
+        self._reader = threading.current_thread()  # the thread that read last
+
+    @property
+    def completion(self) -> Completion:
+        """What was read so far, and all of it once the stream has ended."""
+        found = self._work.transcript.completion(self._read)
+        if not self._ended:
+            return replace(found, finish_reason=None)
+        whole = self._read == len(self._work.transcript.token_ids)
+        return replace(found, finish_reason=(self._work.finish if whole else None) or "closed")
+
+    def has_ended(self) -> bool:
+        """Whether nothing more will be computed."""
+        return self._request.ended
+
+    def has_news(self) -> bool:
+        """Whether iterating returns at once, with a piece or at the end."""
+        unread = self._work.transcript.pieces[self._read :]
+        return any(unread) or self._request.ended
+
+    def __iter__(self) -> Self:
+        return self
+
+    def is_read_elsewhere(self) -> bool:
+        """Whether the stream goes on and was last read by another thread, which still runs."""
+        if self._ended or self._closed or self._reader is threading.current_thread():
+            return False
+        return self._reader.is_alive()
+
+    def __next__(self) -> str:
+        if not self._lock.acquire(False):
+            raise UsageError("another thread is reading this stream: let one thread read it")
+        try:
+            self._reader = threading.current_thread()
+            if self._ended or self._closed:
+                raise StopIteration
+            return self._next_piece()
+        finally:
+            if self._closed:
+                self._end()
+            self._lock.release()
+
+    def _next_piece(self) -> str:
+        pieces = self._work.transcript.pieces
+        while self._wait():
+            piece = pieces[self._read]
+            self._read += 1
+            if self._request.ended and self._request.error is None and self._read == len(pieces):
+                self._end()
+            if piece:
+                return piece
+        raise StopIteration
+
+    def _wait(self) -> bool:
+        """Wait for the next token. Returns False if there is none; then the stream has ended.
+
+        Raises the request's error, once; after that, UsageError.
+        """
+        pieces, request = self._work.transcript.pieces, self._request
+        if self._failed:
+            raise UsageError(
+                "this stream failed or was interrupted in the middle of a step: close it and"
+                " generate again"
+            )
+        if len(pieces) > self._read:
+            return True
+        try:
+            self._engine.wait(request, lambda: len(pieces) > self._read)
+        except BaseException:
+            self._failed = request.ended
+            raise
+        if len(pieces) > self._read:
+            return True
+        if request.error is not None:
+            self._failed = True
+            raise request.error
+        self._end()
+        return False
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait until the text has ended, and return all of it, also if it was closed early.
+
+        timeout: the most seconds to wait; None: as long as it takes. Raises TimeoutError if they
+        have passed, and what iterating raises.
+        """
+        if timeout is not None:
+            if not is_number(timeout) or not float(timeout) >= 0:
+                raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
+            timeout = min(float(timeout), threading.TIMEOUT_MAX)
+        request = self._request
+        if not request.ended and not self._engine.wait(request, lambda: False, timeout):
+            raise TimeoutError(f"the text has not ended after {timeout} seconds")
+        with self._lock:
+            self._read = len(self._work.transcript.pieces)
+            if not self._ended:
+                self._wait()
+            return self.completion
+
+    def close(self, *, wait: bool = False) -> None:
+        """End the stream. Its text so far stays in `completion`.
+
+        wait: if another thread waits for a piece, return only after it has got it. Otherwise
+        `close` returns at once, and that thread ends the stream.
+        """
+        if not isinstance(wait, bool):
+            raise UsageError(f"wait is {shown(wait)}, expected True or False")
+        self._closed = True
+        self._engine.end(self._request)
+        # Another thread that holds the lock ends the stream itself, and so does this one if close
+        # was called in the middle of its own step (by a signal handler or a callback).
+        if self._lock.acquire(wait):
+            try:
+                if self._request.ended:
+                    self._end()
+            finally:
+                self._lock.release()
+
+    def cancel(self) -> None:
+        """Do what `close` does."""
+        self.close()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._on_end is not None:
+            try:
+                self._on_end(self.completion)
+            except BaseException:  # Ctrl-C: the next `close` does it again
+                self._ended = False
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,133 @@
+"""The tokens of one text while it is generated, with their text and timings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gptx.generation.row_plan import FinishReason
+from gptx.text.detokenizer import Detokenizer
+from gptx.text.stop_strings import StopStrings
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated for one prompt.
+
+    Fields:
+
+    - text: the new text, without the stop string that ended it. None if the artifact has no
+      tokenizer.
+    - token_ids: all new tokens, including the token that ended the text and those of a stop string.
+    - finish_reason: why generation ended, see below.
+    - prompt_tokens: the number of tokens in the prompt.
+    - seed: the seed of the random draws. None: decoding was greedy.
+    - time_to_first_token: seconds from the call to the first token.
+    - tokens_per_second: the speed after the first token; 0 if there is only one token.
+    - drafted, accepted: tokens that speculation guessed, and those that were right.
+    - logprobs: the log-probability of each new token, in nats; None unless asked for.
+    - top_logprobs: for each new token, the log-probabilities of the likeliest, by token id; None
+      unless asked for.
+
+    Finish reasons:
+
+    - "stop": the model generated a token that ends the text, or a stop string occurred.
+    - "length": the limit was reached: max_new_tokens, or max_length of generation_config.json.
+    - "context": the model's context is full.
+    - "time": the time was up (max_time).
+    - "closed": it was cancelled, or its stream closed, before its end.
+    - None: the text has not ended yet.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    seed: int | None
+    time_to_first_token: float
+    tokens_per_second: float
+    drafted: int = 0
+    accepted: int = 0
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+
+
+@dataclass
+class Transcript:
+    """What was generated so far for one prompt.
+
+    detokenizer, stop_strings: None if the artifact has no tokenizer; then there is no text.
+    began: time.perf_counter() at the call.
+    """
+
+    detokenizer: Detokenizer | None
+    stop_strings: StopStrings | None
+    prompt_tokens: int
+    seed: int | None
+    began: float = 0.0
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)  # the text that can be shown after each token
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+    finish: FinishReason | None = None
+    first_token: float = 0.0  # seconds from the call to the first token
+    ends: list[float] = field(default_factory=list)  # seconds of decode steps, up to each token
+    _withheld: str = ""  # text that may become part of a stop string
+
+    def push(self, token: int, finish: FinishReason | None) -> str:
+        """Add a token. Returns the new text that can be shown, which may be "".
+
+        finish: why the text ends with this token; None: it goes on. Text that may become part of a
+        stop string is withheld until later tokens decide it. A stop string sets `finish`.
+        """
+        piece = self._text_of(token, finish)
+        self.token_ids.append(token)
+        self.pieces.append(piece)
+        return piece
+
+    def _text_of(self, token: int, finish: FinishReason | None) -> str:
+        if self.detokenizer is None or self.stop_strings is None:
+            self.finish = finish
+            return ""
+        shown = finish != "stop"  # the text of the token that ends a row is not shown
+        text = self._withheld + (self.detokenizer.push(token) if shown else "")
+        if self.stop_strings.push(token, visible=shown):
+            finish = "stop"
+        if finish:
+            text += self.detokenizer.flush()
+        # If no stop string occurred, the end of the text is shown even if it could begin one.
+        ends_whole = finish and not self.stop_strings.found
+        certain = max(len(text) - (0 if ends_whole else self.stop_strings.withheld), 0)
+        self._withheld, self.finish = text[certain:], finish
+        return text[:certain]
+
+    def add_time(self, *, since_call: float, step: float) -> None:
+        """Count the time of the token that was added last, in seconds.
+
+        since_call: from the call to the end of its step. step: of its step alone, or its share of a
+        step that gave several tokens.
+        """
+        if self.ends:
+            self.ends.append(self.ends[-1] + step)
+        else:
+            self.first_token = since_call
+            self.ends.append(0.0)
+
+    def completion(self, n: int | None = None) -> Completion:
+        """The Completion of the first `n` tokens, or of all."""
+        n = len(self.token_ids) if n is None else n
+        seconds = self.ends[min(n, len(self.ends)) - 1] if n and self.ends else 0.0
+        return Completion(
+            text=None if self.detokenizer is None else "".join(self.pieces[:n]),
+            token_ids=self.token_ids[:n],
+            finish_reason=self.finish if n == len(self.token_ids) else None,
+            prompt_tokens=self.prompt_tokens,
+            seed=self.seed,
+            time_to_first_token=self.first_token if n else 0.0,
+            tokens_per_second=(n - 1) / seconds if seconds else 0.0,
+            drafted=self.drafted,
+            accepted=self.accepted,
+            logprobs=self.logprobs[:n] or None,
+            top_logprobs=[top for top in self.top_logprobs[:n] if top] or None,
+        )
