@@ -47,8 +47,8 @@ ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "swig
 NORMS = {"rmsnorm": 1, "layernorm": 2}
 KINDS = {"dot": 0, "cosine": 1, "additive": 2}
 LAYOUTS = {"blocks": 0, "channels": 1, "in_out": 2, "out_in": 3}
-# of quantized weights, by the bits of their activations: two terms of 8 bits are next to floats, and
-# much faster
+# Terms of quantized weights, by the bits of their activations. Two terms of 8 bits are next to
+# floats, and much faster.
 TERMS = {8: 1, 16: 2, 32: 2}
 WIDEST_HEAD = 1024
 
