@@ -18,6 +18,7 @@ import numpy as np
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import processors
 from gptx.generation.options import Options
+from gptx.softmax import exp_weights
 
 Sampler = Callable[[np.ndarray], int]  # float32 logits (V,), which it may overwrite -> token id
 
@@ -132,9 +133,8 @@ def filter_logits(
         ids, weights = _narrow(
             ids, weights, np.flatnonzero(weights >= top + temperature * math.log(min_p))
         )
-    weights -= top
-    weights /= temperature
-    np.exp(weights, out=weights)
+    weights = weights.astype(np.float32, copy=False)
+    exp_weights(weights, top, temperature, out=weights)
     if top_p < 1:
         ids, weights = _narrow(ids, weights, nucleus(weights, top_p))
         # The likeliest token has weight 1, so min_p is the least weight.

@@ -28,7 +28,7 @@ from gptx.artifact.task import prompt as prompt_of
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.session import Session
-from gptx.softmax import log_softmax
+from gptx.softmax import exp, log, log_softmax
 from gptx.tasks.fit_prompt import fit_prompt
 from gptx.tasks.label_scores import label_scores
 from gptx.tasks.label_tokens import label_tokens
@@ -212,8 +212,8 @@ class _LabelScorer:
 
     def prior(self) -> np.ndarray:
         """Log-probabilities of the labels after texts without content, (n_labels,)."""
-        probabilities = [np.exp(log_softmax(self(text)[0])) for text in CONTENT_FREE]
-        return np.log(np.mean(probabilities, axis=0))
+        probabilities = [exp(log_softmax(self(text)[0])) for text in CONTENT_FREE]
+        return log(np.mean(probabilities, axis=0))
 
     def _label_tokens(self, prompt: str) -> list[tuple[int, ...]]:
         return label_tokens(self._tokenizer, prompt, self._labels, self._end)
@@ -241,9 +241,22 @@ def _by_head(
             yield _result(head, logits, len(fitted.ids), fitted.left_out)
 
 
+def values_of(head: Head, logits: np.ndarray) -> np.ndarray:
+    """The scores (n_labels,) that transformers' pipeline computes from logits (n_labels,).
+
+    Single-label: the softmax. Multi-label: the sigmoid of each logit. Regression: the logits
+    themselves.
+    """
+    if head.kind == "regression":
+        return logits
+    if head.kind == "multi_label_classification":
+        return 1 / (1 + exp(-logits))
+    return exp(log_softmax(logits))
+
+
 def _result(head: Head, scores: np.ndarray, prompt_tokens: int, left_out: int) -> Classification:
     """The Classification of scores (n_labels,). Labels with equal scores keep their order."""
-    values = head.values(scores)
+    values = values_of(head, scores)
     order = sorted(range(len(values)), key=lambda at: -scores[at])
     return Classification(
         label=head.labels[order[0]],

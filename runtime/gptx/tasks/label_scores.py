@@ -49,4 +49,4 @@ def _log_probabilities(
 ) -> list[np.ndarray]:
     """Feed tokens, and return the log-probabilities after each, or after the last: float64 (V,)."""
     rows = session.feed([ids], all_logits=True)[0] if each and len(ids) > 1 else session.feed([ids])
-    return list(log_softmax(rows.astype(np.float64)))
+    return list(log_softmax(rows))

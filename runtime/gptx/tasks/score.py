@@ -18,7 +18,7 @@ from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.prompt import Prompt
 from gptx.generation.session import Session
 from gptx.parity.metrics import CHUNK
-from gptx.softmax import logsumexp
+from gptx.softmax import exp, logsumexp
 from gptx.text.detokenizer import Detokenizer
 
 # Scoring warns if a text has more windows than this, and if each token is read this many times.
@@ -83,7 +83,7 @@ def score(model: LoadedModel, text: Prompt, *, overlap: int | None = None) -> Sc
         pieces=pieces,
         logprobs=[None, *values],
         total=total,
-        perplexity=math.exp(min(-total / len(values), 700.0)),  # exp(710) overflows
+        perplexity=float(exp(min(-total / len(values), 700.0))),  # exp(710) overflows
         bits_per_byte=_bits_per_byte(text, pieces, total),
         overlap=repeated if len(ids) > n_ctx + 1 else 0,
     )
@@ -122,7 +122,7 @@ def _window(session: Session, ids: Sequence[int], start: int, first: int, end: i
     values: list[float] = []
     for at in range(first - 1, end - 1, CHUNK):
         piece = ids[at : min(at + CHUNK, end - 1)]
-        logits = session.feed([piece], all_logits=True)[0].astype(np.float64)  # (n, V)
+        logits = session.feed([piece], all_logits=True)[0]  # (n, V)
         targets = np.array(ids[at + 1 : at + 1 + len(piece)])
         values += (logits[np.arange(len(piece)), targets] - logsumexp(logits)).tolist()
     return values
