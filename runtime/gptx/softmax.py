@@ -23,7 +23,8 @@ def exp_weights(
 
     logits: float32 (V,) without NaN, contiguous. top: the largest logit, a finite number.
     temperature: 1e-30 to 1e30. out: where the weights are written, float32 (V,), contiguous; it may
-    be `logits`. A logit of -infinity has a weight of exactly 0; so have weights below e^-87.
+    be `logits`. A logit of -infinity has a weight of exactly 0, and the library gives 0 for weights
+    below e^-87.
 
     The sum is that of the float32 weights, in float64.
     """
