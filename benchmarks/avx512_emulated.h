@@ -40,6 +40,12 @@ static inline simde__m512i emulated_to_int(simde__m512 x) {
   halves_of(x, half);
   return joined(_mm256_cvtps_epi32(half[0]), _mm256_cvtps_epi32(half[1]));
 }
+static inline simde__m512d emulated_to_double(__m256 x) {
+  __m256d half[2] = {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+  simde__m512d y;
+  memcpy(&y, half, 64);
+  return y;
+}
 static inline simde__m512 emulated_from_half(__m256i x) {
   return joined(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
 }
@@ -89,6 +95,7 @@ static inline float emulated_largest(simde__m512 x) {
 #define _mm512_cvtepi8_epi32 emulated_cvtepi8
 #define _mm512_cvtepi32_ps emulated_to_float
 #define _mm512_cvtps_epi32 emulated_to_int
+#define _mm512_cvtps_pd emulated_to_double
 #define _mm512_cvtph_ps emulated_from_half
 #define _mm512_cvtps_ph(x, rounding) emulated_to_half(x)
 #define _mm512_extractf32x8_ps emulated_extract

@@ -1,6 +1,7 @@
-// Random cases for the kernels of one instruction set: prints three hashes for each case, of its
-// product, of its attention, and of a product whose weights are packed here. kernel_bits.py compares
-// those of several instruction sets and processors.
+// Random cases for the kernels of one instruction set: prints four hashes for each case, of its
+// product, of its attention, of a product whose weights are packed here, and of the weights and the
+// logsumexp of a row of logits. kernel_bits.py compares those of several instruction sets and
+// processors.
 //
 //   kernel_bits NAME CASES [FIRST]    NAME best: those that this processor would choose
 //
@@ -37,6 +38,14 @@ static const uint64_t EMPTY = 14695981039346656037u;
 static uint64_t hash;
 static int64_t differing;  // cases whose result depends on how tokens and pieces are cut
 static int64_t misread;    // cases whose offsets are others than those in the stored columns
+static void add(const double* p, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t bits;
+    memcpy(&bits, p + i, 8);
+    if (p[i] != p[i]) bits = 0x7ff8ull << 48;
+    hash = (hash ^ bits) * 1099511628211u;
+  }
+}
 static void add(const float* p, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     uint32_t bits;
@@ -254,6 +263,31 @@ static void attention(const Kernels* k) {
   free((void*)t.score), free(t.keys), free(t.values), free(t.queries), free(t.out), free(t.partials), free(joined);
 }
 
+// Weights and logsumexp of a row of logits, exp and log of the same numbers as doubles. Some are
+// -infinity; in one row of eight some are infinite or NaN too.
+static void softmax(const Kernels* k) {
+  int64_t n = 1 + below(below(16) ? 200 : 5000);
+  float *x = numbers(n), *weights = numbers(n), spread = (float)(1 << below(8)), top = -__builtin_inff();
+  double *doubles = (double*)malloc(8 * n), *out = (double*)malloc(8 * n);
+  bool damaged = below(8) == 0;
+  for (int64_t i = 0; i < n; i++) {
+    x[i] *= spread;
+    if (below(20) == 0) x[i] = -__builtin_inff();
+    if (damaged && below(20) == 0) x[i] = below(2) ? __builtin_inff() : __builtin_nanf("");
+    if (x[i] > top) top = x[i];
+    doubles[i] = x[i] * (1 + draw() * 1e-12);
+  }
+  double sums[] = {k->exp_weights(x, n, top, 1 / (0.01f + (float)below(300) * 0.01f), weights), k->logsumexp(x, n),
+                   k->logsumexp_doubles(doubles, n)};
+  add(weights, n), add(sums, 3);
+  k->exp(doubles, n, out);
+  add(out, n);
+  for (int64_t i = 0; i < n; i++) doubles[i] = below(3) ? out[i] : doubles[i];
+  k->log(doubles, n, out);
+  add(out, n);
+  free(x), free(weights), free(doubles), free(out);
+}
+
 #ifdef ONLY
 extern const Kernels* const ONLY;
 static const Kernels* named(const char*) { return ONLY; }
@@ -278,6 +312,9 @@ int main(int argc, char** argv) {
     printf("%016llx ", (unsigned long long)hash);
     hash = EMPTY;
     offsets_in_columns(k);
+    printf("%016llx ", (unsigned long long)hash);
+    hash = EMPTY;
+    softmax(k);
     printf("%016llx\n", (unsigned long long)hash);
   }
   if (differing) fprintf(stderr, "%lld cases depend on how tokens and pieces are cut\n", (long long)differing);

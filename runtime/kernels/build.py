@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 COMMON = ["choose", "memory", "pack", "packed_file", "pool", "kernels_plain", "operators"]
-COMMON += ["op_attention", "op_embed", "op_linear", "op_normalize"]
+COMMON += ["op_attention", "op_embed", "op_linear", "op_normalize", "softmax"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # The files of each kind of processor, with the flags of their instruction sets.
 X86 = {

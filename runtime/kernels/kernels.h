@@ -112,6 +112,12 @@ struct Kernels {
   // items are (run, key-value head) or, with partials, (run, key-value head, piece)
   void (*attend)(AttentionTask&, int64_t first, int64_t last);
   void (*join)(AttentionTask&, int64_t first, int64_t last);    // the pieces of [token][head]
+  // of a row of logits (softmax.h)
+  double (*exp_weights)(const float* x, int64_t n, float top, float scale, float* out);
+  double (*logsumexp)(const float* x, int64_t n);
+  double (*logsumexp_doubles)(const double* x, int64_t n);
+  void (*exp)(const double* x, int64_t n, double* out);
+  void (*log)(const double* x, int64_t n, double* out);
 };
 
 // The kernels of an instruction set; null if they were not built, or this processor lacks it.

@@ -6,6 +6,7 @@
 #define GPTX_NAME "avx2"
 namespace {
 #include "lanes_avx2.h"
+#include "doubles_avx2.h"
 #include "table.h"
 }  // namespace
 extern const Kernels* const gptx_kernels_avx2;

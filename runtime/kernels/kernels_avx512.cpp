@@ -6,6 +6,7 @@
 #define GPTX_NAME "avx512"
 namespace {
 #include "lanes_avx512.h"
+#include "doubles_avx512.h"
 #include "table.h"
 }  // namespace
 extern const Kernels* const gptx_kernels_avx512;

@@ -6,6 +6,7 @@
 #define GPTX_NAME "neondot"
 namespace {
 #include "lanes_neon.h"
+#include "doubles_neon.h"
 #include "table.h"
 }  // namespace
 extern const Kernels* const gptx_kernels_neondot;

@@ -4,6 +4,7 @@
 #define GPTX_NAME "plain"
 namespace {
 #include "lanes_plain.h"
+#include "doubles_plain.h"
 #include "table.h"
 }  // namespace
 extern const Kernels* const gptx_kernels_plain;

@@ -151,7 +151,9 @@ static inline Norm norm_of(const OrtApi* api, const OrtKernelInfo* info) {
   return norm;
 }
 
-extern int chosen_threads;  // of the sessions that are opened next
+// Of the sessions that are opened next; null: none were chosen yet.
+extern const Kernels* chosen_kernels;
+extern int chosen_threads;
 
 // Each operator has a function that makes its kernel from a node, one that runs it, one that frees it.
 Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel** out);

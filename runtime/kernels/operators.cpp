@@ -1,20 +1,15 @@
 // gptx's operators for ONNX Runtime: Embed, Normalize, Linear and Attention, domain "gptx".
 //
 // Here they are registered; each has a file op_*.cpp. docs/reference/operators.md lists the inputs.
+#include "export.h"
 #include "operator.h"
 #include "pack.h"
 #include "packed_file.h"
 
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-static const int INTERFACE = 3;  // of this library; see ort/native.py
+static const int INTERFACE = 4;  // of this library; see ort/native.py
 
 // What the next sessions use. Python sets both while it opens one session at a time.
-static const Kernels* chosen;
+const Kernels* chosen_kernels;
 int chosen_threads = 1;
 
 static void destroy_plain(Kernel* kernel) { free(kernel); }
@@ -37,7 +32,7 @@ static const Operator& of(const OrtCustomOp* op) { return *(const Operator*)op; 
 static Status create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** out) {
   Kernel* kernel = nullptr;
   if (Status s = of(op).make(api, info, &kernel)) return s;
-  kernel->api = api, kernel->kernels = chosen, kernel->threads = chosen_threads;
+  kernel->api = api, kernel->kernels = chosen_kernels, kernel->threads = chosen_threads;
   *out = kernel;
   return nullptr;
 }
@@ -93,11 +88,11 @@ static Operator operators[] = {
 EXPORT const char* gptx_choose(const char* name, int threads, int huge_pages) {
   const Kernels* found = name ? find_kernels(name) : best_kernels();
   if (!found) return nullptr;
-  chosen = found;
+  chosen_kernels = found;
   chosen_threads = threads > 0 ? threads : 1;
   use_huge_pages = huge_pages != 0;
   forget_packed();
-  return chosen->name;
+  return chosen_kernels->name;
 }
 
 // Python compares it with its own number: a library that was built from other sources is not used.
@@ -112,7 +107,7 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
   static OrtCustomOpDomain* domain;  // lives as long as the process, like the library
   if (!domain) {
     stay_loaded();
-    if (!chosen) chosen = best_kernels();
+    if (!chosen_kernels) chosen_kernels = best_kernels();
     if (Status s = new_domain(api, "gptx", &domain)) return s;
     for (Operator& op : operators)
       if (Status s = add_operator(api, domain, &op)) return s;

@@ -16,6 +16,7 @@ from typing import Any
 import lief
 
 EXPORTS = {"RegisterCustomOps", "gptx_choose", "gptx_interface", "gptx_packed"}
+EXPORTS |= {"gptx_exp_weights", "gptx_logsumexp", "gptx_exp", "gptx_log"}
 OF_THE_LINKER = {"_mh_dylib_header", "__dso_handle"}  # Apple's linker exports them unasked
 SYSTEM = re.compile(
     r"lib(c|m|pthread|dl)\.so\.\d|ld-linux-aarch64\.so\.1|/usr/lib/libSystem\.B\.dylib"

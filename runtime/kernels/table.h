@@ -7,4 +7,9 @@
 
 #include "attention.h"
 
-static const Kernels table = {GPTX_NAME, prepare, multiply, normalize, place, attend, join};
+#include "functions_double.h"
+
+#include "softmax.h"
+
+static const Kernels table = {GPTX_NAME,    prepare,           multiply,           normalize,    place,       attend, join,
+                              exp_weights, logsumexp<float>, logsumexp<double>, on_each<exp>, on_each<log>};

@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from gptx.artifact.json_files import read_side_file
 from gptx.artifact.task import Task
 from gptx.errors import ArtifactError
-from gptx.softmax import log_softmax
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 N_LABELS = 2  # if config.json has neither id2label nor num_labels: transformers' default
@@ -43,18 +40,6 @@ class Head:
             return "regression"
         several = self.problem_type == "multi_label_classification" or len(self.labels) == 1
         return "multi_label_classification" if several else "single_label_classification"
-
-    def values(self, logits: np.ndarray) -> np.ndarray:
-        """The scores that transformers' pipeline computes from logits (n_labels,).
-
-        Single-label: the softmax. Multi-label: the sigmoid of each logit. Regression: the logits
-        themselves.
-        """
-        if self.kind == "regression":
-            return logits
-        if self.kind == "multi_label_classification":
-            return np.exp(-np.logaddexp(0.0, -logits))  # the sigmoid, without overflow
-        return np.exp(log_softmax(logits))
 
 
 def strip_padding(ids: Sequence[int], pad: int | None) -> list[int]:

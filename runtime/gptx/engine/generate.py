@@ -128,7 +128,7 @@ class _Logprobs:
     """
 
     def __init__(self, logits: np.ndarray, control: Control) -> None:
-        self._values = log_softmax(logits.astype(np.float64))
+        self._values = log_softmax(logits)
         n = min(control.top_logprobs, len(logits))
         likeliest = np.argpartition(-self._values, n - 1)[:n] if n else []
         ordered = sorted(map(int, likeliest), key=lambda token: (-self._values[token], token))

@@ -49,8 +49,8 @@ class Logprobs:
         """Look up the next tokens in the logits (n, V)."""
         done = len(self.values)
         targets = np.array(self._targets[done : done + len(logits)])
-        wide = logits.astype(np.float64)
-        self.values += (wide[np.arange(len(wide)), targets] - logsumexp(wide)).tolist()
+        found = logits[np.arange(len(logits)), targets]
+        self.values += (found - logsumexp(logits)).tolist()
         if len(self.values) == len(self._targets):
             self.finish = "length"
         return self.wanted_from + len(self.values)

@@ -22,6 +22,7 @@ import numpy as np
 from gptx.errors import ArtifactError, UsageError
 from gptx.generation.logits_processors import processors
 from gptx.generation.options import Options
+from gptx.softmax import exp_weights
 
 Filter = Callable[[np.ndarray], np.ndarray]  # weights -> the indices that are kept
 
@@ -179,9 +180,8 @@ def filter_logits(
         ids, weights = _narrow(
             ids, weights, np.flatnonzero(weights >= top + temperature * math.log(min_p))
         )
-    weights -= top
-    weights /= temperature
-    np.exp(weights, out=weights)
+    weights = weights.astype(np.float32, copy=False)
+    exp_weights(weights, top, temperature, out=weights)
     if top_p < 1:
         ids, weights = _narrow(ids, weights, nucleus(weights, top_p))
         # The likeliest token has weight 1, so min_p is the least weight.

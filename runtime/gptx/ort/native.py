@@ -24,7 +24,7 @@ VARIABLE = "GPTX_KERNELS"  # names the kernels to use; "none": ONNX Runtime's op
 # and takes the next number. gptx.json states the number that a step graph was made for.
 KERNEL_ORDER = 1
 # Number of the library's interface: a library that was built from other sources is not used.
-INTERFACE = 3
+INTERFACE = 4
 # Number of the layout of packed weights in a file (runtime/kernels/packed_file.h).
 PACKING = 1
 UNTESTED = {"darwin": "macOS", "win32": "Windows"}  # built and inspected, but never run
@@ -79,8 +79,18 @@ def choose_kernels(threads: int, *, huge_pages: bool = True) -> str | None:
 
 def available() -> bool:
     """True if there is a library, and GPTX_KERNELS is not "none"."""
-    left_out = os.environ.get(VARIABLE) == "none" or _left_out.get()
-    return library() is not None and not left_out
+    return functions() is not None and not _left_out.get()
+
+
+def functions() -> ctypes.CDLL | None:
+    """The library for its functions of logits; None without it, or if GPTX_KERNELS is "none".
+
+    gptx.softmax calls them. They run on the kernels that were chosen last, or on the best.
+    """
+    if os.environ.get(VARIABLE) == "none":
+        return None
+    loaded = _load()
+    return None if isinstance(loaded, str) else loaded
 
 
 @contextmanager
@@ -148,6 +158,13 @@ def _load() -> ctypes.CDLL | str:
     loaded.gptx_choose.restype = ctypes.c_char_p
     loaded.gptx_packed.argtypes = (ctypes.c_char_p, ctypes.c_int)
     loaded.gptx_packed.restype = ctypes.c_char_p
+    array, count = ctypes.c_void_p, ctypes.c_int64
+    loaded.gptx_exp_weights.argtypes = (array, count, ctypes.c_float, ctypes.c_float, array)
+    loaded.gptx_exp_weights.restype = ctypes.c_double
+    loaded.gptx_logsumexp.argtypes = (array, array, count, count, array)
+    loaded.gptx_exp.argtypes = loaded.gptx_log.argtypes = (array, count, array)
+    for function in (loaded.gptx_logsumexp, loaded.gptx_exp, loaded.gptx_log):
+        function.restype = None
     return loaded
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from gptx.softmax import log_softmax
+from gptx.softmax import exp, log_softmax
 
 CHUNK = 64  # positions that are converted to float64 at once
 
@@ -77,7 +77,7 @@ class Tally:
     def _add(self, reference: np.ndarray, logits: np.ndarray, targets: np.ndarray) -> None:
         log_p, log_q = log_softmax(reference), log_softmax(logits)
         self.add_difference(reference, logits)
-        self.kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
+        self.kl.append((exp(log_p) * (log_p - log_q)).sum(-1))
         chosen, top = logits.argmax(-1), reference.argmax(-1)
         rows = np.arange(len(reference))
         self.add_choice(chosen == top, reference[rows, top] - reference[rows, chosen])
@@ -129,12 +129,12 @@ class Tally:
 
 def perplexity_of(nll: np.ndarray) -> float:
     """exp of the mean negative log-likelihood (nats); NaN for an empty array."""
-    return math.exp(min(nll.mean(), 700.0)) if len(nll) else math.nan  # exp(710) overflows
+    return float(exp(min(nll.mean(), 700.0))) if len(nll) else math.nan  # exp(710) overflows
 
 
 def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:
     """Mean KL divergence in nats of (n, vocab_size) logits from the reference's; 0 if n is 0."""
     if not len(reference):
         return 0.0
-    log_p, log_q = log_softmax(reference.astype(np.float64)), log_softmax(logits.astype(np.float64))
-    return max(float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean()), 0.0)
+    log_p, log_q = log_softmax(reference), log_softmax(logits)
+    return max(float((exp(log_p) * (log_p - log_q)).sum(-1).mean()), 0.0)

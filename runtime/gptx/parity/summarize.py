@@ -74,7 +74,7 @@ def _highest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     top = min(TOP, n_logits)
     ids = np.argpartition(values, -top, axis=-1)[:, -top:]
     logits = np.take_along_axis(values, ids, -1).astype(np.float32)
-    totals = logsumexp(values.astype(np.float64)).astype(np.float32)
+    totals = logsumexp(values).astype(np.float32)
     return ids.astype(_id_type(n_logits)), logits, totals
 
 

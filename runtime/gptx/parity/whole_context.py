@@ -13,7 +13,7 @@ import numpy as np
 
 from gptx.engine.loaded_model import LoadedModel
 from gptx.ort.device import CPU
-from gptx.softmax import log_softmax, logsumexp
+from gptx.softmax import exp, log, log_softmax, logsumexp
 
 WHOLE = 2048  # a context of at most this many tokens is one window
 PIECES, PIECE = 8, 256  # in a longer context: number of windows, spread evenly; tokens of each
@@ -90,7 +90,7 @@ def _highest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     top = min(TOP, values.shape[1])
     ids = np.argpartition(values, -top, axis=-1)[:, -top:]
     id_type = np.uint16 if values.shape[1] <= 1 << 16 else np.uint32
-    totals = logsumexp(values.astype(np.float64)).astype(np.float32)
+    totals = logsumexp(values).astype(np.float32)
     return ids.astype(id_type), np.take_along_axis(values, ids, -1).astype(np.float32), totals
 
 
@@ -132,8 +132,8 @@ def kl_of_top(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
 
     All other tokens count as one, with the probability that is left (at least 1e-12).
     """
-    rest_p, rest_q = (np.clip(1 - np.exp(x).sum(-1), 1e-12, None) for x in (log_p, log_q))
-    return (np.exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * np.log(rest_p / rest_q)
+    rest_p, rest_q = (np.clip(1 - exp(x).sum(-1), 1e-12, None) for x in (log_p, log_q))
+    return (exp(log_p) * (log_p - log_q)).sum(-1) + rest_p * log(rest_p / rest_q)
 
 
 def reaches_offsets(model: LoadedModel) -> bool:

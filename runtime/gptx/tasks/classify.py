@@ -30,7 +30,7 @@ from gptx.engine.loaded_model import LoadedModel
 from gptx.engine.read import LastLogits
 from gptx.engine.run import run
 from gptx.errors import PromptError, UsageError, shown
-from gptx.softmax import log_softmax
+from gptx.softmax import exp, log, log_softmax
 from gptx.tasks.fit_prompt import fit_prompt
 from gptx.tasks.label_scores import label_scores
 from gptx.tasks.label_tokens import label_tokens
@@ -207,8 +207,8 @@ class _LabelScorer:
 
     def prior(self) -> np.ndarray:
         """Log-probabilities of the labels after texts without content, (n_labels,)."""
-        probabilities = [np.exp(log_softmax(self(text)[0])) for text in CONTENT_FREE]
-        return np.log(np.mean(probabilities, axis=0))
+        probabilities = [exp(log_softmax(self(text)[0])) for text in CONTENT_FREE]
+        return log(np.mean(probabilities, axis=0))
 
     def _label_tokens(self, prompt: str) -> list[tuple[int, ...]]:
         return label_tokens(self.tokenizer, prompt, self.labels, self.end)
@@ -236,9 +236,22 @@ def _by_head(
         yield _result(head, work.logits, len(fitted.ids), fitted.left_out)
 
 
+def values_of(head: Head, logits: np.ndarray) -> np.ndarray:
+    """The scores (n_labels,) that transformers' pipeline computes from logits (n_labels,).
+
+    Single-label: the softmax. Multi-label: the sigmoid of each logit. Regression: the logits
+    themselves.
+    """
+    if head.kind == "regression":
+        return logits
+    if head.kind == "multi_label_classification":
+        return 1 / (1 + exp(-logits))
+    return exp(log_softmax(logits))
+
+
 def _result(head: Head, scores: np.ndarray, prompt_tokens: int, left_out: int) -> Classification:
     """The Classification of scores (n_labels,). Labels with equal scores keep their order."""
-    values = head.values(scores)
+    values = values_of(head, scores)
     order = sorted(range(len(values)), key=lambda at: -scores[at])
     return Classification(
         label=head.labels[order[0]],

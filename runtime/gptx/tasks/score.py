@@ -17,6 +17,7 @@ from gptx.engine.read import Logprobs
 from gptx.engine.run import run
 from gptx.errors import PromptError, warn
 from gptx.generation.prompt import Prompt
+from gptx.softmax import exp
 from gptx.text.detokenizer import Detokenizer
 
 # Scoring warns if a text has more windows than this, and if each token is read this many times.
@@ -86,7 +87,7 @@ def score(
         pieces=pieces,
         logprobs=[None, *values],
         total=total,
-        perplexity=math.exp(min(-total / len(values), 700.0)),  # exp(710) overflows
+        perplexity=float(exp(min(-total / len(values), 700.0))),  # exp(710) overflows
         bits_per_byte=_bits_per_byte(text, pieces, total),
         overlap=repeated if len(ids) > n_ctx + 1 else 0,
     )

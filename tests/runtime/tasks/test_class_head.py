@@ -18,6 +18,7 @@ from builders.tiny_artifact import refresh
 from gpt_export.export import export_checkpoint
 from gptx.artifact.class_head import Head, read_head
 from gptx.errors import ArtifactError, CheckpointError, UsageError
+from gptx.tasks.classify import values_of
 from gptx_models.checkpoints.checkpoint import load_config, load_head, load_model
 from gptx_models.data.pretraining import train_tokenizer
 from gptx_models.importers import import_checkpoint
@@ -317,5 +318,5 @@ def test_other_labels_are_refused(artifacts: dict[int, Path]) -> None:
 
 
 def test_a_sigmoid_of_large_logits_is_finite() -> None:
-    values = Head(("one",)).values(np.array([-1000.0]))
-    assert values[0] == 0 and Head(("one",)).values(np.array([1000.0]))[0] == 1
+    head = Head(("one",))
+    assert values_of(head, np.array([-1000.0])) == 0 and values_of(head, np.array([1000.0])) == 1
