@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from builders.native_graphs import needs_library
 from gptx.errors import UsageError
 from gptx.generation.options import Options
-from gptx.generation.sampling import random_sampler
+from gptx.generation.sampling import Sampler
 from gptx.ort import native
 from gptx.softmax import exp, exp_weights, log, log_softmax, logsumexp
 
@@ -167,8 +167,10 @@ def test_a_seed_gives_the_same_draws_on_all_kernels() -> None:
     logits = np.random.default_rng(1).normal(0, 3, 5003).astype(np.float32)
 
     def draws() -> list[np.ndarray]:
-        sample = random_sampler(Options(temperature=0.8, top_k=0, top_p=1.0), 7)
-        return [np.array([sample(logits.copy()) for _ in range(200)])]
+        sampler = Sampler(
+            Options(temperature=0.8), prompt=(), end_tokens=(), seed=7, n_logits=len(logits)
+        )
+        return [np.array([sampler.sample(logits.copy()) for _ in range(200)])]
 
     (drawn,) = on_all(draws)
     assert len(set(drawn.tolist())) > 20
