@@ -16,7 +16,7 @@ from gptx.artifact.task import Example, read_task
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
 from gptx.generation.loaded_model import LoadedModel
-from gptx.generation.options import Given, takes_options
+from gptx.generation.option_keywords import Given, takes_options
 from gptx.generation.prompt import Prompt
 from gptx.ort.device import check_device
 from gptx.ort.graph import open_graph

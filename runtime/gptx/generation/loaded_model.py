@@ -15,8 +15,10 @@ from gptx.artifact.class_head import Head
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
 from gptx.errors import UsageError
+from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.loop import Generation, check_options
-from gptx.generation.options import MAX_NEW_TOKENS, Given, Options, takes_options
+from gptx.generation.option_keywords import Given, takes_options
+from gptx.generation.options import MAX_NEW_TOKENS, Options
 from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
 from gptx.generation.session import Session
@@ -94,6 +96,9 @@ class LoadedModel:
           drawn at random from softmax(logits / temperature).
         - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
         - repetition_penalty: above 1, tokens that occurred before become less likely.
+        - typical_p, epsilon_cutoff, eta_cutoff, top_n_sigma, xtc_probability, xtc_threshold,
+          presence_penalty, frequency_penalty, no_repeat_ngram_size, dry_multiplier and others:
+          docs/reference/options.md explains them.
         - seed: the seed of the random draws. Prompt i of a list draws with seed + i. Without a
           seed, one is chosen at random; Completion.seed reports it.
         - stop: a string, or a list of strings. The text ends before the first that occurs.
@@ -109,7 +114,7 @@ class LoadedModel:
         """
         began = time.perf_counter()
         self._need_language("generated")
-        resolved = resolve(options, self.generation, max_new_tokens=MAX_NEW_TOKENS)
+        resolved = self._resolve(options, MAX_NEW_TOKENS)
         batch = is_batch(prompt)
         given: Any = prompt if batch else [prompt]
         prompts = [self.encode(one) for one in given]
@@ -201,7 +206,7 @@ class LoadedModel:
         Raises UsageError for wrong options or a classification model.
         """
         self._need_language("generated")
-        options = resolve(given, self.generation, max_new_tokens=max_new_tokens)
+        options = self._resolve(given, max_new_tokens)
         model, tokens = self.manifest.model, self.manifest.tokens
         check_options(
             options,
@@ -256,6 +261,10 @@ class LoadedModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _resolve(self, given: Mapping[str, Any], max_new_tokens: int | None) -> Options:
+        options = resolve(given, self.generation, max_new_tokens=max_new_tokens)
+        return breakers_as_ids(options, self.tokenizer)
 
     def _need_language(self, done: str) -> None:
         """Raise UsageError for a classification model. done: the message's verb ("generated")."""

@@ -9,7 +9,8 @@ from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.loaded_model import LoadedModel
 from gptx.generation.loop import check_prompts
 from gptx.generation.one_thread import OneThread
-from gptx.generation.options import Given, Options, takes_options
+from gptx.generation.option_keywords import Given, takes_options
+from gptx.generation.options import Options
 from gptx.generation.stream import Completion, Stream
 
 
