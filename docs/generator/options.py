@@ -1,12 +1,13 @@
 """The options of a generation, made from the fields of `gptx.generation.options.Options`;
-and the fields of generation_config.json, by what gptx makes of them."""
+and the fields of generation_config.json, by what gptx does with them."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from generator.markdown import escaped, table
-from gptx.generation.generation_config import FIELDS
+from gptx.generation.generation_config import ROWS
 from gptx.generation.options import DEFAULTS, SPECS, OptionSpec
 
 
@@ -32,25 +33,28 @@ def _flag(name: str, spec: OptionSpec) -> str:
 
 
 def _default(value: Any) -> str:
-    return "" if value in (None, ()) else f"`{value}`"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{json.dumps(one)}`" for one in value)
+    return "" if value is None else f"`{value}`"
 
 
 def _says(spec: OptionSpec) -> str:
     return escaped(spec.help) + (" Only in sampling." if spec.sampling_only else "")
 
 
-ROLES = {
-    "option": "obeyed, unless the call gives the option",
-    "rule": "obeyed; no option of a call",
-    "token": "obeyed; the ends of a text are also in gptx.json",
-    "not obeyed": "gptx warns when the artifact is exported and when it is loaded",
-    "no effect": "changes no text",
+DONE = {
+    "option": "yes",
+    "control": "yes",
+    "rule": "yes, from the file only",
+    "token": "yes",
+    "not obeyed": "no: gptx warns at export and when the artifact is loaded",
+    "no effect": "not needed",
 }
 
 
 def generation_config_page() -> str:
-    rows = []
-    for role, says in ROLES.items():
-        names = ", ".join(f"`{name}`" for name, found in FIELDS.items() if found == role)
-        rows.append((says, names))
-    return table(["what gptx does", "fields"], rows)
+    rows = [
+        (", ".join(f"`{name}`" for name in row.names), DONE[row.role], escaped(row.note))
+        for row in ROWS
+    ]
+    return table(["fields", "done", "how, or why not"], rows)

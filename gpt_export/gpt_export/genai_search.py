@@ -12,14 +12,15 @@ from typing import Any
 
 from gptx.errors import CheckpointError, UsageError
 from gptx.generation.generation_config import unsupported, unsupported_in_words
-from gptx.generation.generation_rules import NO_RULES, Rules, without_fraction
-from gptx.generation.options import Options
+from gptx.generation.generation_rules import Rules, without_fraction
+from gptx.generation.options import DEFAULTS, Options
 from gptx.generation.resolve_options import FROM_FILE, resolve
 from gptx.progress import note
 
 # fields of generation_config.json that genai has and gptx does not: it searches with beams
 _BEAM_FIELDS = ("num_beams", "length_penalty", "early_stopping")
-_RULES_IN_GENAI = ("max_length", "min_length", "no_repeat_ngram_size")
+_RULES_IN_GENAI = ("max_length", "min_length")
+_OPTIONS_IN_GENAI = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
 _LARGEST_INT = 2**31 - 1
 
 
@@ -48,8 +49,8 @@ def search(
         "top_k": min(top_k, shape["vocab_size"]) if isinstance(top_k, int) and top_k > 0 else 0,
         "top_p": min(_positive(generation.get("top_p"), default=1.0), 1.0),
     }
-    if rules.no_repeat_ngram_size:
-        values["no_repeat_ngram_size"] = min(rules.no_repeat_ngram_size, _LARGEST_INT)
+    if options.no_repeat_ngram_size:
+        values["no_repeat_ngram_size"] = min(options.no_repeat_ngram_size, _LARGEST_INT)
     if beams != 1:
         values["length_penalty"] = _positive(generation.get("length_penalty"), default=1.0)
         values["early_stopping"] = generation.get("early_stopping") is True
@@ -72,24 +73,27 @@ def note_unsupported(generation: Mapping[str, Any], *, genai: bool) -> None:
 def not_in_genai_config(generation: Mapping[str, Any]) -> list[str]:
     """Names of the fields that change the generated text and that genai_config.json cannot hold."""
     options = _options(generation)
-    rules: Rules = options.rules
     names = [
         name
         for name in ("max_new_tokens", "min_new_tokens", "stop_strings")
         if generation.get(name) is not None
     ]
     # A max_length of 20, Hugging Face's default, is read as max_new_tokens.
-    limits_new_tokens = rules.max_length is None and options.max_new_tokens is not None
+    limits_new_tokens = options.rules.max_length is None and options.max_new_tokens is not None
     if limits_new_tokens and "max_new_tokens" not in names:
         names.append("max_length")
-    if options.temperature > 0 and options.min_p > 0:
-        names.append("min_p")
-    given = [
+    names += [
+        name
+        for name, default in DEFAULTS.items()
+        if name in generation and getattr(options, name) != default
+        if name not in (*names, *_OPTIONS_IN_GENAI)
+    ]
+    names += [
         field.name
         for field in fields(Rules)
-        if getattr(rules, field.name) != getattr(NO_RULES, field.name)
+        if getattr(options.rules, field.name) != field.default
+        if field.name not in _RULES_IN_GENAI
     ]
-    names += [name for name in given if name not in _RULES_IN_GENAI]
     return names + [name for name in unsupported(generation) if name not in _BEAM_FIELDS]
 
 

@@ -17,7 +17,7 @@ from gptx.artifact.task import Example, read_task
 from gptx.engine.loaded_model import MAX_ROWS, LoadedModel
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
-from gptx.generation.options import Keywords, takes_options
+from gptx.generation.option_keywords import Keywords, takes_options
 from gptx.generation.prompt import Prompt
 from gptx.kv_cache.memory_limit import size_in_bytes
 from gptx.ort.device import check_device

@@ -119,7 +119,8 @@ def _one(model: Model, chance: random.Random, alone: list[list[int]], report: Re
             report.differing += 1
         return "ended"
     if kind < 0.45:
-        model.generate(PROMPTS[at], **options | {"temperature": 0.9, "top_p": 0.9})
+        sampled: dict[str, Any] = {**options, "temperature": 0.9, "top_p": 0.9}
+        model.generate(PROMPTS[at], **sampled)
         return "sampled"
     if kind < 0.6:
         with model.stream(PROMPTS[at], **options) as stream:
@@ -153,7 +154,8 @@ def _mistake(model: Model, chance: random.Random, prompt: str, options: dict[str
     try:
         kind = chance.random()
         if kind < 0.3:
-            model.generate(prompt, **options | {"temperature": -1})
+            wrong: dict[str, Any] = {**options, "temperature": -1}
+            model.generate(prompt, **wrong)
         elif kind < 0.6:
             model.generate(prompt, on_token=fails, **options)
         else:

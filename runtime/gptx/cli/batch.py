@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gptx.cli.output import result, write_json_line
 from gptx.cli.prompt import parse_tokens
 from gptx.errors import PromptError
-from gptx.generation.options import Given
+from gptx.generation.option_keywords import Given
 
 if TYPE_CHECKING:
     from gptx.model import Model

@@ -21,7 +21,7 @@ from gptx.cli.options import model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
 from gptx.errors import PromptError
-from gptx.generation.options import Given
+from gptx.generation.option_keywords import Given
 
 if TYPE_CHECKING:
     from gptx.model import Model

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from gptx.cli.prompt import checked
-from gptx.generation.option_kinds import TEXTS
+from gptx.generation.option_kinds import BREAKERS, TEXTS
 from gptx.generation.options import SPECS, flags
 
 device_option = click.option(
@@ -54,7 +54,10 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def collected(*args: Any, **kwargs: Any) -> Any:
         given = {name: kwargs.pop(name) for name in names}
-        given["stop"] = [unescape(checked(text, "--stop")) for text in given["stop"]] or None
+        for name in names:
+            if _is_repeatable(name):
+                flag = flags(name)[-1]
+                given[name] = [unescape(checked(text, flag)) for text in given[name]] or None
         sampling = {name: value for name, value in given.items() if value is not None}
         return command(*args, sampling=sampling, **kwargs)
 
@@ -68,10 +71,14 @@ def _click_option(name: str) -> Callable[..., Any]:
     return click.option(
         *flags(name),
         type=spec.kind.shell,
-        multiple=spec.kind is TEXTS,
+        multiple=_is_repeatable(name),
         metavar=spec.metavar,
         help=spec.help,
     )
+
+
+def _is_repeatable(name: str) -> bool:
+    return SPECS[name].kind in (TEXTS, BREAKERS)
 
 
 def was_given(name: str) -> bool:

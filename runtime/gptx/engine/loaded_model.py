@@ -23,7 +23,9 @@ from gptx.engine.engine import Engine, Stats
 from gptx.engine.generate import Generate, logits_to_sample
 from gptx.engine.stream import Stream
 from gptx.errors import UsageError
-from gptx.generation.options import MAX_NEW_TOKENS, Keywords, Options, takes_options
+from gptx.generation.dry_breakers import breakers_as_ids
+from gptx.generation.option_keywords import Keywords, takes_options
+from gptx.generation.options import MAX_NEW_TOKENS, Options
 from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
 from gptx.generation.row_plan import check_options, check_prompts, plan_row
@@ -118,6 +120,9 @@ class LoadedModel:
           drawn at random from softmax(logits / temperature).
         - top_k, top_p, min_p: draw only from the likeliest tokens. They need a temperature.
         - repetition_penalty: above 1, tokens that occurred before become less likely.
+        - typical_p, epsilon_cutoff, eta_cutoff, top_n_sigma, xtc_probability, xtc_threshold,
+          presence_penalty, frequency_penalty, no_repeat_ngram_size, dry_multiplier and others:
+          docs/reference/options.md explains them.
         - seed: the seed of the random draws. Prompt i of a list draws with seed + i. Without a
           seed, one is chosen at random; Completion.seed reports it.
         - stop: a string, or a list of strings. The text ends before the first that occurs.
@@ -298,6 +303,7 @@ class LoadedModel:
         self._need_language("generated")
         options, control = control_of(given, self.generation)
         resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens)
+        resolved = breakers_as_ids(resolved, self.tokenizer)
         model, tokens = self.manifest.model, self.manifest.tokens
         check_options(
             resolved,

@@ -1,48 +1,125 @@
 """The fields of generation_config.json: which ones gptx obeys, and which ones it cannot obey.
 
-The fields are those of transformers' GenerationConfig (version 4.57, and top_h of version 5).
-generation_rules.py reads the values of those that gptx obeys.
+The fields are those of transformers' GenerationConfig (version 4.57, and top_h of version 5), and
+the options of gptx that transformers does not have. options.py and generation_rules.py say how the
+values are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # What gptx does with a field:
-# "option"      the call may give it, too (gptx.generation.options)
-# "rule"        only the file can ask for it: a rule for the logits or the length
+# "option"      obeyed; the call may give it, too (gptx.generation.options)
+# "control"     obeyed; the call may give it, too (gptx.engine.control)
+# "rule"        obeyed; only the file can ask for it: a rule for the logits or the length
 # "token"       ignored here: gptx.json has the token's id
 # "not obeyed"  it changes the text in transformers, and gptx does not do it: see `unsupported`
 # "no effect"   the text is the same without it
-Role = Literal["option", "rule", "token", "no effect", "not obeyed"]
+Role = Literal["option", "rule", "control", "token", "no effect", "not obeyed"]
 
-_ROLES: tuple[tuple[Role, str], ...] = (
-    ("option", "max_new_tokens min_new_tokens temperature top_k top_p min_p"),
-    ("option", "repetition_penalty do_sample stop_strings"),
-    ("rule", "max_length min_length suppress_tokens begin_suppress_tokens bad_words_ids"),
-    ("rule", "sequence_bias no_repeat_ngram_size encoder_no_repeat_ngram_size"),
-    ("rule", "encoder_repetition_penalty forced_bos_token_id forced_eos_token_id"),
-    ("rule", "exponential_decay_length_penalty typical_p epsilon_cutoff eta_cutoff"),
-    ("token", "bos_token_id eos_token_id pad_token_id"),
-    ("not obeyed", "num_beams num_beam_groups diversity_penalty length_penalty early_stopping"),
-    ("not obeyed", "constraints force_words_ids num_return_sequences penalty_alpha dola_layers"),
-    ("not obeyed", "guidance_scale watermarking_config token_healing max_time is_assistant"),
-    ("not obeyed", "cache_implementation top_h"),
-    # Speed and memory
-    ("no effect", "use_cache cache_config return_legacy_cache prefill_chunk_size low_memory"),
-    ("no effect", "compile_config disable_compile prompt_lookup_num_tokens"),
-    ("no effect", "max_matching_ngram_size assistant_early_exit num_assistant_tokens"),
-    ("no effect", "num_assistant_tokens_schedule assistant_confidence_threshold"),
-    ("no effect", "assistant_lookbehind target_lookbehind"),
-    # What transformers' generate returns beside the tokens
-    ("no effect", "output_attentions output_hidden_states output_scores output_logits"),
-    ("no effect", "return_dict_in_generate transformers_version _from_model_config _commit_hash"),
-    # renormalize_logits adds the same number to all logits. remove_invalid_values changes logits
-    # that are not finite; in gptx they are an error. The last one is for encoder-decoder models.
-    ("no effect", "renormalize_logits remove_invalid_values decoder_start_token_id"),
+
+class Row(NamedTuple):
+    """Fields of one role. note: what gptx does with them, or why it does nothing."""
+
+    role: Role
+    names: tuple[str, ...]
+    note: str
+
+
+def _row(role: Role, names: str, note: str) -> Row:
+    return Row(role, tuple(names.split()), note)
+
+
+ROWS: tuple[Row, ...] = (
+    _row(
+        "option",
+        "max_new_tokens min_new_tokens temperature top_k top_p min_p typical_p epsilon_cutoff"
+        " eta_cutoff repetition_penalty no_repeat_ngram_size sequence_bias bad_words_ids"
+        " top_h suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id"
+        " exponential_decay_length_penalty",
+        "an option of the call, too",
+    ),
+    _row("option", "do_sample", "false is temperature 0; a call asks for sampling by temperature"),
+    _row("option", "stop_strings", "the option stop of a call"),
+    _row(
+        "option",
+        "top_n_sigma xtc_probability xtc_threshold presence_penalty frequency_penalty"
+        " dry_multiplier dry_base dry_allowed_length dry_sequence_breakers logit_bias",
+        "an option of the call, too; transformers does not have it",
+    ),
+    _row("rule", "max_length min_length", "a call has max_new_tokens and min_new_tokens"),
+    _row(
+        "rule",
+        "encoder_no_repeat_ngram_size encoder_repetition_penalty",
+        "the prompt is taken for the encoder's input, as in transformers",
+    ),
+    _row(
+        "token",
+        "bos_token_id eos_token_id pad_token_id",
+        "read at export into gptx.json; a call adds stop_tokens",
+    ),
+    _row(
+        "not obeyed",
+        "num_beams length_penalty early_stopping",
+        "beam search: not built yet",
+    ),
+    _row(
+        "not obeyed",
+        "num_beam_groups diversity_penalty constraints force_words_ids",
+        "kinds of beam search that transformers has moved to the Hub",
+    ),
+    _row("not obeyed", "num_return_sequences", "several texts for one prompt: not built yet"),
+    _row(
+        "not obeyed",
+        "penalty_alpha",
+        "contrastive search: transformers has moved it to the Hub; the graph gives no hidden states"
+        " of candidates",
+    ),
+    _row(
+        "not obeyed",
+        "dola_layers",
+        "DoLa: transformers has moved it to the Hub; the graph gives no logits of inner layers",
+    ),
+    _row("not obeyed", "guidance_scale", "classifier-free guidance: not built yet"),
+    _row(
+        "not obeyed",
+        "watermarking_config",
+        "PyTorch's random generator chooses the marked tokens, so only PyTorch finds the mark",
+    ),
+    _row("not obeyed", "token_healing", "new tokens for the prompt's end: not built yet"),
+    _row("control", "max_time", "the keyword max_time of a call"),
+    _row("not obeyed", "is_assistant", "the rules of a draft model, which generate itself sets"),
+    _row(
+        "not obeyed",
+        "cache_implementation",
+        "gptx warns of a quantized cache; --cache-type of gptx export chooses the cache's type",
+    ),
+    _row(
+        "no effect",
+        "use_cache cache_config return_legacy_cache prefill_chunk_size low_memory compile_config"
+        " disable_compile",
+        "speed and memory: the artifact decides",
+    ),
+    _row(
+        "no effect",
+        "prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit num_assistant_tokens"
+        " num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind"
+        " target_lookbehind",
+        "drafts make transformers faster and leave the text as it is",
+    ),
+    _row(
+        "no effect",
+        "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"
+        " transformers_version _from_model_config _commit_hash",
+        "what transformers returns beside the tokens, and notes",
+    ),
+    _row("no effect", "renormalize_logits", "adds the same number to all logits"),
+    _row("no effect", "remove_invalid_values", "logits that are not finite are an error in gptx"),
+    _row("no effect", "decoder_start_token_id", "for encoder-decoder models"),
 )
-FIELDS: dict[str, Role] = {name: role for role, names in _ROLES for name in names.split()}
+FIELDS: dict[str, Role] = {name: row.role for row in ROWS for name in row.names}
 
 # Fields of beam search, each with the value that changes nothing
 _BEAM_FIELDS: dict[str, Any] = {
@@ -60,7 +137,6 @@ _SINGLE_FIELDS: dict[str, tuple[Any, str]] = {
     "guidance_scale": (1, "classifier-free guidance"),
     "watermarking_config": (None, "watermarks"),
     "token_healing": (False, "new tokens for the prompt's end"),
-    "max_time": (None, "a time limit"),
     "is_assistant": (False, "the rules of a draft model"),
 }
 
@@ -87,8 +163,6 @@ def _unsupported(generation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, (neutral, reason) in _SINGLE_FIELDS.items():
         if asks(name, neutral):
             yield name, reason
-    if samples and asks("top_h"):
-        yield "top_h", "sampling by a share of the entropy"
     if generation.get("cache_implementation") == "quantized":
         yield "cache_implementation", "a quantized KV cache"
 

@@ -3,24 +3,26 @@
 They are penalties, biases, bans and forced tokens. Each is a function of the logits float32 (V,),
 which it changes in place, and of the row's tokens so far, int64 (T,): the prompt and what was
 sampled after it. They keep no state, so copies of a sampler share them. `processors` chooses them
-once, before the loop. Their order and meaning are those of transformers' logits processors (version
-4.57, _get_logits_processor). This file knows no text.
+once, before the loop. This file knows no text.
+
+Their order and meaning are those of transformers' logits processors (version 4.57,
+_get_logits_processor). presence_penalty, frequency_penalty and DRY stand behind repetition_penalty,
+as in llama.cpp (common_params_sampling, common.h).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gptx.generation.generation_rules import Rules
+from gptx.generation.dry import dry
+from gptx.generation.option_kinds import LARGEST_CHANGE, Biases, TokenIds
 from gptx.generation.options import Options
+from gptx.generation.repeated_tokens import places_behind
 
 Processor = Callable[[np.ndarray, np.ndarray], None]
-
-# Factors and biases are limited to this, so that a logit stays a finite float32, even divided by
-# the lowest temperature.
-LARGEST = 1e20
 
 
 def processors(
@@ -40,20 +42,23 @@ def processors(
     rules, start = options.rules, len(prompt)
     ends = _valid(end_tokens, n_logits)
     chosen: list[Processor | None] = [
-        _biases(rules.sequence_bias, n_logits),
+        _biases(tuple(((token,), bias) for token, bias in options.logit_bias), n_logits),
+        _biases(options.sequence_bias, n_logits),
         _penalty_on_prompt(prompt, rules.encoder_repetition_penalty, n_logits),
         _penalty_on_all(options.repetition_penalty),
-        _no_repeat(rules.no_repeat_ngram_size),
+        _penalty_on_counts(options.presence_penalty, options.frequency_penalty, start),
+        dry(options, n_logits),
+        _no_repeat(options.no_repeat_ngram_size),
         _no_repeat(rules.encoder_no_repeat_ngram_size, within=prompt),
-        _biases(_bans(rules, ends), n_logits),
+        _biases(_bans(options.bad_words_ids, ends), n_logits),
         _no_end_before(rules.min_length, ends),
         _no_end_before(start + options.min_new_tokens if options.min_new_tokens else 0, ends),
-        _force_bos(rules.forced_bos_token_id),
-        _force_eos(rules.forced_eos_token_id, max_length),
-        _decay(rules, start, ends),
-        _suppress(_valid(rules.suppress_tokens, n_logits)),
+        _force_bos(options.forced_bos_token_id),
+        _force_eos(options.forced_eos_token_id, max_length),
+        _decay(options.exponential_decay_length_penalty, start, ends),
+        _suppress(_valid(options.suppress_tokens, n_logits)),
         _suppress(
-            _valid(rules.begin_suppress_tokens, n_logits), at=_first_free_length(rules, start)
+            _valid(options.begin_suppress_tokens, n_logits), at=_first_free_length(options, start)
         ),
     ]
     return [processor for processor in chosen if processor is not None]
@@ -65,7 +70,7 @@ def penalize(logits: np.ndarray, seen: np.ndarray, penalty: float) -> None:
     Each token is penalized once, however often it is in `seen` (Keskar et al. 2019,
     https://arxiv.org/abs/1909.05858).
     """
-    penalty = min(max(penalty, 1 / LARGEST), LARGEST)
+    penalty = min(max(penalty, 1 / LARGEST_CHANGE), LARGEST_CHANGE)
     values = logits[seen]
     logits[seen] = np.where(values < 0, values * penalty, values / penalty)
 
@@ -95,10 +100,28 @@ def _penalty_on_prompt(prompt: Sequence[int], penalty: float, n_logits: int) -> 
     if penalty == 1:
         return None
     ids = _valid(prompt, n_logits)
-    inverse = 1 / min(max(penalty, 1 / LARGEST), LARGEST)
+    inverse = 1 / min(max(penalty, 1 / LARGEST_CHANGE), LARGEST_CHANGE)
 
     def process(logits: np.ndarray, _: np.ndarray) -> None:
         penalize(logits, ids, inverse)
+
+    return process
+
+
+def _penalty_on_counts(presence: float, frequency: float, start: int) -> Processor | None:
+    """presence_penalty and frequency_penalty, over the tokens after the first `start`.
+
+    logit - presence - frequency * count, for each token that was generated `count` times. (OpenAI,
+    https://platform.openai.com/docs/guides/text-generation, frequency and presence penalties.)
+    """
+    if presence == 0 and frequency == 0:
+        return None
+
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
+        new = tokens[start:]
+        new = new[new < len(logits)]
+        # A token that occurs twice in `new` is changed once: numpy computes all values first.
+        logits[new] -= presence + frequency * np.bincount(new)[new]
 
     return process
 
@@ -113,32 +136,24 @@ def _no_repeat(size: int, within: Sequence[int] | None = None) -> Processor | No
     fixed = None if within is None else np.array(within, np.int64)
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
-        if len(tokens) >= size - 1:
-            followers = _followers(tokens if fixed is None else fixed, tokens, size - 1)
-            logits[followers[followers < len(logits)]] = -np.inf
+        if len(tokens) < size - 1:
+            return
+        followers = tokens if fixed is None else fixed
+        if size > 1:
+            places = itertools.islice(places_behind(followers, tokens), size - 2, None)
+            followers = followers[next(places, np.empty(0, np.int64))]
+        logits[followers[followers < len(logits)]] = -np.inf
 
     return process
 
 
-def _followers(text: np.ndarray, tokens: np.ndarray, n: int) -> np.ndarray:
-    """The tokens in `text` that stand behind the same n tokens in which `tokens` ends."""
-    if len(text) <= n:
-        return text[:0]
-    places = np.arange(n, len(text))
-    for back in range(1, n + 1):
-        places = places[text[places - back] == tokens[-back]]
-        if not len(places):
-            break
-    return text[places]
-
-
-def _bans(rules: Rules, ends: np.ndarray) -> list[tuple[tuple[int, ...], float]]:
+def _bans(words: Sequence[TokenIds], ends: np.ndarray) -> Biases:
     """bad_words_ids as biases. A token that ends the text is not banned, as in transformers."""
     alone = {(int(end),) for end in ends}
-    return [(word, -np.inf) for word in rules.bad_words_ids if word not in alone]
+    return tuple((word, -np.inf) for word in words if word not in alone)
 
 
-def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> Processor | None:
+def _biases(biases: Biases, n_logits: int) -> Processor | None:
     """Add a bias to the last token of a sequence if the row ends in the tokens before it.
 
     biases: (sequence of tokens, bias) pairs.
@@ -148,7 +163,7 @@ def _biases(biases: Sequence[tuple[tuple[int, ...], float]], n_logits: int) -> P
     single: dict[int, float] = {}
     longer: list[tuple[np.ndarray, int, float]] = []
     for word, bias in biases:
-        bias = bias if bias == -np.inf else min(max(bias, -LARGEST), LARGEST)
+        bias = bias if bias == -np.inf else min(max(bias, -LARGEST_CHANGE), LARGEST_CHANGE)
         if word[-1] >= n_logits:  # an id of a padded vocabulary, which is never sampled
             continue
         if len(word) == 1:
@@ -183,12 +198,12 @@ def _force_bos(token: int | None) -> Processor | None:
     return None if token is None else _force_at(1, (token,))
 
 
-def _force_eos(ids: tuple[int, ...], max_length: int | None) -> Processor | None:
+def _force_eos(ids: TokenIds, max_length: int | None) -> Processor | None:
     """Force one of these tokens as the last one before the limit."""
     return _force_at(max_length - 1, ids) if ids and max_length is not None else None
 
 
-def _force_at(length: int, ids: tuple[int, ...]) -> Processor:
+def _force_at(length: int, ids: TokenIds) -> Processor:
     """Allow only `ids` as the token behind the first `length` tokens of prompt and text."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
@@ -199,29 +214,29 @@ def _force_at(length: int, ids: tuple[int, ...]) -> Processor:
     return process
 
 
-def _decay(rules: Rules, start: int, ends: np.ndarray) -> Processor | None:
+def _decay(penalty: tuple[int, float] | None, start: int, ends: np.ndarray) -> Processor | None:
     """exponential_decay_length_penalty (start, factor): make the end tokens likelier and likelier.
 
     From `start` new tokens on, their logits grow by |logit| * (factor ** steps - 1).
     """
-    if rules.exponential_decay_length_penalty is None:
+    if penalty is None:
         return None
-    after, factor = rules.exponential_decay_length_penalty
+    after, factor = penalty
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         steps = len(tokens) - start - after
         if steps > 0:
             ids = ends[np.isfinite(logits[ends])]  # a banned token stays banned
             with np.errstate(over="ignore"):
-                grown = min(float(np.power(np.float64(factor), steps)), LARGEST)
+                grown = min(float(np.power(np.float64(factor), steps)), LARGEST_CHANGE)
             logits[ids] += np.abs(logits[ids]) * np.float32(grown - 1)
 
     return process
 
 
-def _first_free_length(rules: Rules, start: int) -> int:
+def _first_free_length(options: Options, start: int) -> int:
     """The length of prompt and text when the first token that is not forced is sampled."""
-    return start + 1 if rules.forced_bos_token_id is not None and start == 1 else start
+    return start + 1 if options.forced_bos_token_id is not None and start == 1 else start
 
 
 def _suppress(ids: np.ndarray, at: int | None = None) -> Processor | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptx.errors import UsageError, shown, warn
 from gptx.generation.generation_rules import read_rules, without_fraction
-from gptx.generation.option_kinds import is_number
+from gptx.generation.option_kinds import BREAKERS, TEXTS, is_index, is_number
 from gptx.generation.options import DEFAULTS, SPECS, Options
 
 # Defaults of transformers for fields that generation_config.json does not have
@@ -46,7 +46,7 @@ def resolve(
             for name, value in values.items()
             if name in given or not SPECS[name].sampling_only
         }
-    rules, problems = read_rules({**generation, "max_length": max_length}, sampled=samples)
+    rules, problems = read_rules({**generation, "max_length": max_length})
     problems = [problem + FROM_FILE for problem in [*problems, *_do_sample(generation)]]
     problems += _check_values(values, given)
     if not problems:
@@ -76,8 +76,9 @@ def _merge(
     if values.get("max_new_tokens") is not None:
         max_length = None
     values.setdefault("max_new_tokens", max_new_tokens if max_length is None else None)
-    if isinstance(values.get("stop"), str):
-        values["stop"] = (values["stop"],)
+    for name, value in values.items():
+        if isinstance(value, str) and SPECS[name].kind in (TEXTS, BREAKERS):
+            values[name] = (value,)
     return values, max_length
 
 
@@ -154,11 +155,7 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: generation[name] for name in SPECS if generation.get(name) is not None}
     for name in ("seed", "stop", "stop_tokens"):  # the file has stop_strings in place of stop
         values.pop(name, None)
-    values |= {
-        name: without_fraction(value)
-        for name, value in values.items()
-        if SPECS[name].kind.shell is int
-    }
+    values = {name: _as_transformers_reads(name, value) for name, value in values.items()}
     if generation.get("stop_strings") is not None:
         values["stop"] = generation["stop_strings"]
     if not generation.get("do_sample"):
@@ -173,6 +170,24 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     elif max_length is not None and "max_new_tokens" not in values:
         values["max_length"] = max_length
     return values
+
+
+def _as_transformers_reads(name: str, value: Any) -> Any:
+    """A field's value in the form that a call may give.
+
+    transformers ignores cutoffs that are not between 0 and 1, reads a typical_p above 1 as 1, and a
+    negative no_repeat_ngram_size as 0.
+    """
+    if name in ("epsilon_cutoff", "eta_cutoff") and is_number(value) and not 0 < value < 1:
+        return 0.0
+    if name == "typical_p" and is_number(value) and value > 1:
+        return 1.0
+    if SPECS[name].kind.shell is float:
+        return value
+    value = without_fraction(value)
+    if name == "no_repeat_ngram_size" and is_index(value):
+        return max(operator.index(value), 0)
+    return value
 
 
 def limits_length(generation: Mapping[str, Any]) -> bool:

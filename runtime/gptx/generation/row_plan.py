@@ -55,13 +55,13 @@ def check_options(
         raise UsageError(
             f"stop token {shown(beyond[0])} is outside the vocabulary: 0 to {vocab_size - 1}"
         )
-    for field, ids in options.rules.ids().items():
-        n_ids = tokenizer_vocab_size if field.startswith("forced") else vocab_size
+    for name, ids in options.named_ids().items():
+        n_ids = tokenizer_vocab_size if name.startswith("forced") else vocab_size
         beyond = [token for token in ids if token >= n_ids and token not in end_tokens]
         if beyond:
             raise UsageError(
-                f"{field} names token {shown(max(beyond))}, outside the vocabulary of 0 to "
-                f"{n_ids - 1} (from the artifact's generation_config.json)"
+                f"{name} names token {shown(max(beyond))}, outside the vocabulary of 0 to "
+                f"{n_ids - 1} (given by the call or by the artifact's generation_config.json)"
             )
 
 

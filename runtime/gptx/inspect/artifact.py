@@ -15,6 +15,7 @@ from gptx.artifact.manifest import Manifest, Tokens, read_manifest
 from gptx.artifact.uses import use_command
 from gptx.errors import ArtifactError
 from gptx.generation.generation_config import FIELDS, unsupported
+from gptx.generation.options import DEFAULTS, SPECS
 from gptx.inspect.description import (
     Description,
     count_in_words,
@@ -187,10 +188,13 @@ def generation_in_words(generation: dict[str, Any]) -> str:
         words.append(f"repetition penalty {generation['repetition_penalty']}")
     if generation.get("max_new_tokens"):
         words.append(f"up to {generation['max_new_tokens']} tokens")
+    said = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     rules = [
         name
         for name, role in FIELDS.items()
-        if role == "rule" and generation.get(name) not in (None, 0, [])
+        if role in ("option", "rule") and name not in (*said, "max_new_tokens")
+        if generation.get(name) not in (None, 0, [], DEFAULTS.get(name))
+        if generation.get("do_sample") or name not in SPECS or not SPECS[name].sampling_only
     ]
     if rules:
         words.append(f"with {', '.join(rules)}")

@@ -11,7 +11,8 @@ from gptx.engine.loaded_model import LoadedModel
 from gptx.engine.stream import Stream
 from gptx.errors import PromptError, UsageError, shown
 from gptx.generation.one_thread import OneThread
-from gptx.generation.options import Keywords, Options, takes_options
+from gptx.generation.option_keywords import Keywords, takes_options
+from gptx.generation.options import Options
 from gptx.generation.overflow import slide
 from gptx.generation.row_plan import check_prompts
 from gptx.generation.transcript import Completion

@@ -101,6 +101,17 @@ class Tokenizer:
         )
 
     @cached_property
+    def texts(self) -> list[str]:
+        """For each id, the token's text behind other text: special tokens, and spaces in front.
+
+        A part of a character is U+FFFD. An id without a token has "".
+        """
+        before = self.encode("a", add_special_tokens=False)
+        rows = [before, *([*before, token] for token in range(self.vocab_size))]
+        start, *texts = self._inner.decode_batch(rows, skip_special_tokens=False)
+        return [text[len(start) :] for text in texts]
+
+    @cached_property
     def byte_ids(self) -> frozenset[int]:
         """The ids of tokens such as <0xE2>, which stand for one byte (byte fallback).
 

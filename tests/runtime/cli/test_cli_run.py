@@ -110,6 +110,21 @@ def test_stop(artifact: Path) -> None:
     assert outcome.text == text[: text.index(stop)].rstrip("\n") + "\n"
 
 
+def test_options_against_repetition(artifact: Path) -> None:
+    ids = ("--tokens", "5,6,5,6,5", "--json", "--quiet")
+    given = {"no_repeat_ngram_size": 1, "dry_multiplier": 2.0, "dry_sequence_breakers": ["\n", "x"]}
+    outcome = run(
+        artifact,
+        *ids,
+        *("--no-repeat-ngram-size", "1", "--dry-multiplier", "2"),
+        *("--dry-sequence-breakers", r"\n", "--dry-sequence-breakers", "x"),
+    )
+    model = api.load(artifact)
+    expected = model.generate([5, 6, 5, 6, 5], max_new_tokens=12, **given).token_ids
+    assert json.loads(outcome.text)["token_ids"] == expected
+    assert len(set(expected)) == len(expected) and not {5, 6} & set(expected)
+
+
 def test_json(artifact: Path) -> None:
     outcome = run(artifact, "the cat", "--json", "--quiet", "--temperature", "1", "--seed", "7")
     facts = json.loads(outcome.text)

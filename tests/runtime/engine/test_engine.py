@@ -241,6 +241,13 @@ def test_max_time(endless: Model) -> None:
         stream.cancel()
 
 
+def test_max_time_of_the_file(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a", n_ctx=2000, eos=[], generation={"max_time": 0.05})
+    with gptx.load(folder, threads=1) as model:
+        assert model.generate("the cat", max_new_tokens=1900).finish_reason == "time"
+        assert model.generate("the cat", max_new_tokens=3, max_time=WAIT).finish_reason == "length"
+
+
 def test_an_error_in_an_apps_function_ends_its_text_alone(model: Model) -> None:
     def broken(tokens: list[int], logits: np.ndarray) -> None:
         if len(tokens) > 6:

@@ -5,6 +5,7 @@ Fields that are neither obeyed nor named must not change the text.
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -17,8 +18,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import gptx
 from builders.tiny_artifact import write_artifact
@@ -26,11 +25,13 @@ from gpt_export.export import export_checkpoint
 from gpt_export.genai_search import not_in_genai_config, note_unsupported, search
 from gpt_export.side_files import write_genai_config
 from gptx.errors import CheckpointError, GptxWarning, OutputError, PromptError, UsageError
+from gptx.generation.filters import typical
 from gptx.generation.generation_config import FIELDS, unsupported
 from gptx.generation.generation_rules import NO_RULES, read_rules
 from gptx.generation.logits_processors import processors
+from gptx.generation.options import SPECS
 from gptx.generation.resolve_options import resolve
-from gptx.generation.sampling import Sampler, eta, filter_logits, likely, typical
+from gptx.generation.sampling import Sampler
 from gptx.inspect import generation_in_words
 from gptx.model import Model
 from gptx_models.checkpoints.side_files import read_side_files
@@ -72,8 +73,21 @@ def pair(checkpoint: Path, fp32: Path) -> tuple[Reference, Model]:
 
 
 def test_the_table_has_transformers_fields() -> None:
+    """And gptx's own options, but those that only a call can give."""
     of_version_5 = {"top_h"}
-    assert set(FIELDS) == set(vars(transformers.GenerationConfig())) | of_version_5
+    only_a_call = {"seed", "stop", "stop_tokens"}
+    theirs = set(vars(transformers.GenerationConfig())) | of_version_5
+    assert set(FIELDS) == theirs | set(SPECS) - only_a_call
+    options = {name for name, role in FIELDS.items() if role == "option"}
+    assert options == set(SPECS) - only_a_call | {"do_sample", "stop_strings"}
+    assert {name for name, role in FIELDS.items() if role == "rule"} == set(vars(NO_RULES))
+
+
+def test_the_page_has_the_arguments_of_generate() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/options.md").read_text("utf-8")
+    arguments = set(inspect.signature(transformers.GenerationMixin.generate).parameters)
+    for name in arguments - {"self", "kwargs"}:
+        assert f"`{name}`" in page, name
 
 
 def ends(fields: dict[str, Any]) -> dict[str, Any]:
@@ -267,36 +281,6 @@ def test_a_call_that_samples_a_greedy_artifact_draws_as_before() -> None:
     assert (options.top_k, options.top_p) == (0, 1.0)
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    seed=st.integers(0, 10_000),
-    size=st.integers(2, 600),
-    spread=st.sampled_from([0.3, 2.0, 9.0]),
-    top_k=st.sampled_from([0, 3, 50]),
-    mass=st.sampled_from([0.05, 0.5, 0.95]),
-    epsilon=st.sampled_from([1e-4, 0.02, 0.3]),
-)
-def test_the_rarer_filters_as_transformers(
-    seed: int, size: int, spread: float, top_k: int, mass: float, epsilon: float
-) -> None:
-    logits = (np.random.default_rng(seed).normal(size=size) * spread).astype(np.float32)
-    filters = {
-        transformers.TypicalLogitsWarper(mass): lambda weights: typical(weights, mass),
-        transformers.EpsilonLogitsWarper(epsilon): lambda weights: likely(weights, epsilon),
-        transformers.EtaLogitsWarper(epsilon): lambda weights: likely(
-            weights, eta(weights, epsilon)
-        ),
-    }
-    for warper, ours in filters.items():
-        scores = torch.from_numpy(logits.copy())[None].double()
-        if top_k:
-            scores = transformers.TopKLogitsWarper(top_k)(None, scores)
-        expected = warper(None, scores)[0].isfinite().nonzero()[:, 0].tolist()
-        ids, weights = filter_logits(logits.copy(), top_k=top_k)
-        kept = ours(weights)
-        assert (kept if ids is None else ids[kept]).tolist() == expected
-
-
 def test_typical_p_next_to_1_keeps_all() -> None:
     """Rounding may put the sum of all probabilities on either side of typical_p."""
     for seed in range(30):
@@ -329,11 +313,9 @@ def test_the_rarer_filters_take_part_in_a_draw() -> None:
             {"num_beams", "num_return_sequences"},
         ),
         ({"penalty_alpha": 0.6}, {"penalty_alpha"}),
-        ({"do_sample": True, "top_h": 0.4}, {"top_h"}),
         ({"guidance_scale": 1.5}, {"guidance_scale"}),
         ({"watermarking_config": {"bias": 2.0}}, {"watermarking_config"}),
         ({"token_healing": True}, {"token_healing"}),
-        ({"max_time": 3.0}, {"max_time"}),
         ({"dola_layers": "low"}, {"dola_layers"}),
         ({"constraints": [], "force_words_ids": [[5]]}, {"constraints", "force_words_ids"}),
         ({"cache_implementation": "quantized"}, {"cache_implementation"}),
@@ -375,8 +357,8 @@ def test_every_other_field_is_obeyed_or_without_effect() -> None:
         "watermarking_config": {},
         "token_healing": True,
     }
-    values |= {"max_time": 1, "is_assistant": True, "cache_implementation": "quantized"}
-    values |= {"do_sample": True, "top_h": 0.5}
+    values |= {"is_assistant": True, "cache_implementation": "quantized"}
+    values |= {"do_sample": True}
     found = set(unsupported(values)) | set(unsupported({"penalty_alpha": 1}))
     assert found == named == set(values) - {"do_sample"}
 
@@ -415,6 +397,9 @@ def test_the_command_names_it_in_a_line(tmp_path: Path) -> None:
         ({"do_sample": "yes"}, "do_sample is 'yes', expected true or false"),
         ({"do_sample": True, "typical_p": 0}, "typical_p is 0"),
         ({"do_sample": True, "top_k": -1}, "top_k is -1"),
+        ({"do_sample": True, "top_h": 2}, "top_h is 2"),
+        ({"logit_bias": {"a": 1}}, "logit_bias is {'a': 1}"),
+        ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers is"),
         ({"stop_strings": 5}, "stop_strings is 5"),
         ({"repetition_penalty": "1.2"}, "repetition_penalty is '1.2'"),
     ],
@@ -457,6 +442,46 @@ def test_fields_that_do_not_fit_the_model(
         assert len(ours.generate([1, 2, 3, 4, 5], max_new_tokens=2).token_ids) == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"logit_bias": {5000: 1.0}}, "logit_bias"),
+        ({"sequence_bias": [([5000, 1], 1.0)]}, "sequence_bias"),
+        ({"bad_words_ids": [[5000]]}, "bad_words_ids"),
+        ({"forced_eos_token_id": 5000}, "forced_eos_token_id"),
+        ({"forced_bos_token_id": 5000}, "forced_bos_token_id"),
+    ],
+)
+def test_a_call_names_only_tokens_of_the_model(
+    pair: tuple[Reference, Model], given: dict[str, Any], name: str
+) -> None:
+    ours = pair[1]
+    ours.generation = {}
+    with pytest.raises(UsageError, match=f"{name} names token 5000, outside the vocabulary"):
+        ours.generate([1, 2], **given)
+    assert ours.generate([1], max_new_tokens=2, suppress_tokens=[5000, -1]).token_ids
+
+
+def test_a_number_of_json_may_have_a_fraction() -> None:
+    fields = {
+        "suppress_tokens": [3.0],
+        "bad_words_ids": [[1.0, 2]],
+        "sequence_bias": [[[1.0], 2]],
+        "forced_eos_token_id": 7.0,
+        "exponential_decay_length_penalty": [2.0, 1.5],
+        "no_repeat_ngram_size": -2.0,
+        "logit_bias": {"3": 1},
+        "dry_allowed_length": 3.0,
+        "dry_sequence_breakers": "x",
+    }
+    options = resolve({}, fields, max_new_tokens=5)
+    assert options.suppress_tokens == (3,) and options.bad_words_ids == ((1, 2),)
+    assert options.sequence_bias == (((1,), 2.0),) and options.forced_eos_token_id == (7,)
+    assert options.exponential_decay_length_penalty == (2, 1.5)
+    assert (options.no_repeat_ngram_size, options.dry_allowed_length) == (0, 3)
+    assert options.logit_bias == ((3, 1.0),) and options.dry_sequence_breakers == ("x",)
+
+
 def test_empty_ids_of_a_padded_vocabulary_may_be_named(tmp_path: Path) -> None:
     model = gptx.load(write_artifact(tmp_path / "a", padding=3), threads=1)
     assert model.manifest.tokens.vocab_size is not None
@@ -470,7 +495,7 @@ def test_empty_ids_of_a_padded_vocabulary_may_be_named(tmp_path: Path) -> None:
 
 def test_no_processors_where_nothing_is_asked() -> None:
     options = resolve({}, {"eos_token_id": 0, "transformers_version": "4.57.0"}, max_new_tokens=5)
-    assert options.rules == NO_RULES == read_rules({}, sampled=True)[0]
+    assert options.rules == NO_RULES == read_rules({})[0]
     assert processors(options, prompt=[1], end_tokens=[0], max_length=6, n_logits=9) == []
 
 

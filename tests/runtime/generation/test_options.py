@@ -9,17 +9,26 @@ from click.testing import CliRunner
 
 import gptx
 from gptx.cli.run import run
-from gptx.generation.options import DEFAULTS, SPECS, Given, Options, flags
+from gptx.generation.option_keywords import Given
+from gptx.generation.options import DEFAULTS, SPECS, Options, flags
 from gptx.generation.resolve_options import resolve
 
 
 def test_type_checkers_know_the_same_options() -> None:
     """`Given` has the names of `Options` in the same order, and each type with None added."""
-    wider = {"tuple[str, ...]": "str | Sequence[str]", "tuple[int, ...]": "Sequence[int]"}
+    wider = {
+        "stop": "str | Sequence[str]",
+        "dry_sequence_breakers": "str | Sequence[str | Sequence[int]]",
+        "logit_bias": "Mapping[int, float]",
+        "sequence_bias": "Sequence[tuple[Sequence[int], float]]",
+        "bad_words_ids": "Sequence[Sequence[int]]",
+        "forced_eos_token_id": "int | Sequence[int]",
+    }
     expected = {}
     for name in SPECS:
         stored = str(Options.__annotations__[name]).removesuffix(" | None")
-        expected[name] = f"{wider.get(stored, stored)} | None"
+        stored = stored.replace("TokenIds", "Sequence[int]")
+        expected[name] = f"{wider.get(name, stored)} | None"
     hints = {name: hint.__forward_arg__ for name, hint in Given.__annotations__.items()}
     assert list(hints.items()) == list(expected.items())
 

@@ -12,19 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptx.errors import ArtifactError, UsageError
-from gptx.generation.generation_rules import Rules
+from gptx.generation.filters import candidates, kth_largest, nucleus, top_k
 from gptx.generation.logits_processors import penalize
 from gptx.generation.options import Options
 from gptx.generation.resolve_options import resolve
-from gptx.generation.sampling import (
-    Sampler,
-    draw_index,
-    filter_logits,
-    greedy,
-    kth_largest,
-    nucleus,
-    uniform,
-)
+from gptx.generation.sampling import Sampler, draw_index, greedy, uniforms
 
 OPTIONS = Options()
 KNOWN = 4  # the number of logits in tests of processors
@@ -59,8 +51,8 @@ def by_transformers(logits: np.ndarray, **options: float) -> np.ndarray:
     return scores.softmax(-1)[0].numpy()
 
 
-def ours(logits: np.ndarray, **options: float) -> np.ndarray:
-    ids, weights = filter_logits(logits.copy(), **options)
+def ours(logits: np.ndarray, **options: Any) -> np.ndarray:
+    ids, weights = candidates(logits.copy(), Options(**{"temperature": 1.0, **options}))
     probabilities = np.zeros(len(logits))
     probabilities[slice(None) if ids is None else ids] = weights / weights.sum(dtype=np.float64)
     return probabilities
@@ -114,7 +106,8 @@ def test_as_transformers_whatever_the_options(
 
 
 def test_ties_at_top_k_stay() -> None:
-    ids, _ = filter_logits(np.array([1, 3, 3, 3, 0], np.float32), top_k=2)
+    logits = np.array([1, 3, 3, 3, 0], np.float32)
+    ids, _ = candidates(logits, Options(temperature=1.0, top_k=2))
     assert ids is not None
     assert list(ids) == [1, 2, 3]
 
@@ -215,11 +208,12 @@ def test_seed_repeats() -> None:
 
 def test_a_draw_depends_on_the_seed_and_the_number_of_tokens_before() -> None:
     keys = [key.to_bytes(32, "little") for key in (1, 2)]
-    numbers = [uniform(key, count) for key in keys for count in range(999)]
-    assert numbers == [uniform(key, count) for key in keys for count in range(999)]
+    pairs = [uniforms(key, count) for key in keys for count in range(500)]
+    assert pairs == [uniforms(key, count) for key in keys for count in range(500)]
+    numbers = [number for pair in pairs for number in pair]
     assert len(set(numbers)) == len(numbers) and min(numbers) >= 0 and max(numbers) < 1
     counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
-    assert ((counts - 199.8) ** 2 / 199.8).sum() < 28  # chi-squared of 9: 1 in 1,000
+    assert ((counts - 200) ** 2 / 200).sum() < 28  # chi-squared of 9: 1 in 1,000
 
 
 def test_the_largest_seed() -> None:
@@ -252,7 +246,10 @@ def test_a_copy_samples_what_the_original_would(
     options = Options(
         temperature=temperature,
         repetition_penalty=repetition_penalty,
-        rules=Rules(no_repeat_ngram_size=ngram),
+        no_repeat_ngram_size=ngram,
+        dry_multiplier=0.8 * (ngram == 3),
+        frequency_penalty=0.3 * (ngram == 2),
+        xtc_probability=0.5 * (ngram == 0),
     )
 
     def new() -> Sampler:
@@ -297,8 +294,39 @@ def test_kth_largest(seed: int, size: int, share: float) -> None:
     assert kth_largest(values, k) == np.sort(values)[-k]
 
 
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 5000), k=st.integers(1, 5000))
+def test_top_k_keeps_ties(seed: int, size: int, k: int) -> None:
+    values = np.round(logits_of(seed, size), 1)
+    least = np.sort(values)[-min(k, size)]
+    assert top_k(values, k).tolist() == np.flatnonzero(values >= least).tolist()
+
+
 def test_nucleus_never_is_empty() -> None:
-    assert list(nucleus(np.array([0.1, 0.7, 0.2], np.float32), 1e-9)) == [1]
+    weights = np.array([0.1, 0.7, 0.2], np.float32)
+    assert list(nucleus(weights, 1.0, 1e-9)) == [1]
+    assert list(nucleus(weights, 1.0, 1e-9, keep=2)) == [1, 2]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 3000),
+    top_p=st.floats(0, 1, exclude_max=True),
+    keep=st.integers(1, 5),
+    values=st.sampled_from([2, 10, 10_000]),
+)
+def test_nucleus_of_equal_weights(
+    seed: int, size: int, top_p: float, keep: int, values: int
+) -> None:
+    """The reference sorts all weights. Of equal ones, the first count as larger."""
+    weights = np.random.default_rng(seed).integers(0, values, size).astype(np.float32)
+    weights[seed % size] = values
+    order = np.argsort(-weights, kind="stable")
+    ends = np.cumsum(weights[order], dtype=np.float64)
+    count = max(int((ends < top_p * ends[-1]).sum()) + 1, keep)
+    found = nucleus(weights, float(ends[-1]), top_p, keep)
+    assert found.tolist() == sorted(order[:count].tolist())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -386,6 +414,26 @@ def test_seed_is_drawn_and_kept() -> None:
             {"max_new_tokens": 2, "min_new_tokens": 3},
             "min_new_tokens is 3, more than max_new_tokens 2",
         ),
+        ({"typical_p": 0}, "typical_p is 0, expected over 0"),
+        ({"epsilon_cutoff": 1}, "epsilon_cutoff is 1, expected 0"),
+        ({"top_h": -0.1}, "top_h is -0.1"),
+        ({"top_n_sigma": float("nan")}, "top_n_sigma is nan"),
+        ({"xtc_probability": 2}, "xtc_probability is 2, expected 0"),
+        ({"presence_penalty": 3}, "presence_penalty is 3, expected -2 to 2"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
+        ({"dry_base": 0.5}, "dry_base is 0.5, expected 1 or more"),
+        ({"dry_allowed_length": 0}, "dry_allowed_length is 0, expected 1 or more"),
+        ({"dry_sequence_breakers": [[]]}, "dry_sequence_breakers is .*, expected texts or lists"),
+        ({"logit_bias": [3]}, "logit_bias is .*, expected token ids, each with a number"),
+        ({"logit_bias": {-1: 2.0}}, "logit_bias is "),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias is "),
+        ({"sequence_bias": [([], 2.0)]}, "sequence_bias is .*, expected a list of pairs"),
+        ({"bad_words_ids": [[-1]]}, "bad_words_ids is .*, expected a list of lists"),
+        ({"suppress_tokens": range(10**12)}, "suppress_tokens is "),
+        ({"begin_suppress_tokens": 5}, "begin_suppress_tokens is 5, expected a list of token ids"),
+        ({"forced_bos_token_id": -1}, "forced_bos_token_id is -1, expected a token id"),
+        ({"forced_eos_token_id": [1.5]}, "forced_eos_token_id is "),
+        ({"exponential_decay_length_penalty": 2}, "exponential_decay_length_penalty is 2"),
         ({"seed": -4}, "seed is -4"),
         ({"stop": ["a", ""]}, "stop is"),
         ({"stop_tokens": ["a"]}, "stop_tokens is"),

@@ -119,7 +119,7 @@ def arguments(name: str) -> list[str]:
         if one != "self"
     ]
     if "options" in names:
-        names += list(gptx.generation.options.Keywords.__annotations__)  # type: ignore[attr-defined]
+        names += list(gptx.generation.option_keywords.Keywords.__annotations__)  # type: ignore[attr-defined]
     return [one for one in names if one != "options"]
 
 
@@ -234,7 +234,10 @@ def test_task(argument: str) -> None:
         ),
         (lambda m: m.encode(5), "a prompt is a text or a list of token ids, not int"),
         (lambda m: m.encode(itertools.count()), "token id 277 is outside the model's vocabulary"),
-        (lambda m: m.generate("a", stop_tokens=b"ab"), "stop_tokens is b'ab', expected token ids"),
+        (
+            lambda m: m.generate("a", stop_tokens=b"ab"),
+            "stop_tokens is b'ab', expected a list",
+        ),
         (lambda m: m.generate("a", stop=b""), "stop is b'', expected texts that are not empty"),
         (lambda m: m.stream("a").close(wait="x"), "wait is 'x', expected True or False"),
         (lambda m: m.session().begin_at(64), "position is 64, expected 0 to 63"),
