@@ -1,0 +1,1 @@
+"""The engine: requests of many callers, generated together."""
