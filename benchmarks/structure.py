@@ -32,7 +32,8 @@ from jsonschema import validators
 from gptx.artifact.manifest import read_manifest
 from gptx.bench.machine import lines, machine
 from gptx.engine.grammar import Grammar, read_grammar
-from gptx.engine.structure import CompiledGrammar, GrammarCompiler
+from gptx.engine.matcher import CompiledGrammar
+from gptx.engine.structure import GrammarCompiler
 from gptx.errors import GptxWarning, UsageError
 from gptx.text.tokenizer import Tokenizer, load_tokenizer
 from table import table
@@ -109,7 +110,7 @@ def compile_case(
         compiled = compiler.compile(grammar)
         found.compile_s.append(time.perf_counter() - began)
     except UsageError as error:
-        found.refused[f"{error}"[:120]] += 1
+        found.refused[str(error).removeprefix("JSON schema: ").partition(" while ")[0][:100]] += 1
         return None
     found.notes.update(note.partition(" in #")[0] for note in compiled.notes)
     return compiled

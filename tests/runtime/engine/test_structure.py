@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from builders.tokenizers_of_all_kinds import byte_level, llama, word_piece
 from gptx.engine import structure
 from gptx.engine.grammar import Grammar, read_grammar
-from gptx.engine.structure import GrammarCompiler, Matcher
+from gptx.engine.matcher import Matcher
+from gptx.engine.structure import GrammarCompiler
 from gptx.errors import GptxError, GptxWarning, UsageError
 from gptx.model import DEFAULT_MODEL
 from gptx.text.tokenizer import Tokenizer
@@ -494,7 +495,7 @@ def chain(length: int) -> Any:
     [
         Grammar("json_schema", json.dumps(chain(3000))),
         Grammar(
-            "lark", "".join(f"r{at}: r{at + 1}\n" for at in range(9000)) + 'start: r0\nr9000: "a"'
+            "lark", "".join(f"r{at}: r{at + 1}\n" for at in range(4500)) + 'start: r0\nr4500: "a"'
         ),
     ],
     ids=["schema", "lark"],
@@ -516,8 +517,15 @@ def test_long_chains_of_rules_do_not_end_the_process(grammar: Grammar) -> None:
 
 
 def test_a_grammar_that_is_too_long() -> None:
-    with pytest.raises(UsageError, match="JSON schema: has 300,0.. characters, expected up to"):
+    with pytest.raises(UsageError, match="JSON schema: has 300,0.. characters, expected up to 262"):
         begin({"const": "x" * 300_000})
+
+
+def test_a_grammar_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure, "MOST_SECONDS", 0.01)
+    slow = Grammar("regex", "".join(f"[a-z]{{0,9}}{at}" for at in range(3000)))
+    with pytest.raises(UsageError, match="regex: takes more than 0.01 s to compile"):
+        begin(slow)
 
 
 @pytest.mark.parametrize("regex", ["a{1000000}", "((a{1000}){1000}){1000}"])
