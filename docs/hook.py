@@ -12,7 +12,15 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from generator import benchmark_page, command_line, error_classes, options, python_api, recipes
+from generator import (
+    benchmark_page,
+    command_line,
+    error_classes,
+    options,
+    python_api,
+    recipes,
+    structure_figures,
+)
 
 PARTS = {
     "command-line": command_line.page,
@@ -22,6 +30,7 @@ PARTS = {
     "python-api": python_api.page,
     "settings-of-a-recipe": recipes.settings_page,
     "shipped-recipes": recipes.shipped_page,
+    "structure-figures": structure_figures.page,
     "benchmark-list": lambda: benchmark_page.listing(runs()),
 }
 ASKED = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -19,7 +19,7 @@ from gptx.cli.options import model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, result, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_lines, read_prompt
 from gptx.errors import UsageError
-from gptx.generation.option_keywords import Given
+from gptx.generation.option_keywords import Given, Keywords
 from gptx.generation.options import MAX_NEW_TOKENS
 from gptx.generation.resolve_options import limits_length
 
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --batch: lines that are decoded together.",
 )
+@click.option(
+    "--json-schema",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The text follows the JSON schema in FILE. Needs the package llguidance.",
+)
 @click.option("--echo", is_flag=True, help="Print the prompt before the text.")
 @click.option(
     "--json",
@@ -64,12 +70,13 @@ def run(
     artifact: Path | None,
     device: str,
     threads: int | None,
-    sampling: Given,
+    sampling: Keywords,
     chat: bool,
     system: str | None,
     tokens: str | None,
     batch: str | None,
     batch_size: int,
+    json_schema: Path | None,
     echo: bool,
     as_json: bool,
     quiet: bool,
@@ -80,6 +87,8 @@ def run(
     gets PROMPT, an empty line, and standard input. Standard output is the text and nothing else;
     figures go to standard error.
     """
+    if json_schema is not None:
+        sampling = cast(Keywords, {**sampling, "json_schema": _schema(json_schema)})
     _check_combination(prompt, chat=chat, system=system, tokens=tokens, batch=batch)
     if system is not None:
         system = checked(system, "--system")
@@ -194,3 +203,11 @@ def _check_combination(
         )
     if batch is not None and prompt is not None:
         raise click.UsageError("--batch takes the place of the prompt: leave out PROMPT")
+
+
+def _schema(file: Path) -> str:
+    """The text of a --json-schema file. Raises UsageError if it cannot be read."""
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--json-schema: {file} is no text file: {error}") from error

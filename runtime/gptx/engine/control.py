@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gptx.arguments import count
+from gptx.engine.grammar import Grammar, read_grammar
 from gptx.errors import UsageError, shown
 from gptx.generation.option_kinds import is_number
 
@@ -25,7 +26,8 @@ class Control:
 
     max_time: seconds after which the text ends, as in transformers. cancel: ends the text once it
     is set. overflow: what happens when the context is full. logprobs, top_logprobs: give the
-    log-probabilities of new tokens, and of so many of the likeliest. logits_processor: changes the
+    log-probabilities of new tokens, and of so many of the likeliest. grammar: the text follows it,
+    from response_format or json_schema. logits_processor: changes the
     logits before anything else does. on_token: gets each new token and the text that can be shown
     with it.
     """
@@ -35,12 +37,13 @@ class Control:
     overflow: Overflow = "stop"
     logprobs: bool = False
     top_logprobs: int = 0
+    grammar: Grammar | None = None
     logits_processor: LogitsProcessor | None = None
     on_token: OnToken | None = None
 
 
 MOST_TOP = "1 to 1000"
-NAMES = tuple(Control.__dataclass_fields__)
+NAMES = (*(set(Control.__dataclass_fields__) - {"grammar"}), "response_format", "json_schema")
 
 
 def is_cancelled(cancel: threading.Event | None) -> Callable[[], bool] | None:
@@ -75,7 +78,8 @@ def control_of(
     if "top_logprobs" in values:
         values["top_logprobs"] = count("top_logprobs", values["top_logprobs"], MOST_TOP, 1000)
         values["logprobs"] = True
+    grammar = read_grammar(values.pop("response_format", None), values.pop("json_schema", None))
     for name in ("logits_processor", "on_token"):
         if name in values and not callable(values[name]):
             raise UsageError(f"{name} is {shown(values[name])}, expected a function")
-    return options, Control(**values)
+    return options, Control(grammar=grammar, **values)

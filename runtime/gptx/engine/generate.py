@@ -8,6 +8,7 @@ from itertools import zip_longest
 import numpy as np
 
 from gptx.engine.control import Control
+from gptx.engine.matcher import Matcher
 from gptx.engine.speculation import Suffixes
 from gptx.errors import UsageError, shown
 from gptx.generation.overflow import slide
@@ -23,7 +24,7 @@ class Generate:
     ids: the prompt. width: the number of logits that may be sampled from, which are those of
     tokenizer_vocab_size ids and, of a padded vocabulary, of the ids `padded_ends`.
     control: its hooks. n_ctx: the most tokens of a row; if control.overflow is "slide", a longer
-    text goes on with its first `keep` tokens and the newest ones.
+    text goes on with its first `keep` tokens and the newest ones. matcher: of the text's grammar.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Generate:
         control: Control,
         n_ctx: int,
         keep: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
         self.tokens = list(ids)
         self.wanted_from = len(self.tokens) - 1
@@ -50,7 +52,7 @@ class Generate:
         self.suffixes: Suffixes | None = None
         self.transcript = transcript
         self._plan, self._sampler, self._control = plan, sampler, control
-        self._n_ctx, self._keep = n_ctx, keep
+        self._n_ctx, self._keep, self._matcher = n_ctx, keep, matcher
         self._vocab_size = tokenizer_vocab_size
         self._padded_ends = padded_ends(plan, tokenizer_vocab_size)
 
@@ -78,6 +80,8 @@ class Generate:
         # The sampler may overwrite the logits
         logprobs = _Logprobs(logits, self._control) if self._control.logprobs else None
         token = self._sampler.sample(self._allowed(logits))
+        if self._matcher is not None:
+            self._matcher.accept(token)
         finish: FinishReason | None = None
         if token in self._plan.end_tokens:
             finish = "stop"
@@ -101,11 +105,14 @@ class Generate:
         if self._control.logits_processor is not None:
             logits = self._processed(logits.astype(np.float32))
         if not self._padded_ends:
-            return logits[: self._vocab_size]
-        padded = np.full(self._padded_ends[-1] + 1, -np.inf, logits.dtype)
-        padded[: self._vocab_size] = logits[: self._vocab_size]
-        padded[self._padded_ends] = logits[self._padded_ends]
-        return padded
+            allowed = logits[: self._vocab_size]
+        else:
+            allowed = np.full(self._padded_ends[-1] + 1, -np.inf, logits.dtype)
+            allowed[: self._vocab_size] = logits[: self._vocab_size]
+            allowed[self._padded_ends] = logits[self._padded_ends]
+        if self._matcher is not None:
+            self._matcher.apply(allowed)
+        return allowed
 
     def _processed(self, logits: np.ndarray) -> np.ndarray:
         """What the app's processor makes of the logits (V,). Raises UsageError for other values."""

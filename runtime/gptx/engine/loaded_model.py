@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self, Unpack, overload
 
@@ -21,7 +21,9 @@ from gptx.engine.awaited import OpenStream, completions, pieces
 from gptx.engine.control import Control, control_of, is_cancelled
 from gptx.engine.engine import Engine, Stats
 from gptx.engine.generate import Generate, logits_to_sample
+from gptx.engine.matcher import Matcher
 from gptx.engine.stream import Stream
+from gptx.engine.structure import GrammarCompiler
 from gptx.errors import UsageError
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
@@ -134,6 +136,9 @@ class LoadedModel:
         - cancel: a threading.Event. Once another thread sets it, the text ends.
         - overflow: what happens when the context is full. "stop" ends the text. "slide" goes on
           with the newest tokens, which are read anew, as a prompt would be.
+        - response_format: the text follows a JSON schema, a regex or a Lark grammar, given as a
+          schema (a dict, or JSON text) or in OpenAI's spelling; json_schema=schema for short. Needs
+          the package llguidance. docs/how-to/structured.md explains it.
         - logits_processor: a function of the tokens so far (the prompt's, too) and the logits, a
           float32 array (vocab_size,). It changes them in place, or returns others.
         - on_token: a function that gets each new token and its text. An error in one of these two
@@ -382,6 +387,7 @@ class LoadedModel:
             control=control,
             n_ctx=self.n_ctx,
             keep=keep,
+            matcher=self._matcher(control, options),
         )
         request = self.engine.submit(
             work,
@@ -391,6 +397,19 @@ class LoadedModel:
             unattended=unattended,
         )
         return Stream(self.engine, request, work, on_end=on_end)
+
+    def _matcher(self, control: Control, options: Options) -> Matcher | None:
+        """The matcher of a text's grammar. Raises UsageError for a grammar that is refused."""
+        if control.grammar is None:
+            return None
+        return self._grammars.compile(control.grammar).matcher(options.stop_tokens)
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        if self.tokenizer is None:
+            raise UsageError(f"{self.path} has no tokenizer, so no text can follow a grammar")
+        model, tokens = self.manifest.model, self.manifest.tokens
+        return GrammarCompiler(self.tokenizer, vocab_size=model.vocab_size, end_tokens=tokens.eos)
 
     def close(self) -> None:
         """End all texts, and free the memory of the weights once all sessions are closed, too.

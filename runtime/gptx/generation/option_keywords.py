@@ -55,6 +55,8 @@ class Keywords(Given, total=False):
     overflow: Literal["stop", "slide"] | None
     logprobs: bool | None
     top_logprobs: int | None
+    response_format: Any
+    json_schema: Any
     logits_processor: Callable[[list[int], np.ndarray], np.ndarray | None] | None
     on_token: Callable[[int, str], object] | None
 

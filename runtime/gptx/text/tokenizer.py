@@ -6,7 +6,7 @@ Reads tokenizer.json with the `tokenizers` package. Knows nothing of models.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from gptx.arguments import integer
 from gptx.artifact.json_files import read_side_file
 from gptx.errors import ArtifactError, PromptError, shown
+from gptx.text.token_bytes import inner_encoder, token_bytes
 
 # Hugging Face's names of special tokens.
 SPECIAL = (
@@ -124,6 +125,17 @@ class Tokenizer:
         return frozenset(
             i for token, i in vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", token)
         )
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each token adds to a text; b"" for an id without a token.
+
+        Raises UsageError if they depend on the tokens beside it (token_bytes.py).
+        """
+        return token_bytes(self._inner)
+
+    def inner_encoder(self) -> Callable[[str], list[int]]:
+        """A function from a text to its token ids where it stands inside another text."""
+        return inner_encoder(self._inner)
 
 
 def load_tokenizer(

@@ -1,0 +1,236 @@
+"""Find in a JSON schema what llguidance would pass over in silence, and make it an error or a note.
+
+llguidance refuses keywords of JSON Schema that it does not implement, such as `not`. This file
+covers the rest: names that are no keywords, numbers that it rounds, patterns that it reads in
+another way, and settings of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from gptx.errors import UsageError, first_of, shown
+
+# How the JSON is written: no line breaks, at most one space behind a comma or a colon. A small
+# model would otherwise write spaces without end. Without \u escapes, because llguidance 1.9 lets
+# "\u0061" pass for a name other than "a".
+STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+# Keywords with a schema, a list of schemas, or an object of schemas
+_SCHEMA = ("items", "additionalItems", "additionalProperties")
+_SCHEMAS = ("items", "prefixItems", "allOf", "anyOf", "oneOf")
+_NAMED_SCHEMAS = ("properties", "patternProperties")
+# Keywords of bounds, and the direction in which a bound becomes stricter
+_BOUNDS = {
+    "minimum": math.inf,
+    "exclusiveMinimum": math.inf,
+    "maximum": -math.inf,
+    "exclusiveMaximum": -math.inf,
+}
+# The other keywords of all drafts that allow or forbid something: llguidance implements or refuses
+# them, if it does not take them for those of another draft
+_ASSERTIONS = """
+    $ref $recursiveRef $recursiveAnchor $dynamicRef $dynamicAnchor type const enum not if then else
+    multipleOf minLength maxLength pattern format
+    minItems maxItems uniqueItems unevaluatedItems contains minContains maxContains
+    required minProperties maxProperties propertyNames unevaluatedProperties
+    dependencies dependentRequired dependentSchemas
+"""
+_ANNOTATIONS = """
+    $schema $id id $anchor $comment $defs definitions title description default examples example
+    deprecated readOnly writeOnly contentEncoding contentMediaType contentSchema
+"""
+_KNOWN = {*_SCHEMA, *_SCHEMAS, *_NAMED_SCHEMAS, *_BOUNDS} | {
+    *_ASSERTIONS.split(),
+    *_ANNOTATIONS.split(),
+}
+EXACT = 2**53  # llguidance reads numbers as float64, which holds all integers up to this one
+HUGE = 10**300  # near the largest float64
+# llguidance builds an automaton with a state for each remainder: minutes for a million of them.
+MOST_REMAINDERS = 10_000
+
+Place = tuple[str, dict[str, Any]]  # "#/properties/age", and the schema there
+
+
+def prepare_schema(schema: Any) -> tuple[dict[str, Any], list[str]]:
+    """The schema as llguidance should read it, and a note for each keyword without effect.
+
+    The result has STYLE under "x-guidance", changed by the schema's own settings there. It has no
+    $schema, because llguidance passes over keywords that are unknown in the draft named there.
+    Parts of the schema that is given are changed.
+
+    Raises UsageError for what llguidance would get wrong.
+    """
+    if schema is False:
+        raise UsageError("false: no text is valid")
+    root: dict[str, Any] = {} if schema is True else schema
+    style = root.get("x-guidance", {})
+    if not isinstance(style, dict) or "lenient" in style:
+        raise UsageError(
+            f"x-guidance is {shown(style)}, expected settings of llguidance other than lenient"
+        )
+    places = list(_places(root))
+    notes: list[str] = []
+    for where, found in places:
+        _move_bounds(found)
+        _check_values(where, found)
+        _check_texts(where, found)
+        notes += _notes(where, found, used=_used_by_root(places) if found is root else set())
+    _check_remainders(places)
+    kept = {name: value for name, value in root.items() if name != "$schema"}
+    return {**kept, "x-guidance": {**STYLE, **style}}, notes
+
+
+def _places(root: dict[str, Any]) -> Iterator[Place]:
+    """The schema itself and all schemas in it that are used, also by $ref, each once.
+
+    Raises UsageError for a $ref that does not point to a place in the schema.
+    """
+    waiting: list[tuple[str, Any]] = [("#", root)]
+    seen: set[int] = set()
+    while waiting:
+        where, schema = waiting.pop()
+        if not isinstance(schema, dict) or id(schema) in seen:
+            continue  # a boolean, or no schema: llguidance says so
+        seen.add(id(schema))
+        yield where, schema
+        waiting += [(f"{where}/{name}", schema[name]) for name in _SCHEMA if name in schema]
+        for name in _SCHEMAS:
+            if isinstance(schema.get(name), list):
+                waiting += [(f"{where}/{name}/{at}", one) for at, one in enumerate(schema[name])]
+        for name in _NAMED_SCHEMAS:
+            if isinstance(schema.get(name), dict):
+                waiting += [(f"{where}/{name}/{key}", one) for key, one in schema[name].items()]
+        if "$ref" in schema:
+            waiting.append((str(schema["$ref"]), _pointed(root, where, schema["$ref"])))
+
+
+def _pointed(root: dict[str, Any], where: str, reference: Any) -> Any:
+    """What a $ref such as "#/$defs/name" points to."""
+    start, *parts = unquote(str(reference)).split("/")
+    found: Any = root if start == "#" else None
+    for part in parts:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            found = found.get(name) if isinstance(found, dict) else None
+    if found is None:
+        raise UsageError(
+            f"$ref in {where} is {shown(reference)}, expected a place in the schema, as in "
+            '"#/$defs/name"'
+        )
+    return found
+
+
+def _used_by_root(places: list[Place]) -> set[str]:
+    """The root's own names: x-guidance, and those that hold schemas for $ref ("components")."""
+    pointers = [str(schema["$ref"]).split("/") for _, schema in places if "$ref" in schema]
+    return {"x-guidance", *(pointer[1] for pointer in pointers if len(pointer) > 1)}
+
+
+def _notes(where: str, schema: dict[str, Any], *, used: set[str]) -> list[str]:
+    """A note for each part of this schema that changes nothing, though its author may expect it.
+
+    used: names that have a use in this schema besides the keywords.
+    """
+    notes = []
+    known = _KNOWN | used
+    unknown = [
+        name
+        for name in schema
+        if name not in known and (name == "x-guidance" or not name.startswith("x-"))
+    ]
+    if unknown:
+        notes.append(f"{first_of(unknown, 8)} in {where}: unknown to JSON Schema, without effect")
+    least = schema.get("minProperties", 0)
+    is_open = schema.get("additionalProperties") is not False or "patternProperties" in schema
+    if is_open and isinstance(least, int) and least > 1:
+        notes.append(
+            f"minProperties in {where}: a name that the schema does not list may occur twice, and "
+            "then counts twice"
+        )
+    return notes
+
+
+def _move_bounds(schema: dict[str, Any]) -> None:
+    """Move bounds that float64 does not hold inwards to numbers that it holds, in place."""
+    for name, inwards in _BOUNDS.items():
+        bound = schema.get(name)
+        if isinstance(bound, int) and EXACT < abs(bound) < HUGE:
+            near = float(bound)
+            outside = near > bound if inwards < 0 else near < bound
+            schema[name] = math.nextafter(near, inwards) if outside else near
+
+
+def _check_values(where: str, schema: dict[str, Any]) -> None:
+    """Raise UsageError for a value with a number that llguidance would write in other digits."""
+    for name in ("const", "enum"):
+        for number in _numbers(schema.get(name)):
+            if abs(number) > EXACT:
+                raise UsageError(
+                    f"{name} in {where} has {shown(number)}, which llguidance would round: "
+                    "expected numbers up to 2**53"
+                )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def _check_remainders(places: list[Place]) -> None:
+    """Raise UsageError if multipleOf would take too long. Several may meet in one number."""
+    together = 1
+    for where, schema in places:
+        together = math.lcm(together, _digits(schema.get("multipleOf")))
+        if together > MOST_REMAINDERS:
+            raise UsageError(
+                f"multipleOf in {where} is {shown(schema['multipleOf'])}, which takes too long: the"
+                f" digits of all multipleOf have no common multiple up to {MOST_REMAINDERS:,}"
+            )
+
+
+def _digits(multiple: Any) -> int:
+    """A multipleOf without its decimal point and outer zeros: 25 for 0.25 and for 2500."""
+    digits = re.sub(r"[eE].*|[-.]", "", repr(multiple)).strip("0")
+    return int(digits) if digits.isdecimal() else 1
+
+
+def _check_texts(where: str, schema: dict[str, Any]) -> None:
+    """Raise UsageError for a pattern or format that llguidance reads in another way."""
+    patterns = [schema.get("pattern")]
+    if isinstance(schema.get("patternProperties"), dict):
+        patterns += schema["patternProperties"]
+    for pattern in patterns:
+        if isinstance(pattern, str) and (operator := _set_operator(pattern)):
+            raise UsageError(
+                f"the pattern {shown(pattern)} in {where} has {operator} within [...], which means"
+                " something else in llguidance: put a backslash before it"
+            )
+    if schema.get("format") == "unknown":  # llguidance's own name for any text
+        raise UsageError(f'format in {where} is "unknown", which is no format of JSON Schema')
+
+
+def _set_operator(pattern: str) -> str | None:
+    """The first of Rust's operators on character sets ([ && -- ~~) within [...]; None without."""
+    inside = False
+    for part in re.findall(r"\\.|&&|--|~~|.", pattern, re.DOTALL):
+        if inside and part in ("[", "&&", "--", "~~"):
+            return part
+        if part in ("[", "]"):
+            inside = part == "["
+    return None

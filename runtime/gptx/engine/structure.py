@@ -1,0 +1,174 @@
+"""Structured output: compile a grammar for the tokens of a model, once for all requests.
+
+A Grammar in, a CompiledGrammar out. Each request then gets a Matcher of its own (matcher.py), which
+knows the tokens that may come next. The parser is llguidance, an optional package.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gptx.engine.grammar import NAMES, Grammar
+from gptx.engine.grammar_tokens import GrammarTokens
+from gptx.engine.lark_text import prepare_lark
+from gptx.engine.matcher import CompiledGrammar, Matcher, reason
+from gptx.engine.schema_keywords import prepare_schema
+from gptx.errors import GptxError, UsageError, warn
+from gptx.install import pip_command
+from gptx.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+KEPT = 32  # compiled grammars of a model, the last ones used
+TRIAL = 8  # tokens of a text with which a new grammar is tried out
+
+# Limits, so that nearly every grammar compiles within seconds or is refused
+MOST_SOURCE = {"json_schema": 256 * 1024, "regex": 64 * 1024, "lark": 64 * 1024}  # characters
+# llguidance's own limits are 500,000 and 2,000: the first lets a schema compile for a minute, the
+# second refuses objects with 500 optional properties.
+LIMITS = {"max_grammar_size": 50_000, "max_items_in_row": 20_000, "verbose_errors": False}
+MOST_SECONDS = 20  # llguidance cannot be stopped: it then goes on in its thread
+# llguidance's compiler calls itself for each rule or $ref that another one names, with up to 20 kB
+# of stack. Without room it would end the process.
+STACK = 256 << 20
+
+
+class GrammarCompiler:
+    """Compiles grammars for one model, and keeps the last ones.
+
+    vocab_size: the number of logits; it may be larger than the tokenizer's vocabulary.
+    end_tokens: the tokens that end a text (eos in gptx.json).
+
+    Any number of threads may call it at the same time.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, vocab_size: int, end_tokens: Iterable[int] = ()
+    ) -> None:
+        self._tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.end_tokens = frozenset(end_tokens)
+        self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._lock = threading.Lock()  # of _compiled
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """The grammar for this model's tokens; at once if it was compiled before.
+
+        The first grammar takes half a second, in which llguidance reads the vocabulary. Others take
+        a few milliseconds, very large ones up to a few seconds.
+
+        Warns (GptxWarning) of parts of the grammar without effect. Raises UsageError if the grammar
+        is wrong, has parts that llguidance does not implement, or no text of the model's tokens
+        follows it; GptxError without llguidance.
+        """
+        with self._lock:
+            found = self._compiled.get(grammar)
+        if found is None or found.failed:
+            found = self._compile(grammar)
+            for note in found.notes:
+                warn(f"{NAMES[grammar.kind]}: {note}")
+        with self._lock:
+            self._compiled[grammar] = found
+            self._compiled.move_to_end(grammar)
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        name, size, most = NAMES[grammar.kind], len(grammar.source), MOST_SOURCE[grammar.kind]
+        if size > most:
+            raise UsageError(f"{name}: has {size:,} characters, expected up to {most:,}")
+        library, vocabulary = _llguidance(), self.vocabulary
+        limits = library.LLParserLimits(**LIMITS)
+        try:
+            text, notes = _for_library(grammar)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+
+        def work() -> CompiledGrammar:
+            matcher = library.LLMatcher(vocabulary, text, log_level=0, limits=limits)
+            if matcher.is_error():
+                raise UsageError(f"{name}: {reason(matcher)}")
+            compiled = CompiledGrammar(
+                matcher,
+                name=name,
+                notes=notes,
+                vocab_size=self.vocab_size,
+                n_tokens=vocabulary.vocab_size - 1,
+                end_tokens=self.end_tokens,
+            )
+            _try_out(compiled.matcher(), self.vocab_size)
+            return compiled
+
+        try:
+            return _in_thread(work).result(MOST_SECONDS)
+        except TimeoutError as error:
+            raise UsageError(f"{name}: takes more than {MOST_SECONDS} s to compile") from error
+
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The model's tokens as llguidance's LLTokenizer."""
+        library = _llguidance()
+        return library.LLTokenizer(library.TokenizerWrapper(GrammarTokens(self._tokenizer)))
+
+
+def _llguidance() -> Any:
+    """The package llguidance. Raises GptxError if it is not installed."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise GptxError(
+            "structured output needs the package llguidance, which is not installed: "
+            + pip_command("structured")
+        ) from error
+    return llguidance
+
+
+def _for_library(grammar: Grammar) -> tuple[str, list[str]]:
+    """The grammar in llguidance's JSON, and its notes. Raises UsageError."""
+    if grammar.kind == "regex":
+        return _llguidance().LLMatcher.grammar_from_regex(grammar.source), []
+    if grammar.kind == "lark":
+        text, notes = prepare_lark(grammar.source)
+        return json.dumps({"grammars": [{"lark_grammar": text}]}), notes
+    schema, notes = prepare_schema(json.loads(grammar.source))
+    return json.dumps({"grammars": [{"json_schema": schema}]}), notes
+
+
+def _in_thread(work: Callable[[], T]) -> Future[T]:
+    """The result of `work`, which runs in a thread with a stack of STACK bytes."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    with _STACK_LOCK:  # the size is a setting of the process
+        before = threading.stack_size(STACK)
+        try:
+            threading.Thread(target=run, name="gptx-grammar", daemon=True).start()
+        finally:
+            threading.stack_size(before)
+    return result
+
+
+_STACK_LOCK = threading.Lock()
+
+
+def _try_out(matcher: Matcher, vocab_size: int) -> None:
+    """Follow a grammar for a few tokens. Raises UsageError if llguidance reaches a limit there."""
+    for _ in range(TRIAL):
+        logits = np.zeros(vocab_size, np.float32)
+        matcher.apply(logits)
+        allowed = np.flatnonzero(logits == 0)
+        if matcher.is_finished or not matcher.accept(int(allowed[len(allowed) // 2])):
+            return
