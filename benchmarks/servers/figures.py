@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 
 from gptx.bench.figures import Spread
+from gptx.errors import GptxError
 from gptx.text.prefix import common_length
 from servers.server import Served, Workload
 
@@ -17,18 +18,15 @@ Figures = dict[str, float]
 def figures(workload: Workload, served: Served, first: Served) -> Figures:
     """Seconds and tokens a second of one workload. first: what the first engine served.
 
-    Raises ValueError if a request did not get all its tokens.
+    Raises GptxError if a request did not get all its tokens.
     """
     if wrong := [len(one) for one in served.times if len(one) != workload.new_tokens]:
-        raise ValueError(f"a request got {wrong[0]} tokens, expected {workload.new_tokens}")
+        raise GptxError(f"a request got {wrong[0]} tokens, expected {workload.new_tokens}")
     waits = [times[0] - came for times, came in zip(served.times, workload.arrivals)]
     gaps = np.concatenate([np.diff(times) for times in served.times])
     ended = max(times[-1] for times in served.times)
-    began = max(times[0] for times in served.times)  # from here on, no prompt is read
-    decoded = sum(time > began for times in served.times for time in times)
     found = {
         "tokens_per_s": workload.new_tokens * len(served.times) / ended,
-        "decode_tokens_per_s": decoded / (ended - began),
         "first_p50_s": float(np.percentile(waits, 50)),
         "first_p99_s": float(np.percentile(waits, 99)),
         "between_p50_s": float(np.percentile(gaps, 50)),

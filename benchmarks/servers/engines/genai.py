@@ -1,8 +1,8 @@
 """onnxruntime-genai: `genai[:ARTIFACT[:engine]]`, by its Generator, or by its Engine.
 
 Both run static batches on a CPU. The Generator gets the requests that wait as one batch, and the
-next one begins when all have ended. The Engine makes its own batches, of at most 4 requests; a seed for each is
-refused on a CPU.
+next one begins when all have ended. The Engine makes its own batches, of at most 4 requests, and
+takes no seed.
 """
 
 from __future__ import annotations
