@@ -21,62 +21,27 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gptx.artifact.folders import write_file
 from gptx.artifact.manifest import read_manifest
 from gptx.bench.figures import with_ratios
 from gptx.bench.machine import lines, machine
-from gptx.bench.prompts import Cutter, source
-from gptx.bench.weights import read_files, weights_of
+from gptx.bench.prompts import source
+from gptx.bench.weights import weights_of
 from gptx.errors import GptxError
 from gptx.system.cpu import cpu_cores
 from servers.contender import Contender, Process, contender, names
-from servers.figures import Figures, figures, spreads
-from servers.server import Sampling, Served, Workload
+from servers.figures import Figures, spreads
+from servers.rounds import Case, Result, Rounds
 from table import table
 
 LEGEND = """\
 Medians over the rounds. Tokens/s: new tokens of all requests; prompts are read in the same time.
 First token: from the arrival of a request. Between: of the tokens of one request; those that one
 step gave come at once. In brackets: divided by that of the first engine."""
-WARM_UP_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Case:
-    """Requests of one kind. rate: how many come a second; None: all at once."""
-
-    mode: str  # "greedy" | "sampled"
-    requests: int
-    rate: float | None = None
-
-    @property
-    def at_once(self) -> bool:
-        return self.rate is None
-
-
-@dataclass
-class Result:
-    """What one engine did: its figures by case, one a round."""
-
-    engine: Contender
-    weights: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    cases: dict[Case, list[Figures]] = field(default_factory=dict)
-
-    def speed(self, mode: str) -> float:
-        """The most tokens a second with all requests at once."""
-        return max(
-            spreads(rounds)["tokens_per_s"].median
-            for case, rounds in self.cases.items()
-            if case.mode == mode and case.at_once
-        )
 
 
 def main() -> None:
@@ -106,17 +71,11 @@ def arguments() -> argparse.Namespace:
     add("--new-tokens", type=int, default=64)
     add("--temperature", type=float, default=0.7)
     add("--top-p", type=float, default=0.9)
-    add(
-        "--loads",
-        nargs="+",
-        type=float,
-        default=[],
-        metavar="SHARE",
-        help="requests come at random, as many as this share of each engine's best speed allows",
-    )
-    add("--rates", nargs="+", type=float, default=[], metavar="N",
-        help="requests come at random, N a second, for all engines")  # fmt: skip
-    add("--requests", type=int, default=48, help="that come at random")
+    share = "random arrivals, as many as this share of each engine's speed at once allows"
+    add("--loads", nargs="+", type=float, default=[], metavar="SHARE", help=share)
+    rate = "random arrivals, so many a second, the same for all engines"
+    add("--rates", nargs="+", type=float, default=[], metavar="N", help=rate)
+    add("--requests", type=int, default=48, help="random arrivals in all")
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=cpu_cores())
     add("--seed", type=int, default=0)
@@ -161,52 +120,6 @@ def at_random(given: argparse.Namespace, one: Result) -> list[Case]:
         rates = [*given.rates, *(load * most for load in given.loads)]
         found += [Case(mode, given.requests, rate) for rate in rates]
     return found
-
-
-class Rounds:
-    """Runs cases on all engines by turns, with other prompts each time."""
-
-    def __init__(self, given: argparse.Namespace, process: Process, ids: list[int]) -> None:
-        self._given, self._process = given, process
-        each = sum(given.rows) + given.requests * (len(given.loads) + len(given.rates))
-        self._cutter = Cutter(ids, given.rounds * (2 * 2 + len(given.modes) * each))
-
-    def run(self, results: Sequence[Result], cases: Callable[[Result], list[Case]]) -> None:
-        """Run all rounds of the cases that `cases` gives for each engine, and add the figures."""
-        given = self._given
-        for one in results:
-            read_files(one.engine.path)
-        for number in range(given.rounds):
-            warm_up = Case(given.modes[-1], 2)
-            random = np.random.default_rng([given.seed, number])
-            gaps = random.exponential(size=given.requests)
-            # The cases of engines differ in their rates only, so all get the same prompts.
-            prompts = [
-                [self._cutter.cut(given.prompt_tokens) for _ in range(case.requests)]
-                for case in (warm_up, *cases(results[0]))
-            ]
-            first: list[Served] = []
-            for one in results:
-                print(f"round {number + 1} of {given.rounds}: {one.engine.label}", flush=True)
-                asked = [warm_up, *cases(one)]
-                work = [self._work(case, texts, gaps) for case, texts in zip(asked, prompts)]
-                work[0] = work[0]._replace(new_tokens=WARM_UP_TOKENS)
-                answer = self._process.serve(one.engine, work)
-                served = [Served(**found) for found in answer["served"]]
-                first = first or served
-                one.weights, one.versions = answer["weights"], answer["versions"]
-                for case, workload, mine, of_first in zip(asked[1:], work[1:], served, first):
-                    found = figures(workload, mine, of_first)
-                    one.cases.setdefault(case, []).append(found)
-
-    def _work(self, case: Case, prompts: list[list[int]], gaps: np.ndarray) -> Workload:
-        given = self._given
-        arrivals = [0.0] * case.requests
-        if case.rate is not None:
-            arrivals = (np.cumsum(gaps) / case.rate).tolist()
-        drawn = Sampling(given.temperature, given.top_p, given.seed)
-        sampling = drawn if case.mode == "sampled" else Sampling(0.0, 1.0, given.seed)
-        return Workload(prompts, arrivals, given.new_tokens, sampling)
 
 
 def to_dict(one: Result, first: Result, stored: int) -> dict[str, Any]:
