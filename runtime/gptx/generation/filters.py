@@ -56,8 +56,7 @@ def candidates(logits: np.ndarray, options: Options, *, keep: int = 1) -> Candid
         # The same as min_p below, but before exp is computed of all logits
         least = top + temperature * math.log(min_p)
         found = _narrow(found, at_least(found[1], least, keep))
-    weights = found[1]
-    total = to_weights(weights, top, temperature)
+    weights, total = exp_weights(found[1], top, temperature, out=found[1])
     if top_p < 1:
         found = _narrow(found, nucleus(weights, total, top_p, keep))
         if min_p > 0:
@@ -75,11 +74,6 @@ def _narrow(found: Candidates, kept: np.ndarray) -> Candidates:
     """Keep the candidates with the indices `kept`."""
     ids, weights = found
     return kept if ids is None else ids[kept], weights[kept]
-
-
-def to_weights(logits: np.ndarray, top: float, temperature: float) -> float:
-    """Turn logits into weights exp((logits - top) / temperature), in place; return their sum."""
-    return exp_weights(logits, top, temperature, out=logits)[1]
 
 
 def top_h(logits: np.ndarray, temperature: float, share: float) -> np.ndarray:
@@ -142,14 +136,13 @@ def nucleus(weights: np.ndarray, total: float, top_p: float, keep: int = 1) -> n
     """
     enough = top_p * total
     # Weights below (1 - top_p) / V of the total add up to less than a share of 1 - top_p. So none
-    # of them is in the nucleus. Mostly, those below a 32nd part of V are enough: tried first.
-    for most in (len(weights) // 32, len(weights)):
-        indices = np.flatnonzero(weights >= (1 - top_p) * total / max(most, 1))
+    # of them is in the nucleus. Mostly, those above the limit for a 32nd of V are enough: they are
+    # tried first. All are taken where `keep` asks for more than the nucleus.
+    for most in (max(len(weights) // 32, 1), len(weights), math.inf):
+        indices = np.flatnonzero(weights >= (1 - top_p) * total / most)
         left = weights[indices]
         if len(left) >= keep and left.sum() >= enough:
             break
-    if len(left) < keep:
-        return top_k(weights, keep)
     largest_first = np.sort(left)[::-1]
     before = np.cumsum(largest_first, dtype=np.float64)
     count = min(max(int(np.searchsorted(before, enough)) + 1, keep), len(left))

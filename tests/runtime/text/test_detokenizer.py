@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.tiny_artifact import byte_tokenizer
+from builders.tokenizers_of_all_kinds import byte_level, llama, word_piece
 from gptx.errors import ArtifactError, PromptError
 from gptx.text.detokenizer import Detokenizer
 from gptx.text.tokenizer import Tokenizer, load_tokenizer, special_tokens
@@ -215,3 +217,19 @@ def test_special_tokens_from_either_file(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_no_text() -> None:
     with pytest.raises(PromptError, match="not text"):
         TOKENIZERS["byte-level"].encode("\ud800")
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (llama(), {"▁the": " the", "at": "at", "<s>": "<s>", "<0x0A>": "\n", "<0xE2>": "\ufffd"}),
+        (word_piece(), {"the": " the", "##at": "at", "[SEP]": " [SEP]"}),
+        (byte_level(), {"Ġthe": " the", "Ċ": "\n", "a": "a", "<|endoftext|>": "<|endoftext|>"}),
+    ],
+    ids=["llama", "word piece", "byte level"],
+)
+def test_the_text_of_each_token(inner: Any, expected: dict[str, str]) -> None:
+    tokenizer = Tokenizer(inner)
+    assert len(tokenizer.texts) == tokenizer.vocab_size
+    found = {token: tokenizer.texts[inner.token_to_id(token)] for token in expected}
+    assert found == expected
