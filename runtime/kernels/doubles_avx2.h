@@ -5,8 +5,8 @@
 static const int WIDTH = 4;
 struct Doubles { __m256d v; };
 
-static inline Doubles load(const double* p) { return {_mm256_loadu_pd(p)}; }
-static inline Doubles load_wide(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
+static inline Doubles wide(const double* p) { return {_mm256_loadu_pd(p)}; }
+static inline Doubles wide(const float* p) { return {_mm256_cvtps_pd(_mm_loadu_ps(p))}; }
 static inline void store(double* p, Doubles x) { _mm256_storeu_pd(p, x.v); }
 static inline Doubles all(double x) { return {_mm256_set1_pd(x)}; }
 static inline Doubles operator+(Doubles x, Doubles y) { return {_mm256_add_pd(x.v, y.v)}; }

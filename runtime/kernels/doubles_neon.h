@@ -5,8 +5,8 @@
 static const int WIDTH = 2;
 struct Doubles { float64x2_t v; };
 
-static inline Doubles load(const double* p) { return {vld1q_f64(p)}; }
-static inline Doubles load_wide(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
+static inline Doubles wide(const double* p) { return {vld1q_f64(p)}; }
+static inline Doubles wide(const float* p) { return {vcvt_f64_f32(vld1_f32(p))}; }
 static inline void store(double* p, Doubles x) { vst1q_f64(p, x.v); }
 static inline Doubles all(double x) { return {vdupq_n_f64(x)}; }
 static inline Doubles operator+(Doubles x, Doubles y) { return {vaddq_f64(x.v, y.v)}; }

@@ -6,8 +6,8 @@
 static const int WIDTH = 1;
 struct Doubles { double v; };
 
-static inline Doubles load(const double* p) { return {*p}; }
-static inline Doubles load_wide(const float* p) { return {*p}; }
+static inline Doubles wide(const double* p) { return {*p}; }
+static inline Doubles wide(const float* p) { return {*p}; }
 static inline void store(double* p, Doubles x) { *p = x.v; }
 static inline Doubles all(double x) { return {x}; }
 static inline Doubles operator+(Doubles x, Doubles y) { return {x.v + y.v}; }

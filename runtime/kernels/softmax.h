@@ -1,14 +1,11 @@
 // The weights and the logsumexp of a row of logits, and exp and log of doubles.
 //
 // A sum has 16 lanes of doubles: number i is added to lane i % 16. Then the lanes are added as a
-// tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1. The length of a row is free.
+// tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 
 static const int REGISTERS = 16 / WIDTH;  // of 16 lanes
 // GCC would keep the registers of a loop in memory.
 #define EACH _Pragma("GCC unroll 16") for (int j = 0; j < REGISTERS; j++)
-
-static inline Doubles wide(const float* p) { return load_wide(p); }
-static inline Doubles wide(const double* p) { return load(p); }
 
 // The 16 numbers from x[i] on, with `rest` in the places behind x[n]. padded: room for them.
 template <class T>
@@ -84,8 +81,8 @@ template <Doubles (*FUNCTION)(Doubles)>
 static void on_each(const double* x, int64_t n, double* out) {
   double padded[16];
   int64_t i = 0;
-  for (; i + WIDTH <= n; i += WIDTH) store(out + i, FUNCTION(load(x + i)));
-  store(padded, FUNCTION(load(sixteen(x, i, n, 0.0, padded))));
+  for (; i + WIDTH <= n; i += WIDTH) store(out + i, FUNCTION(wide(x + i)));
+  store(padded, FUNCTION(wide(sixteen(x, i, n, 0.0, padded))));
   for (int64_t j = 0; j < n - i; j++) out[i + j] = padded[j];
 }
 #undef EACH
