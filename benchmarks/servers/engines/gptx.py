@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from servers.server import Arrivals, Job, Loaded, Served, Server, Workload
 
@@ -26,7 +27,7 @@ def load(job: Job) -> Loaded:
 
     def serve(workload: Workload) -> Served:
         sampling, n = workload.sampling, workload.new_tokens
-        drawn = {"top_p": sampling.top_p} if sampling.temperature else {}
+        drawn: dict[str, Any] = {"top_p": sampling.top_p} if sampling.temperature else {}
         served, arrivals = Served.empty(workload), Arrivals(workload.arrivals)
 
         def request(index: int) -> gptx.Stream:
