@@ -23,9 +23,10 @@ def page() -> str:
         ("valid instances accepted", f"{valid[0]:,} of {sum(valid):,}"),
         ("invalid instances rejected", f"{invalid[0]:,} of {sum(invalid):,}"),
         ("finished texts of random logits that are valid", f"{finished[0]:,} of {sum(finished):,}"),
-        ("compiling, ms: median, 99% of them within", _spread(run["compile_s"])),
-        ("a mask, ms: median, 99% of them within", _spread(run["mask_s"])),
-        ("masks of 8 rows within strings, ms", f"{1e3 * run['batch_s']:.2f}"),
+        ("compiling, ms: median, 99% within", _spread(run["compile_s"])),
+        ("a mask along the instances, ms: median, 99% within", _spread(run["mask_s"])),
+        ("a mask in the random texts, ms: median, 99% within", _spread(run["random_mask_s"])),
+        ("masks of 8 rows in strings, ms", f"{1e3 * run['batch_s']:.2f}"),
         ("the first grammar of a model, ms", f"{1e3 * run['first_s']:.0f}"),
     ]
     load = f"load average {run['load_average']} before the run"

@@ -120,7 +120,8 @@ class Matcher:
             self._mask |= self._ends
         elif not self._mask.any():
             raise UsageError(
-                f"{self._compiled.name}: asks for a token that ends the text, and then goes on"
+                f"{self._compiled.name}: names a token that ends the text: leave it out, as the "
+                "text ends where the grammar does"
             )
         return self._mask[: self._words]
 

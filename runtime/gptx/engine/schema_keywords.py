@@ -81,6 +81,8 @@ def prepare_schema(schema: Any) -> tuple[dict[str, Any], list[str]]:
     places = list(_places(root))
     notes: list[str] = []
     for where, found in places:
+        if found.get("uniqueItems") is False:  # asks for nothing, and llguidance refuses it
+            del found["uniqueItems"]
         _move_bounds(found)
         _check_values(where, found)
         _check_texts(where, found)

@@ -34,7 +34,7 @@ TRIAL = 8  # tokens of a text with which a new grammar is tried out
 MOST_SOURCE = {"json_schema": 256 * 1024, "regex": 64 * 1024, "lark": 64 * 1024}  # characters
 # llguidance's own limits are 500,000 and 2,000: the first lets a schema compile for a minute, the
 # second refuses objects with 500 optional properties.
-LIMITS = {"max_grammar_size": 50_000, "max_items_in_row": 20_000, "verbose_errors": False}
+LIMITS = {"max_grammar_size": 50_000, "max_items_in_row": 10_000, "verbose_errors": False}
 MOST_SECONDS = 20  # llguidance cannot be stopped: it then goes on in its thread
 # llguidance's compiler calls itself for each rule or $ref that another one names, with up to 20 kB
 # of stack. Without room it would end the process.

@@ -166,6 +166,7 @@ def test_an_invalid_instance_is_rejected(schema: Any, instance: Any) -> None:
         ),
         ({"allOf": [{"minLength": 2}, {"maxLength": 3}], "type": "string"}, "é😀"),
         ({"oneOf": [{"type": "string"}, {"type": "null"}]}, None),
+        ({"items": {"uniqueItems": False, "type": "array"}}, [[1, 1]]),
         ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1}, 2),
         (True, {"any": ["thing"]}),
     ],
@@ -457,7 +458,7 @@ def test_what_has_no_effect_is_said(schema: Any, notes: list[str]) -> None:
         ("start: <|nothing|>", "unknown special token"),
         ("start: a\na: a", "no tokens for"),
         ('start: a\na: "x" a', "Lark grammar: .*Too many items"),
-        ("start: <|endoftext|> /a/", "asks for a token that ends the text, and then goes on"),
+        ("start: <|endoftext|> /a/", "names a token that ends the text: leave it out"),
     ],
 )
 def test_lark_grammars_that_are_refused(source: str, says: str) -> None:
