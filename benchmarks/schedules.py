@@ -12,6 +12,7 @@ thread. The exit status is 1 if a bit differs.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40, help="that schedules are made of")
     parser.add_argument("--longest", type=int, default=200, help="tokens of the longest prompt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin none after these")
     given = parser.parse_args()
     for line in lines(machine()):
         print(line)
@@ -41,15 +43,16 @@ def main() -> None:
     with alone, stage("Requests alone"):
         requests = cases(alone, text, random, given.requests, longest=given.longest)
     models = [gptx.load(given.artifact, threads=threads) for threads in (1, 2)]
-    total, began = Difference(), time.perf_counter()
+    total, done, began = Difference(), 0, time.perf_counter()
     with stage("Schedules", total=given.schedules) as advance:
-        for n in range(given.schedules):
-            one = run_schedule(models[n % 2], requests, random)
+        while done < given.schedules and time.perf_counter() - began < 60 * given.minutes:
+            one = run_schedule(models[done % 2], requests, random)
             total.compared += one.compared
             total.differing += one.differing
+            done += 1
             advance(1)
     print(
-        f"{given.schedules:,} schedules in {time.perf_counter() - began:,.0f} s, kernels"
+        f"{done:,} schedules in {time.perf_counter() - began:,.0f} s, kernels"
         f" {models[0].kernels}: {total.compared:,} rows of logits compared,"
         f" {total.differing:,} differ in a bit"
     )
