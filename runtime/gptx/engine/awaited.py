@@ -28,16 +28,17 @@ async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Comp
     news, found, growing = _News(), [], deque[Stream]()
     left = iter(calls)
     try:
-        while growing or len(found) < len(calls):
+        while True:
             for open_one in islice(left, at_once - len(growing)):
                 growing.append(open_one(unattended=True, on_step=news.tell))
+            if not growing:
+                return found
             while not growing[0].has_ended():
                 await news.wait()
-            found.append(growing.popleft().result())
+            found += growing.popleft().results()
     finally:
         for stream in growing:
             stream.close()
-    return found
 
 
 async def pieces(open_one: OpenStream) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ from gptx.arguments import count
 from gptx.engine.grammar import Grammar, read_grammar
 from gptx.errors import UsageError, shown
 from gptx.generation.option_kinds import is_number
+from gptx.generation.prompt import Prompt
 
 Overflow = Literal["stop", "slide"]
 # (tokens of prompt and text so far, logits float32 (V,)) -> logits, or None: changed in place
@@ -26,10 +27,11 @@ class Control:
 
     max_time: seconds after which the text ends, as in transformers. cancel: ends the text once it
     is set. overflow: what happens when the context is full. logprobs, top_logprobs: give the
-    log-probabilities of new tokens, and of so many of the likeliest. grammar: the text follows it,
-    from response_format or json_schema. logits_processor: changes the
-    logits before anything else does. on_token: gets each new token and the text that can be shown
-    with it.
+    log-probabilities of new tokens, and of so many of the likeliest. prompt_logprobs: give those of
+    the prompt's tokens, too. negative_prompt: what guidance_scale pushes the text away from; None:
+    the prompt's last token. grammar: the text follows it, from response_format or json_schema.
+    logits_processor: changes the logits before anything else does. on_token: gets each new token
+    and the text that can be shown with it.
     """
 
     max_time: float | None = None
@@ -37,6 +39,8 @@ class Control:
     overflow: Overflow = "stop"
     logprobs: bool = False
     top_logprobs: int = 0
+    prompt_logprobs: bool = False
+    negative_prompt: Prompt | None = None
     grammar: Grammar | None = None
     logits_processor: LogitsProcessor | None = None
     on_token: OnToken | None = None
@@ -73,8 +77,9 @@ def control_of(
     overflow = values.get("overflow", "stop")
     if not isinstance(overflow, str) or overflow not in ("stop", "slide"):
         raise UsageError(f"overflow is {shown(overflow)}, expected stop or slide")
-    if not isinstance(values.get("logprobs", False), bool):
-        raise UsageError(f"logprobs is {shown(values['logprobs'])}, expected True or False")
+    for name in ("logprobs", "prompt_logprobs"):
+        if not isinstance(values.get(name, False), bool):
+            raise UsageError(f"{name} is {shown(values[name])}, expected True or False")
     if "top_logprobs" in values:
         values["top_logprobs"] = count("top_logprobs", values["top_logprobs"], MOST_TOP, 1000)
         values["logprobs"] = True

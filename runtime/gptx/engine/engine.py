@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +105,15 @@ class Engine:
     ) -> Request:
         """Put work into the queue; request.py explains the arguments.
 
-        Raises UsageError if the engine is closed, GptxError if the queue is full, or the work needs
-        more memory than the budget.
+        Raises UsageError if the engine is closed or has too few rows, GptxError if the queue is
+        full, or the work needs more memory than the budget.
         """
-        needed = self._steps.rows.bytes_with([work.longest])
+        if len(work.rows) > self.max_rows:
+            raise UsageError(
+                f"this call needs {len(work.rows)} rows at the same time, and the model was loaded"
+                f" with max_rows={self.max_rows}"
+            )
+        needed = self._steps.rows.bytes_with(len(work.rows), work.longest)
         if needed > self.memory:
             raise GptxError(
                 f"a text of up to {work.longest:,} tokens needs {needed / 1e6:,.1f} MB for its KV"
@@ -171,7 +176,7 @@ class Engine:
         """End a request early: nothing more is computed for it after the step that runs now."""
         with self._lock:
             request.asked_to_end = reason
-            if request.row is None or not self._stepping:
+            if not (request.running and self._stepping):
                 self._end(request, finish=reason)
 
     def stats(self) -> Stats:
@@ -179,7 +184,7 @@ class Engine:
         with self._lock:
             steps, guesses = self._steps, self._steps.speculation
             return Stats(
-                rows=len(steps.running),
+                rows=_rows(steps.running),
                 queue=len(self._queue),
                 cache_bytes=steps.rows.bytes,
                 prefix_bytes=steps.prefixes.bytes,
@@ -268,8 +273,8 @@ class Engine:
             self._steps.run(going)
         except Exception as error:
             with self._lock:
-                for request, _ in going:
-                    self._end(request, error=error)
+                for one in going:
+                    self._end(one.request, error=error)
         finally:
             with self._lock:
                 self._stepping = False
@@ -278,12 +283,13 @@ class Engine:
     def _admit(self) -> None:
         """Give rows to requests from the queue, in their order, as far as there is memory."""
         steps = self._steps
-        while self._queue and len(steps.running) < self.max_rows:
-            request = self._queue[0]
-            longest = [one.work.longest for one in (*steps.running, request)]
-            needed = steps.rows.bytes_with(longest)
-            if steps.running and needed > self.memory:
+        while self._queue:
+            together = [*steps.running, self._queue[0]]
+            rows = _rows(together)
+            needed = steps.rows.bytes_with(rows, max(one.work.longest for one in together))
+            if steps.running and (rows > self.max_rows or needed > self.memory):
                 return
+            request = together[-1]
             self._queue.popleft()
             steps.prefixes.shrink(self.memory - needed)
             try:
@@ -309,7 +315,7 @@ class Engine:
                 self._end(request, finish="time")
             elif request.cancelled is not None and request.cancelled():
                 self._end(request, finish="closed")
-            elif request.row is not None:
+            elif request.running:
                 self._tell(request)
 
     def _end(
@@ -325,7 +331,7 @@ class Engine:
         request.ended = True
         request.error = request.error or error
         request.work.finish = request.work.finish or finish
-        if request.row is not None:
+        if request.running:
             self._steps.end(request)
             self._steps.prefixes.shrink(self.memory - self._steps.rows.bytes)
         elif request in self._queue:
@@ -355,6 +361,10 @@ _WITH_A_THREAD: weakref.WeakSet[Engine] = weakref.WeakSet()
 def _stop_all() -> None:
     for engine in list(_WITH_A_THREAD):
         engine.stop()
+
+
+def _rows(requests: Iterable[Request]) -> int:
+    return sum(len(request.work.rows) for request in requests)
 
 
 def _interrupted() -> UsageError:

@@ -20,18 +20,17 @@ from gptx.artifact.task import Task
 from gptx.engine.awaited import OpenStream, completions, pieces
 from gptx.engine.control import Control, control_of, is_cancelled
 from gptx.engine.engine import Engine, Stats
-from gptx.engine.generate import Generate, logits_to_sample
 from gptx.engine.matcher import Matcher
+from gptx.engine.new_text import check_together, new_text
 from gptx.engine.stream import Stream
 from gptx.engine.structure import GrammarCompiler
-from gptx.errors import UsageError
+from gptx.errors import UsageError, shown
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
 from gptx.generation.options import MAX_NEW_TOKENS, Options
 from gptx.generation.prompt import Prompt, encode, is_batch
 from gptx.generation.resolve_options import resolve
-from gptx.generation.row_plan import check_options, check_prompts, plan_row
-from gptx.generation.sampling import Sampler
+from gptx.generation.row_plan import check_options, check_prompts
 from gptx.generation.session import Session
 from gptx.generation.transcript import Completion, Transcript
 from gptx.kv_cache.memory_limit import default_cache_memory
@@ -125,8 +124,14 @@ class LoadedModel:
         - typical_p, epsilon_cutoff, eta_cutoff, top_n_sigma, xtc_probability, xtc_threshold,
           presence_penalty, frequency_penalty, no_repeat_ngram_size, dry_multiplier and others:
           docs/reference/options.md explains them.
-        - seed: the seed of the random draws. Prompt i of a list draws with seed + i. Without a
-          seed, one is chosen at random; Completion.seed reports it.
+        - seed: the seed of the random draws. Text i of a call draws with seed + i. Without a seed,
+          one is chosen at random; Completion.seed reports it.
+        - num_return_sequences=n gives n texts for each prompt, as a list: the texts of the first
+          prompt, then those of the second. They are drawn, or the best of a beam search.
+        - num_beams, length_penalty, early_stopping: search for the likeliest text (beam search). A
+          Stream then gives its text at the end. max_rows of the model limits num_beams.
+        - guidance_scale: above 1 pushes the text away from negative_prompt, a text or token ids;
+          without one, away from what the prompt's last token alone leads to.
         - stop: a string, or a list of strings. The text ends before the first that occurs.
         - stop_tokens: token ids that end the text, in addition to the model's own.
 
@@ -146,7 +151,8 @@ class LoadedModel:
 
         - logprobs: True gives the log-probability of each new token (Completion.logprobs), and
           top_logprobs=n those of the n likeliest (Completion.top_logprobs). They are the model's
-          own, before temperature and all other options.
+          own, before temperature and all other options. prompt_logprobs=True gives those of the
+          prompt's tokens, too (Completion.prompt_logprobs, prompt_top_logprobs).
 
         An option that is not given comes from the artifact's generation_config.json. If the file
         does not set it either, decoding is greedy and ends after 256 new tokens. The file of the
@@ -161,12 +167,13 @@ class LoadedModel:
             for open_one in self._calls(_prompts(prompt), options):
                 growing.append(open_one())
                 if len(growing) > 2 * self.engine.max_rows:  # the queue holds no more than needed
-                    found.append(growing.popleft().result())
-            found += [stream.result() for stream in growing]
+                    found += growing.popleft().results()
+            for stream in growing:
+                found += stream.results()
         finally:
             for stream in growing:
                 stream.close()
-        return found if is_batch(prompt) else found[0]
+        return found if _is_several(prompt, options) else found[0]
 
     @takes_options
     def stream(
@@ -181,8 +188,7 @@ class LoadedModel:
 
         Raises PromptError, UsageError and GptxError as `generate` does, before any text is read.
         """
-        (open_one,) = self._calls([prompt], options)
-        return open_one()
+        return self._call(prompt, options)()
 
     @takes_options
     def submit(self, prompt: Prompt, **options: Unpack[Keywords]) -> Stream:
@@ -191,8 +197,7 @@ class LoadedModel:
         The text grows although nobody reads it: `result` waits for all of it, `cancel` ends it
         early, and iterating gives its pieces. The prompt, options and errors are those of `stream`.
         """
-        (open_one,) = self._calls([prompt], options)
-        return open_one(unattended=True)
+        return self._call(prompt, options)(unattended=True)
 
     @overload
     async def generate_async(
@@ -212,7 +217,7 @@ class LoadedModel:
         """
         calls = self._calls(_prompts(prompt), options)
         found = await completions(calls, at_once=2 * self.engine.max_rows)
-        return found if is_batch(prompt) else found[0]
+        return found if _is_several(prompt, options) else found[0]
 
     @takes_options
     async def stream_async(self, prompt: Prompt, **options: Unpack[Keywords]) -> AsyncIterator[str]:
@@ -220,8 +225,7 @@ class LoadedModel:
 
         Leaving the loop, or cancelling the task, ends the text.
         """
-        (open_one,) = self._calls([prompt], options)
-        async for piece in pieces(open_one):
+        async for piece in pieces(self._call(prompt, options)):
             yield piece
 
     def stats(self) -> Stats:
@@ -316,18 +320,32 @@ class LoadedModel:
             tokenizer_vocab_size=tokens.vocab_size or model.vocab_size,
             vocab_size=model.vocab_size,
         )
+        check_together(resolved, control)
+        if control.negative_prompt is not None:
+            check_prompts([self.encode(control.negative_prompt)], n_ctx=self.n_ctx, max_length=None)
         return resolved, control
 
-    def _calls(self, given_prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[OpenStream]:
-        """For each prompt of a call, a function that opens its Stream. All are checked before.
+    def _call(self, prompt: Prompt, given: Mapping[str, Any]) -> OpenStream:
+        """The function that opens the Stream of a call for one text."""
+        if (texts := given.get("num_return_sequences")) not in (None, 1):
+            raise UsageError(
+                f"num_return_sequences is {shown(texts)}, and this call gives one text: use"
+                " generate or generate_async"
+            )
+        return self._calls([prompt], given)[0]
 
-        Prompt i draws with seed + i.
+    def _calls(self, given_prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[OpenStream]:
+        """For each text of a call, a function that opens its Stream. All are checked before.
+
+        Text i draws with seed + i. The texts of one beam search share a Stream.
         """
         began = time.perf_counter()
         options, control = self.resolve_options(given, max_new_tokens=MAX_NEW_TOKENS)
         prompts = [self.encode(one) for one in given_prompts]
         check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
         stops = StopSet(options.stop)
+        if options.num_beams == 1:
+            prompts = [ids for ids in prompts for _ in range(options.num_return_sequences)]
         seeds = [
             None if options.seed is None else options.seed + row for row in range(len(prompts))
         ]
@@ -361,33 +379,20 @@ class LoadedModel:
         unattended: see Request.
         """
         self._opened()
-        tokens, vocab_size = self.manifest.tokens, self.manifest.model.vocab_size
-        slides = control.overflow == "slide"
-        plan = plan_row(options, len(ids), eos=tokens.eos, n_ctx=self.n_ctx, slides=slides)
-        known = tokens.vocab_size or vocab_size
-        sampler = Sampler(
-            options,
-            prompt=ids,
-            end_tokens=plan.end_tokens,
-            seed=options.seed,
-            n_logits=logits_to_sample(plan, known),
-            max_length=len(ids) + plan.limit if plan.limit_reason == "length" else None,
-        )
         detokenizer = strings = None
         if self.tokenizer is not None:
             detokenizer = Detokenizer(self.tokenizer, context)
             strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
-        transcript = Transcript(detokenizer, strings, len(ids), options.seed, began)
-        work = Generate(
+        negative = control.negative_prompt
+        work = new_text(
             ids,
-            plan,
-            sampler,
-            transcript,
-            tokenizer_vocab_size=known,
-            control=control,
-            n_ctx=self.n_ctx,
+            options,
+            control,
+            Transcript(detokenizer, strings, len(ids), options.seed, began),
+            manifest=self.manifest,
             keep=keep,
             matcher=self._matcher(control, options),
+            negative=None if negative is None else self.encode(negative),
         )
         request = self.engine.submit(
             work,
@@ -439,6 +444,11 @@ class LoadedModel:
         if self._graph is None:
             raise UsageError("this model is closed")
         return self._graph
+
+
+def _is_several(prompt: Prompt | Sequence[Prompt], options: Mapping[str, Any]) -> bool:
+    """Whether a call gives a list of texts."""
+    return is_batch(prompt) or options.get("num_return_sequences") not in (None, 1)
 
 
 def _prompts(prompt: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gptx.engine.request import Row
 from gptx.generation.row_plan import FinishReason
 from gptx.softmax import logsumexp
 
@@ -17,17 +18,15 @@ class LastLogits:
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.tokens = list(ids)
-        self.wanted_from = len(self.tokens) - 1
-        self.longest = len(self.tokens)
+        self.rows = [Row(list(ids), wanted_from=len(ids) - 1)]
+        self.longest = len(ids)
         self.generated = 0
         self.finish: FinishReason | None = None
         self.logits = np.empty(0)
 
-    def take(self, logits: np.ndarray, *, now: float, seconds: float) -> int:
-        """Keep the logits (1, V)."""
-        self.logits, self.finish = logits[-1].astype(np.float64), "length"
-        return len(self.tokens)
+    def take(self, logits: Sequence[np.ndarray], *, now: float, seconds: float) -> None:
+        """Keep the logits (1, V) of the row."""
+        self.logits, self.finish = logits[0][-1].astype(np.float64), "length"
 
 
 class Logprobs:
@@ -37,20 +36,22 @@ class Logprobs:
     """
 
     def __init__(self, ids: Sequence[int], first: int) -> None:
-        self.tokens = list(ids[:-1])
-        self.wanted_from = first - 1
-        self.longest = len(self.tokens)
+        self.rows = [Row(list(ids[:-1]), wanted_from=first - 1)]
+        self.longest = len(ids) - 1
         self.generated = 0
         self.finish: FinishReason | None = None
         self.values: list[float] = []
         self._targets = list(ids[first:])
 
-    def take(self, logits: np.ndarray, *, now: float, seconds: float) -> int:
-        """Look up the next tokens in the logits (n, V)."""
+    def take(self, logits: Sequence[np.ndarray], *, now: float, seconds: float) -> None:
+        """Look up the next tokens in the logits (n, V) of the row."""
         done = len(self.values)
-        targets = np.array(self._targets[done : done + len(logits)])
-        found = logits[np.arange(len(logits)), targets]
-        self.values += (found - logsumexp(logits)).tolist()
+        self.values += logprobs_of(logits[0], self._targets[done : done + len(logits[0])])
         if len(self.values) == len(self._targets):
             self.finish = "length"
-        return self.wanted_from + len(self.values)
+
+
+def logprobs_of(logits: np.ndarray, tokens: Sequence[int]) -> list[float]:
+    """The log-probability of token i behind logits i, in nats. logits: (n, V)."""
+    found = logits[np.arange(len(logits)), np.array(tokens)]
+    return (found - logsumexp(logits)).tolist()

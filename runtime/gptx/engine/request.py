@@ -1,9 +1,9 @@
-"""A request: work for one row of the engine, and how far it is."""
+"""A request: work for one or more rows of the engine, and how far it is."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,28 +12,54 @@ import numpy as np
 from gptx.generation.row_plan import FinishReason
 
 
-class Work(Protocol):
-    """What a request wants from the model: tokens to read, and what their logits become.
+@dataclass(eq=False)
+class Row:
+    """One row of a request.
 
-    tokens: the token ids to read. `take` may append to them, or replace them.
+    tokens: the token ids that it holds or is to read. Without tokens it has nothing to do yet.
     wanted_from: logits are wanted after this token of `tokens`, counted from 0, and all behind it.
-    longest: the most tokens that the row will hold.
-    generated: the number of tokens that `take` has added.
-    finish: why the work has ended; None: it goes on.
+    read: the first tokens, that the KV cache holds. number: the row of the cache; None: none yet.
+    logits: those of the last step, (n, V), until the work takes them; None: there are none.
     """
 
     tokens: list[int]
-    generated: int
     wanted_from: int
-    longest: int
-    finish: FinishReason | None
+    read: int = 0
+    number: int | None = None
+    logits: np.ndarray | None = None
 
-    def take(self, logits: np.ndarray, *, now: float, seconds: float) -> int:
-        """Use the logits (n, V) that were wanted of one step. The array may be overwritten.
+    @property
+    def decoding(self) -> bool:
+        """Whether only its last token is left to read."""
+        return self.read == len(self.tokens) - 1
+
+
+class Work(Protocol):
+    """What a request wants from the model: tokens to read, and what their logits become.
+
+    rows: what it reads. longest: the most tokens that a row will hold.
+    generated: the number of tokens that `take` has added.
+    """
+
+    rows: list[Row]
+    longest: int
+    generated: int
+
+    @property
+    def finish(self) -> FinishReason | None:
+        """Why the work has ended; None: it goes on. The engine sets it to end the work early."""
+        ...
+
+    @finish.setter
+    def finish(self, reason: FinishReason | None) -> None: ...
+
+    def take(self, logits: Sequence[np.ndarray], *, now: float, seconds: float) -> None:
+        """Use the logits (n, V) that were wanted, of each row that has tokens.
+
+        It is called once all these rows have theirs. The arrays may be overwritten. It changes the
+        rows' `tokens`, and lowers `read` where tokens of the cache are to be dropped.
 
         now: time.perf_counter() after the step. seconds: how long the step took.
-
-        Returns how many of the tokens that the row holds now are to be kept.
         """
         ...
 
@@ -54,15 +80,9 @@ class Request:
     cancelled: Callable[[], bool] | None = None
     on_step: Callable[[], object] | None = None
     unattended: bool = False
-    row: int | None = None  # None: it waits in the queue, or has ended
-    read: int = 0  # tokens of `work` that the row holds
+    running: bool = False  # False: it waits in the queue, or has ended
     ended: bool = False
     error: BaseException | None = None
     waiting: int = 0  # threads that wait for it
     asked_to_end: FinishReason | None = None
     taking: bool = field(default=False)  # True while `take` runs, and for good if that was stopped
-
-    @property
-    def decoding(self) -> bool:
-        """Whether only its last token is left to read."""
-        return self.read == len(self.work.tokens) - 1

@@ -1,4 +1,4 @@
-"""A step of the engine: tokens of the requests that have a row in, what they want out.
+"""A step of the engine: tokens of the requests that have rows in, what they want out.
 
 plan (scheduler.py) -> drafts (speculation.py) -> Rows.run -> Work.take
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import NamedTuple
 
 from gptx.engine.generate import Generate
 from gptx.engine.prefix_cache import PrefixCache
-from gptx.engine.request import Request
+from gptx.engine.request import Request, Row
 from gptx.engine.scheduler import RowState, plan
+from gptx.engine.shared_beginnings import held_elsewhere, is_read_by
 from gptx.engine.speculation import Speculation, Suffixes
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.rows import Rows
@@ -21,12 +21,18 @@ from gptx.kv_cache.rows import Rows
 # Tokens of a row in one step whose logits are all wanted: 64 rows of 50,000 logits take 13 MB.
 LOGITS_AT_ONCE = 64
 
-Going = list[tuple[Request, Feed]]
+
+class Going(NamedTuple):
+    """What one row feeds in a step."""
+
+    request: Request
+    row: Row
+    feed: Feed
 
 
 @dataclass
 class Steps:
-    """The requests that have a row, and the rows.
+    """The requests that have rows, and the rows.
 
     running: these requests, in the order in which they came. prefixes: beginnings that were read.
     steps: runs of the graph. prompt_tokens: tokens of prompts that were read. new_tokens: tokens
@@ -45,67 +51,107 @@ class Steps:
     _decoded_last: bool = False
 
     def begin(self, request: Request) -> None:
-        """Give a request a row, with the beginning of its prompt if that was read before."""
-        request.row = self.rows.open()
+        """Give a request its rows, with the beginnings of their tokens that were read before."""
+        request.running = True
         self.running.append(request)
-        # The last token is read in any case, as its logits are wanted. ONNX Runtime's operators
-        # read a single token in another kernel than those of a prompt, so there two are left.
-        most = request.work.wanted_from - (not self.rows.packed)
-        n, parts = self.prefixes.find(request.work.tokens[: max(most, 0)])
-        if n:
-            self.rows.write(request.row, n, parts)
-            request.read = n
+        for row in request.work.rows:
+            row.number = self.rows.open()
+            n, parts = self.prefixes.find(row.tokens[: self._copied(row)])
+            if n:
+                self.rows.write(row.number, n, parts)
+                row.read = n
 
     def end(self, request: Request) -> None:
-        """Take the row of a request away, and store what it holds."""
-        row, work = request.row, request.work
-        assert row is not None
-        n = min(request.read, len(work.tokens))
+        """Take the rows of a request away, and store what they hold."""
+        for row in request.work.rows:
+            if row.number is not None:
+                if request.error is None:
+                    self._store(row)
+                self.rows.close(row.number)
+                row.number = None
+        self.running.remove(request)
+        request.running = False
+
+    def _store(self, row: Row) -> None:
+        n, number = min(row.read, len(row.tokens)), row.number
+        assert number is not None
         if not self.rows.packed:
             # ONNX Runtime's operators read tokens of a prompt and those that were generated in two
             # kernels, which differ in the last bit.
-            n = min(n, work.wanted_from + 1) if work.wanted_from else 0
-        if n and request.error is None:
-            self.prefixes.store(work.tokens[:n], lambda start, end: self.rows.read(row, start, end))
-        self.running.remove(request)
-        self.rows.close(row)
-        request.row = None
+            n = min(n, row.wanted_from + 1) if row.wanted_from else 0
+        if n:
+            self.prefixes.store(
+                row.tokens[:n], lambda start, end: self.rows.read(number, start, end)
+            )
 
-    def plan(self) -> Going:
+    def _copied(self, row: Row) -> int:
+        """The most tokens of a row that are copied from elsewhere.
+
+        The last token is read in any case, as its logits are wanted. ONNX Runtime's operators read
+        a single token in another kernel than those of a prompt, so there two are left.
+        """
+        return max(row.wanted_from - (not self.rows.packed), 0)
+
+    def plan(self) -> list[Going]:
         """What each row feeds in the next step."""
-        if all(request.decoding for request in self.running):  # the usual case
-            going = [(one, _last_token(one)) for one in self.running]
+        rows = [
+            (request, row)
+            for request in self.running
+            for row in request.work.rows
+            if row.tokens and row.logits is None
+        ]
+        if all(row.decoding for _, row in rows):  # the usual case
+            going = [Going(request, row, _last_token(row)) for request, row in rows]
             self._decoded_last = True
         else:
-            going = self._plan_mixed()
+            going = self._plan_mixed(rows)
         if self.speculation is not None and self.speculation.pays:
             self._add_drafts(self.speculation, going)
         return going
 
-    def _plan_mixed(self) -> Going:
-        states = [_state(request) for request in self.running]
-        rows = self.rows
-        counts = plan(states, chunk=rows.chunk, packed=rows.packed, decoded_last=self._decoded_last)
+    def _plan_mixed(self, rows: list[tuple[Request, Row]]) -> list[Going]:
+        every = [row for _, row in rows]
+        for row in every:
+            self._copy(row, every)
+        states = [_state(row) for row in every if row.decoding or not is_read_by(row, every)]
+        chunk, packed = self.rows.chunk, self.rows.packed
+        counts = plan(states, chunk=chunk, packed=packed, decoded_last=self._decoded_last)
         going = []
-        for request in self.running:
-            assert request.row is not None
-            if n := counts.get(request.row):
-                start, work = request.read, request.work
-                wanted = max(0, start + n - max(start, work.wanted_from))
-                going.append((request, Feed(request.row, work.tokens[start : start + n], wanted)))
-        self._decoded_last = any(request.decoding for request, _ in going)
+        for request, row in rows:
+            assert row.number is not None
+            if n := counts.get(row.number):
+                wanted = max(0, row.read + n - max(row.read, row.wanted_from))
+                feed = Feed(row.number, row.tokens[row.read : row.read + n], wanted)
+                going.append(Going(request, row, feed))
+        self._decoded_last = any(row.decoding for _, row, _ in going)
         return going
 
-    def _add_drafts(self, speculation: Speculation, going: Going) -> None:
+    def _copy(self, row: Row, others: list[Row]) -> None:
+        """Copy the beginning of a row from another one, if that holds more of it."""
+        if row.decoding or not (found := held_elsewhere(row, others, most=self._copied(row))):
+            return
+        other, n = found
+        if not self.rows.packed:  # a prompt's tokens alone, see _store
+            n = min(n, other.wanted_from + 1)
+        if n > row.read:
+            assert row.number is not None and other.number is not None
+            self.rows.write(row.number, n, self.rows.read(other.number, 0, n))
+            self.prefixes.hits, self.prefixes.hit_tokens = (
+                self.prefixes.hits + 1,
+                self.prefixes.hit_tokens + n - row.read,
+            )
+            row.read = n
+
+    def _add_drafts(self, speculation: Speculation, going: list[Going]) -> None:
         """Add guesses of the next tokens to the rows that decode."""
-        tokens = sum(len(feed.ids) for _, feed in going)
-        for at, (request, feed) in enumerate(going):
+        tokens = sum(len(feed.ids) for *_, feed in going)
+        for at, (request, row, feed) in enumerate(going):
             work = request.work
-            if not isinstance(work, Generate) or not request.decoding:
+            if not isinstance(work, Generate) or not work.takes_drafts or not row.decoding:
                 continue
             if work.suffixes is None:
-                work.suffixes = Suffixes(work.tokens)
-            most = min(work.longest - len(work.tokens), self.rows.chunk - tokens)
+                work.suffixes = Suffixes(row.tokens)
+            most = min(work.longest - len(row.tokens), self.rows.chunk - tokens)
             drafts, work.match = speculation.guess(
                 work.suffixes, tokens=tokens, rows=len(going), most=most
             )
@@ -113,36 +159,45 @@ class Steps:
                 work.drafts = drafts
                 tokens += len(drafts)
                 ids = [*feed.ids, *drafts]
-                going[at] = request, Feed(feed.row, ids, feed.wanted + len(drafts))
+                going[at] = Going(request, row, Feed(feed.row, ids, feed.wanted + len(drafts)))
 
-    def run(self, going: Going) -> None:
+    def run(self, going: list[Going]) -> None:
         """Run the graph, and let each work use its logits.
 
         An error of a work ends its request alone. Raises what the graph raises.
         """
         self.steps += 1
         began = time.perf_counter()
-        results = self.rows.run([feed for _, feed in going])
+        results = self.rows.run([feed for *_, feed in going])
         now = time.perf_counter()
-        for (request, feed), logits in zip(going, results):
-            self._take(request, feed, logits, now, now - began)
+        requests: dict[Request, int] = {}  # and the number of drafts of each
+        for (request, row, feed), logits in zip(going, results):
+            self.prompt_tokens += min(len(feed.ids), max(row.wanted_from + 1 - row.read, 0))
+            row.read += len(feed.ids)
+            if feed.wanted:
+                row.logits = logits
+                requests[request] = max(row.read - len(row.tokens), 0)
+        for request, drafted in requests.items():
+            self._take(request, drafted, now, now - began)
         if self.speculation is not None and self._decoded_last:
-            tokens = sum(len(feed.ids) for _, feed in going)
+            tokens = sum(len(feed.ids) for *_, feed in going)
             if tokens <= LOGITS_AT_ONCE:
                 self.speculation.observe(tokens, now - began)
 
-    def _take(
-        self, request: Request, feed: Feed, logits: np.ndarray, now: float, seconds: float
-    ) -> None:
-        work, read, before = request.work, request.read, request.work.generated
-        drafted = max(read + len(feed.ids) - len(work.tokens), 0)
-        self.prompt_tokens += min(len(feed.ids), max(work.wanted_from + 1 - read, 0))
-        if not feed.wanted:
-            request.read += len(feed.ids)
+    def _take(self, request: Request, drafted: int, now: float, seconds: float) -> None:
+        """Hand a work its logits, if all its rows have theirs."""
+        work, before = request.work, request.work.generated
+        rows = [row for row in work.rows if row.tokens]
+        logits = [row.logits for row in rows if row.logits is not None]
+        if len(logits) < len(rows):  # another row is still reading: the next step overwrites these
+            for row in rows:
+                row.logits = None if row.logits is None else row.logits.copy()
             return
         request.taking = True
         try:
-            request.read = work.take(logits, now=now, seconds=seconds)
+            for row in rows:
+                row.logits = None
+            work.take(logits, now=now, seconds=seconds)
             new = work.generated - before
             self.new_tokens += new
             if drafted:
@@ -150,22 +205,22 @@ class Steps:
                 self.speculation.judge(work.match, drafted, new - 1)
                 work.transcript.drafted += drafted
                 work.transcript.accepted += new - 1
-            if request.read < read + len(feed.ids):
-                self.rows.keep(feed.row, request.read)
+            for row in rows:
+                assert row.number is not None
+                self.rows.keep(row.number, row.read)
         except Exception as error:
             request.error = error
         request.taking = False
 
 
-def _last_token(request: Request) -> Feed:
-    assert request.row is not None
-    return Feed(request.row, request.work.tokens[-1:], 1)
+def _last_token(row: Row) -> Feed:
+    assert row.number is not None
+    return Feed(row.number, row.tokens[-1:], 1)
 
 
-def _state(request: Request) -> RowState:
-    work = request.work
-    assert request.row is not None
-    unread = len(work.tokens) - request.read
-    if len(work.tokens) > work.wanted_from + 1:  # the logits of several tokens are wanted
-        unread = min(unread, max(work.wanted_from - request.read, 0) + LOGITS_AT_ONCE)
-    return RowState(request.row, unread, request.read, request.decoding)
+def _state(row: Row) -> RowState:
+    assert row.number is not None
+    unread = len(row.tokens) - row.read
+    if len(row.tokens) > row.wanted_from + 1:  # the logits of several tokens are wanted
+        unread = min(unread, max(row.wanted_from - row.read, 0) + LOGITS_AT_ONCE)
+    return RowState(row.number, unread, row.read, row.decoding)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Self
 
 from gptx.engine.engine import Engine
-from gptx.engine.generate import Generate
+from gptx.engine.new_text import Text
 from gptx.engine.request import Request
 from gptx.errors import UsageError, shown
 from gptx.generation.option_kinds import is_number
@@ -38,7 +38,7 @@ class Stream:
         self,
         engine: Engine,
         request: Request,
-        work: Generate,
+        work: Text,
         *,
         on_end: Callable[[Completion], None] | None = None,
     ) -> None:
@@ -147,6 +147,14 @@ class Stream:
             if not self._ended:
                 self._wait()
             return self.completion
+
+    def results(self) -> list[Completion]:
+        """Wait until all texts of the call have ended: several, best first, of a beam search.
+
+        Raises what `result` raises.
+        """
+        first = self.result()
+        return [first, *(one.completion() for one in self._work.transcripts[1:])]
 
     def close(self, *, wait: bool = False) -> None:
         """End the stream. Its text so far stays in `completion`.

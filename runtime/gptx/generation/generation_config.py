@@ -38,7 +38,7 @@ ROWS: tuple[Row, ...] = (
         "max_new_tokens min_new_tokens temperature top_k top_p min_p typical_p epsilon_cutoff"
         " eta_cutoff repetition_penalty no_repeat_ngram_size sequence_bias bad_words_ids"
         " top_h suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id"
-        " exponential_decay_length_penalty",
+        " exponential_decay_length_penalty guidance_scale num_beams length_penalty early_stopping",
         "an option of the call, too",
     ),
     _row("option", "do_sample", "false is temperature 0; a call asks for sampling by temperature"),
@@ -62,15 +62,14 @@ ROWS: tuple[Row, ...] = (
     ),
     _row(
         "not obeyed",
-        "num_beams length_penalty early_stopping",
-        "beam search: not built yet",
-    ),
-    _row(
-        "not obeyed",
         "num_beam_groups diversity_penalty constraints force_words_ids",
         "kinds of beam search that transformers has moved to the Hub",
     ),
-    _row("not obeyed", "num_return_sequences", "several texts for one prompt: not built yet"),
+    _row(
+        "not obeyed",
+        "num_return_sequences",
+        "an option of the call: the file does not change what a call returns",
+    ),
     _row(
         "not obeyed",
         "penalty_alpha",
@@ -82,7 +81,6 @@ ROWS: tuple[Row, ...] = (
         "dola_layers",
         "DoLa: transformers has moved it to the Hub; the graph gives no logits of inner layers",
     ),
-    _row("not obeyed", "guidance_scale", "classifier-free guidance: not built yet"),
     _row(
         "not obeyed",
         "watermarking_config",
@@ -121,20 +119,13 @@ ROWS: tuple[Row, ...] = (
 )
 FIELDS: dict[str, Role] = {name: row.role for row in ROWS for name in row.names}
 
-# Fields of beam search, each with the value that changes nothing
-_BEAM_FIELDS: dict[str, Any] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0,
-    "length_penalty": 1,
-    "early_stopping": False,
-}
-# Other fields: the value that changes nothing (null changes nothing, either), and what any other
+# Fields: the value that changes nothing (null changes nothing, either), and what any other
 # value asks for
 _SINGLE_FIELDS: dict[str, tuple[Any, str]] = {
     "num_return_sequences": (1, "several texts for one prompt"),
     "dola_layers": (None, "decoding by contrasting layers"),
-    "guidance_scale": (1, "classifier-free guidance"),
+    "constraints": (None, "a constrained beam search"),
+    "force_words_ids": (None, "a constrained beam search"),
     "watermarking_config": (None, "watermarks"),
     "token_healing": (False, "new tokens for the prompt's end"),
     "is_assistant": (False, "the rules of a draft model"),
@@ -155,9 +146,12 @@ def _unsupported(generation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return isinstance(value, int | float) and value > least
 
     samples = bool(generation.get("do_sample"))
-    if asks("num_beams", 1) or asks("constraints") or asks("force_words_ids"):
-        fields = {**_BEAM_FIELDS, "constraints": None, "force_words_ids": None}
-        yield from ((name, "beam search") for name in fields if asks(name, fields[name]))
+    if above("num_beams", 1):
+        for name, neutral in (("num_beam_groups", 1), ("diversity_penalty", 0)):
+            if asks(name, neutral):
+                yield name, "a diverse beam search"
+        if samples:
+            yield "do_sample", "beams that are drawn at random"
     elif not samples and above("penalty_alpha", 0) and above("top_k", 1, absent=50):
         yield "penalty_alpha", "contrastive search"
     for name, (neutral, reason) in _SINGLE_FIELDS.items():

@@ -42,6 +42,11 @@ class Given(TypedDict, total=False):
     forced_bos_token_id: int | None
     forced_eos_token_id: int | Sequence[int] | None
     exponential_decay_length_penalty: tuple[int, float] | None
+    guidance_scale: float | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | Literal["never"] | None
+    num_return_sequences: int | None
     seed: int | None
     stop: str | Sequence[str] | None
     stop_tokens: Sequence[int] | None
@@ -55,6 +60,8 @@ class Keywords(Given, total=False):
     overflow: Literal["stop", "slide"] | None
     logprobs: bool | None
     top_logprobs: int | None
+    prompt_logprobs: bool | None
+    negative_prompt: str | Sequence[int] | None
     response_format: Any
     json_schema: Any
     logits_processor: Callable[[list[int], np.ndarray], np.ndarray | None] | None

@@ -163,6 +163,15 @@ LENGTH_DECAY = _read_by("a number of tokens and a factor", _decay)
 BREAKERS = _read_by("texts or lists of token ids, none empty", _breakers, str)
 
 
+def _early_stopping(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "never":
+        return value
+    raise TypeError
+
+
+EARLY_STOPPING = _read_by('True, False or "never"', _early_stopping)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a real number that a float can hold, infinity included."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):

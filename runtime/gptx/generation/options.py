@@ -14,6 +14,8 @@ from typing import Any
 from gptx.generation.generation_rules import NO_RULES, Rules
 from gptx.generation.option_kinds import (
     BREAKERS,
+    EARLY_STOPPING,
+    LARGEST_CHANGE,
     LARGEST_FLOAT,
     LENGTH_DECAY,
     LOGIT_BIAS,
@@ -265,6 +267,40 @@ class Options:
         LENGTH_DECAY,
         "(start, factor): make the end tokens likelier and likelier after `start` new tokens.",
         "(N, X)",
+        on_command_line=False,
+    )
+    guidance_scale: float = _option(
+        1.0,
+        number("0 or more", lowest=0, highest=LARGEST_FLOAT),
+        "Above 1: push the text away from the negative prompt (1: off). A step computes two rows.",
+        "X",
+    )
+    num_beams: int = _option(
+        1,
+        whole_number("1 (off) or more", lowest=1, highest=1024),
+        "Search for the likeliest text with N texts that grow together (1: off).",
+        "N",
+    )
+    length_penalty: float = _option(
+        1.0,
+        number("a number", lowest=-LARGEST_CHANGE, highest=LARGEST_CHANGE),
+        "In a search with beams, divide a text's log-probability by length ** X: above 0 prefers"
+        " long texts, below 0 short ones.",
+        "X",
+    )
+    early_stopping: bool | str = _option(
+        False,
+        EARLY_STOPPING,
+        "When a search with beams ends. True: once as many texts as beams have ended. False: once"
+        ' no text is likely to become better. "never": once none can.',
+        "WHEN",
+        on_command_line=False,
+    )
+    num_return_sequences: int = _option(
+        1,
+        whole_number("1 or more", lowest=1, highest=1024),
+        "So many texts for each prompt: the best of the beams, or drawn with different seeds.",
+        "N",
         on_command_line=False,
     )
     seed: int | None = _option(

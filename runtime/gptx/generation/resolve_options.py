@@ -38,6 +38,8 @@ def resolve(
         raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(SPECS)}")
     given = {name: value for name, value in given.items() if value is not None}
     values, max_length = _merge(given, generation, max_new_tokens)
+    if values.get("num_beams", 1) != 1 and "temperature" not in given:
+        values["temperature"] = 0.0  # see generation_config.unsupported
     temperature = values.get("temperature")
     samples = is_number(temperature) and float(temperature) > 0  # type: ignore[arg-type]
     if not samples:  # transformers, too, ignores these fields of the file in greedy decoding
@@ -50,7 +52,7 @@ def resolve(
     problems = [problem + FROM_FILE for problem in [*problems, *_do_sample(generation)]]
     problems += _check_values(values, given)
     if not problems:
-        problems += _shorten_minimum(values, given)
+        problems += [*_shorten_minimum(values, given), *_several_texts(values, samples)]
     if problems:
         raise UsageError("; ".join(problems))
     if not samples and "temperature" not in given:
@@ -122,6 +124,24 @@ def _shorten_minimum(values: dict[str, Any], given: Mapping[str, Any]) -> list[s
     return [f"min_new_tokens is {shown(least)}, more than max_new_tokens {shown(most)}"]
 
 
+def _several_texts(values: Mapping[str, Any], samples: bool) -> list[str]:
+    """What is wrong with the number of beams and of texts."""
+    beams, texts = values.get("num_beams", 1), values.get("num_return_sequences", 1)
+    if beams > 1 and samples:
+        return [
+            f"num_beams {beams} searches for the likeliest text, and temperature"
+            f" {values['temperature']} draws at random: give one of them"
+        ]
+    if beams > 1 and texts > beams:
+        return [f"num_return_sequences is {texts}, more than num_beams {beams}"]
+    if beams == 1 and texts > 1 and not samples:
+        return [
+            f"num_return_sequences is {texts}, and greedy decoding gives only one text: give a"
+            " temperature, or num_beams"
+        ]
+    return []
+
+
 def _convert(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: None if value is None else SPECS[name].kind.convert(value)
@@ -153,7 +173,8 @@ def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:
     temperature defaults to 1 and top_k to 50, as in transformers. A field that is null is off.
     """
     values = {name: generation[name] for name in SPECS if generation.get(name) is not None}
-    for name in ("seed", "stop", "stop_tokens"):  # the file has stop_strings in place of stop
+    # The file has stop_strings in place of stop
+    for name in ("seed", "stop", "stop_tokens", "num_return_sequences"):
         values.pop(name, None)
     values = {name: _as_transformers_reads(name, value) for name, value in values.items()}
     if generation.get("stop_strings") is not None:

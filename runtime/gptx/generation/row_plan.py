@@ -24,6 +24,12 @@ class RowPlan:
     limit: int
     limit_reason: FinishReason
 
+    def finish(self, token: int, length: int) -> FinishReason | None:
+        """Why the text ends with this token, its `length`-th; None: it goes on."""
+        if token in self.end_tokens:
+            return "stop"
+        return self.limit_reason if length == self.limit else None
+
 
 def plan_row(
     options: Options, prompt_tokens: int, *, eos: Sequence[int], n_ctx: int, slides: bool

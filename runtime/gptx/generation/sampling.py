@@ -80,7 +80,7 @@ class Sampler:
         except ArtifactError:
             # The processors' bans make all logits -inf; a damaged model gives NaN.
             if self._processors and np.isneginf(logits).all():
-                raise _nothing_left() from None
+                raise nothing_left() from None
             raise
         self.append(token)
         return token
@@ -181,7 +181,8 @@ def _inverse(ends: np.ndarray, share: float) -> int:
     return index if index < len(ends) else int(np.searchsorted(ends, total))
 
 
-def _nothing_left() -> UsageError:
+def nothing_left() -> UsageError:
+    """The error where no token may come next."""
     return UsageError(
         "the options forbid every token: look at stop_tokens with min_new_tokens, and at the tokens"
         " that the call or the artifact's generation_config.json suppresses"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from typing import Self
 
+from gptx.generation.logprobs import Logprobs
 from gptx.generation.row_plan import FinishReason
 from gptx.text.detokenizer import Detokenizer
 from gptx.text.stop_strings import StopStrings
@@ -27,6 +30,9 @@ class Completion:
     - logprobs: the log-probability of each new token, in nats; None unless asked for.
     - top_logprobs: for each new token, the log-probabilities of the likeliest, by token id; None
       unless asked for.
+    - prompt_logprobs, prompt_top_logprobs: the same of the prompt's tokens. The first one has None.
+    - score: of a beam search, the sum of the new tokens' log-probabilities, divided by
+      length ** length_penalty; else None.
 
     Finish reasons:
 
@@ -49,6 +55,9 @@ class Completion:
     accepted: int = 0
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[dict[int, float] | None] | None = None
+    score: float | None = None
 
 
 @dataclass
@@ -68,6 +77,9 @@ class Transcript:
     pieces: list[str] = field(default_factory=list)  # the text that can be shown after each token
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_top_logprobs: list[dict[int, float] | None] = field(default_factory=list)
+    score: float | None = None
     drafted: int = 0
     accepted: int = 0
     finish: FinishReason | None = None
@@ -102,6 +114,36 @@ class Transcript:
         self._withheld, self.finish = text[certain:], finish
         return text[:certain]
 
+    def add_logprobs(self, logprobs: Logprobs, token: int) -> None:
+        """Keep the log-probability of the token that was added last, and of the likeliest ones."""
+        self.logprobs.append(logprobs.of(token))
+        self.top_logprobs.append(logprobs.top)
+
+    def add_prompt_logprobs(self, logprobs: Logprobs, token: int) -> None:
+        """Keep those of the prompt's next token; its first token has none."""
+        if not self.prompt_logprobs:
+            self.prompt_logprobs.append(None)
+            self.prompt_top_logprobs.append(None)
+        self.prompt_logprobs.append(logprobs.of(token))
+        self.prompt_top_logprobs.append(logprobs.top)
+
+    def copy(self) -> Self:
+        """A transcript that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin.detokenizer = self.detokenizer and self.detokenizer.copy()
+        twin.stop_strings = self.stop_strings and self.stop_strings.copy()
+        twin.token_ids, twin.pieces, twin.ends = [*self.token_ids], [*self.pieces], [*self.ends]
+        twin.logprobs, twin.top_logprobs = [*self.logprobs], [*self.top_logprobs]
+        return twin
+
+    def become(self, other: Self) -> None:
+        """Take over what another transcript of the same prompt holds; this one is still empty."""
+        self.token_ids += other.token_ids
+        self.logprobs, self.top_logprobs = other.logprobs, other.top_logprobs
+        self.first_token, self.ends, self.score = other.first_token, other.ends, other.score
+        self.finish = other.finish
+        self.pieces += other.pieces  # readers wait for these, so they come last
+
     def add_time(self, *, since_call: float, step: float) -> None:
         """Count the time of the token that was added last, in seconds.
 
@@ -130,4 +172,7 @@ class Transcript:
             accepted=self.accepted,
             logprobs=self.logprobs[:n] or None,
             top_logprobs=[top for top in self.top_logprobs[:n] if top] or None,
+            prompt_logprobs=self.prompt_logprobs or None,
+            prompt_top_logprobs=self.prompt_top_logprobs if any(self.prompt_top_logprobs) else None,
+            score=self.score,
         )

@@ -52,9 +52,9 @@ class Rows:
         """The memory of the cache."""
         return self._bytes(len(self._lengths), self._cache.capacity if self._cache else 0)
 
-    def bytes_with(self, longest: Sequence[int]) -> int:
-        """The memory that the cache needs for rows of these lengths, in tokens."""
-        return self._bytes(_rounded(len(longest), self._most), max(longest))
+    def bytes_with(self, rows: int, longest: int) -> int:
+        """The memory that the cache needs for so many rows, the longest of so many tokens."""
+        return self._bytes(_rounded(rows, self._most), longest)
 
     def _bytes(self, rows: int, tokens: int) -> int:
         if not rows:

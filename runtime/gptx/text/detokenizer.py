@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Self
 
 from gptx.text.tokenizer import Tokenizer
 
@@ -31,6 +33,12 @@ class Detokenizer:
         # tokens before it.
         self._start, self._shown, self._shown_text = 0, len(self._ids), self._context
         self._pieces: list[str] = []
+
+    def copy(self) -> Self:
+        """A detokenizer that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin._ids, twin._pieces = list(self._ids), list(self._pieces)
+        return twin
 
     def push(self, token: int) -> str:
         """The text that this token completes; "" if it completes none."""

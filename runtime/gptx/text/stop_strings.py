@@ -5,8 +5,10 @@ StopSet holds the stop strings of a call. StopStrings looks for them in the toke
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Self
 
 from gptx.text.detokenizer import UNFINISHED
 from gptx.text.tokenizer import Tokenizer
@@ -75,6 +77,13 @@ class StopStrings:
         self._unfinished: list[int] = []
         for token in prompt[-stops.longest :]:
             self._read(token, visible=False)
+
+    def copy(self) -> Self:
+        """A StopStrings that goes on from here by itself."""
+        twin = copy.copy(self)
+        if self._stops.longest:
+            twin._unfinished = list(self._unfinished)
+        return twin
 
     def push(self, token: int, *, visible: bool) -> bool:
         """Read a new token. Returns True if a stop string was found, now or before.

@@ -316,7 +316,7 @@ def test_the_cache_budget_holds(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "a", n_ctx=2000, eos=[])
     with onnx_runtime_operators(), gptx.load(folder, threads=1) as free:
         alone = free.generate(["the cat", "a dog", "and"], max_new_tokens=40)
-        one_row = free.engine._steps.rows.bytes_with([128])
+        one_row = free.engine._steps.rows.bytes_with(1, 128)
     with gptx.load(folder, threads=1, cache_memory=2 * one_row) as model:
         most = 0
 
