@@ -11,6 +11,7 @@ from gptx.engine.control import Control
 from gptx.engine.matcher import Matcher
 from gptx.engine.speculation import Suffixes
 from gptx.errors import UsageError, shown
+from gptx.generation.filters import top_k
 from gptx.generation.overflow import slide
 from gptx.generation.row_plan import FinishReason, RowPlan
 from gptx.generation.sampling import Sampler
@@ -131,14 +132,15 @@ class Generate:
 class _Logprobs:
     """Log-probabilities behind one token, from logits (V,).
 
-    top: those of the likeliest tokens, as many as were asked for, by token id.
+    top: those of the likeliest tokens, as many as were asked for, by token id. Of equally likely
+    ones, the lowest ids.
     """
 
     def __init__(self, logits: np.ndarray, control: Control) -> None:
         self._values = log_softmax(logits)
         n = min(control.top_logprobs, len(logits))
-        likeliest = np.argpartition(-self._values, n - 1)[:n] if n else []
-        ordered = sorted(map(int, likeliest), key=lambda token: (-self._values[token], token))
+        likeliest = top_k(self._values, n).tolist() if n else []
+        ordered = sorted(likeliest, key=lambda token: (-self._values[token], token))[:n]
         self.top = {token: float(self._values[token]) for token in ordered}
 
     def of(self, token: int) -> float:

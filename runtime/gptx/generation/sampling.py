@@ -149,7 +149,7 @@ def uniforms(key: bytes, count: int) -> tuple[float, float]:
     """
     digest = hashlib.blake2b(count.to_bytes(8, "little"), key=key, digest_size=16).digest()
     first, second = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-    return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53  # a float64 has 53 bits
+    return (first >> 11) / 2**53, (second >> 11) / 2**53  # a float64 has 53 bits
 
 
 def draw_index(weights: np.ndarray, share: float) -> int:
