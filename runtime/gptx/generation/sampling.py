@@ -78,8 +78,8 @@ class Sampler:
         try:
             token = greedy(logits) if self._options.temperature == 0 else self._draw(logits)
         except ArtifactError:
-            # The processors' bans make all logits -inf; a damaged model gives NaN.
-            if self._processors and np.isneginf(logits).all():
+            # Bans, of an app's own processor too, make all logits -inf; a damaged model gives NaN.
+            if np.isneginf(logits).all():
                 raise _nothing_left() from None
             raise
         self.append(token)
@@ -183,6 +183,7 @@ def _inverse(ends: np.ndarray, share: float) -> int:
 
 def _nothing_left() -> UsageError:
     return UsageError(
-        "the options forbid every token: look at stop_tokens with min_new_tokens, and at the tokens"
-        " that the call or the artifact's generation_config.json suppresses"
+        "the options forbid every token: look at stop_tokens with min_new_tokens, at the tokens"
+        " that the call or the artifact's generation_config.json suppresses, and at the call's"
+        " logits_processor"
     )
