@@ -86,6 +86,17 @@ def test_drawings_are_what_the_program_makes(name: str) -> None:
     assert any(f"drawings/{name}.svg" in page.read_text("utf-8") for page in PAGES)
 
 
+def test_pages_named_in_the_code_exist() -> None:
+    named = set()
+    for folder in ("runtime", "gpt_export", "models"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".h", ".cpp"):
+                text = file.read_text("utf-8")
+                named |= set(re.findall(r"(?<![\w./])docs/[\w./-]+\.md\b", text))
+    assert len(named) > 4
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
