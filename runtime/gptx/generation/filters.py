@@ -10,11 +10,12 @@ is the last, as there, but llama.cpp applies the temperature behind it.
 Most tokens are left out before anything is sorted: sorting 50,000 values would take longer than all
 the rest.
 
-All computes the same bits on every CPU. exp and log are those of gptx.softmax. + - * / and sqrt are
-exact by IEEE 754. numpy adds in an order that does not depend on SIMD: `sum` and `std` by pairwise
-sums of 8 lanes (numpy/_core/src/umath/loops_utils.h.src), `cumsum` from first to last. Stable
-argsorts, and values of sorts and partitions, are unique. np.exp, np.log, np.power and, where values
-are equal, np.argpartition depend on the CPU.
+All steps give the same bits on every CPU. exp and log are those of gptx.softmax. + - * / and sqrt
+round as IEEE 754 says. numpy adds in an order that does not depend on SIMD: `sum` and `std` by
+pairwise sums of 8 lanes (numpy/_core/src/umath/loops_utils.h.src), `cumsum` from first to last. The
+result of a stable argsort is unique, and so are the values of a sort or a partition. Not used are
+np.exp, np.log and np.power, whose bits depend on the CPU, and np.argpartition, whose order of equal
+values does.
 
 V: the number of logits. n: the number of candidates. keep: the least number of tokens that a filter
 leaves, min_tokens_to_keep in transformers.
