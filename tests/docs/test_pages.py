@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import gptx
+from builders.native_graphs import needs_library
 from generator import (
     benchmark_page,
     command_line,
@@ -19,6 +20,7 @@ from generator import (
     options,
     python_api,
     recipes,
+    samples,
 )
 from gptx.cli import VERBS, group
 from gptx.generation.options import SPECS
@@ -84,6 +86,22 @@ def test_drawings_are_what_the_program_makes(name: str) -> None:
     made = drawings.DRAWINGS[name]()
     assert (DOCS / "drawings" / f"{name}.svg").read_text("utf-8") == made
     assert any(f"drawings/{name}.svg" in page.read_text("utf-8") for page in PAGES)
+
+
+@needs_library
+def test_samples_are_what_the_default_model_gives() -> None:
+    assert samples.PAGE.read_text("utf-8").endswith(f"\n{samples.samples()}")
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    named = set()
+    for folder in ("runtime", "gpt_export", "models"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".h", ".cpp"):
+                text = file.read_text("utf-8")
+                named |= set(re.findall(r"(?<![\w./])docs/[\w./-]+\.md\b", text))
+    assert len(named) > 4
+    assert not {name for name in named if not (ROOT / name).exists()}
 
 
 def test_every_page_is_in_the_navigation() -> None:

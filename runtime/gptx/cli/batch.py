@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gptx.cli.output import result, write_json_line
 from gptx.cli.prompt import parse_tokens
 from gptx.errors import PromptError
-from gptx.generation.option_keywords import Given
+from gptx.generation.option_keywords import Keywords
 
 if TYPE_CHECKING:
     from gptx.model import Model
@@ -22,7 +22,7 @@ Result = dict[str, Any]
 def run_lines(
     model: Model,
     lines: Sequence[str],
-    sampling: Given,
+    sampling: Keywords,
     *,
     chat: bool,
     system: str | None,
@@ -50,7 +50,7 @@ def run_lines(
 def _run_group(
     model: Model,
     lines: Sequence[str],
-    sampling: Given,
+    sampling: Keywords,
     first: int,
     *,
     chat: bool,
@@ -83,7 +83,7 @@ def _prompt(model: Model, line: str, *, chat: bool, system: str | None) -> list[
     return model.encode(line) if model.tokenizer else parse_tokens(line, "the line")
 
 
-def _seeded(sampling: Given, first: int) -> Given:
+def _seeded(sampling: Keywords, first: int) -> Keywords:
     """The options, with `first` added to the seed.
 
     `generate` adds a prompt's place in the group itself.

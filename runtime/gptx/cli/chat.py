@@ -21,7 +21,7 @@ from gptx.cli.options import model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
 from gptx.errors import PromptError
-from gptx.generation.option_keywords import Given
+from gptx.generation.option_keywords import Keywords
 
 if TYPE_CHECKING:
     from gptx.model import Model
@@ -41,7 +41,7 @@ def chat(
     artifact: Path | None,
     device: str,
     threads: int | None,
-    sampling: Given,
+    sampling: Keywords,
     system: str | None,
     quiet: bool,
 ) -> None:
@@ -89,7 +89,7 @@ def _obey(command: str, talk: Chat) -> bool:
 
 
 def _answer(
-    model: Model, talk: Chat, message: str, sampling: Given, *, quiet: bool
+    model: Model, talk: Chat, message: str, sampling: Keywords, *, quiet: bool
 ) -> tuple[Chat, bool]:
     """Print the answer while it is generated.
 
@@ -111,7 +111,7 @@ def _answer(
     if not quiet and completion.token_ids:
         note(figures(completion, interrupted=bool(pressed)))
     if completion.finish_reason == "context":
-        note("the context is full: /reset starts over")
+        note("the context is full: /reset starts over; gptx chat --overflow slide goes on")
     return talk, bool(pressed)
 
 

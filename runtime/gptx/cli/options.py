@@ -38,6 +38,22 @@ _artifact_option = click.option(
     help="Folder that gptx export or quantize wrote (default: the model that ships with gptx).",
 )
 
+# Keywords of a call that are no fields of `Options` (gptx.engine.control)
+_CONTROL = {
+    "max_time": click.option(
+        "--max-time",
+        type=float,
+        metavar="SECONDS",
+        help="End the text after this time, with what was generated so far.",
+    ),
+    "overflow": click.option(
+        "--overflow",
+        type=click.Choice(["stop", "slide"]),
+        help="When the context is full: end the text (stop, the default), or go on with the newest"
+        " tokens (slide); a chat then leaves out its oldest turns.",
+    ),
+}
+
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add -m/--model (`artifact`: Path | None), --device and --threads."""
@@ -45,7 +61,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each field of `Options` that is on the command line.
+    """Add an option for each field of `Options` that is on the command line, and for _CONTROL.
 
     The command gets those that were given as a dict, `sampling`.
     """
@@ -53,7 +69,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def collected(*args: Any, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in names}
+        given = {name: kwargs.pop(name) for name in (*names, *_CONTROL)}
         for name in names:
             if _is_repeatable(name):
                 flag = flags(name)[-1]
@@ -61,8 +77,8 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         sampling = {name: value for name, value in given.items() if value is not None}
         return command(*args, sampling=sampling, **kwargs)
 
-    for name in reversed(names):
-        collected = _click_option(name)(collected)
+    for option in reversed([*map(_click_option, names), *_CONTROL.values()]):
+        collected = option(collected)
     return collected
 
 

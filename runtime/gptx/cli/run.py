@@ -19,7 +19,7 @@ from gptx.cli.options import model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, result, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_lines, read_prompt
 from gptx.errors import UsageError
-from gptx.generation.option_keywords import Given, Keywords
+from gptx.generation.option_keywords import Keywords
 from gptx.generation.options import MAX_NEW_TOKENS
 from gptx.generation.resolve_options import limits_length
 
@@ -129,7 +129,7 @@ def run(
 
 
 def start(
-    model: Model, given: str | list[int], sampling: Given, *, chat: bool, system: str | None
+    model: Model, given: str | list[int], sampling: Keywords, *, chat: bool, system: str | None
 ) -> Stream:
     """The stream for one prompt.
 

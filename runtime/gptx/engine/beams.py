@@ -14,7 +14,7 @@ from gptx.engine.allowed import Allowed
 from gptx.engine.control import Control
 from gptx.engine.request import Row
 from gptx.engine.shared_beginnings import common
-from gptx.generation.filters import not_numbers
+from gptx.generation.filters import not_numbers, top_k
 from gptx.generation.logprobs import Logprobs
 from gptx.generation.options import Options
 from gptx.generation.row_plan import FinishReason, RowPlan

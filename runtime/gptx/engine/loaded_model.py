@@ -143,7 +143,7 @@ class LoadedModel:
           with the newest tokens, which are read anew, as a prompt would be.
         - response_format: the text follows a JSON schema, a regex or a Lark grammar, given as a
           schema (a dict, or JSON text) or in OpenAI's spelling; json_schema=schema for short. Needs
-          the package llguidance. docs/how-to/structured.md explains it.
+          the package llguidance. docs/how-to/structure.md explains it.
         - logits_processor: a function of the tokens so far (the prompt's, too) and the logits, a
           float32 array (vocab_size,). It changes them in place, or returns others.
         - on_token: a function that gets each new token and its text. An error in one of these two

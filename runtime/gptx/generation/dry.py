@@ -11,7 +11,6 @@ Breakers are sequences of token ids here; dry_breakers.py makes them of texts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from gptx.generation.option_kinds import LARGEST_CHANGE
 from gptx.generation.options import Options
 from gptx.generation.repeated_tokens import places_behind
+from gptx.softmax import exp, log
 
 # llama.cpp's limit of the exponent: the logarithm of the largest float32
 LOG_OF_LARGEST = 88.7228391
@@ -34,15 +34,16 @@ def dry(options: Options, n_logits: int) -> Callable[[np.ndarray, np.ndarray], N
     multiplier = min(options.dry_multiplier, LARGEST_CHANGE)
     base, allowed = options.dry_base, options.dry_allowed_length
     breakers = Breakers(word for word in options.dry_sequence_breakers if not isinstance(word, str))
+    log_base = float(log(base))
     # Longer sequences are penalized as one of this length is.
-    longest = allowed + int(LOG_OF_LARGEST / math.log(base)) if base > 1 else allowed
+    longest = allowed + int(LOG_OF_LARGEST / log_base) if base > 1 else allowed
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         limit = min(breakers.tokens_since(tokens), longest)
         ids, lengths = repeats(tokens, allowed, limit)
         penalized = (ids < n_logits) & ~breakers.are_among(ids)
         ids, lengths = ids[penalized], lengths[penalized]
-        penalties = multiplier * np.power(base, lengths - float(allowed))
+        penalties = multiplier * exp((lengths - float(allowed)) * log_base)
         logits[ids] -= np.minimum(penalties, LARGEST_CHANGE)
 
     return process

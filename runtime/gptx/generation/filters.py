@@ -10,6 +10,13 @@ is the last, as there, but llama.cpp applies the temperature behind it.
 Most tokens are left out before anything is sorted: sorting 50,000 values would take longer than all
 the rest.
 
+All steps give the same bits on every CPU. exp and log are those of gptx.softmax. + - * / and sqrt
+round as IEEE 754 says. numpy adds in an order that does not depend on SIMD: `sum` and `std` by
+pairwise sums of 8 lanes (numpy/_core/src/umath/loops_utils.h.src), `cumsum` from first to last. The
+result of a stable argsort is unique, and so are the values of a sort or a partition. Not used are
+np.exp, np.log and np.power, whose bits depend on the CPU, and np.argpartition, whose order of equal
+values does.
+
 V: the number of logits. n: the number of candidates. keep: the least number of tokens that a filter
 leaves, min_tokens_to_keep in transformers.
 """
@@ -54,7 +61,7 @@ def candidates(logits: np.ndarray, options: Options, *, keep: int = 1) -> Candid
         found = _narrow(found, top_k(found[1], max(options.top_k, keep)))
     if min_p > 0 and top_p == 1:
         # The same as min_p below, but before exp is computed of all logits
-        least = top + temperature * math.log(min_p)
+        least = top + temperature * float(log(min_p))
         found = _narrow(found, at_least(found[1], least, keep))
     weights, total = exp_weights(found[1], top, temperature, out=found[1])
     if top_p < 1:

@@ -21,6 +21,7 @@ from gptx.generation.dry import dry
 from gptx.generation.option_kinds import LARGEST_CHANGE, Biases, TokenIds
 from gptx.generation.options import Options
 from gptx.generation.repeated_tokens import places_behind
+from gptx.softmax import exp, log
 
 Processor = Callable[[np.ndarray, np.ndarray], None]
 
@@ -221,14 +222,13 @@ def _decay(penalty: tuple[int, float] | None, start: int, ends: np.ndarray) -> P
     """
     if penalty is None:
         return None
-    after, factor = penalty
+    after, log_factor = penalty[0], float(log(penalty[1]))
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         steps = len(tokens) - start - after
         if steps > 0:
             ids = ends[np.isfinite(logits[ends])]  # a banned token stays banned
-            with np.errstate(over="ignore"):
-                grown = min(float(np.power(np.float64(factor), steps)), LARGEST_CHANGE)
+            grown = min(float(exp(steps * log_factor)), LARGEST_CHANGE)
             logits[ids] += np.abs(logits[ids]) * np.float32(grown - 1)
 
     return process

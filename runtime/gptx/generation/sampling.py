@@ -78,8 +78,8 @@ class Sampler:
         try:
             token = greedy(logits) if self._options.temperature == 0 else self._draw(logits)
         except ArtifactError:
-            # The processors' bans make all logits -inf; a damaged model gives NaN.
-            if self._processors and np.isneginf(logits).all():
+            # Bans, of an app's own processor too, make all logits -inf; a damaged model gives NaN.
+            if np.isneginf(logits).all():
                 raise nothing_left() from None
             raise
         self.append(token)
@@ -149,7 +149,7 @@ def uniforms(key: bytes, count: int) -> tuple[float, float]:
     """
     digest = hashlib.blake2b(count.to_bytes(8, "little"), key=key, digest_size=16).digest()
     first, second = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-    return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53  # a float64 has 53 bits
+    return (first >> 11) / 2**53, (second >> 11) / 2**53  # a float64 has 53 bits
 
 
 def draw_index(weights: np.ndarray, share: float) -> int:
@@ -184,6 +184,7 @@ def _inverse(ends: np.ndarray, share: float) -> int:
 def nothing_left() -> UsageError:
     """The error where no token may come next."""
     return UsageError(
-        "the options forbid every token: look at stop_tokens with min_new_tokens, and at the tokens"
-        " that the call or the artifact's generation_config.json suppresses"
+        "the options forbid every token: look at stop_tokens with min_new_tokens, at the tokens"
+        " that the call or the artifact's generation_config.json suppresses, and at the call's"
+        " logits_processor"
     )

@@ -91,6 +91,13 @@ def test_a_full_context(tmp_path: Path) -> None:
     assert outcome.status == 1 and "context holds 48" in outcome.err
 
 
+def test_a_chat_may_outgrow_the_context(tmp_path: Path) -> None:
+    small = write_artifact(tmp_path / "small", template=TEMPLATE, n_ctx=48)
+    asked = ("chat", "-m", small, "-n", "20", "--min-new-tokens", "20", "--overflow", "slide")
+    outcome = gptx(*asked, stdin=b"hello\nagain\nand on\n")
+    assert outcome.status == 0 and outcome.err.count("length reached") == 3
+
+
 def test_ctrl_c_in_a_pipe_ends_it(artifact: Path) -> None:
     started = process("chat", "-m", artifact, *FOREVER, stdin=subprocess.PIPE)
     assert started.stdin is not None and started.stdout is not None

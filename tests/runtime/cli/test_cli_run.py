@@ -161,6 +161,21 @@ def test_256_tokens_where_nobody_says_how_many(artifact: Path, tmp_path: Path) -
     assert len(json.loads(gptx("run", "-m", says, "the", "--json").text)["token_ids"]) == 9
 
 
+def test_a_text_ends_in_time(tmp_path: Path) -> None:
+    endless = write_artifact(tmp_path / "endless", n_ctx=N_CTX, eos=[])
+    outcome = run(endless, "the cat", "--max-time", "0.2", "--json", n=N_CTX - 50)
+    assert outcome.status == 0 and json.loads(outcome.text)["finish_reason"] == "time"
+
+
+def test_a_text_may_outgrow_the_context(tmp_path: Path) -> None:
+    small = write_artifact(tmp_path / "small", n_ctx=32, eos=[])
+    assert "context full" in run(small, "the cat", n=60).err
+    assert "context full" in run(small, "the cat", "--overflow", "stop", n=60).err
+    slid = json.loads(run(small, "the cat", "--overflow", "slide", "--json", n=60).text)
+    expected = api.load(small).generate("the cat", max_new_tokens=60, overflow="slide")
+    assert slid["token_ids"] == expected.token_ids and slid["finish_reason"] == "length"
+
+
 # Where the prompt comes from
 
 
@@ -403,6 +418,8 @@ def test_a_closed_pipe_is_silent(artifact: Path) -> None:
         (("--tokens", "99999"), 1, "token id 99999"),
         (("the", "--temperature", "-1"), 1, "temperature is -1"),
         (("the", "--top-p", "2"), 1, "top_p is 2"),
+        (("the", "--max-time", "0"), 1, "max_time is 0.0, expected seconds, over 0"),
+        (("the", "--overflow", "roll"), 2, "--overflow"),
         (("the", "--threads", "0"), 2, "--threads"),
         (("x " * N_CTX,), 1, "context holds"),
     ],

@@ -291,6 +291,15 @@ def test_what_apps_hook_in(model: Model) -> None:
         model.generate("a", logits_processor=lambda tokens, logits: 5)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_an_app_that_bans_every_token_is_told_so(model: Model, temperature: float) -> None:
+    def ban_all(tokens: list[int], logits: np.ndarray) -> None:
+        logits.fill(-np.inf)
+
+    with pytest.raises(UsageError, match="forbid every token: .* logits_processor"):
+        model.generate("a", temperature=temperature, logits_processor=ban_all)
+
+
 def test_a_call_from_within_a_step_is_refused(model: Model) -> None:
     def nested(token: int, piece: str) -> None:
         model.generate("a")
