@@ -17,7 +17,6 @@ from gptx.generation.options import DEFAULTS, Options
 from gptx.generation.resolve_options import FROM_FILE, resolve
 from gptx.progress import note
 
-# fields of generation_config.json that genai has and gptx does not: it searches with beams
 _BEAM_FIELDS = ("num_beams", "length_penalty", "early_stopping")
 _RULES_IN_GENAI = ("max_length", "min_length")
 _OPTIONS_IN_GENAI = ("temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size")
@@ -34,14 +33,13 @@ def search(
     """
     options = _options(generation)
     rules = options.rules
-    beams = generation["num_beams"] if "num_beams" in unsupported(generation) else 1
     top_k = without_fraction(generation.get("top_k", 50))
     values = {
         # top_p 0 leaves only the likeliest token in gptx; genai reads 0 as "no top_p"
         "do_sample": options.temperature > 0 and options.top_p > 0,
         "max_length": min(rules.max_length or shape["n_ctx"], shape["n_ctx"]),
         "min_length": min(rules.min_length, shape["n_ctx"]),
-        "num_beams": beams,
+        "num_beams": options.num_beams,
         "num_return_sequences": 1,
         "past_present_share_buffer": shared,
         "repetition_penalty": options.repetition_penalty,
@@ -51,9 +49,9 @@ def search(
     }
     if options.no_repeat_ngram_size:
         values["no_repeat_ngram_size"] = min(options.no_repeat_ngram_size, _LARGEST_INT)
-    if beams != 1:
-        values["length_penalty"] = _positive(generation.get("length_penalty"), default=1.0)
-        values["early_stopping"] = generation.get("early_stopping") is True
+    if options.num_beams > 1:
+        values["length_penalty"] = _positive(options.length_penalty, default=1.0)
+        values["early_stopping"] = options.early_stopping is True
     return values
 
 
@@ -86,7 +84,7 @@ def not_in_genai_config(generation: Mapping[str, Any]) -> list[str]:
         name
         for name, default in DEFAULTS.items()
         if name in generation and getattr(options, name) != default
-        if name not in (*names, *_OPTIONS_IN_GENAI)
+        if name not in (*names, *_OPTIONS_IN_GENAI, *_BEAM_FIELDS)
     ]
     names += [
         field.name
@@ -94,7 +92,7 @@ def not_in_genai_config(generation: Mapping[str, Any]) -> list[str]:
         if getattr(options.rules, field.name) != field.default
         if field.name not in _RULES_IN_GENAI
     ]
-    return names + [name for name in unsupported(generation) if name not in _BEAM_FIELDS]
+    return [*names, *unsupported(generation)]
 
 
 def _options(generation: Mapping[str, Any]) -> Options:

@@ -20,7 +20,7 @@ from gptx.generation.options import Options
 from gptx.generation.row_plan import FinishReason, RowPlan
 from gptx.generation.sampling import Sampler, nothing_left
 from gptx.generation.transcript import Transcript
-from gptx.softmax import log_softmax
+from gptx.softmax import exp, log, log_softmax
 
 
 @dataclass
@@ -107,15 +107,13 @@ class Beams:
         every = np.concatenate(scores)
         if np.isnan(every).any():
             raise not_numbers()
-        kept = min(self._kept, len(every))
-        best = np.argpartition(-every, kept - 1)[:kept]
-        best = best[np.lexsort((best, -every[best]))]
+        best = top_k(every, min(self._kept, len(every)))
+        best = best[np.lexsort((best, -every[best]))][: self._kept]
         found = []
-        for index in best[~np.isneginf(every[best])]:
-            parent, token = divmod(int(index), len(scores[0]))
-            found.append(
-                self._with_token(self._running[parent], token, every[index], logits[parent])
-            )
+        for index in best[~np.isneginf(every[best])].tolist():
+            parent, token = divmod(index, len(scores[0]))
+            beam, score = self._running[parent], np.float32(every[index])
+            found.append(self._with_token(beam, token, score, logits[parent]))
         if not found:
             raise nothing_left()
         return found
@@ -138,8 +136,8 @@ class Beams:
     def _keep_ended(self, best: Sequence[Beam]) -> None:
         """Add those of the best texts that have just ended to the ended ones."""
         if not self._stops_full():
-            length = np.float32(self.generated**self._options.length_penalty)
-            new = [(float(one.score / length), one) for one in best if one.transcript.finish]
+            divisor = np.float32(power(self.generated, self._options.length_penalty))
+            new = [(float(one.score / divisor), one) for one in best if one.transcript.finish]
             merged = sorted([*self._ended, *new], key=lambda scored: -scored[0])
             self._ended = merged[: self._options.num_beams]
 
@@ -158,7 +156,8 @@ class Beams:
         length, options = self.generated, self._options
         if options.early_stopping == "never" and options.length_penalty > 0:
             length = self._plan.limit
-        return float(self._running[0].score) / length**options.length_penalty <= self._ended[-1][0]
+        best = float(self._running[0].score / np.float32(power(length, options.length_penalty)))
+        return best <= self._ended[-1][0]
 
     def _give_rows(self) -> None:
         """Give each text a row: the best one that goes on from a row keeps it."""
@@ -186,3 +185,8 @@ class Beams:
         self.transcript.become(best[0][1].transcript)
         self.transcripts = [self.transcript, *(beam.transcript for _, beam in best[1:])]
         self._finish = self.transcript.finish
+
+
+def power(n: int, exponent: float) -> float:
+    """n to the power of a number, with the same bits on every CPU. n: 1 or more."""
+    return n if exponent == 1 else float(exp(exponent * float(log(n))))

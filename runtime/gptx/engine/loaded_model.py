@@ -24,7 +24,7 @@ from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text
 from gptx.engine.stream import Stream
 from gptx.engine.structure import GrammarCompiler
-from gptx.errors import UsageError, shown
+from gptx.errors import UsageError
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
 from gptx.generation.options import MAX_NEW_TOKENS, Options
@@ -327,20 +327,26 @@ class LoadedModel:
 
     def _call(self, prompt: Prompt, given: Mapping[str, Any]) -> OpenStream:
         """The function that opens the Stream of a call for one text."""
-        if (texts := given.get("num_return_sequences")) not in (None, 1):
-            raise UsageError(
-                f"num_return_sequences is {shown(texts)}, and this call gives one text: use"
-                " generate or generate_async"
-            )
-        return self._calls([prompt], given)[0]
+        return self._calls([prompt], given, one_text=True)[0]
 
-    def _calls(self, given_prompts: Sequence[Prompt], given: Mapping[str, Any]) -> list[OpenStream]:
+    def _calls(
+        self,
+        given_prompts: Sequence[Prompt],
+        given: Mapping[str, Any],
+        *,
+        one_text: bool = False,
+    ) -> list[OpenStream]:
         """For each text of a call, a function that opens its Stream. All are checked before.
 
         Text i draws with seed + i. The texts of one beam search share a Stream.
         """
         began = time.perf_counter()
         options, control = self.resolve_options(given, max_new_tokens=MAX_NEW_TOKENS)
+        if one_text and options.num_return_sequences != 1:
+            raise UsageError(
+                f"num_return_sequences is {options.num_return_sequences}, and this call gives one"
+                " text: use generate or generate_async"
+            )
         prompts = [self.encode(one) for one in given_prompts]
         check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
         stops = StopSet(options.stop)

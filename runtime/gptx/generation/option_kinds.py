@@ -164,9 +164,9 @@ BREAKERS = _read_by("texts or lists of token ids, none empty", _breakers, str)
 
 
 def _early_stopping(value: Any) -> bool | str:
-    if isinstance(value, bool) or value == "never":
-        return value
-    raise TypeError
+    if not isinstance(value, bool) and value != "never":
+        raise ValueError
+    return value
 
 
 EARLY_STOPPING = _read_by('True, False or "never"', _early_stopping)

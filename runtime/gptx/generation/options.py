@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from gptx.generation.generation_rules import NO_RULES, Rules
 from gptx.generation.option_kinds import (
     BREAKERS,
     EARLY_STOPPING,
-    LARGEST_CHANGE,
     LARGEST_FLOAT,
     LENGTH_DECAY,
     LOGIT_BIAS,
@@ -283,12 +282,12 @@ class Options:
     )
     length_penalty: float = _option(
         1.0,
-        number("a number", lowest=-LARGEST_CHANGE, highest=LARGEST_CHANGE),
-        "In a search with beams, divide a text's log-probability by length ** X: above 0 prefers"
-        " long texts, below 0 short ones.",
+        number("-10 to 10", lowest=-10, highest=10),
+        "In a search with beams, divide the logarithm of a text's probability by length ** X: above"
+        " 0 prefers long texts, below 0 short ones.",
         "X",
     )
-    early_stopping: bool | str = _option(
+    early_stopping: bool | Literal["never"] = _option(
         False,
         EARLY_STOPPING,
         "When a search with beams ends. True: once as many texts as beams have ended. False: once"

@@ -38,7 +38,7 @@ def resolve(
         raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(SPECS)}")
     given = {name: value for name, value in given.items() if value is not None}
     values, max_length = _merge(given, generation, max_new_tokens)
-    if values.get("num_beams", 1) != 1 and "temperature" not in given:
+    if _number_of("num_beams", values) > 1 and "temperature" not in given:
         values["temperature"] = 0.0  # see generation_config.unsupported
     temperature = values.get("temperature")
     samples = is_number(temperature) and float(temperature) > 0  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def _shorten_minimum(values: dict[str, Any], given: Mapping[str, Any]) -> list[s
 
 def _several_texts(values: Mapping[str, Any], samples: bool) -> list[str]:
     """What is wrong with the number of beams and of texts."""
-    beams, texts = values.get("num_beams", 1), values.get("num_return_sequences", 1)
+    beams, texts = (_number_of(name, values) for name in ("num_beams", "num_return_sequences"))
     if beams > 1 and samples:
         return [
             f"num_beams {beams} searches for the likeliest text, and temperature"
@@ -140,6 +140,12 @@ def _several_texts(values: Mapping[str, Any], samples: bool) -> list[str]:
             " temperature, or num_beams"
         ]
     return []
+
+
+def _number_of(name: str, values: Mapping[str, Any]) -> int:
+    """An option's value, a whole number; 1 if it is absent or wrong."""
+    value = values.get(name, 1)
+    return operator.index(value) if SPECS[name].kind.accepts(value) else 1
 
 
 def _convert(values: Mapping[str, Any]) -> dict[str, Any]:

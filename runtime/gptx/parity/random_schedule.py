@@ -50,7 +50,7 @@ def cases(
     """`n` requests with prompts from a text, each run alone for its logits.
 
     longest: tokens of the longest prompt. Some prompts begin alike, and some repeat themselves;
-    some requests are greedy and some sample.
+    some requests are greedy, some sample, and some need several rows (beams, guidance).
     """
     longest = min(longest, model.n_ctx - MOST_TOKENS, len(text))
     found: list[Case] = []
@@ -66,6 +66,10 @@ def cases(
         options: dict[str, Any] = {"max_new_tokens": MOST_TOKENS, "temperature": 0.0}
         if random.random() < 0.5:
             options |= {"temperature": 0.8, "top_p": 0.95, "seed": int(random.integers(1000))}
+        elif random.random() < 0.2:
+            options |= {"num_beams": 3}
+        elif random.random() < 0.2:
+            options |= {"guidance_scale": 1.5, "negative_prompt": prompt[len(prompt) // 2 :]}
         model.engine.forget()
         alone = _begin(model, Case(tuple(prompt), options))
         alone.stream.result()

@@ -58,14 +58,21 @@ VALUES: dict[str, Any] = {
     "forced_bos_token_id": 3,
     "forced_eos_token_id": 2,
     "exponential_decay_length_penalty": (1, 1.3),
+    "guidance_scale": 1.5,
+    "num_beams": 3,
+    "length_penalty": 0.7,
+    "early_stopping": "never",
+    "num_return_sequences": 2,
     "seed": 11,
     "stop": ["\n\n"],
     "stop_tokens": [2],
 }
 ALWAYS = {name: VALUES[name] for name in ("max_new_tokens", "temperature", "seed")}
+BEAMS = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
+DRAWN = {name: value for name, value in VALUES.items() if name not in BEAMS}
 TOGETHER = {  # min_p takes one way with top_p, and another without
-    "all": VALUES,
-    "all but top_p": {name: value for name, value in VALUES.items() if name != "top_p"},
+    "all": DRAWN,
+    "all but top_p": {name: value for name, value in DRAWN.items() if name != "top_p"},
 }
 
 
@@ -81,8 +88,8 @@ def test_every_option_is_tested() -> None:
 
 def test_no_power_of_floats() -> None:
     """The operator ** cannot be replaced by the test below. For numbers, it is libm's pow."""
-    folder = Path(gptx.__file__).parent / "generation"
-    for file in folder.glob("*.py"):
+    rooms = [Path(gptx.__file__).parent / room for room in ("generation", "engine")]
+    for file in (file for room in rooms for file in room.glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
                 assert isinstance(ast.literal_eval(node.left), int), (file, node.lineno)
@@ -96,7 +103,9 @@ def test_no_function_that_depends_on_the_cpu(
     options = TOGETHER[name] if name in TOGETHER else {**ALWAYS, name: VALUES[name]}
     if name.startswith(("dry", "xtc")):
         options |= {one: VALUES[one] for one in ("dry_multiplier", "xtc_probability")}
-    expected = model.generate(PROMPT, top_logprobs=3, **options)
+    if name in BEAMS:
+        options = {"max_new_tokens": 12, **{one: VALUES[one] for one in BEAMS}}
+    expected = model.generate([PROMPT], top_logprobs=3, **options)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("an option called a function whose bits depend on the CPU")
@@ -104,6 +113,6 @@ def test_no_function_that_depends_on_the_cpu(
     for function in FUNCTIONS:
         for module in (np, math):
             monkeypatch.setattr(module, function, refuse, raising=False)
-    found = model.generate(PROMPT, top_logprobs=3, **options)
-    assert found.token_ids == expected.token_ids
-    assert found.logprobs == expected.logprobs and found.top_logprobs == expected.top_logprobs
+    for found, one in zip(model.generate([PROMPT], top_logprobs=3, **options), expected):
+        assert found.token_ids == one.token_ids and found.score == one.score
+        assert found.logprobs == one.logprobs and found.top_logprobs == one.top_logprobs

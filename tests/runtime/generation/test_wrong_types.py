@@ -89,7 +89,7 @@ NO_ARGUMENTS = {
     "Model.close", "Model.save_prefixes", "Model.need_chat", "Model.stream_ids", "Model.stats",
     "Model.resolve_options",
     "Chat.reset", "Chat.close", "Session.close", "Stream.is_read_elsewhere",
-    "Stream.cancel", "Stream.has_ended", "Stream.has_news",
+    "Stream.cancel", "Stream.has_ended", "Stream.has_news", "Stream.results",
 }  # fmt: skip
 
 
