@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -48,7 +48,7 @@ class Generate:
         self.finish: FinishReason | None = None
         # Of speculation: guesses that are fed behind the last token, and where they come from
         self.drafts: list[int] = []
-        self.match = 0
+        self.source = 0
         self.suffixes: Suffixes | None = None
         self.transcript = transcript
         self._plan, self._sampler, self._control = plan, sampler, control
@@ -100,19 +100,33 @@ class Generate:
             self._control.on_token(token, piece)
         return token
 
+    def guesser(self) -> Callable[[np.ndarray], int]:
+        """A function that draws the next tokens from a draft model's logits (V,), one a call.
+
+        It draws what the text would draw from these logits: with the same options and random
+        numbers. Grammars and the app's functions are left out, as they follow the text itself.
+        """
+        sampler = self._sampler.copy()
+        return lambda logits: sampler.sample(self._without_padding(logits))
+
     def _allowed(self, logits: np.ndarray) -> np.ndarray:
         """The logits (width,) of ids that may be sampled; padded ids are left out or -inf."""
         if self._control.logits_processor is not None:
             logits = self._processed(logits.astype(np.float32))
-        if not self._padded_ends:
-            allowed = logits[: self._vocab_size]
-        else:
-            allowed = np.full(self._padded_ends[-1] + 1, -np.inf, logits.dtype)
-            allowed[: self._vocab_size] = logits[: self._vocab_size]
-            allowed[self._padded_ends] = logits[self._padded_ends]
+        allowed = self._without_padding(logits)
         if self._matcher is not None:
             self._matcher.apply(allowed)
         return allowed
+
+    def _without_padding(self, logits: np.ndarray) -> np.ndarray:
+        """The logits (width,) of (V,). A draft model may have a padding of another width."""
+        if not self._padded_ends:
+            return logits[: self._vocab_size]
+        known = np.full(self._padded_ends[-1] + 1, -np.inf, logits.dtype)
+        known[: self._vocab_size] = logits[: self._vocab_size]
+        ends = [end for end in self._padded_ends if end < len(logits)]
+        known[ends] = logits[ends]
+        return known
 
     def _processed(self, logits: np.ndarray) -> np.ndarray:
         """What the app's processor makes of the logits (V,). Raises UsageError for other values."""

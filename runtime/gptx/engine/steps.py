@@ -6,15 +6,17 @@ plan (scheduler.py) -> drafts (speculation.py) -> Rows.run -> Work.take
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from gptx.engine.draft_model import DraftModel
 from gptx.engine.generate import Generate
 from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.request import Request
 from gptx.engine.scheduler import RowState, plan
-from gptx.engine.speculation import Speculation, Suffixes
+from gptx.engine.speculation import Speculation
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.rows import Rows
 
@@ -44,6 +46,21 @@ class Steps:
     new_tokens: int = 0
     _decoded_last: bool = False
 
+    @property
+    def bytes(self) -> int:
+        """The memory of the rows, and of the draft model's."""
+        return self.rows.bytes + (self._draft.bytes if self._draft else 0)
+
+    def bytes_with(self, longest: Sequence[int]) -> int:
+        """The memory that rows of these lengths need, in tokens, with the draft model's."""
+        return self.rows.bytes_with(longest) + (
+            self._draft.bytes_with(longest) if self._draft else 0
+        )
+
+    @property
+    def _draft(self) -> DraftModel | None:
+        return self.speculation.draft if self.speculation is not None else None
+
     def begin(self, request: Request) -> None:
         """Give a request a row, with the beginning of its prompt if that was read before."""
         request.row = self.rows.open()
@@ -69,6 +86,8 @@ class Steps:
             self.prefixes.store(work.tokens[:n], lambda start, end: self.rows.read(row, start, end))
         self.running.remove(request)
         self.rows.close(row)
+        if self.speculation is not None:
+            self.speculation.forget(work)
         request.row = None
 
     def plan(self) -> Going:
@@ -78,8 +97,6 @@ class Steps:
             self._decoded_last = True
         else:
             going = self._plan_mixed()
-        if self.speculation is not None and self.speculation.pays:
-            self._add_drafts(self.speculation, going)
         return going
 
     def _plan_mixed(self) -> Going:
@@ -98,22 +115,20 @@ class Steps:
 
     def _add_drafts(self, speculation: Speculation, going: Going) -> None:
         """Add guesses of the next tokens to the rows that decode."""
+        texts = {
+            at: request.work
+            for at, (request, _) in enumerate(going)
+            if isinstance(request.work, Generate) and request.decoding
+        }
         tokens = sum(len(feed.ids) for _, feed in going)
-        for at, (request, feed) in enumerate(going):
-            work = request.work
-            if not isinstance(work, Generate) or not request.decoding:
-                continue
-            if work.suffixes is None:
-                work.suffixes = Suffixes(work.tokens)
-            most = min(work.longest - len(work.tokens), self.rows.chunk - tokens)
-            drafts, work.match = speculation.guess(
-                work.suffixes, tokens=tokens, rows=len(going), most=most
-            )
-            if drafts:
-                work.drafts = drafts
-                tokens += len(drafts)
-                ids = [*feed.ids, *drafts]
-                going[at] = request, Feed(feed.row, ids, feed.wanted + len(drafts))
+        speculation.guess(
+            list(texts.values()), tokens=tokens, rows=len(going), most=self.rows.chunk
+        )
+        for at, text in texts.items():
+            if text.drafts:
+                request, feed = going[at]
+                ids = [*feed.ids, *text.drafts]
+                going[at] = request, Feed(feed.row, ids, feed.wanted + len(text.drafts))
 
     def run(self, going: Going) -> None:
         """Run the graph, and let each work use its logits.
@@ -121,11 +136,14 @@ class Steps:
         An error of a work ends its request alone. Raises what the graph raises.
         """
         self.steps += 1
-        began = time.perf_counter()
+        asked = began = time.perf_counter()
+        if self.speculation is not None:
+            self._add_drafts(self.speculation, going)
+            began = time.perf_counter()
         results = self.rows.run([feed for _, feed in going])
         now = time.perf_counter()
         for (request, feed), logits in zip(going, results):
-            self._take(request, feed, logits, now, now - began)
+            self._take(request, feed, logits, now, now - asked)
         if self.speculation is not None and self._decoded_last:
             tokens = sum(len(feed.ids) for _, feed in going)
             if tokens <= LOGITS_AT_ONCE:
@@ -147,7 +165,7 @@ class Steps:
             self.new_tokens += new
             if drafted:
                 assert isinstance(work, Generate) and self.speculation is not None
-                self.speculation.judge(work.match, drafted, new - 1)
+                self.speculation.judge(work.source, drafted, new - 1)
                 work.transcript.drafted += drafted
                 work.transcript.accepted += new - 1
             if request.read < read + len(feed.ids):
