@@ -6,8 +6,8 @@ Each prompt is answered with speculation and without, by turns, greedy and sampl
 asks for a quoted text with one word changed. The last line is JSON; the exit status is 1 if a text
 differs.
 
---draft: an artifact whose model guesses too. --prompts: JSONL with the fields category and turns (a list of messages, the first is asked), or
-category and prompt.
+--draft: the artifact of a draft model, which guesses too. --prompts: JSONL with the fields category
+and turns (a list of messages, the first is asked), or category and prompt.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ MODEL = LONGEST_MATCH + 1  # the draft model, where a source is given by the len
 # Where drafts do not pay, one is tried after so many rows, to see whether they do now: later if the
 # try takes longer than a step, as when the draft model must read a prompt first
 RETRY = 24
+TYPICAL = 128  # tokens that a text grows by, if its limit is not lower
 SHORTEST_STEP = 2e-3  # seconds; looking for a guess takes some 10 microseconds
 
 
@@ -187,8 +188,9 @@ class Speculation:
             unread = self.draft.unread(text, text.tokens)
             if n := min(most, self.draft.most(text.tokens, unread)):
                 fixed, each = self.draft.cost.line
-                # What the draft model has not read is spread over the tokens that may follow
-                reading = each * (len(unread) - 1) / (text.longest - len(text.tokens))
+                # Reading the prompt is spread over the tokens that are likely to follow
+                follow = min(text.longest - len(text.tokens), TYPICAL)
+                reading = each * (len(unread) - 1) / follow
                 first = fixed + each * len(unread)
                 found.append(Source(MODEL, n, fixed / rows + each + reading, first))
         return found
