@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.step_cost import StepCost
 from gptx.errors import GptxError
 from gptx.kv_cache.feed import Feed
@@ -48,16 +49,17 @@ class HeldRow:
 class DraftModel:
     """Guesses for at most `max_rows` texts.
 
-    steps: runs of the graph. seconds: how long they took, with the drawing of guesses. cost: of
-    steps that are not the first, which reads the weights from the disk.
+    prefixes: beginnings that were read, of at most `prefix_memory` bytes. steps: runs of the graph.
+    seconds: how long they took, with the drawing of guesses. cost: of steps that are not the first,
+    which reads the weights from the disk.
 
     Threads: only one thread at a time may call it.
     """
 
-    def __init__(self, graph: OnnxGraph, max_rows: int) -> None:
+    def __init__(self, graph: OnnxGraph, max_rows: int, prefix_memory: int) -> None:
         model = graph.manifest.model
         self._n_ctx, self._vocab_size = model.n_ctx, model.vocab_size
-        self._rows = Rows(graph, max_rows)
+        self._rows, self.prefixes = Rows(graph, max_rows), PrefixCache(prefix_memory)
         self._texts: dict[Hashable, HeldRow] = {}
         self.steps, self.seconds, self.cost = 0, 0.0, StepCost()
 
@@ -77,9 +79,7 @@ class DraftModel:
 
     def unread(self, key: Hashable, tokens: Sequence[int]) -> Sequence[int]:
         """The tokens of a text that its row does not hold; wrong guesses leave the row."""
-        text = self._texts.get(key)
-        if text is None:
-            return tokens
+        text = self._texts.get(key) or self._begin(key, tokens)
         if tokens[: text.read] != text.held[: text.read]:
             text.read = 0  # the text has outgrown the context, and goes on with a part of it
         n = text.read + common_length(text.held[text.read :], tokens[text.read :])
@@ -130,14 +130,19 @@ class DraftModel:
         feeds = {}
         for at in sorted(range(len(parts)), key=lambda at: len(parts[at])):
             if ids := parts[at][:room]:
-                feeds[at] = Feed(self._row(wanted[at].key), ids, int(len(ids) == len(parts[at])))
+                row = self._texts[wanted[at].key].row
+                feeds[at] = Feed(row, ids, int(len(ids) == len(parts[at])))
                 room -= len(ids)
         return feeds
 
-    def _row(self, key: Hashable) -> int:
-        if key not in self._texts:
-            self._texts[key] = HeldRow(self._rows.open())
-        return self._texts[key].row
+    def _begin(self, key: Hashable, tokens: Sequence[int]) -> HeldRow:
+        """Give a text a row, with its beginning if that was read before."""
+        text = self._texts[key] = HeldRow(self._rows.open())
+        n, parts = self.prefixes.find(tokens[:-1])
+        if n:
+            self._rows.write(text.row, n, parts)
+            text.held, text.read = list(tokens[:n]), n
+        return text
 
     def _count(self, tokens: int, seconds: float) -> None:
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
@@ -145,9 +150,11 @@ class DraftModel:
             self.cost.observe(tokens, seconds)
 
     def forget(self, key: Hashable) -> None:
-        """Free the row of a text that has ended."""
+        """Free the row of a text that has ended, and store what it holds of the text."""
         text = self._texts.pop(key, None)
         if text is not None:
+            held = text.held[: text.read]
+            self.prefixes.store(held, lambda start, end: self._rows.read(text.row, start, end))
             self._rows.close(text.row)
 
 

@@ -92,7 +92,8 @@ class Engine:
         rows = Rows(graph, max_rows)
         guesses = None
         if speculate and rows.packed:
-            guesses = Speculation(DraftModel(draft, max_rows) if draft is not None else None)
+            smaller = None if draft is None else DraftModel(draft, max_rows, prefix_memory)
+            guesses = Speculation(smaller)
         self._steps = Steps(rows, PrefixCache(prefix_memory), guesses)
         self._queue: deque[Request] = deque()
         self._lock = threading.RLock()
@@ -190,7 +191,7 @@ class Engine:
                 rows=len(steps.running),
                 queue=len(self._queue),
                 cache_bytes=steps.bytes,
-                prefix_bytes=steps.prefixes.bytes,
+                prefix_bytes=sum(cache.bytes for cache in steps.prefix_caches),
                 steps=steps.steps,
                 prompt_tokens=steps.prompt_tokens,
                 new_tokens=steps.new_tokens,
@@ -204,7 +205,8 @@ class Engine:
     def forget(self) -> None:
         """Drop the stored beginnings of texts."""
         with self._lock:
-            self._steps.prefixes.clear()
+            for cache in self._steps.prefix_caches:
+                cache.clear()
 
     def save_prefixes(self, path: str | Path) -> None:
         """Write the stored beginnings of texts to a file; see prefix_file.py."""
@@ -215,7 +217,7 @@ class Engine:
         """Read stored beginnings of texts from a file; see prefix_file.py."""
         with self._lock:
             load_prefixes(path, self._steps.prefixes, self._graph)
-            self._steps.prefixes.shrink(self.memory - self._steps.bytes)
+            self._steps.shrink(self.memory - self._steps.bytes)
 
     def close(self) -> None:
         """End all requests, and free the KV cache."""
@@ -223,8 +225,9 @@ class Engine:
             self._closed = True
             for request in [*self._steps.running, *self._queue]:
                 self.end(request)
-            self._steps.prefixes.budget = 0
-            self._steps.prefixes.clear()
+            for cache in self._steps.prefix_caches:
+                cache.budget = 0
+                cache.clear()
 
     # Who drives
 
@@ -294,7 +297,7 @@ class Engine:
             if steps.running and needed > self.memory:
                 return
             self._queue.popleft()
-            steps.prefixes.shrink(self.memory - needed)
+            steps.shrink(self.memory - needed)
             try:
                 steps.begin(request)
             except Exception as error:  # too little memory
@@ -336,7 +339,7 @@ class Engine:
         request.work.finish = request.work.finish or finish
         if request.row is not None:
             self._steps.end(request)
-            self._steps.prefixes.shrink(self.memory - self._steps.bytes)
+            self._steps.shrink(self.memory - self._steps.bytes)
         elif request in self._queue:
             self._queue.remove(request)
         self._tell(request)

@@ -57,6 +57,23 @@ class Steps:
             self._draft.bytes_with(longest) if self._draft else 0
         )
 
+    def shrink(self, budget: int) -> None:
+        """Drop stored beginnings until they take at most `budget` bytes.
+
+        The draft model's get the part that its tokens take.
+        """
+        budget = min(budget, self.prefixes.budget)
+        if self._draft is not None:
+            part = budget * self._draft.bytes_with([1]) // self.bytes_with([1])
+            self._draft.prefixes.shrink(part)
+            budget -= part
+        self.prefixes.shrink(budget)
+
+    @property
+    def prefix_caches(self) -> list[PrefixCache]:
+        """The stored beginnings of the model, and of the draft model."""
+        return [self.prefixes, *([self._draft.prefixes] if self._draft else [])]
+
     @property
     def _draft(self) -> DraftModel | None:
         return self.speculation.draft if self.speculation is not None else None

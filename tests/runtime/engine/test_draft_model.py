@@ -188,34 +188,57 @@ def test_a_text_with_a_grammar_and_an_apps_functions(plain: Model) -> None:
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]  # no call for guesses
 
 
+def draft_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of tokens of each run of a draft model."""
+    runs: list[int] = []
+    run, drafts = Rows.run, draft_model.DraftModel.drafts
+
+    def counted(rows: Rows, feeds: Sequence[Feed]) -> list[np.ndarray]:
+        runs.append(sum(len(feed.ids) for feed in feeds))
+        return run(rows, feeds)
+
+    def watched(model: Any, *args: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Rows, "run", counted)
+            return drafts(model, *args)
+
+    monkeypatch.setattr(draft_model.DraftModel, "drafts", watched)
+    return runs
+
+
 @pytest.mark.usefixtures(forced.__name__)
 def test_the_draft_model_reads_long_prompts_in_pieces(
     plain: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a text beside it does not wait until all of it has been read."""
-    runs: list[int] = []
-    rows_run, drafts = Rows.run, draft_model.DraftModel.drafts
-
-    def counted(model: Any, *args: Any) -> Any:
-        def run(rows: Rows, feeds: Sequence[Feed]) -> list[np.ndarray]:
-            runs.append(sum(len(feed.ids) for feed in feeds))
-            return rows_run(rows, feeds)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Rows, "run", run)
-            return drafts(model, *args)
-
-    monkeypatch.setattr(draft_model.DraftModel, "drafts", counted)
+    runs = draft_runs(monkeypatch)
     prompts = [plain.encode(PROMPTS[0]), [9] * 300]
     expected = texts(plain, prompts, 100, **SAMPLED)
     with gptx.load(threads=1, draft=DEFAULT_MODEL) as model:
         assert texts(model, prompts, 100, **SAMPLED) == expected
         assert 16 < max(runs) <= 32
         runs.clear()
-        assert texts(model, prompts[1:], 100, **SAMPLED) == texts(
-            plain, prompts[1:], 100, **SAMPLED
-        )
-        assert max(runs) >= 300  # a text alone: all at once
+        alone = [[8] * 300]
+        assert texts(model, alone, 100, **SAMPLED) == texts(plain, alone, 100, **SAMPLED)
+        assert max(runs) >= 300  # at once
+
+
+@pytest.mark.usefixtures(forced.__name__)
+def test_the_draft_model_reads_a_beginning_once(
+    plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [*plain.encode(PROMPTS[0]), *range(100, 300)]
+    with gptx.load(threads=1, draft=DEFAULT_MODEL) as model:
+        texts(model, [prompt], **SAMPLED)
+        runs = draft_runs(monkeypatch)
+        again = [*prompt, *range(20)]
+        assert texts(model, [again], **SAMPLED) == texts(plain, [again], **SAMPLED)
+        assert 20 <= max(runs) < 30
+        model.engine.forget()
+        assert model.stats().prefix_bytes == 0
+        runs.clear()
+        assert texts(model, [again], **SAMPLED) == texts(plain, [again], **SAMPLED)
+        assert max(runs) > 200
 
 
 @pytest.mark.usefixtures(forced.__name__)
