@@ -75,12 +75,14 @@ def load(
     step where that is faster. The text does not change. Only native operators do this.
 
     draft: the artifact of a smaller model with the same vocabulary, whose guesses are checked in
-    the same way. It is asked where that makes the texts grow faster.
+    the same way. It is asked where that makes the texts grow faster. Its KV cache counts in
+    cache_memory. Only native operators do this.
 
     Raises ArtifactError if the folder is not an artifact, is damaged or was made by a newer gptx;
-    ProviderError if the device cannot be used; UsageError for wrong arguments, and for map_weights
-    where no packed weights are used. Warns (GptxWarning)
-    if generation_config.json asks for something that gptx does not do, such as beam search.
+    ProviderError if the device cannot be used; UsageError for wrong arguments, for map_weights
+    where no packed weights are used, and for a draft model that cannot guess for this model. Warns
+    (GptxWarning) if generation_config.json asks for something that gptx does not do, such as beam
+    search.
     """
     for name, value in (("path", path), ("draft", draft)):
         if value is not None and not isinstance(value, str | os.PathLike):

@@ -92,10 +92,12 @@ class DraftModel:
     def most(self, tokens: Sequence[int], unread: Sequence[int]) -> int:
         """How many tokens can be guessed behind a text whose last tokens are `unread`.
 
-        None if the context is full, or the draft model has no such token (of a padded vocabulary).
+        0 if the context is full, or one of them is an id that only the other model has, whose
+        vocabulary may have a longer padding.
         """
-        known = max(unread) < self._vocab_size
-        return max(self._n_ctx + 1 - len(tokens), 0) if known else 0
+        if max(unread) >= self._vocab_size:
+            return 0
+        return max(self._n_ctx + 1 - len(tokens), 0)
 
     def drafts(self, wanted: Sequence[Wanted], room: int) -> list[list[int]]:
         """Guesses of the next tokens of each text; all texts share the runs.

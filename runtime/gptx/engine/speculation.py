@@ -114,8 +114,7 @@ def worth(
     seconds, expected, chance, n = fixed + each * tokens, float(rows), 1.0, 0
     for n in range(most + 1):
         chance *= rate
-        # a tenth: sampling it
-        if n == most or chance * seconds < (1.1 * each + guess) * expected:
+        if n == most or chance * seconds < (1.1 * each + guess) * expected:  # a tenth: sampling it
             break
         expected += chance
         seconds += each + guess
@@ -147,7 +146,7 @@ class Speculation:
         self._cost = StepCost()
         # How likely a guess is right, by its source
         self._rates = [*(min(0.2 + 0.1 * n, 0.8) for n in range(LONGEST_MATCH + 1)), 0.5]
-        # Rows that had no guess since the last one, from the text and from the draft model
+        # Rows without a guess since the last one: from the text, and from the draft model
         self._idle = [0, 0]
 
     def guess(self, texts: Sequence[Text], *, tokens: int, rows: int, most: int) -> None:

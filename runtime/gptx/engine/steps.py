@@ -60,7 +60,8 @@ class Steps:
     def shrink(self, budget: int) -> None:
         """Drop stored beginnings until they take at most `budget` bytes.
 
-        The draft model's get the part that its tokens take.
+        The model and its draft model share it by the bytes of a token, so that both can store the
+        same texts.
         """
         budget = min(budget, self.prefixes.budget)
         if self._draft is not None:
