@@ -6,8 +6,8 @@ Each prompt is answered with speculation and without, by turns, greedy and sampl
 asks for a quoted text with one word changed. The last line is JSON; the exit status is 1 if a text
 differs.
 
---prompts: JSONL with the fields category and turns (a list of messages, the first is asked), or
-category and prompt.
+--draft: the artifact of a draft model, which guesses too. --prompts: JSONL with the fields category
+and turns (a list of messages, the first is asked), or category and prompt.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--draft", type=Path, help="a draft model")
     parser.add_argument("--of-each", type=int, default=6, help="prompts of each category")
     parser.add_argument("--tokens", type=int, default=96)
     given = parser.parse_args()
@@ -52,7 +53,10 @@ def main() -> None:
         kinds[record["category"]].append(text)
     asked = [(kind, text) for kind, texts in kinds.items() for text in texts[: given.of_each]]
     asked.append(("repeat a quoted text", REPEAT))
-    models = {on: gptx.load(given.artifact, speculate=on) for on in (False, True)}
+    models = {
+        False: gptx.load(given.artifact, speculate=False),
+        True: gptx.load(given.artifact, draft=given.draft),
+    }
     rows, differing = defaultdict(list), 0
     for kind, text in tracked(asked, "Prompts"):
         ids = models[True].chat_ids([{"role": "user", "content": text}])

@@ -85,7 +85,8 @@ class Profile:
 
     def _begin(self, steps: Steps, now: float) -> None:
         running = steps.running
-        self._counts = len(running) == self.rows and all(one.decoding for one in running)
+        decoding = [row.decoding for one in running for row in one.work.rows]
+        self._counts = len(decoding) == self.rows and all(decoding)
 
     def _end(self, began: float, seconds: float) -> None:
         if self._counts and self._ended:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Unpack, overload
 
@@ -15,6 +16,7 @@ from gptx.artifact.json_files import read_side_file
 from gptx.artifact.manifest import Manifest, read_manifest
 from gptx.artifact.task import Example, read_task
 from gptx.engine.loaded_model import MAX_ROWS, LoadedModel
+from gptx.engine.open_draft import open_draft
 from gptx.errors import ArtifactError, PromptError, UsageError, shown, warn
 from gptx.generation.generation_config import unsupported_in_words
 from gptx.generation.option_keywords import Keywords, takes_options
@@ -42,6 +44,7 @@ def load(
     max_rows: int = MAX_ROWS,
     cache_memory: int | str | None = None,
     speculate: bool = True,
+    draft: str | Path | None = None,
 ) -> Model:
     """Open an artifact and return it as a Model.
 
@@ -71,13 +74,19 @@ def load(
     speculate: guess tokens that repeat what the text had before, and check several of them in one
     step where that is faster. The text does not change. Only native operators do this.
 
+    draft: the artifact of a smaller model with the same vocabulary, whose guesses are checked in
+    the same way. It is asked where that makes the texts grow faster. Its KV cache counts in
+    cache_memory. Only native operators do this.
+
     Raises ArtifactError if the folder is not an artifact, is damaged or was made by a newer gptx;
-    ProviderError if the device cannot be used; UsageError for wrong arguments, and for map_weights
-    where no packed weights are used. Warns (GptxWarning)
-    if generation_config.json asks for something that gptx does not do, such as beam search.
+    ProviderError if the device cannot be used; UsageError for wrong arguments, for map_weights
+    where no packed weights are used, and for a draft model that cannot guess for this model. Warns
+    (GptxWarning) if generation_config.json asks for something that gptx does not do, such as beam
+    search.
     """
-    if path is not None and not isinstance(path, str | os.PathLike):
-        raise UsageError(f"path is {shown(path)}, expected the folder of an artifact")
+    for name, value in (("path", path), ("draft", draft)):
+        if value is not None and not isinstance(value, str | os.PathLike):
+            raise UsageError(f"{name} is {shown(value)}, expected the folder of an artifact")
     for name, value in (
         ("adjust_memory", adjust_memory),
         ("map_weights", map_weights),
@@ -85,6 +94,8 @@ def load(
     ):
         if not isinstance(value, bool):
             raise UsageError(f"{name} is {shown(value)}, expected True or False")
+    if draft is not None and not speculate:
+        raise UsageError("a draft model does nothing with speculate=False: give one of the two")
     rows = count("max_rows", max_rows, "1 to 4096", 4096)
     budget = None if cache_memory is None else size_in_bytes("cache_memory", cache_memory)
     check_device(device, threads)
@@ -92,14 +103,16 @@ def load(
     folder = manifest.path
     with ThreadPoolExecutor(1) as reader:  # ONNX Runtime lets Python run while it opens a graph
         reading = reader.submit(_load_tokenizer, manifest)
-        graph = open_graph(
-            manifest,
+        opened = partial(
+            open_graph,
             device=device,
             threads=threads,
             adjust_memory=adjust_memory,
             map_weights=map_weights,
         )
+        graph = opened(manifest)
         tokenizer = reading.result()
+    smaller = None if draft is None else open_draft(draft, graph, tokenizer, opened)
     task, n_class = read_task(folder), manifest.model.n_class
     generation = read_side_file(folder / "generation_config.json")
     if not n_class and (ignored := unsupported_in_words(generation)) is not None:
@@ -114,6 +127,7 @@ def load(
         max_rows=rows,
         cache_memory=budget,
         speculate=speculate,
+        draft=smaller,
     )
 
 

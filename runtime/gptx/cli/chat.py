@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 import gptx
-from gptx.cli.options import model_options, sampling_options
+from gptx.cli.options import draft_option, model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
 from gptx.errors import PromptError
@@ -34,6 +34,7 @@ SIGN = "> "
 
 @click.command()
 @model_options
+@draft_option
 @sampling_options
 @click.option("--system", metavar="TEXT", help="The system message.")
 @click.option("--quiet", is_flag=True, help="Print no figures after an answer.")
@@ -41,6 +42,7 @@ def chat(
     artifact: Path | None,
     device: str,
     threads: int | None,
+    draft: Path | None,
     sampling: Keywords,
     system: str | None,
     quiet: bool,
@@ -53,7 +55,7 @@ def chat(
     if system is not None:
         system = checked(system, "--system")
         hint_of_a_file(system, f'--system "$(cat {shlex.quote(system)})"')
-    model = gptx.load(artifact, device=device, threads=threads)
+    model = gptx.load(artifact, device=device, threads=threads, draft=draft)
     talk = model.chat(system=system)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:

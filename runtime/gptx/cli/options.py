@@ -29,6 +29,13 @@ device_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (default: all)."
 )
+draft_option = click.option(
+    "--draft",
+    type=click.Path(path_type=Path),
+    metavar="ARTIFACT",
+    help="A smaller model of the same vocabulary guesses tokens where that is faster. The text does"
+    " not change.",
+)
 _artifact_option = click.option(
     "-m",
     "--model",

@@ -15,7 +15,7 @@ import click
 
 import gptx
 from gptx.cli.batch import run_lines
-from gptx.cli.options import model_options, refuse_without, sampling_options
+from gptx.cli.options import draft_option, model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, result, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_lines, read_prompt
 from gptx.errors import UsageError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("prompt", required=False)
 @model_options
+@draft_option
 @sampling_options
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
 @click.option("--system", metavar="TEXT", help="The system message, with --chat.")
@@ -70,6 +71,7 @@ def run(
     artifact: Path | None,
     device: str,
     threads: int | None,
+    draft: Path | None,
     sampling: Keywords,
     chat: bool,
     system: str | None,
@@ -97,7 +99,7 @@ def run(
         hint_of_a_file(system, f'--system "$(cat {shlex.quote(system or "")})"')
     if batch is not None:
         lines = read_lines(batch)
-        model = gptx.load(artifact, device=device, threads=threads)
+        model = gptx.load(artifact, device=device, threads=threads, draft=draft)
         _hint(model, chat=chat, quiet=quiet)
         ok = run_lines(
             model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo
@@ -105,7 +107,7 @@ def run(
         sys.exit(0 if ok else 1)
     given: str | list[int] = read_prompt(prompt) if tokens is None else parse_tokens(tokens)
     began = time.perf_counter()
-    model = gptx.load(artifact, device=device, threads=threads)
+    model = gptx.load(artifact, device=device, threads=threads, draft=draft)
     load_seconds = time.perf_counter() - began
     if isinstance(given, str) and model.tokenizer is None:
         raise UsageError(

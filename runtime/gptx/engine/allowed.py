@@ -47,7 +47,9 @@ class Allowed:
             return logits[: self.vocab_size]
         allowed = np.full(self.width, -np.inf, logits.dtype)
         allowed[: self.vocab_size] = logits[: self.vocab_size]
-        allowed[self.padded_ends] = logits[self.padded_ends]
+        # The padding of a draft model may be shorter
+        ends = [end for end in self.padded_ends if end < len(logits)]
+        allowed[ends] = logits[ends]
         return allowed
 
 

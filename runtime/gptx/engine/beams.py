@@ -13,7 +13,6 @@ import numpy as np
 from gptx.engine.allowed import Allowed
 from gptx.engine.control import Control
 from gptx.engine.request import Row
-from gptx.engine.shared_beginnings import common
 from gptx.generation.filters import not_numbers, top_k
 from gptx.generation.logprobs import Logprobs
 from gptx.generation.options import Options
@@ -21,6 +20,7 @@ from gptx.generation.row_plan import FinishReason, RowPlan
 from gptx.generation.sampling import Sampler, nothing_left
 from gptx.generation.transcript import Transcript
 from gptx.softmax import exp, log, log_softmax
+from gptx.text.prefix import common_length
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Beams:
                 beam.row = next(free)
             row, row.tokens = beam.row, beam.sampler.tokens
             row.wanted_from = len(row.tokens) - 1
-            row.read = min(row.read, common(row.tokens, held[id(row)], row.wanted_from))
+            row.read = min(row.read, common_length(row.tokens, held[id(row)], row.wanted_from))
         growing = {id(beam.row) for beam in self._running}
         for row in self.rows:
             if id(row) not in growing:

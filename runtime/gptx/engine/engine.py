@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptx.engine.draft_model import DraftModel
 from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.prefix_file import load_prefixes, save_prefixes
 from gptx.engine.request import Request, Work
@@ -39,7 +40,8 @@ class Stats:
     Now:
 
     - rows: texts that grow. queue: texts that wait for a row.
-    - cache_bytes: memory of the rows' KV cache. prefix_bytes: memory of stored beginnings.
+    - cache_bytes: memory of the rows' KV cache, and of the draft model's. prefix_bytes: memory of
+      stored beginnings.
 
     Since it was loaded:
 
@@ -48,6 +50,7 @@ class Stats:
     - prefix_hits, prefix_tokens: texts that began with a stored beginning, and its tokens, which
       were not read again.
     - drafted, accepted: tokens that speculation guessed, and those that were right.
+    - draft_steps: runs of the draft model's graph.
     """
 
     rows: int
@@ -61,6 +64,7 @@ class Stats:
     prefix_tokens: int
     drafted: int
     accepted: int
+    draft_steps: int
 
 
 class Engine:
@@ -68,7 +72,8 @@ class Engine:
 
     memory: the most bytes of the rows' KV cache and the stored beginnings together; rows come
     first. prefix_memory: the most bytes of the stored beginnings. max_queue: the most requests that
-    wait for a row. speculate: guess tokens where that pays (native operators only).
+    wait for a row. speculate: guess tokens where that pays (native operators only). draft: the
+    graph of a draft model, which guesses too.
     """
 
     def __init__(
@@ -80,11 +85,15 @@ class Engine:
         prefix_memory: int,
         max_queue: int,
         speculate: bool,
+        draft: OnnxGraph | None = None,
     ) -> None:
         self.max_rows, self.memory, self.max_queue = max_rows, memory, max_queue
         self._graph = graph
         rows = Rows(graph, max_rows)
-        guesses = Speculation() if speculate and rows.packed else None
+        guesses = None
+        if speculate and rows.packed:
+            smaller = None if draft is None else DraftModel(draft, max_rows, prefix_memory)
+            guesses = Speculation(smaller)
         self._steps = Steps(rows, PrefixCache(prefix_memory), guesses)
         self._queue: deque[Request] = deque()
         self._lock = threading.RLock()
@@ -113,7 +122,7 @@ class Engine:
                 f"this call needs {len(work.rows)} rows at the same time, and the model was loaded"
                 f" with max_rows={self.max_rows}"
             )
-        needed = self._steps.rows.bytes_with(len(work.rows), work.longest)
+        needed = self._steps.bytes_with(len(work.rows), work.longest)
         if needed > self.memory:
             raise GptxError(
                 f"a text of up to {work.longest:,} tokens needs {needed / 1e6:,.1f} MB for its KV"
@@ -186,8 +195,8 @@ class Engine:
             return Stats(
                 rows=_rows(steps.running),
                 queue=len(self._queue),
-                cache_bytes=steps.rows.bytes,
-                prefix_bytes=steps.prefixes.bytes,
+                cache_bytes=steps.bytes,
+                prefix_bytes=sum(cache.bytes for cache in steps.prefix_caches),
                 steps=steps.steps,
                 prompt_tokens=steps.prompt_tokens,
                 new_tokens=steps.new_tokens,
@@ -195,12 +204,14 @@ class Engine:
                 prefix_tokens=steps.prefixes.hit_tokens,
                 drafted=guesses.drafted if guesses else 0,
                 accepted=guesses.accepted if guesses else 0,
+                draft_steps=guesses.draft.steps if guesses and guesses.draft else 0,
             )
 
     def forget(self) -> None:
         """Drop the stored beginnings of texts."""
         with self._lock:
-            self._steps.prefixes.clear()
+            for cache in self._steps.prefix_caches:
+                cache.clear()
 
     def save_prefixes(self, path: str | Path) -> None:
         """Write the stored beginnings of texts to a file; see prefix_file.py."""
@@ -211,7 +222,7 @@ class Engine:
         """Read stored beginnings of texts from a file; see prefix_file.py."""
         with self._lock:
             load_prefixes(path, self._steps.prefixes, self._graph)
-            self._steps.prefixes.shrink(self.memory - self._steps.rows.bytes)
+            self._steps.shrink(self.memory - self._steps.bytes)
 
     def close(self) -> None:
         """End all requests, and free the KV cache."""
@@ -219,8 +230,9 @@ class Engine:
             self._closed = True
             for request in [*self._steps.running, *self._queue]:
                 self.end(request)
-            self._steps.prefixes.budget = 0
-            self._steps.prefixes.clear()
+            for cache in self._steps.prefix_caches:
+                cache.budget = 0
+                cache.clear()
 
     # Who drives
 
@@ -286,12 +298,12 @@ class Engine:
         while self._queue:
             together = [*steps.running, self._queue[0]]
             rows = _rows(together)
-            needed = steps.rows.bytes_with(rows, max(one.work.longest for one in together))
+            needed = steps.bytes_with(rows, max(one.work.longest for one in together))
             if steps.running and (rows > self.max_rows or needed > self.memory):
                 return
             request = together[-1]
             self._queue.popleft()
-            steps.prefixes.shrink(self.memory - needed)
+            steps.shrink(self.memory - needed)
             try:
                 steps.begin(request)
             except Exception as error:  # too little memory
@@ -333,7 +345,7 @@ class Engine:
         request.work.finish = request.work.finish or finish
         if request.running:
             self._steps.end(request)
-            self._steps.prefixes.shrink(self.memory - self._steps.rows.bytes)
+            self._steps.shrink(self.memory - self._steps.bytes)
         elif request in self._queue:
             self._queue.remove(request)
         self._tell(request)

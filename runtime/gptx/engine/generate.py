@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -54,7 +55,7 @@ class Generate:
         self.finish: FinishReason | None = None
         # Of speculation: guesses that are fed behind the last token, and where they come from
         self.drafts: list[int] = []
-        self.match = 0
+        self.source = 0
         self.suffixes: Suffixes | None = None
         self.transcript = transcript
         self._plan, self._sampler, self._control, self._allowed = plan, sampler, control, allowed
@@ -134,3 +135,16 @@ class Generate:
         if control.on_token is not None:
             control.on_token(token, piece)
         return token
+
+    def forced(self) -> list[int]:
+        """The next tokens, as far as the grammar leaves no choice; [] without a grammar."""
+        return [] if self._matcher is None else self._matcher.forced()
+
+    def guesser(self) -> Callable[[np.ndarray], int]:
+        """A function that draws the next tokens from a draft model's logits (V,), one a call.
+
+        It draws what the text would draw from these logits: with the same options and random
+        numbers. Grammars and the app's functions are left out, as they follow the text itself.
+        """
+        sampler, allowed = self._sampler.copy(), replace(self._allowed, processor=None)
+        return lambda logits: sampler.sample(allowed.select(logits, ()))

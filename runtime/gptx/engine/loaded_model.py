@@ -60,6 +60,7 @@ class LoadedModel:
         max_rows: int = MAX_ROWS,
         cache_memory: int | None = None,
         speculate: bool = True,
+        draft: OnnxGraph | None = None,
     ) -> None:
         self._graph: OnnxGraph | None = graph  # None: the model is closed
         self.manifest: Manifest = graph.manifest
@@ -79,6 +80,7 @@ class LoadedModel:
             prefix_memory=cache_memory or PREFIX_MEMORY,
             max_queue=MAX_QUEUE,
             speculate=speculate,
+            draft=draft,
         )
 
     @property

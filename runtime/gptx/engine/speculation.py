@@ -4,17 +4,30 @@ A step with some tokens more takes little longer, as the weights are read once f
 logits behind a right guess are those that a step of its own would give, to the bit, on native
 operators; so the text is the same, greedy or sampled.
 
-Guesses come from the text itself: what followed the longest end of it that occurred before.
+Guesses come from three sources: tokens that the text's grammar forces; the text itself, as what
+followed the longest end of it that occurred before; and a draft model (draft_model.py), if there is
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from gptx.engine.draft_model import DraftModel, Wanted
+from gptx.engine.scheduler import BESIDE
+from gptx.engine.step_cost import StepCost
 
 MOST = 7  # drafts of a row in a step
 LONGEST_MATCH = 8  # longer matches are as good as this
-RETRY = 24  # where drafts do not pay, one is tried after so many, to see whether they do now
+# A source is given by the length of its match; these are the draft model and a grammar
+MODEL, FORCED = LONGEST_MATCH + 1, LONGEST_MATCH + 2
+# Where drafts do not pay, one is tried after so many rows, to see whether they do now: later if the
+# try takes longer than a step, as when the draft model must read a prompt first
+RETRY = 24
+TYPICAL = 128  # tokens that a text grows by, if its limit is not lower
 SHORTEST_STEP = 2e-3  # seconds; looking for a guess takes some 10 microseconds
 
 
@@ -72,55 +85,61 @@ class Suffixes:
         return self._length[link], self._end[link] + 1
 
 
-@dataclass
-class StepCost:
-    """How long a step of n tokens takes: seconds = fixed + each * n, fitted to recent steps.
+class Text(Protocol):
+    """A text that grows, as speculation sees it (generate.py has the class).
 
-    Least squares whose observations fade. Two that were never made keep it sensible at first: one
-    more token lengthens a step by an eighth.
+    tokens: prompt and text. longest: the most tokens of the row. suffixes: of the text; None until
+    it is first asked. drafts, source: what was guessed, and where from, see MODEL.
     """
 
-    FADE = 0.98
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # 1, n, n n, t, n t
-
-    def observe(self, n: int, seconds: float) -> None:
-        """Count a step of `n` tokens."""
-        if not self.sums[0]:
-            alone = seconds / (1 + (n - 1) / 8)
-            self._add(1, alone)
-            self._add(9, 2 * alone)
-        self.sums = [one * self.FADE for one in self.sums]
-        self._add(n, seconds)
-
-    def _add(self, n: int, seconds: float) -> None:
-        for at, value in enumerate((1.0, n, n * n, seconds, n * seconds)):
-            self.sums[at] += value
+    longest: int
+    suffixes: Suffixes | None
+    drafts: list[int]
+    source: int
 
     @property
-    def line(self) -> tuple[float, float]:
-        """`fixed` and `each`, in seconds; (0, 0) before the first step."""
-        count, n, nn, t, nt = self.sums
-        spread = count * nn - n * n
-        if spread <= 0:
-            return 0.0, 0.0
-        each = max((count * nt - n * t) / spread, 0.0)
-        return max((t - each * n) / count, 0.0), each
+    def tokens(self) -> list[int]: ...
+
+    def forced(self) -> list[int]:
+        """The next tokens, as far as a grammar leaves no choice."""
+        ...
+
+    def guesser(self) -> Callable[[np.ndarray], int]:
+        """A function that draws the next tokens from a draft model's logits (V,), one a call."""
+        ...
 
 
-def worth(rate: float, cost: StepCost, tokens: int, rows: int, most: int) -> int:
-    """How many drafts of a row make the texts grow fastest.
+def worth(
+    rate: float, cost: StepCost, tokens: int, rows: int, most: int, guess: float = 0.0
+) -> tuple[int, float]:
+    """How many drafts of a row make the texts grow fastest, and how fast: tokens a second.
 
     rate: how likely a guess is right. cost: of steps. tokens, rows: those that the step has
-    already. A draft is worth it while it gives more tokens a second than the step without it.
+    already. guess: seconds that it takes to guess a token. A draft is worth it while it gives more
+    tokens a second than the step without it.
     """
     fixed, each = cost.line
-    chance, expected = 1.0, float(rows)
-    for n in range(most):
+    seconds, expected, chance, n = fixed + each * tokens, float(rows), 1.0, 0
+    for n in range(most + 1):
         chance *= rate
-        if chance * (fixed + each * (tokens + n)) < 1.1 * each * expected:  # a tenth: sampling it
-            return n
+        if n == most or chance * seconds < (1.1 * each + guess) * expected:  # a tenth: sampling it
+            break
         expected += chance
-    return most
+        seconds += each + guess
+    return n, expected / seconds if seconds else 0.0
+
+
+class Source(NamedTuple):
+    """Where the guesses of one text may come from.
+
+    source: the length of the match, MODEL or FORCED. most: the most tokens. guess: seconds that a
+    token takes; first: seconds that a single one takes now, with what must be read for it.
+    """
+
+    source: int
+    most: int
+    guess: float = 0.0
+    first: float = 0.0
 
 
 class Speculation:
@@ -129,39 +148,103 @@ class Speculation:
     drafted, accepted: tokens that were guessed, and those that were right.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draft: DraftModel | None = None) -> None:
         self.drafted = self.accepted = 0
+        self.draft = draft
         self._cost = StepCost()
-        # How likely a guess is right, by the length of the match that it comes from
-        self._rates = [min(0.2 + 0.1 * n, 0.8) for n in range(LONGEST_MATCH + 1)]
-        self._idle = 0  # rows without a guess since the last one
+        # How likely a guess is right, by its source
+        self._rates = [*(min(0.2 + 0.1 * n, 0.8) for n in range(LONGEST_MATCH + 1)), 0.5, 0.99]
+        # Rows without a guess since the last one: from the text, and from the draft model
+        self._idle = [0, 0]
 
-    def guess(self, text: Suffixes, *, tokens: int, rows: int, most: int) -> tuple[list[int], int]:
-        """The next tokens of a text, at most `most`; and the length of the match, for `judge`.
+    def guess(self, texts: Sequence[Text], *, tokens: int, rows: int, most: int) -> None:
+        """Set the `drafts` of texts to guesses of their next tokens, and `source` for `judge`.
+
+        tokens, rows: those that the step has already. most: the most tokens of a step. Raises what
+        the draft model raises.
+        """
+        asked: list[tuple[Text, Wanted]] = []
+        for text in texts:
+            text.drafts = []
+            room = min(text.longest - len(text.tokens), most - tokens, MOST)
+            if not self.pays or room < 1:
+                continue
+            if text.suffixes is None:
+                text.suffixes = Suffixes(text.tokens)
+            forced = text.forced()
+            if forced:
+                sources = [Source(FORCED, min(room, len(forced)))]
+            else:
+                sources = self._sources(text, text.suffixes, rows, room)
+            n = self._choose(text, sources, tokens, rows)
+            if text.source == FORCED:
+                text.drafts = forced[:n]
+            elif text.source == MODEL:
+                asked.append((text, Wanted(text, text.tokens, n, text.guesser())))
+            else:
+                _, at = text.suffixes.repeated()
+                text.drafts = text.suffixes.tokens[at : at + n]
+            tokens += n
+        if asked:
+            assert self.draft is not None
+            # Texts that grow must not wait until the draft model has read the prompt of another
+            room = self.draft.chunk if rows == 1 else BESIDE
+            drafts = self.draft.drafts([wanted for _, wanted in asked], room)
+            for (text, _), found in zip(asked, drafts):
+                text.drafts = found
+
+    def _sources(self, text: Text, suffixes: Suffixes, rows: int, most: int) -> list[Source]:
+        """Where guesses of a text may come from. rows: of the step. most: the most guesses."""
+        found = []
+        if match := min(suffixes.repeated()[0], LONGEST_MATCH):
+            found.append(Source(match, most))
+        if self.draft is not None:
+            unread = self.draft.unread(text, text.tokens)
+            if n := min(most, self.draft.most(text.tokens, unread)):
+                fixed, each = self.draft.cost.line
+                # Reading the prompt is spread over the tokens that are likely to follow
+                follow = min(text.longest - len(text.tokens), TYPICAL)
+                reading = each * (len(unread) - 1) / follow
+                first = fixed + each * len(unread)
+                found.append(Source(MODEL, n, fixed / rows + each + reading, first))
+        return found
+
+    def _choose(self, text: Text, sources: Sequence[Source], tokens: int, rows: int) -> int:
+        """Set the `source` of a text; returns how many tokens to guess.
 
         tokens, rows: those that the step has already.
         """
-        match, at = text.repeated()
-        match = min(match, LONGEST_MATCH)
-        if not match or most < 1:
-            return [], 0
-        n = worth(self._rates[match], self._cost, tokens, rows, min(most, MOST))
-        if not n:
-            self._idle += 1
-            n = int(self._idle >= RETRY)
+        text.source, n, fastest = 0, 0, 0.0
+        for one in sources:
+            rate = self._rates[one.source]
+            many, speed = worth(rate, self._cost, tokens, rows, one.most, one.guess)
+            if many and (not n or speed > fastest):
+                text.source, n, fastest = one.source, many, speed
+        fixed, each = self._cost.line
+        step = fixed + each * tokens
+        for one in sources:
+            kind = one.source == MODEL
+            self._idle[kind] += 1
+            if not n and self._idle[kind] * step >= RETRY * max(step, one.first * rows):
+                text.source, n = one.source, 1
         if n:
-            self._idle = 0
-        return text.tokens[at : at + n], match
+            self._idle[text.source == MODEL] = 0
+        return n
 
-    def judge(self, match: int, drafted: int, accepted: int) -> None:
+    def judge(self, source: int, drafted: int, accepted: int) -> None:
         """Count the guesses of one row in a step."""
         self.drafted, self.accepted = self.drafted + drafted, self.accepted + accepted
         for hit in range(min(accepted + 1, drafted)):  # guesses behind a wrong one say nothing
-            self._rates[match] += 0.1 * ((hit < accepted) - self._rates[match])
+            self._rates[source] += 0.1 * ((hit < accepted) - self._rates[source])
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Count a step of decoding rows."""
         self._cost.observe(tokens, seconds)
+
+    def forget(self, text: object) -> None:
+        """Free what is kept for a text that has ended."""
+        if self.draft is not None:
+            self.draft.forget(text)
 
     @property
     def pays(self) -> bool:

@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gptx.engine.draft_model import DraftModel
 from gptx.engine.generate import Generate
 from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.request import Request, Row
 from gptx.engine.scheduler import RowState, plan
 from gptx.engine.shared_beginnings import held_elsewhere, is_read_by
-from gptx.engine.speculation import Speculation, Suffixes
+from gptx.engine.speculation import Speculation
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.rows import Rows
 
@@ -50,6 +51,38 @@ class Steps:
     new_tokens: int = 0
     _decoded_last: bool = False
 
+    @property
+    def bytes(self) -> int:
+        """The memory of the rows, and of the draft model's."""
+        return self.rows.bytes + (self._draft.bytes if self._draft else 0)
+
+    def bytes_with(self, rows: int, longest: int) -> int:
+        """The memory that so many rows need, with the draft model's; see Rows.bytes_with."""
+        draft = self._draft.bytes_with(rows, longest) if self._draft else 0
+        return self.rows.bytes_with(rows, longest) + draft
+
+    def shrink(self, budget: int) -> None:
+        """Drop stored beginnings until they take at most `budget` bytes.
+
+        The model and its draft model share it by the bytes of a token, so that both can store the
+        same texts.
+        """
+        budget = min(budget, self.prefixes.budget)
+        if self._draft is not None:
+            part = budget * self._draft.bytes_with(1, 1) // self.bytes_with(1, 1)
+            self._draft.prefixes.shrink(part)
+            budget -= part
+        self.prefixes.shrink(budget)
+
+    @property
+    def prefix_caches(self) -> list[PrefixCache]:
+        """The stored beginnings of the model, and of the draft model."""
+        return [self.prefixes, *([self._draft.prefixes] if self._draft else [])]
+
+    @property
+    def _draft(self) -> DraftModel | None:
+        return self.speculation.draft if self.speculation is not None else None
+
     def begin(self, request: Request) -> None:
         """Give a request its rows, with the beginnings of their tokens that were read before."""
         request.running = True
@@ -69,6 +102,8 @@ class Steps:
                     self._store(row)
                 self.rows.close(row.number)
                 row.number = None
+        if self.speculation is not None:
+            self.speculation.forget(request.work)
         self.running.remove(request)
         request.running = False
 
@@ -105,8 +140,6 @@ class Steps:
             self._decoded_last = True
         else:
             going = self._plan_mixed(rows)
-        if self.speculation is not None and self.speculation.pays:
-            self._add_drafts(self.speculation, going)
         return going
 
     def _plan_mixed(self, rows: list[tuple[Request, Row]]) -> list[Going]:
@@ -144,22 +177,22 @@ class Steps:
 
     def _add_drafts(self, speculation: Speculation, going: list[Going]) -> None:
         """Add guesses of the next tokens to the rows that decode."""
+        texts = {
+            at: one.request.work
+            for at, one in enumerate(going)
+            if isinstance(one.request.work, Generate)
+            and one.request.work.takes_drafts
+            and one.row.decoding
+        }
         tokens = sum(len(feed.ids) for *_, feed in going)
-        for at, (request, row, feed) in enumerate(going):
-            work = request.work
-            if not isinstance(work, Generate) or not work.takes_drafts or not row.decoding:
-                continue
-            if work.suffixes is None:
-                work.suffixes = Suffixes(row.tokens)
-            most = min(work.longest - len(row.tokens), self.rows.chunk - tokens)
-            drafts, work.match = speculation.guess(
-                work.suffixes, tokens=tokens, rows=len(going), most=most
-            )
-            if drafts:
-                work.drafts = drafts
-                tokens += len(drafts)
-                ids = [*feed.ids, *drafts]
-                going[at] = Going(request, row, Feed(feed.row, ids, feed.wanted + len(drafts)))
+        speculation.guess(
+            list(texts.values()), tokens=tokens, rows=len(going), most=self.rows.chunk
+        )
+        for at, text in texts.items():
+            if text.drafts:
+                request, row, feed = going[at]
+                ids = [*feed.ids, *text.drafts]
+                going[at] = Going(request, row, Feed(feed.row, ids, feed.wanted + len(text.drafts)))
 
     def run(self, going: list[Going]) -> None:
         """Run the graph, and let each work use its logits.
@@ -167,7 +200,10 @@ class Steps:
         An error of a work ends its request alone. Raises what the graph raises.
         """
         self.steps += 1
-        began = time.perf_counter()
+        asked = began = time.perf_counter()
+        if self.speculation is not None:
+            self._add_drafts(self.speculation, going)
+            began = time.perf_counter()
         results = self.rows.run([feed for *_, feed in going])
         now = time.perf_counter()
         requests: dict[Request, int] = {}  # and the number of drafts of each
@@ -178,7 +214,7 @@ class Steps:
                 row.logits = logits
                 requests[request] = max(row.read - len(row.tokens), 0)
         for request, drafted in requests.items():
-            self._take(request, drafted, now, now - began)
+            self._take(request, drafted, now, now - asked)
         if self.speculation is not None and self._decoded_last:
             tokens = sum(len(feed.ids) for *_, feed in going)
             if tokens <= LOGITS_AT_ONCE:
@@ -202,7 +238,7 @@ class Steps:
             self.new_tokens += new
             if drafted:
                 assert isinstance(work, Generate) and self.speculation is not None
-                self.speculation.judge(work.match, drafted, new - 1)
+                self.speculation.judge(work.source, drafted, new - 1)
                 work.transcript.drafted += drafted
                 work.transcript.accepted += new - 1
             for row in rows:

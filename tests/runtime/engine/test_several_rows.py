@@ -13,7 +13,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gptx
 from gpt_export.export import export_checkpoint
-from gptx.engine.shared_beginnings import common
 from gptx.errors import UsageError
 from gptx.model import Model
 
@@ -213,16 +212,3 @@ def test_options_that_do_not_go_together(
 def test_one_stream_is_one_text(ours: Model) -> None:
     with pytest.raises(UsageError, match="this call gives one text"):
         ours.stream([1, 2, 3], temperature=1.0, num_return_sequences=2)
-
-
-@pytest.mark.parametrize(
-    "a, b, most, n", [("", "", 9, 0), ("abc", "abd", 9, 2), ("ab", "abc", 1, 1)]
-)
-def test_common_beginnings(a: str, b: str, most: int, n: int) -> None:
-    assert common(list(map(ord, a)), list(map(ord, b)), most) == n
-
-
-def test_common_beginnings_of_all_lengths() -> None:
-    for n in range(40):
-        a, b = [1] * 40, [1] * n + [2] * (40 - n)
-        assert common(a, b) == n

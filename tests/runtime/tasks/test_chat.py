@@ -231,3 +231,6 @@ def test_common_length() -> None:
     assert common_length([1, 2, 3], [1, 2, 4]) == 2
     assert common_length([1, 2], [1, 2, 4]) == common_length([1, 2, 4], [1, 2]) == 2
     assert common_length([], [1]) == 0
+    assert common_length([1, 2, 3], (1, 2, 3), 2) == 2
+    for n in range(40):
+        assert common_length([1] * 40, [1] * n + [2] * (40 - n)) == n
