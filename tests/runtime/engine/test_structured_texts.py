@@ -13,6 +13,7 @@ import pytest
 import gptx
 from builders.gptx_command import gptx as command
 from builders.native_graphs import native_kernels, needs_library
+from gptx.engine.speculation import FORCED, Speculation
 from gptx.errors import UsageError
 from gptx.model import Model
 
@@ -50,6 +51,28 @@ def test_a_text_follows_its_schema(
     jsonschema.validate(json.loads(found.text), SCHEMA)
     pieces = model.stream("Once upon a time", response_format=json.dumps(SCHEMA), **options)
     assert "".join(pieces) == found.text
+
+
+@pytest.mark.usefixtures(native_kernels.__name__)
+def test_forced_tokens_are_guessed_and_right(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {f"property_number_{n}": {"type": "boolean"} for n in range(8)}
+    schema = {"type": "object", "properties": fields, "required": [*fields]}
+    form: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    options: dict[str, Any] = {"response_format": form, "temperature": 0, "max_new_tokens": 300}
+    with gptx.load(threads=1, speculate=False) as plain:
+        alone = plain.generate("Tell me", **options)
+    monkeypatch.setattr("gptx.engine.speculation.SHORTEST_STEP", -1.0)
+    judged = {True: [0, 0], False: [0, 0]}  # by whether a grammar forced them: guessed, right
+
+    def judge(_: Speculation, source: int, drafted: int, accepted: int) -> None:
+        judged[source == FORCED][0] += drafted
+        judged[source == FORCED][1] += accepted
+
+    monkeypatch.setattr(Speculation, "judge", judge)
+    found = model.generate("Tell me", **options)
+    assert found.token_ids == alone.token_ids
+    guessed, right = judged[True]
+    assert guessed == right > len(found.token_ids) // 5
 
 
 def test_a_regex_and_free_texts_side_by_side(model: Model) -> None:
