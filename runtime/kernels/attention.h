@@ -102,15 +102,15 @@ template <int Q, class T>
 APART void scores(const AttentionTask& task, const T* keys, int64_t from, int64_t to, const Query* queries,
                   float (*out)[PIECE]) {
   const float* q[Q];
-  for (int i = 0; i < Q; i++) q[i] = queries[i].q;
+  UNROLLED(i, Q) q[i] = queries[i].q;
   for (int64_t at = from; at <= to; at += 16) {
     F s[Q];
-    for (int i = 0; i < Q; i++) s[i] = all(0.0f);
+    UNROLLED(i, Q) s[i] = all(0.0f);
     for (int64_t k = 0; k < task.head_dim; k++) {
       F key = load_cached(keys + at * task.head_dim + 16 * k);
-      for (int i = 0; i < Q; i++) s[i] = fma(all(q[i][k]), key, s[i]);
+      UNROLLED(i, Q) s[i] = fma(all(q[i][k]), key, s[i]);
     }
-    for (int i = 0; i < Q; i++) store(out[i] + (at - from), s[i]);
+    UNROLLED(i, Q) store(out[i] + (at - from), s[i]);
   }
 }
 
@@ -181,24 +181,24 @@ APART void attend_piece(const AttentionTask& task, const Cached<T>& head, int64_
   const int64_t from = low / 16 * 16;  // position of the first weight
   if (task.kind == ADDITIVE) additive_scores(task, head, from, high, queries, Q, weights);
   else scores<Q>(task, head.keys, from, high, queries, weights);
-  for (int i = 0; i < Q; i++) weigh(task, head, from, high, queries[i], weights[i], results + i * (d + 2) + d);
+  UNROLLED(i, Q) weigh(task, head, from, high, queries[i], weights[i], results + i * (d + 2) + d);
   for (int64_t k = 0; k < d; k += 16) {
     int64_t n = least(16, d - k);
     F y[Q];
-    for (int i = 0; i < Q; i++) y[i] = all(0.0f);
+    UNROLLED(i, Q) y[i] = all(0.0f);
     auto add_some = [&](int64_t first, int64_t until) {  // positions that only some queries see
       for (int64_t at = first; at < until; at++)
-        for (int i = 0; i < Q; i++)
+        UNROLLED(i, Q)
           if (queries[i].low <= at && at <= queries[i].high)
             y[i] = fma(all(weights[i][at - from]), load_cached(values + at * d + k, n), y[i]);
     };
     add_some(low, all_from);
     for (int64_t at = all_from; at <= all_to; at++) {
       F value = load_cached(values + at * d + k, n);
-      for (int i = 0; i < Q; i++) y[i] = fma(all(weights[i][at - from]), value, y[i]);
+      UNROLLED(i, Q) y[i] = fma(all(weights[i][at - from]), value, y[i]);
     }
     add_some(all_to + 1, high + 1);
-    for (int i = 0; i < Q; i++) store_some(results + i * (d + 2) + k, y[i], n);
+    UNROLLED(i, Q) store_some(results + i * (d + 2) + k, y[i], n);
   }
 }
 

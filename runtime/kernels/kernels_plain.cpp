@@ -1,4 +1,6 @@
 // The kernels with plain. Internal linkage: the linker must not merge them with another set's.
+// Its lanes are arrays, so there is nothing to keep in registers.
+#define UNROLLED(i, n) for (int i = 0; i < n; i++)
 #include "kernels.h"
 
 #define GPTX_NAME "plain"

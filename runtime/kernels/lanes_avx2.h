@@ -130,7 +130,7 @@ static inline I dot(I acc, const Levels& w, const Level* a) {
 }
 // Weights of 4 bits times 127, of 16 pairs of inputs: at most 30480, which fits into 16 bits.
 struct Small { __m256i a, b; };
-static inline Small small() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+static inline Small small(I) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline void put(int8_t* p, I levels) {
   __m256i v = in_16_bits(levels);
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));

@@ -135,37 +135,37 @@ INLINE void block_sums(const Weight& w, const int8_t* group, const char* a, int6
                               int64_t end, I (&acc)[R][T]) {
   if (FORM == EIGHT) {
     for (; k < end; k += 4)
-      for (int r = 0; r < R; r++) {
+      UNROLLED(r, R) {
         const int8_t* at = group + r * w.group_bytes + k * 16;
         if (T == 1) __builtin_prefetch(at + AHEAD);
         Levels levels = spread(load_levels(at));
-        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], levels, (const Level*)a + t * width + k);
+        UNROLLED(t, T) acc[r][t] = dot(acc[r][t], levels, (const Level*)a + t * width + k);
       }
   } else if (FORM == TABLE) {
     for (; k < end; k += 8)
-      for (int r = 0; r < R; r++) {
+      UNROLLED(r, R) {
         Bytes even, odd;
         eight_levels<FORM>(w, group + r * w.group_bytes, k, even, odd);
         Levels first = spread(even), second = spread(odd);
-        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], first, (const Level*)a + t * width + k);
-        for (int t = 0; t < T; t++) acc[r][t] = dot(acc[r][t], second, (const Level*)a + t * width + k + 4);
+        UNROLLED(t, T) acc[r][t] = dot(acc[r][t], first, (const Level*)a + t * width + k);
+        UNROLLED(t, T) acc[r][t] = dot(acc[r][t], second, (const Level*)a + t * width + k + 4);
       }
   } else {
     while (k < end) {
       int64_t stop = least(end, k + (FORM == FOUR ? 32 : FORM == FIVE ? 16 : 8));
       Small gathered[R][T];
-      for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) gathered[r][t] = small();
+      UNROLLED(r, R)
+        UNROLLED(t, T) gathered[r][t] = small(acc[r][t]);
       for (; k < stop; k += 8)
-        for (int r = 0; r < R; r++) {
+        UNROLLED(r, R) {
           Bytes even, odd;
           if (T == 1) __builtin_prefetch(group + r * w.group_bytes + k * 8 + AHEAD);
           eight_levels<FORM>(w, group + r * w.group_bytes, k, even, odd);
-          for (int t = 0; t < T; t++) gathered[r][t] = dot_small(gathered[r][t], even, (const int8_t*)a + t * width + k);
-          for (int t = 0; t < T; t++) gathered[r][t] = dot_small(gathered[r][t], odd, (const int8_t*)a + t * width + k + 4);
+          UNROLLED(t, T) gathered[r][t] = dot_small(gathered[r][t], even, (const int8_t*)a + t * width + k);
+          UNROLLED(t, T) gathered[r][t] = dot_small(gathered[r][t], odd, (const int8_t*)a + t * width + k + 4);
         }
-      for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) acc[r][t] = add_small(acc[r][t], gathered[r][t]);
+      UNROLLED(r, R)
+        UNROLLED(t, T) acc[r][t] = add_small(acc[r][t], gathered[r][t]);
     }
   }
 }
@@ -177,8 +177,8 @@ static void tile(const Weight& w, const Input& in, int64_t g, const Tile& at, F 
   const int64_t bytes = takes_levels(FORM) ? sizeof(Level) : 1, n_blocks = w.n_blocks, tokens = in.tokens;
   const bool offsets = has_offsets(w);
   F sums[R][T];
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
+  UNROLLED(r, R)
+    UNROLLED(t, T) sums[r][t] = all(0.0f);
   for (int64_t b = 0; b < n_blocks; b++)
     for (int term = 0; term < in.terms; term++) {
       const int8_t* groups = w.levels + g * w.group_bytes;
@@ -188,35 +188,35 @@ static void tile(const Weight& w, const Input& in, int64_t g, const Tile& at, F 
       const float *in_scales = in.scales + of, *in_sums = in.sums + of;
       const char* a = in.levels + (term * tokens + t0) * in.width * bytes;
       I acc[R][T];
-      for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) acc[r][t] = all(starts[t]);
+      UNROLLED(r, R)
+        UNROLLED(t, T) acc[r][t] = all(starts[t]);
       block_sums<FORM, R, T>(w, groups, a, in.width, b * w.block, (b + 1) * w.block, acc);
-      for (int r = 0; r < R; r++) {
+      UNROLLED(r, R) {
         F scale = scale_of(w.scales, g + r, b, n_blocks);
         if (w.zeros) {
           F zero = to_float(load_bytes(w.zeros + ((g + r) * n_blocks + b) * 16));
-          for (int t = 0; t < T; t++) {  // whole numbers below 2^24: exact
+          UNROLLED(t, T) {  // whole numbers below 2^24: exact
             F sum = to_float(acc[r][t]) - zero * all(in_sums[t]);
             sums[r][t] = fma(sum, scale * all(in_scales[t]), sums[r][t]);
           }
           continue;
         }
-        for (int t = 0; t < T; t++) sums[r][t] = fma(to_float(acc[r][t]), scale * all(in_scales[t]), sums[r][t]);
+        UNROLLED(t, T) sums[r][t] = fma(to_float(acc[r][t]), scale * all(in_scales[t]), sums[r][t]);
         if (!offsets) continue;
         F more = scale_of(w.offsets, g + r, b, n_blocks);
-        for (int t = 0; t < T; t++) sums[r][t] = fma(more, all(in_scales[t] * in_sums[t]), sums[r][t]);
+        UNROLLED(t, T) sums[r][t] = fma(more, all(in_scales[t] * in_sums[t]), sums[r][t]);
       }
     }
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
+  UNROLLED(r, R)
+    UNROLLED(t, T) out[r][t] = sums[r][t];
 }
 
 // The same with floats for activations; quantized weights become floats first.
 template <int FORM, int R, int T>
 static void float_tile(const Weight& w, const Input& in, int64_t g, const Tile& tile, F (&out)[R][T]) {
   F sums[R][T];
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) sums[r][t] = all(0.0f);
+  UNROLLED(r, R)
+    UNROLLED(t, T) sums[r][t] = all(0.0f);
   const int64_t n_in = w.n_in, width = in.width;
   const float *x = in.floats + tile.first * width, *floats = w.floats + g * n_in * 16;
   const uint16_t* halves = w.halves + g * n_in * 16;
@@ -224,18 +224,18 @@ static void float_tile(const Weight& w, const Input& in, int64_t g, const Tile& 
     const int64_t bytes = FORM == FLOATS ? 64 : 32;  // of 16 weights
     const char* from = FORM == FLOATS ? (const char*)floats : (const char*)halves;
     for (int64_t k = 0; k < n_in; k++)
-      for (int r = 0; r < R; r++) {
+      UNROLLED(r, R) {
         if (T == 1) __builtin_prefetch(from + (r * n_in + k) * bytes + AHEAD);
         else if (k % 16 == 0) prefetch(from + (n_in + k) * bytes, 16 * bytes, tile);
         F v = FORM == FLOATS ? load(floats + (r * n_in + k) * 16) : load_half(halves + (r * n_in + k) * 16);
-        for (int t = 0; t < T; t++) sums[r][t] = fma(v, all(x[t * width + k]), sums[r][t]);
+        UNROLLED(t, T) sums[r][t] = fma(v, all(x[t * width + k]), sums[r][t]);
       }
-    for (int r = 0; r < R; r++)
-      for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
+    UNROLLED(r, R)
+      UNROLLED(t, T) out[r][t] = sums[r][t];
     return;
   }
   for (int64_t b = 0; b < w.n_blocks; b++)
-    for (int r = 0; r < R; r++) {
+    UNROLLED(r, R) {
       const int8_t* group = w.levels + (g + r) * w.group_bytes;
       F scale = scale_of(w.scales, g + r, b, w.n_blocks);
       F more = has_offsets(w) ? scale_of(w.offsets, g + r, b, w.n_blocks) : all(0.0f);
@@ -244,14 +244,14 @@ static void float_tile(const Weight& w, const Input& in, int64_t g, const Tile& 
         Bytes levels[2];
         if (FORM == EIGHT) levels[0] = load_levels(group + k * 16), levels[1] = load_levels(group + k * 16 + 64);
         else eight_levels<FORM>(w, group, k, levels[0], levels[1]);
-        for (int j = 0; j < 8; j++) {
+        UNROLLED(j, 8) {
           F v = fma(to_float(pick(levels[j / 4], j % 4) - zero), scale, more);
-          for (int t = 0; t < T; t++) sums[r][t] = fma(v, all(x[t * width + k + j]), sums[r][t]);
+          UNROLLED(t, T) sums[r][t] = fma(v, all(x[t * width + k + j]), sums[r][t]);
         }
       }
     }
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[r][t] = sums[r][t];
+  UNROLLED(r, R)
+    UNROLLED(t, T) out[r][t] = sums[r][t];
 }
 
 template <int FORM, int R, int T>
@@ -264,10 +264,10 @@ static inline void product_of(const Weight& w, const Input& in, int64_t g, const
   }
   // Floats times quantized weights are rare, so their tiles have 1 or 4 tokens.
   if constexpr (T == 1 || T == 4) return float_tile<FORM, R, T>(w, in, g, tile_of, out);
-  for (int t = 0; t < T; t++) {
+  UNROLLED(t, T) {
     F one[R][1];
     float_tile<FORM, R, 1>(w, in, g, {tile_of.first + t, 0, 1}, one);
-    for (int r = 0; r < R; r++) out[r][t] = one[r][0];
+    UNROLLED(r, R) out[r][t] = one[r][0];
   }
 }
 
@@ -291,9 +291,9 @@ static inline F with_bias(const LinearTask& task, F y, int64_t column, int64_t n
 template <int R, int T>
 static inline void finish(LinearTask& task, int64_t g, int64_t t0, F (&y)[R][T]) {
   int64_t outputs = task.weight->n_out;
-  for (int r = 0; r < R; r++) {
+  UNROLLED(r, R) {
     int64_t column = (g + r) * 16, n = least(16, outputs - column);
-    for (int t = 0; t < T; t++) {
+    UNROLLED(t, T) {
       int64_t at = (t0 + t) * outputs + column;
       F v = with_bias(task, y[r][t], column, n);
       if (task.activation != NONE) v = activated(v, task.activation);
@@ -312,7 +312,7 @@ static void gated(LinearTask& task, int64_t g, const Tile& tile) {
   F gate[1][T], up[1][T];
   product<1, T>(w, task.input, g, tile, gate);
   product<1, T>(w, task.input, g + w.n_groups / 2, tile, up);
-  for (int t = 0; t < T; t++) {
+  UNROLLED(t, T) {
     F first = activated(with_bias(task, gate[0][t], column, n), task.activation);
     F y = first * with_bias(task, up[0][t], outputs + column, n);
     int64_t at = (tile.first + t) * outputs + column;
