@@ -118,10 +118,14 @@ def _one(model: Model, chance: random.Random, alone: list[list[int]], report: Re
         if found != alone[at][: len(found)]:
             report.differing += 1
         return "ended"
-    if kind < 0.45:
+    if kind < 0.4:
         sampled: dict[str, Any] = {**options, "temperature": 0.9, "top_p": 0.9}
         model.generate(PROMPTS[at], **sampled)
         return "sampled"
+    if kind < 0.45:
+        several: dict[str, Any] = chance.choice([{"num_beams": 3}, {"guidance_scale": 1.5}])
+        model.generate(PROMPTS[at], **several, **options)
+        return "of several rows"
     if kind < 0.6:
         with model.stream(PROMPTS[at], **options) as stream:
             for _ in range(chance.randint(0, 5)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-import gptx
+from gptx.cli.open_model import open_model
 from gptx.cli.options import draft_option, model_options, sampling_options
 from gptx.cli.output import Printer, figures, note
 from gptx.cli.prompt import checked, hint_of_a_file, lines_of_stdin
@@ -55,7 +55,7 @@ def chat(
     if system is not None:
         system = checked(system, "--system")
         hint_of_a_file(system, f'--system "$(cat {shlex.quote(system)})"')
-    model = gptx.load(artifact, device=device, threads=threads, draft=draft)
+    model = open_model(artifact, device=device, threads=threads, draft=draft, sampling=sampling)
     talk = model.chat(system=system)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:

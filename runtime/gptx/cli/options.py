@@ -47,6 +47,11 @@ _artifact_option = click.option(
 
 # Keywords of a call that are no fields of `Options` (gptx.engine.control)
 _CONTROL = {
+    "negative_prompt": click.option(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="What --guidance-scale pushes the text away from (default: the prompt's last token).",
+    ),
     "max_time": click.option(
         "--max-time",
         type=float,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-import gptx
 from gptx.cli.batch import run_lines
+from gptx.cli.open_model import open_model
 from gptx.cli.options import draft_option, model_options, refuse_without, sampling_options
 from gptx.cli.output import Printer, figures, note, result, write_json_line
 from gptx.cli.prompt import checked, hint_of_a_file, parse_tokens, read_lines, read_prompt
@@ -99,7 +99,7 @@ def run(
         hint_of_a_file(system, f'--system "$(cat {shlex.quote(system or "")})"')
     if batch is not None:
         lines = read_lines(batch)
-        model = gptx.load(artifact, device=device, threads=threads, draft=draft)
+        model = open_model(artifact, device=device, threads=threads, draft=draft, sampling=sampling)
         _hint(model, chat=chat, quiet=quiet)
         ok = run_lines(
             model, lines, sampling, chat=chat, system=system, batch_size=batch_size, echo=echo
@@ -107,7 +107,7 @@ def run(
         sys.exit(0 if ok else 1)
     given: str | list[int] = read_prompt(prompt) if tokens is None else parse_tokens(tokens)
     began = time.perf_counter()
-    model = gptx.load(artifact, device=device, threads=threads, draft=draft)
+    model = open_model(artifact, device=device, threads=threads, draft=draft, sampling=sampling)
     load_seconds = time.perf_counter() - began
     if isinstance(given, str) and model.tokenizer is None:
         raise UsageError(

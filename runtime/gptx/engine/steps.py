@@ -169,10 +169,8 @@ class Steps:
         if n > row.read:
             assert row.number is not None and other.number is not None
             self.rows.write(row.number, n, self.rows.read(other.number, 0, n))
-            self.prefixes.hits, self.prefixes.hit_tokens = (
-                self.prefixes.hits + 1,
-                self.prefixes.hit_tokens + n - row.read,
-            )
+            self.prefixes.hits += 1
+            self.prefixes.hit_tokens += n - row.read
             row.read = n
 
     def _add_drafts(self, speculation: Speculation, going: list[Going]) -> None:

@@ -403,6 +403,14 @@ def test_a_closed_pipe_is_silent(artifact: Path) -> None:
     assert started.wait(60) == 0
 
 
+def test_beams_and_guidance(artifact: Path) -> None:
+    """The command has a row for each beam, where Python's default is 8 rows."""
+    outcome = run(artifact, "the", "--num-beams", "9", "-n", "3", "--json")
+    assert outcome.status == 0 and json.loads(outcome.out)["score"] < 0
+    guided = run(artifact, "the", "--guidance-scale", "3", "--negative-prompt", "a cat", "-n", "9")
+    assert guided.status == 0 and guided.out
+
+
 # What cannot be run
 
 
@@ -418,6 +426,8 @@ def test_a_closed_pipe_is_silent(artifact: Path) -> None:
         (("--tokens", "99999"), 1, "token id 99999"),
         (("the", "--temperature", "-1"), 1, "temperature is -1"),
         (("the", "--top-p", "2"), 1, "top_p is 2"),
+        (("the", "--num-beams", "2", "--temperature", "1"), 1, "draws at random: give one of them"),
+        (("the", "--negative-prompt", "a"), 1, "no effect without guidance_scale"),
         (("the", "--max-time", "0"), 1, "max_time is 0.0, expected seconds, over 0"),
         (("the", "--overflow", "roll"), 2, "--overflow"),
         (("the", "--threads", "0"), 2, "--threads"),
