@@ -13,7 +13,7 @@ from gptx.engine.control import Control
 from gptx.engine.guidance import guided
 from gptx.engine.matcher import Matcher
 from gptx.engine.request import Row
-from gptx.engine.speculation import Suffixes
+from gptx.engine.suffixes import Place, Suffixes
 from gptx.generation.logprobs import Logprobs
 from gptx.generation.overflow import slide
 from gptx.generation.row_plan import FinishReason, RowPlan
@@ -57,6 +57,7 @@ class Generate:
         self.drafts: list[int] = []
         self.source = 0
         self.suffixes: Suffixes | None = None
+        self.place: Place | None = None
         self.transcript = transcript
         self._plan, self._sampler, self._control, self._allowed = plan, sampler, control, allowed
         self._n_ctx, self._keep, self._matcher = n_ctx, keep, matcher
@@ -68,6 +69,11 @@ class Generate:
     def tokens(self) -> list[int]:
         """The prompt, and the text so far."""
         return self.rows[0].tokens
+
+    @property
+    def output(self) -> list[int]:
+        """The new tokens."""
+        return self.transcript.token_ids
 
     @property
     def transcripts(self) -> list[Transcript]:

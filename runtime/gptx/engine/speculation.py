@@ -4,14 +4,15 @@ A step with some tokens more takes little longer, as the weights are read once f
 logits behind a right guess are those that a step of its own would give, to the bit, on native
 operators; so the text is the same, greedy or sampled.
 
-Guesses come from three sources: tokens that the text's grammar forces; the text itself, as what
-followed the longest end of it that occurred before; and a draft model (draft_model.py), if there is
-one.
+Guesses come from three sources: tokens that the text's grammar forces; what followed where the
+longest end of the text occurred before, in it or in an earlier output of the model; and a draft
+model (draft_model.py), if there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from gptx.engine.draft_model import DraftModel, Wanted
 from gptx.engine.scheduler import BESIDE
 from gptx.engine.step_cost import StepCost
+from gptx.engine.suffixes import Place, Suffixes
 
 MOST = 7  # drafts of a row in a step
 LONGEST_MATCH = 8  # longer matches are as good as this
@@ -27,78 +29,31 @@ MODEL, FORCED = LONGEST_MATCH + 1, LONGEST_MATCH + 2
 # Where drafts do not pay, one is tried after so many rows, to see whether they do now: later if the
 # try takes longer than a step, as when the draft model must read a prompt first
 RETRY = 24
+MOST_EARLIER = 20_000  # tokens of earlier outputs; they take some 10 MB
+BREAK = -1  # between them
 TYPICAL = 128  # tokens that a text grows by, if its limit is not lower
 SHORTEST_STEP = 2e-3  # seconds; looking for a guess takes some 10 microseconds
-
-
-class Suffixes:
-    """The longest end of a text that occurred in it before: a suffix automaton.
-
-    (Blumer et al. 1985, https://doi.org/10.1016/0304-3975(85)90157-4.) Adding a token takes
-    constant time on average.
-    """
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens: list[int] = []
-        self._next: list[dict[int, int]] = [{}]
-        self._link, self._length, self._end = [-1], [0], [-1]
-        self._last = 0
-        for token in tokens:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        """Add a token to the text."""
-        self.tokens.append(token)
-        new = self._state(self._length[self._last] + 1, {})
-        state = self._last
-        while state >= 0 and token not in self._next[state]:
-            self._next[state][token] = new
-            state = self._link[state]
-        self._link[new] = 0 if state < 0 else self._suffix(state, token)
-        self._last = new
-
-    def _suffix(self, state: int, token: int) -> int:
-        """The state of `state`'s longest text with `token` behind it."""
-        old = self._next[state][token]
-        if self._length[state] + 1 == self._length[old]:
-            return old
-        clone = self._state(self._length[state] + 1, dict(self._next[old]))
-        self._link[clone], self._end[clone] = self._link[old], self._end[old]
-        self._link[old] = clone
-        while state >= 0 and self._next[state].get(token) == old:
-            self._next[state][token] = clone
-            state = self._link[state]
-        return clone
-
-    def _state(self, length: int, following: dict[int, int]) -> int:
-        self._next.append(following)
-        self._link.append(-1)
-        self._length.append(length)
-        self._end.append(len(self.tokens) - 1)
-        return len(self._next) - 1
-
-    def repeated(self) -> tuple[int, int]:
-        """The length of the longest end that occurred before, and the index behind that place."""
-        link = self._link[self._last]
-        if link <= 0:
-            return 0, 0
-        return self._length[link], self._end[link] + 1
 
 
 class Text(Protocol):
     """A text that grows, as speculation sees it (generate.py has the class).
 
-    tokens: prompt and text. longest: the most tokens of the row. suffixes: of the text; None until
-    it is first asked. drafts, source: what was guessed, and where from, see MODEL.
+    tokens: prompt and text. output: the new tokens. longest: the most tokens of the row. suffixes:
+    of the text; None until it is first asked. place: where its end is in the earlier outputs.
+    drafts, source: what was guessed, and where from, see MODEL.
     """
 
     longest: int
     suffixes: Suffixes | None
+    place: Place | None
     drafts: list[int]
     source: int
 
     @property
     def tokens(self) -> list[int]: ...
+
+    @property
+    def output(self) -> list[int]: ...
 
     def forced(self) -> list[int]:
         """The next tokens, as far as a grammar leaves no choice."""
@@ -152,6 +107,7 @@ class Speculation:
         self.drafted = self.accepted = 0
         self.draft = draft
         self._cost = StepCost()
+        self._earlier = Suffixes([])  # outputs of texts that have ended
         # How likely a guess is right, by its source
         self._rates = [*(min(0.2 + 0.1 * n, 0.8) for n in range(LONGEST_MATCH + 1)), 0.5, 0.99]
         # Rows without a guess since the last one: from the text, and from the draft model
@@ -169,21 +125,18 @@ class Speculation:
             room = min(text.longest - len(text.tokens), most - tokens, MOST)
             if not self.pays or room < 1:
                 continue
-            if text.suffixes is None:
-                text.suffixes = Suffixes(text.tokens)
-            forced = text.forced()
+            forced, (match, repeated) = text.forced(), self._repeated(text, room)
             if forced:
                 sources = [Source(FORCED, min(room, len(forced)))]
             else:
-                sources = self._sources(text, text.suffixes, rows, room)
+                sources = self._sources(text, match, rows, room)
             n = self._choose(text, sources, tokens, rows)
             if text.source == FORCED:
                 text.drafts = forced[:n]
             elif text.source == MODEL:
                 asked.append((text, Wanted(text, text.tokens, n, text.guesser())))
             else:
-                _, at = text.suffixes.repeated()
-                text.drafts = text.suffixes.tokens[at : at + n]
+                text.drafts = repeated[:n]
             tokens += n
         if asked:
             assert self.draft is not None
@@ -193,10 +146,29 @@ class Speculation:
             for (text, _), found in zip(asked, drafts):
                 text.drafts = found
 
-    def _sources(self, text: Text, suffixes: Suffixes, rows: int, most: int) -> list[Source]:
-        """Where guesses of a text may come from. rows: of the step. most: the most guesses."""
+    def _repeated(self, text: Text, most: int) -> tuple[int, list[int]]:
+        """The length of the longest end of a text that occurred before, and what followed there.
+
+        The length is at most LONGEST_MATCH; a place in the text itself comes first.
+        """
+        if text.suffixes is None:
+            text.suffixes = Suffixes(text.tokens)
+        match, at = text.suffixes.repeated()
+        where = text.suffixes.tokens
+        text.place = self._earlier.follow(text.tokens, text.place)
+        if match < min(text.place.length, LONGEST_MATCH):
+            match, where, at = text.place.length, self._earlier.tokens, text.place.behind()
+        followed = takewhile(lambda token: token != BREAK, where[at : at + most])
+        return min(match, LONGEST_MATCH), list(followed)
+
+    def _sources(self, text: Text, match: int, rows: int, most: int) -> list[Source]:
+        """Where guesses of a text may come from.
+
+        match: the length of its longest end that occurred before. rows: of the step. most: the most
+        guesses.
+        """
         found = []
-        if match := min(suffixes.repeated()[0], LONGEST_MATCH):
+        if match:
             found.append(Source(match, most))
         if self.draft is not None:
             unread = self.draft.unread(text, text.tokens)
@@ -241,10 +213,15 @@ class Speculation:
         """Count a step of decoding rows."""
         self._cost.observe(tokens, seconds)
 
-    def forget(self, text: object) -> None:
-        """Free what is kept for a text that has ended."""
+    def forget(self, text: Text) -> None:
+        """Free what is kept for a text that has ended, and keep its output for later texts."""
         if self.draft is not None:
             self.draft.forget(text)
+        if self.pays:
+            if len(self._earlier.tokens) > MOST_EARLIER:
+                self._earlier = Suffixes([])
+            for token in (*text.output, BREAK):
+                self._earlier.add(token)
 
     @property
     def pays(self) -> bool:

@@ -102,7 +102,7 @@ class Steps:
                     self._store(row)
                 self.rows.close(row.number)
                 row.number = None
-        if self.speculation is not None:
+        if self.speculation is not None and isinstance(request.work, Generate):
             self.speculation.forget(request.work)
         self.running.remove(request)
         request.running = False
