@@ -9,6 +9,7 @@ anew would give.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from gptx.text.prefix import common_length
 
+ALIGNED = 64  # bytes: where an array of a block begins
 BLOCK = 64  # tokens; a multiple of kv_cache.native.GROUP
 
 Parts = list[np.ndarray]  # the arrays of a row's cache, (G, n, ...) each; see Rows.read
@@ -108,7 +110,7 @@ class PrefixCache:
         """
         parent = parent or self._root
         if (block := parent.children.get(tokens)) is None:
-            block = parent.children[tokens] = Block(tokens, parts, parent)
+            block = parent.children[tokens] = Block(tokens, _in_one_piece(parts), parent)
             self.bytes += block.bytes
         self._touch(block)
         return block
@@ -134,6 +136,25 @@ class PrefixCache:
         assert block.parent is not None
         del block.parent.children[block.tokens]
         self.bytes -= block.bytes
+
+
+def _in_one_piece(parts: Parts) -> Parts:
+    """Copies of arrays in memory of their own, which the system gets back when they are dropped.
+
+    The small arrays of blocks that come and go would leave holes between other small objects, and
+    the process would grow.
+    """
+    ends = np.cumsum([0, *(-(-part.nbytes // ALIGNED) * ALIGNED for part in parts)])
+    if not ends[-1]:
+        return parts
+    memory = mmap.mmap(-1, int(ends[-1]))
+    copies = [
+        np.frombuffer(memory, part.dtype, part.size, int(start)).reshape(part.shape)
+        for part, start in zip(parts, ends)
+    ]
+    for copy, part in zip(copies, parts):
+        copy[...] = part
+    return copies
 
 
 def _alike(block: Block, tokens: tuple[int, ...]) -> int:

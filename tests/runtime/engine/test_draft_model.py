@@ -18,7 +18,12 @@ import pytest
 
 import gptx
 from builders.gptx_command import gptx as command
-from builders.native_graphs import native_kernels, needs_library, onnx_runtime_operators
+from builders.native_graphs import (
+    native_kernels,
+    native_operators,
+    needs_library,
+    onnx_runtime_operators,
+)
 from builders.random_gpt import random_gpt
 from builders.tiny_artifact import refresh, write_artifact
 from gpt_export.export import export_checkpoint
@@ -59,7 +64,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Model]:
     """The model without guesses."""
-    with gptx.load(threads=1, speculate=False) as opened:
+    with native_operators(), gptx.load(threads=1, speculate=False) as opened:
         yield opened
 
 

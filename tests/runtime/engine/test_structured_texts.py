@@ -54,7 +54,7 @@ def test_a_text_follows_its_schema(
 
 
 @pytest.mark.usefixtures(native_kernels.__name__)
-def test_forced_tokens_are_guessed_and_right(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_tokens_are_guessed_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {f"property_number_{n}": {"type": "boolean"} for n in range(8)}
     schema = {"type": "object", "properties": fields, "required": [*fields]}
     form: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
@@ -69,7 +69,8 @@ def test_forced_tokens_are_guessed_and_right(model: Model, monkeypatch: pytest.M
         judged[source == FORCED][1] += accepted
 
     monkeypatch.setattr(Speculation, "judge", judge)
-    found = model.generate("Tell me", **options)
+    with gptx.load(threads=1) as model:
+        found = model.generate("Tell me", **options)
     assert found.token_ids == alone.token_ids
     guessed, right = judged[True]
     assert guessed == right > len(found.token_ids) // 5

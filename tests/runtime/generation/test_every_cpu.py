@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gptx
-from builders.native_graphs import needs_library
+from builders.native_graphs import native_kernels, native_operators, needs_library
 from gptx.generation.options import SPECS
 from gptx.model import Model
 
@@ -78,7 +78,7 @@ TOGETHER = {  # min_p takes one way with top_p, and another without
 
 @pytest.fixture(scope="module")
 def model(artifacts: dict[str, Path]) -> Iterator[Model]:
-    with gptx.load(artifacts["shared"], threads=1) as opened:
+    with native_operators(), gptx.load(artifacts["shared"], threads=1) as opened:
         yield opened
 
 
@@ -96,6 +96,7 @@ def test_no_power_of_floats() -> None:
 
 
 @needs_library
+@pytest.mark.usefixtures(native_kernels.__name__)
 @pytest.mark.parametrize("name", [*VALUES, *TOGETHER])
 def test_no_function_that_depends_on_the_cpu(
     model: Model, name: str, monkeypatch: pytest.MonkeyPatch
