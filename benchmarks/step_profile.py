@@ -122,9 +122,8 @@ def main() -> None:
     modes: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0}, "sampled": drawn}
 
     def run(options: dict[str, Any]) -> None:
-        n = given.new_tokens
         prompts = [cutter.cut(given.prompt_tokens) for _ in range(given.rows)]
-        model.generate(prompts, max_new_tokens=n, min_new_tokens=n, **options)
+        model.generate(prompts, max_new_tokens=given.new_tokens, **options)
 
     run(modes["sampled"])
     profile = Profile(given.rows)

@@ -160,15 +160,15 @@ def draw_index(weights: np.ndarray, share: float) -> int:
     """
     chunks = len(weights) // CHUNK if len(weights) > 4 * CHUNK else 0
     if not chunks:
-        return _inverse(np.cumsum(weights, dtype=np.float64), share)
+        return _inverse(weights.cumsum(dtype=np.float64), share)
     sums = np.empty(chunks + 1)
     weights[: chunks * CHUNK].reshape(chunks, CHUNK).sum(axis=1, out=sums[:-1])
     sums[-1] = weights[chunks * CHUNK :].sum()
-    ends = np.cumsum(sums)
+    ends = sums.cumsum()
     chunk = _inverse(ends, share)
     part = weights[chunk * CHUNK : (chunk + 1) * CHUNK if chunk < chunks else None]
     left = (share * ends[-1] - (ends[chunk] - sums[chunk])) / sums[chunk]
-    return chunk * CHUNK + _inverse(np.cumsum(part, dtype=np.float64), min(max(left, 0.0), 1.0))
+    return chunk * CHUNK + _inverse(part.cumsum(dtype=np.float64), min(max(left, 0.0), 1.0))
 
 
 def _inverse(ends: np.ndarray, share: float) -> int:
@@ -177,8 +177,8 @@ def _inverse(ends: np.ndarray, share: float) -> int:
     ends: the cumulative weights.
     """
     total = ends[-1]
-    index = int(np.searchsorted(ends, share * total, side="right"))
-    return index if index < len(ends) else int(np.searchsorted(ends, total))
+    index = int(ends.searchsorted(share * total, side="right"))
+    return index if index < len(ends) else int(ends.searchsorted(total))
 
 
 def nothing_left() -> UsageError:
