@@ -5,7 +5,7 @@
 Plain C++ is the reference. Compared with it are
 
 - the kernels that this processor has, in --cases cases;
-- those of AVX-512, emulated by SIMDe (Debian's libsimde-dev);
+- those of AVX-VNNI, emulated on AVX2, and of AVX-512, emulated by SIMDe (Debian's libsimde-dev);
 - those of aarch64, under qemu-user and built by the package ziglang;
 - what gptx chooses on older processors, under qemu-user. The choice itself is checked too.
 
@@ -34,8 +34,9 @@ import build  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 ZIG = [sys.executable, "-m", "ziglang", "c++"]
 SIMDE_HEADER = Path("/usr/include/simde/x86/avx512.h")
-SIMDE = ["-mavx2", "-mfma", "-mf16c", "-O1", "-Wno-psabi"]
+SIMDE = [*build.AVX2, "-O1", "-Wno-psabi"]
 SIMDE += ["-include", str(ROOT / "benchmarks" / "avx512_emulated.h")]
+AVX2_ALONE = [*build.AVX2, "-include", str(ROOT / "benchmarks" / "avxvnni_emulated.h")]
 # What gptx must choose on processors that qemu imitates.
 X86_PROCESSORS = {"Nehalem": "plain", "Haswell": "avx2"}
 ARM_PROCESSORS = {"cortex-a53": "neon", "max": "neondot"}
@@ -76,7 +77,7 @@ def runs(folder: Path, cases: int, emulated_cases: int) -> Iterator[Run]:
         sys.exit("kernel_bits: no C++ compiler")
     print("compiling for this processor", flush=True)
     here = program(folder / "here", command, build.X86, [])
-    for name in ("plain", "avx2", "avx512", "avx512vnni"):
+    for name in ("plain", "avx2", "avxvnni", "avx512", "avx512vnni"):
         yield Run(name, [here], name, name, cases)
     if qemu := shutil.which("qemu-x86_64"):
         for processor, name in X86_PROCESSORS.items():
@@ -84,19 +85,25 @@ def runs(folder: Path, cases: int, emulated_cases: int) -> Iterator[Run]:
             yield Run(f"best on {processor}", on, "best", name, emulated_cases)
     else:
         print("no older x86 processors: qemu-x86_64 is missing")
-    yield from emulated_by_simde(folder, command, emulated_cases)
+    yield from emulated_x86(folder, command, emulated_cases)
     yield from emulated_arm(folder, emulated_cases)
 
 
-def emulated_by_simde(folder: Path, command: list[str], cases: int) -> Iterator[Run]:
-    if not SIMDE_HEADER.exists():
-        print("no emulated AVX-512: simde/x86/avx512.h is missing (libsimde-dev)")
-        return
-    for name in ("avx512", "avx512vnni"):
+def emulated_sets() -> dict[str, list[str]]:
+    """The instruction sets that can be emulated on AVX2 here, with the flags that compile them."""
+    sets = {"avxvnni": AVX2_ALONE}
+    if SIMDE_HEADER.exists():
+        return {**sets, "avx512": SIMDE, "avx512vnni": SIMDE}
+    print("no emulated AVX-512: simde/x86/avx512.h is missing (libsimde-dev)")
+    return sets
+
+
+def emulated_x86(folder: Path, command: list[str], cases: int) -> Iterator[Run]:
+    for name, flags in emulated_sets().items():
         print(f"compiling emulated {name}", flush=True)
         kernels = f"kernels_{name}"
-        path = program(folder / name, command, {kernels: SIMDE}, [], only=kernels)
-        yield Run(f"{name} (emulated by SIMDe)", [path], name, name, cases)
+        path = program(folder / name, command, {kernels: flags}, [], only=kernels)
+        yield Run(f"{name} (emulated)", [path], name, name, cases)
 
 
 def emulated_arm(folder: Path, cases: int) -> Iterator[Run]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kernel_bits import KERNELS, ROOT, SIMDE, SIMDE_HEADER, build, program
+from kernel_bits import KERNELS, ROOT, build, emulated_sets, program
 
 LINES = ["-g", "-O1", "-fno-omit-frame-pointer"]  # so that a report names lines
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", *LINES]
@@ -42,9 +42,7 @@ def instruction_sets() -> dict[str, list[str]]:
     """The kernels that can run here, with the flags that compile them."""
     sets: dict[str, list[str]] = {"plain": []}
     if system_has("avx2"):
-        sets["avx2"] = build.X86["kernels_avx2"]
-        if SIMDE_HEADER.exists():
-            sets |= {"avx512": SIMDE, "avx512vnni": SIMDE}
+        sets |= {"avx2": build.AVX2, **emulated_sets()}
     return sets
 
 

@@ -9,6 +9,7 @@ aarch64-macos, x86_64-windows-gnu.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import shutil
 import subprocess
@@ -20,10 +21,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMON = ["choose", "memory", "pack", "packed_file", "pool", "kernels_plain", "operators"]
 COMMON += ["op_attention", "op_embed", "op_linear", "op_normalize", "softmax"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # The files of each kind of processor, with the flags of their instruction sets.
 X86 = {
-    "kernels_avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx2": AVX2,
+    "kernels_avxvnni": [*AVX2, "-mavxvnni"],
     "kernels_avx512": AVX512,
     "kernels_avx512vnni": [*AVX512, "-mavx512vnni"],
 }
@@ -82,21 +85,30 @@ def aim_of(command: list[str], target: str | None) -> list[str]:
     return ["-mcpu=baseline"] if "ziglang" in command else []
 
 
+def knows(command: list[str], flag: str) -> bool:
+    """Whether the compiler takes `flag`."""
+    asked = [*command, flag, "-x", "c++", "-E", os.devnull]
+    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
 def build(out: Path, command: list[str], target: str | None = None) -> None:
     """Write the library to `out`.
 
     Raises CalledProcessError, with the compiler's words in stderr.
     """
     machine = (target or platform.machine()).lower()
-    sets = X86 if machine.startswith(("x86_64", "amd64")) else ARM
-    if not machine.startswith(("x86_64", "amd64", "aarch64", "arm64")):
-        sets = {}
+    x86 = machine.startswith(("x86_64", "amd64"))
+    sets = X86 if x86 else ARM if machine.startswith(("aarch64", "arm64")) else {}
     aim = aim_of(command, target)
+    without: list[str] = []
+    if x86 and not knows(command, "-mavxvnni"):  # GCC before 11, Clang before 12
+        sets = {name: flags for name, flags in X86.items() if name != "kernels_avxvnni"}
+        without = ["-DGPTX_WITHOUT_AVXVNNI"]
     with tempfile.TemporaryDirectory(prefix="gptx-kernels-") as folder:
 
         def compile_one(name: str) -> str:
             made = f"{folder}/{name}.o"
-            flags = [*FLAGS, *aim, *sets.get(name, [])]
+            flags = [*FLAGS, *aim, *without, *sets.get(name, [])]
             if "ziglang" in command and name == "kernels_neondot":
                 flags[flags.index("-march=armv8.2-a+dotprod")] = ZIG_DOTPROD
             if name == "kernels_plain":

@@ -4,6 +4,12 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 extern const Kernels *const gptx_kernels_avx512vnni, *const gptx_kernels_avx512, *const gptx_kernels_avx2;
+#ifdef GPTX_WITHOUT_AVXVNNI  // build.py: the compiler is too old
+#define AVXVNNI
+#else
+extern const Kernels* const gptx_kernels_avxvnni;
+#define AVXVNNI gptx_kernels_avxvnni,
+#endif
 
 static uint32_t saved_registers() {  // XCR0: the registers that the operating system saves
   uint32_t low, high;
@@ -19,11 +25,12 @@ static bool can(const char* set) {
   uint32_t saved = saved_registers();
   if ((saved & 6) != 6 || !(b7 >> 5 & 1)) return false;  // AVX2
   if (set[3] == '2') return true;
+  if (set[3] == 'v') return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
   // AVX-512 F, DQ, BW, VL
   bool wide = (saved & 0xe6) == 0xe6 && (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) && (b7 >> 31 & 1);
   return wide && (set[6] != 'v' || (c7 >> 11 & 1));
 }
-#define CHOICES {gptx_kernels_avx512vnni, gptx_kernels_avx512, gptx_kernels_avx2, gptx_kernels_plain}
+#define CHOICES {gptx_kernels_avx512vnni, AVXVNNI gptx_kernels_avx512, gptx_kernels_avx2, gptx_kernels_plain}
 #elif defined(__aarch64__)
 extern const Kernels *const gptx_kernels_neondot, *const gptx_kernels_neon;
 #if defined(__linux__)

@@ -1,4 +1,4 @@
-// Sixteen lanes as two registers of AVX2, with FMA.
+// Sixteen lanes as two registers of AVX2, with FMA, and with VNNI where GPTX_VNNI is defined.
 #pragma once
 
 struct F { __m256 a, b; };
@@ -95,6 +95,43 @@ static inline I pick(Bytes w, int byte) {
           _mm256_sra_epi32(_mm256_sll_epi32(w.b, left), right)};
 }
 
+static inline __m256i in_16_bits(I x) {  // 16 levels in their order
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
+}
+static inline void put(int8_t* p, I levels) {
+  __m256i v = in_16_bits(levels);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+static inline __m256i broadcast(const void* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm256_set1_epi32(v);
+}
+// Leaves a and b in the registers in which they are.
+static inline void keep(__m256i& a, __m256i& b) { __asm__("" : "+x"(a), "+x"(b)); }
+
+#ifdef GPTX_VNNI
+static const int TILE = 6, SMALL_TILE = 6;
+// The instruction takes unsigned weights: 128 is added to each, and taken back from the sum.
+typedef int8_t Level;
+typedef Bytes Levels;
+static const int OFFSET = 128;
+static inline Levels spread(Bytes w) {
+  __m256i top = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(w.a, top), _mm256_xor_si256(w.b, top)};
+}
+static inline I dot(I acc, const Levels& w, const Level* a) {
+  __m256i v = broadcast(a);
+  acc = {_mm256_dpbusd_avx_epi32(acc.a, w.a, v), _mm256_dpbusd_avx_epi32(acc.b, w.b, v)};
+  keep(acc.a, acc.b);
+  return acc;
+}
+
+typedef I Small;
+static inline Small small(I acc) { return acc; }
+static inline Small dot_small(Small acc, Bytes w, const int8_t* a) { return dot(acc, w, a); }
+static inline I add_small(I, Small sum) { return sum; }
+#else
 // AVX2's product of bytes adds pairs in 16 bits, where weights of 8 bits overflow. So these are
 // widened to 16 bits: bytes 0 and 2 of each lane are `even`, bytes 1 and 3 are `odd`. Activations
 // are stored in that order, in 16 bits.
@@ -105,20 +142,11 @@ static inline Levels spread(Bytes w) {
   return {_mm256_srai_epi16(_mm256_slli_epi16(w.a, 8), 8), _mm256_srai_epi16(w.a, 8),
           _mm256_srai_epi16(_mm256_slli_epi16(w.b, 8), 8), _mm256_srai_epi16(w.b, 8)};
 }
-static inline __m256i in_16_bits(I x) {  // 16 levels in their order
-  return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8);
-}
 static inline void put(Level* p, I levels) {
   __m256i v = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(in_16_bits(levels), 0xd8), 0xd8);
   _mm256_storeu_si256((__m256i*)p, v);
 }
-static inline __m256i broadcast(const void* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return _mm256_set1_epi32(v);
-}
 // GCC would add products to one another before it adds them to the sum, and run out of registers.
-static inline void keep(__m256i& a, __m256i& b) { __asm__("" : "+x"(a), "+x"(b)); }
 static inline I dot(I acc, const Levels& w, const Level* a) {
   __m256i v = broadcast(a);
   acc = {_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.even_a, v)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.even_b, v))};
@@ -131,10 +159,6 @@ static inline I dot(I acc, const Levels& w, const Level* a) {
 // Weights of 4 bits times 127, of 16 pairs of inputs: at most 30480, which fits into 16 bits.
 struct Small { __m256i a, b; };
 static inline Small small(I) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-static inline void put(int8_t* p, I levels) {
-  __m256i v = in_16_bits(levels);
-  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
-}
 static inline Small dot_small(Small acc, Bytes w, const int8_t* a) {
   __m256i v = broadcast(a);
   acc = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, v)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, v))};
@@ -145,3 +169,4 @@ static inline I add_small(I acc, Small sum) {
   __m256i one = _mm256_set1_epi16(1);
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(sum.a, one)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(sum.b, one))};
 }
+#endif

@@ -28,7 +28,7 @@ INTERFACE = 4
 # Number of the layout of packed weights in a file (runtime/kernels/packed_file.h).
 PACKING = 1
 UNTESTED = {"darwin": "macOS", "win32": "Windows"}  # built and inspected, but never run
-NAMES = ("avx512vnni", "avx512", "avx2", "neondot", "neon", "plain")
+NAMES = ("avx512vnni", "avxvnni", "avx512", "avx2", "neondot", "neon", "plain")
 _left_out: ContextVar[bool] = ContextVar("native operators are left out", default=False)
 
 
@@ -73,7 +73,7 @@ def choose_kernels(threads: int, *, huge_pages: bool = True) -> str | None:
         raise UsageError(f"{VARIABLE}={asked}: {loaded}: run runtime/kernels/build.py in a clone")
     found = loaded.gptx_choose(asked.encode() if asked else None, threads, huge_pages)
     if found is None:
-        raise UsageError(f"{VARIABLE}={asked}: this processor does not have them")
+        raise UsageError(f"{VARIABLE}={asked}: this processor or the library does not have them")
     return found.decode()
 
 
