@@ -11,7 +11,7 @@ from typing import Any
 import gptx
 from generator.markdown import escaped
 
-ORDER = ["load", "Model", "Completion", "Stream", "Session", "Chat"]  # then the rest
+ORDER = ["load", "Model", "Completion", "Stream", "Stats", "Session", "Chat"]  # then the rest
 WIDTH = 88
 
 

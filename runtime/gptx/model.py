@@ -66,13 +66,14 @@ def load(
 
     max_rows: the most texts that grow at the same time. Others wait in a queue.
 
-    cache_memory: the most memory for the KV cache of these texts, and for the beginnings of texts
-    that are kept so that they need not be read again. In bytes, or as a text ("1GB"). A text waits
-    until there is room for it. None: half of this machine's memory, and 256 MB of it for
-    beginnings.
+    cache_memory: the most memory for the KV cache of these texts, and for the prefix cache: the
+    beginnings of texts, kept so that they need not be read again. In bytes, or as a text ("1GB"). A
+    text waits until there is room for it. None: half of this machine's memory, and 256 MB of it for
+    the prefix cache.
 
-    speculate: guess tokens that repeat what the text had before, and check several of them in one
-    step where that is faster. The text does not change. Only native operators do this.
+    speculate: speculative decoding. Guess tokens that repeat what the text had before, and check
+    several of them in one step where that is faster. The text does not change. Only native
+    operators do this.
 
     draft: the artifact of a smaller model with the same vocabulary, whose guesses are checked in
     the same way. It is asked where that makes the texts grow faster. Its KV cache counts in
@@ -81,8 +82,8 @@ def load(
     Raises ArtifactError if the folder is not an artifact, is damaged or was made by a newer gptx;
     ProviderError if the device cannot be used; UsageError for wrong arguments, for map_weights
     where no packed weights are used, and for a draft model that cannot guess for this model. Warns
-    (GptxWarning) if generation_config.json asks for something that gptx does not do, such as beam
-    search.
+    (GptxWarning) if generation_config.json asks for something that gptx does not do, such as
+    watermarks.
     """
     for name, value in (("path", path), ("draft", draft)):
         if value is not None and not isinstance(value, str | os.PathLike):

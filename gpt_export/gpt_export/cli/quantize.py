@@ -71,18 +71,19 @@ def quantize(
     int8-channels  a scale a channel: the faster prefill and batches;
                    activations in 8 bits a token, or 16 where they matter
     int8-fast      channels, and a second graph of blocks for single rows:
-                   both speeds for twice the memory; files are no larger
+                   both speeds without native operators, for twice the
+                   memory; files are no larger
     int4           4-bit blocks of 32, embedding and head in 8 bits; about
                    0.7 bytes a parameter, and a visible loss; next to none
                    if the weights were 4-bit before (GGUF's Q4_1: kept)
     int4-fast      4-bit blocks of 128 in layers whose width they divide,
                    and rows of rare tokens in 4 bits: faster and smaller,
-                   with one and a half times the loss of int4
+                   with 1.5 times the loss of int4
     fp16           half precision for CUDA; on a CPU half the file, not
                    half the time
     keep           the blocks of a GGUF file (Q4_0 to Q6_K), not rounded
-                   again, in seconds; --checkpoint names the folder that
-                   gptx import wrote. Runs on native operators only
+                   again; --checkpoint names the folder that gptx import
+                   wrote. Runs on native operators only
 
     8 and 4 bits: the residual stream is rotated, so that no channel stands out, and
     weights are rounded by GPTQ on a calibration text (minutes for 135M parameters).

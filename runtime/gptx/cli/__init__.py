@@ -48,7 +48,7 @@ VERBS = {
     ),
     "compile": (
         "gptx.cli.compile:compile_",
-        "Artifact -> the same artifact, opening faster on machines like this one.",
+        "Artifact -> the same artifact, which opens faster.",
     ),
     "run": ("gptx.cli.run:run", "Generate text."),
     "classify": ("gptx.cli.tasks:classify", "Choose the label that fits a text."),

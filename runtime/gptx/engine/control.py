@@ -47,7 +47,8 @@ class Control:
 
 
 MOST_TOP = "1 to 1000"
-NAMES = (*(set(Control.__dataclass_fields__) - {"grammar"}), "response_format", "json_schema")
+NAMES = [name for name in Control.__dataclass_fields__ if name != "grammar"]
+NAMES += ["response_format", "json_schema"]
 
 
 def is_cancelled(cancel: threading.Event | None) -> Callable[[], bool] | None:

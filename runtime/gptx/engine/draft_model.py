@@ -49,7 +49,7 @@ class HeldRow:
 class DraftModel:
     """Guesses for at most `max_rows` texts.
 
-    prefixes: beginnings that were read, of at most `prefix_memory` bytes. steps: runs of the graph.
+    prefixes: what was read and is kept, of at most `prefix_memory` bytes. steps: runs of the graph.
     seconds: how long they took, with the drawing of guesses. cost: of steps that are not the first,
     which reads the weights from the disk.
 

@@ -41,14 +41,14 @@ class Stats:
 
     - rows: texts that grow. queue: texts that wait for a row.
     - cache_bytes: memory of the rows' KV cache, and of the draft model's. prefix_bytes: memory of
-      stored beginnings.
+      the prefix cache.
 
     Since it was loaded:
 
     - steps: runs of the graph.
     - prompt_tokens: tokens of prompts that were read. new_tokens: tokens that were generated.
-    - prefix_hits, prefix_tokens: texts that began with a stored beginning, and its tokens, which
-      were not read again.
+    - prefix_hits, prefix_tokens: texts that began with a stored prefix, and its tokens, which were
+      not read again.
     - drafted, accepted: tokens that speculation guessed, and those that were right.
     - draft_steps: runs of the draft model's graph.
     """
@@ -70,8 +70,8 @@ class Stats:
 class Engine:
     """Runs requests on a graph, at most `max_rows` at a time.
 
-    memory: the most bytes of the rows' KV cache and the stored beginnings together; rows come
-    first. prefix_memory: the most bytes of the stored beginnings. max_queue: the most requests that
+    memory: the most bytes of the rows' KV cache and the prefix cache together; rows come first.
+    prefix_memory: the most bytes of the prefix cache. max_queue: the most requests that
     wait for a row. speculate: guess tokens where that pays (native operators only). draft: the
     graph of a draft model, which guesses too.
     """
@@ -208,18 +208,18 @@ class Engine:
             )
 
     def forget(self) -> None:
-        """Drop the stored beginnings of texts."""
+        """Empty the prefix cache."""
         with self._lock:
             for cache in self._steps.prefix_caches:
                 cache.clear()
 
     def save_prefixes(self, path: str | Path) -> None:
-        """Write the stored beginnings of texts to a file; see prefix_file.py."""
+        """Write the prefix cache to a file; see prefix_file.py."""
         with self._lock:
             save_prefixes(path, self._steps.prefixes, self._graph)
 
     def load_prefixes(self, path: str | Path) -> None:
-        """Read stored beginnings of texts from a file; see prefix_file.py."""
+        """Add the prefixes of a file to the prefix cache; see prefix_file.py."""
         with self._lock:
             load_prefixes(path, self._steps.prefixes, self._graph)
             self._steps.shrink(self.memory - self._steps.bytes)

@@ -18,7 +18,7 @@ from gptx.artifact.class_head import Head
 from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
 from gptx.engine.awaited import OpenStream, completions, pieces
-from gptx.engine.control import Control, control_of, is_cancelled
+from gptx.engine.control import NAMES, Control, control_of, is_cancelled
 from gptx.engine.engine import Engine, Stats
 from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text
@@ -113,7 +113,7 @@ class LoadedModel:
         """Generate text that continues a prompt, and return all of it.
 
         prompt: a text, or a list of token ids. A list of prompts is decoded as one batch and gives
-        a list of completions. Each text is the same as without the other prompts.
+        a list of completions. Text i is what its prompt gives alone, with the seed `seed + i`.
 
         Options have the names of transformers' `generate`:
 
@@ -235,10 +235,11 @@ class LoadedModel:
         return self.engine.stats()
 
     def save_prefixes(self, path: str | Path) -> None:
-        """Write what the model has read and kept to a safetensors file, for `load_prefixes`.
+        """Write the prefix cache to a safetensors file, for `load_prefixes`.
 
-        These are beginnings of texts: prompts, examples, turns of chats. Raises OutputError if the
-        file cannot be written; nothing is then left of it.
+        It holds the beginnings of texts that the model has read: prompts, examples, turns of chats.
+        A file of this name is replaced. Raises OutputError if the file cannot be written; the one
+        that was there stays.
         """
         self._opened()
         self.engine.save_prefixes(path)
@@ -313,7 +314,7 @@ class LoadedModel:
         """
         self._need_language("generated")
         options, control = control_of(given, self.generation)
-        resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens)
+        resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens, also=NAMES)
         resolved = breakers_as_ids(resolved, self.tokenizer)
         model, tokens = self.manifest.model, self.manifest.tokens
         check_options(

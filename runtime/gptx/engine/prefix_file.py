@@ -1,4 +1,4 @@
-"""Stored beginnings of texts on the disk: a PrefixCache to a safetensors file, and back.
+"""Stored prefixes on the disk: a PrefixCache to a safetensors file, and back.
 
 A file is bound to what its keys and values depend on: the graph, the weights, the type of the
 cache, and the kernel order of native operators or the version of ONNX Runtime. A hash guards its
@@ -46,7 +46,7 @@ def binding(graph: OnnxGraph) -> dict[str, str]:
 
 
 def save_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> None:
-    """Write all stored beginnings to a file, or nothing. Raises OutputError."""
+    """Write all stored prefixes to a file, or nothing. Raises OutputError."""
     path = _path(path)
     blocks = cache.blocks()
     number = {id(block): at for at, block in enumerate(blocks)}
@@ -72,7 +72,7 @@ def save_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
 
 
 def load_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> None:
-    """Add the beginnings of a file to those that are stored.
+    """Add the prefixes of a file to those that are stored.
 
     Raises ArtifactError for a file that is damaged, no such file, or of another model, and
     UsageError if it is no path.
@@ -88,9 +88,7 @@ def load_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
             raise ValueError("its contents have another hash than it says")
         blocks = _blocks(table, arrays, graph)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path} holds no beginnings of texts, or is damaged: {error}"
-        ) from error
+        raise ArtifactError(f"{path} holds no prefixes, or is damaged: {error}") from error
     added: list[Block] = []
     for parent, tokens, parts in blocks:
         added.append(cache.add(tokens, parts, added[parent] if parent >= 0 else None))

@@ -35,7 +35,7 @@ class Going(NamedTuple):
 class Steps:
     """The requests that have rows, and the rows.
 
-    running: these requests, in the order in which they came. prefixes: beginnings that were read.
+    running: these requests, in the order in which they came. prefixes: what was read and is kept.
     steps: runs of the graph. prompt_tokens: tokens of prompts that were read. new_tokens: tokens
     that were generated.
 
@@ -62,7 +62,7 @@ class Steps:
         return self.rows.bytes_with(rows, longest) + draft
 
     def shrink(self, budget: int) -> None:
-        """Drop stored beginnings until they take at most `budget` bytes.
+        """Drop stored prefixes until they take at most `budget` bytes.
 
         The model and its draft model share it by the bytes of a token, so that both can store the
         same texts.
@@ -76,7 +76,7 @@ class Steps:
 
     @property
     def prefix_caches(self) -> list[PrefixCache]:
-        """The stored beginnings of the model, and of the draft model."""
+        """The prefix caches of the model, and of the draft model."""
         return [self.prefixes, *([self._draft.prefixes] if self._draft else [])]
 
     @property

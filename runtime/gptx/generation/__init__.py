@@ -1,1 +1,1 @@
-"""Text generation: options, sessions, sampling, the token loop, and streams of text."""
+"""One text: options, prompt, sampling and transcript; and sessions, token ids in, logits out."""

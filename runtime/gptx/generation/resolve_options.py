@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from gptx.errors import UsageError, shown, warn
@@ -24,18 +25,26 @@ FROM_FILE = " (from the artifact's generation_config.json)"
 
 
 def resolve(
-    given: Mapping[str, Any], generation: Mapping[str, Any], *, max_new_tokens: int | None
+    given: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    max_new_tokens: int | None,
+    also: Sequence[str] = (),
 ) -> Options:
     """Check a call's options and fill in those that were not given.
 
     given: the keywords of the call. None means not given.
     generation: the artifact's generation_config.json.
     max_new_tokens: the default of that option. None: only the model's context limits the text.
+    also: other keywords of the call, which are no options, for the message about unknown ones.
 
     Raises UsageError if options are unknown or have wrong values; the message names all of them.
     """
     if unknown := sorted(given.keys() - SPECS.keys()):
-        raise UsageError(f"unknown option {', '.join(unknown)}; known are {', '.join(SPECS)}")
+        known = [*SPECS, *also]
+        close = [name for one in unknown for name in get_close_matches(one, known, n=1)]
+        advice = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
+        raise UsageError(f"unknown option {', '.join(unknown)}; {advice}")
     given = {name: value for name, value in given.items() if value is not None}
     values, max_length = _merge(given, generation, max_new_tokens)
     if _number_of("num_beams", values) > 1 and "temperature" not in given:

@@ -433,7 +433,7 @@ def test_foreign_and_damaged_beginnings(model: Model, tmp_path: Path) -> None:
         damaged = whole.copy()
         damaged[at] ^= 1
         file.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match="prefixes (holds no beginnings|cannot be used)"):
+        with pytest.raises(ArtifactError, match="prefixes (holds no prefixes|cannot be used)"):
             model.load_prefixes(file)
     file.write_bytes(whole[:-100])
     with pytest.raises(ArtifactError, match="damaged"):

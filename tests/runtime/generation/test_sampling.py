@@ -437,7 +437,8 @@ def test_seed_is_drawn_and_kept() -> None:
         ({"seed": -4}, "seed is -4"),
         ({"stop": ["a", ""]}, "stop is"),
         ({"stop_tokens": ["a"]}, "stop_tokens is"),
-        ({"temprature": 1}, "unknown option temprature"),
+        ({"temprature": 1}, r"unknown option temprature; did you mean temperature\?$"),
+        ({"zzz": 1}, "unknown option zzz; known are .*temperature"),
         ({"temperature": -1, "top_p": 7}, "temperature is -1.*; top_p is 7"),
     ],
 )

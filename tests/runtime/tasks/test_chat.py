@@ -167,8 +167,8 @@ def test_a_message_that_does_not_fit_changes_nothing(model: Model) -> None:
         chat.stream("x" * 400)
     with pytest.raises(UsageError, match="temperature"):
         chat.stream("hello", temperature=-1)
-    with pytest.raises(UsageError, match="unknown option tempo"):
-        chat.stream("hello", tempo=1)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"unknown option max_tim; did you mean max_time\?"):
+        chat.stream("hello", max_tim=1)  # type: ignore[call-arg]
     assert (chat.messages, chat.tokens) == (messages, tokens)
     assert chat.send("hello", max_new_tokens=5).token_ids
 
