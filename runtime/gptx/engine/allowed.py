@@ -39,7 +39,8 @@ class Allowed:
         """The logits (width,) of ids that may be sampled; padded ids are left out or -inf.
 
         logits: (V,). tokens: the prompt and the text so far, for the app's processor. Raises
-        UsageError if that returns something other than logits.
+        UsageError if that returns something other than logits: also NaN or infinity, but -infinity,
+        which forbids a token, is one.
         """
         if self.processor is not None:
             logits = _processed(self.processor, tokens, logits.astype(np.float32))
@@ -56,10 +57,15 @@ class Allowed:
 def _processed(processor: LogitsProcessor, tokens: Sequence[int], logits: np.ndarray) -> np.ndarray:
     given = processor(list(tokens), logits)
     if given is None:
-        return logits
+        given = logits
     if not isinstance(given, np.ndarray) or given.shape != logits.shape:
         raise UsageError(
             f"logits_processor returned {shown(given)}, expected None or an array of"
             f" {len(logits):,} logits"
         )
-    return given.astype(np.float32)
+    given = given.astype(np.float32)
+    if not given.max() < np.inf:  # also NaN
+        raise UsageError(
+            "logits_processor gave NaN or infinity: to force a token, set all others to -infinity"
+        )
+    return given

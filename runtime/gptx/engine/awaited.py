@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -62,7 +63,7 @@ class _News:
 
     def tell(self) -> None:
         """Called by the engine."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop was closed
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:

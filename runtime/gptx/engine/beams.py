@@ -76,10 +76,11 @@ class Beams:
 
     @finish.setter
     def finish(self, reason: FinishReason | None) -> None:
-        if reason is not None and self._finish is None and self.generated:
+        if reason is not None and self._finish is None:
             for beam in self._running:
                 beam.transcript.finish = reason
-            self._keep_ended(self._running)
+            if self.generated:
+                self._keep_ended(self._running)
             self._end()
         self._finish = self._finish or reason
 
@@ -176,14 +177,17 @@ class Beams:
                 row.tokens, row.read = [], 0
 
     def _end(self) -> None:
-        """The best texts become the result."""
-        best = self._ended[: self._options.num_return_sequences]
-        for score, beam in best:
+        """The best texts become the result; if there are too few, the last one several times."""
+        n = self._options.num_return_sequences
+        for score, beam in self._ended[:n]:
             beam.transcript.score = score
             for since_call, step in self._times[: len(beam.transcript.token_ids)]:
                 beam.transcript.add_time(since_call=since_call, step=step)
-        self.transcript.become(best[0][1].transcript)
-        self.transcripts = [self.transcript, *(beam.transcript for _, beam in best[1:])]
+        best = [beam.transcript for _, beam in self._ended[:n]]
+        if best:
+            self.transcript.become(best[0])
+        self.transcripts = [self.transcript, *best[1:]]
+        self.transcripts += self.transcripts[-1:] * (n - len(self.transcripts))
         self._finish = self.transcript.finish
 
 

@@ -74,6 +74,7 @@ def control_of(
     seconds, cancel = values["max_time"], values.get("cancel")
     if seconds is not None and not (is_number(seconds) and float(seconds) > 0):
         raise UsageError(f"max_time is {shown(seconds)}, expected seconds, over 0")
+    values["max_time"] = None if seconds is None else float(seconds)
     is_cancelled(cancel)
     overflow = values.get("overflow", "stop")
     if not isinstance(overflow, str) or overflow not in ("stop", "slide"):

@@ -136,6 +136,8 @@ class Engine:
             if self._closed:
                 raise UsageError("this model is closed")
             if len(self._queue) >= self.max_queue:
+                self._drop_abandoned()
+            if len(self._queue) >= self.max_queue:
                 raise GptxError(
                     f"the queue is full: {len(self._queue):,} requests wait for a row already; try"
                     " again later"
@@ -167,7 +169,7 @@ class Engine:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return False
-                if self._driver is me or self._take_the_wheel(request, me, left):
+                if self._driver is me or self._take_the_wheel(request, ready, me, left):
                     self._step()
             return True
         except BaseException:  # Ctrl-C
@@ -188,9 +190,23 @@ class Engine:
             if not (request.running and self._stepping):
                 self._end(request, finish=reason)
 
+    def drives_here(self) -> bool:
+        """Whether this thread is in a step: the call comes from a callback or a signal handler."""
+        return self._stepping and self._driver is threading.current_thread()
+
+    def abandon(self, request: Request) -> None:
+        """End a request that nobody can read any more. It takes no lock: finalizers may call it."""
+        request.asked_to_end = "closed"
+
+    def _drop_abandoned(self) -> None:
+        for request in [*self._steps.running, *self._queue]:
+            if request.asked_to_end is not None and not (request.running and self._stepping):
+                self._end(request, finish=request.asked_to_end)
+
     def stats(self) -> Stats:
         """What the engine is doing and has done."""
         with self._lock:
+            self._drop_abandoned()
             steps, guesses = self._steps, self._steps.speculation
             return Stats(
                 rows=_rows(steps.running),
@@ -237,10 +253,17 @@ class Engine:
     # Who drives
 
     def _take_the_wheel(
-        self, request: Request, me: threading.Thread, timeout: float | None
+        self,
+        request: Request,
+        ready: Callable[[], bool],
+        me: threading.Thread,
+        timeout: float | None,
     ) -> bool:
         """Become the driver; else wait for news of the request, and return False."""
         with self._lock:
+            # Asked again with the lock: the driver tells once that a request has ended.
+            if request.ended or ready():
+                return False
             if self._driver is None or not self._driver.is_alive():  # dead: lost in a fork
                 self._driver = me
                 return True
@@ -249,8 +272,9 @@ class Engine:
 
     def _find_driver(self) -> None:
         """Let another thread drive, if none does and there is something to do."""
-        if self._driver is not None:
+        if self._driver is not None and self._driver.is_alive():
             return
+        self._driver = None
         every = [*self._steps.running, *self._queue]
         for request in every:
             if request.waiting:
@@ -325,10 +349,20 @@ class Engine:
                 self._end(request, finish=request.asked_to_end)
             elif request.deadline is not None and now >= request.deadline:
                 self._end(request, finish="time")
-            elif request.cancelled is not None and request.cancelled():
-                self._end(request, finish="closed")
-            elif request.running:
-                self._tell(request)
+            else:
+                self._ask(request)
+
+    def _ask(self, request: Request) -> None:
+        """End a request that the app has cancelled; else wake those who wait for news of it."""
+        try:
+            cancelled = request.cancelled is not None and request.cancelled()
+        except Exception as error:  # of the app's `cancel`
+            self._end(request, error=error)
+            return
+        if cancelled:
+            self._end(request, finish="closed")
+        elif request.running:
+            self._tell(request)
 
     def _end(
         self,

@@ -64,6 +64,7 @@ class Generate:
         self._guidance_scale = guidance_scale
         if control.prompt_logprobs:
             self.rows[0].wanted_from = 0
+            transcript.begin_prompt_logprobs()
 
     @property
     def tokens(self) -> list[int]:
@@ -82,8 +83,12 @@ class Generate:
 
     @property
     def takes_drafts(self) -> bool:
-        """Whether guesses may be fed: not with guidance, whose second row would need them, too."""
-        return len(self.rows) == 1
+        """Whether guesses may be fed behind the last token.
+
+        Not with guidance, whose second row would need them, too. Nor in the step that reads the end
+        of a prompt whose log-probabilities are wanted: its logits would be taken for the guesses'.
+        """
+        return len(self.rows) == 1 and (self.generated > 0 or not self._control.prompt_logprobs)
 
     def take(self, logits: Sequence[np.ndarray], *, now: float, seconds: float) -> None:
         """Sample a token from the logits (1, V), and go on as long as drafts were right.

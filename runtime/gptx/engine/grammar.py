@@ -89,16 +89,16 @@ def _typed(given: Mapping[str, Any]) -> Grammar | None:
         case {"type": "json_schema", "schema": schema, **rest} if _only_notes(rest):
             return _schema(schema, "schema")
         case {"type": "regex", "regex": str(source), **rest} if not rest:
-            return Grammar("regex", source)
+            return _grammar("regex", source)
         case {"type": "lark", "lark": str(source), **rest} if not rest:
-            return Grammar("lark", source)
+            return _grammar("lark", source)
         case {
             "type": "grammar",
             "syntax": "lark" | "regex" as kind,
             "definition": str(source),
             **rest,
         } if not rest:
-            return Grammar(kind, source)
+            return _grammar(kind, source)
     forms = {
         "text": '{"type": "text"}',
         "json_object": '{"type": "json_object"}',
@@ -108,6 +108,15 @@ def _typed(given: Mapping[str, Any]) -> Grammar | None:
         "grammar": '{"type": "grammar", "syntax": "lark" or "regex", "definition": "..."}',
     }
     raise UsageError(f"response_format is {shown(given)}, expected {forms[given['type']]}")
+
+
+def _grammar(kind: Kind, source: str) -> Grammar:
+    """A regex or a Lark grammar. Raises UsageError for a text that is none."""
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the {NAMES[kind]} holds half a surrogate pair: {error}") from error
+    return Grammar(kind, source)
 
 
 def _only_notes(fields: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ summarize) are built on it; it knows none of them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -78,7 +79,7 @@ class LoadedModel:
             max_rows=max_rows,
             memory=cache_memory or default_cache_memory(),
             prefix_memory=cache_memory or PREFIX_MEMORY,
-            max_queue=MAX_QUEUE,
+            max_queue=max(MAX_QUEUE, 4 * max_rows),  # two lists of prompts, see `generate`
             speculate=speculate,
             draft=draft,
         )
@@ -217,7 +218,7 @@ class LoadedModel:
 
         Cancelling the task ends the text.
         """
-        calls = self._calls(_prompts(prompt), options)
+        calls = await self._calls_async(_prompts(prompt), options)
         found = await completions(calls, at_once=2 * self.engine.max_rows)
         return found if _is_several(prompt, options) else found[0]
 
@@ -227,7 +228,8 @@ class LoadedModel:
 
         Leaving the loop, or cancelling the task, ends the text.
         """
-        async for piece in pieces(self._call(prompt, options)):
+        (open_one,) = await self._calls_async([prompt], options, one_text=True)
+        async for piece in pieces(open_one):
             yield piece
 
     def stats(self) -> Stats:
@@ -304,13 +306,18 @@ class LoadedModel:
         return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
     def resolve_options(
-        self, given: Mapping[str, Any], *, max_new_tokens: int | None = None
+        self,
+        given: Mapping[str, Any],
+        *,
+        max_new_tokens: int | None = None,
+        one_text: bool = True,
     ) -> tuple[Options, Control]:
         """The checked options of a text: the call's, else those of generation_config.json.
 
         max_new_tokens: the default of that option. None: only the context limits the text.
+        one_text: the call gives one text, and has no place for several.
 
-        Raises UsageError for wrong options or a classification model.
+        Raises UsageError for wrong options, a grammar that is refused or a classification model.
         """
         self._need_language("generated")
         options, control = control_of(given, self.generation)
@@ -324,8 +331,17 @@ class LoadedModel:
             vocab_size=model.vocab_size,
         )
         check_together(resolved, control)
+        if one_text and resolved.num_return_sequences != 1:
+            raise UsageError(
+                f"num_return_sequences is {resolved.num_return_sequences}, and this call gives one"
+                " text: use generate or generate_async"
+            )
         if control.negative_prompt is not None:
-            check_prompts([self.encode(control.negative_prompt)], n_ctx=self.n_ctx, max_length=None)
+            negative = self.encode(control.negative_prompt)
+            check_prompts([negative], n_ctx=self.n_ctx, max_length=None)
+            control = replace(control, negative_prompt=negative)
+        if control.grammar is not None:  # here, where generate_async is not in the event loop
+            self._grammars.compile(control.grammar)
         return resolved, control
 
     def _call(self, prompt: Prompt, given: Mapping[str, Any]) -> OpenStream:
@@ -344,19 +360,17 @@ class LoadedModel:
         Text i draws with seed + i. The texts of one beam search share a Stream.
         """
         began = time.perf_counter()
-        options, control = self.resolve_options(given, max_new_tokens=MAX_NEW_TOKENS)
-        if one_text and options.num_return_sequences != 1:
-            raise UsageError(
-                f"num_return_sequences is {options.num_return_sequences}, and this call gives one"
-                " text: use generate or generate_async"
-            )
+        options, control = self.resolve_options(
+            given, max_new_tokens=MAX_NEW_TOKENS, one_text=one_text
+        )
         prompts = [self.encode(one) for one in given_prompts]
         check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
         stops = StopSet(options.stop)
         if options.num_beams == 1:
             prompts = [ids for ids in prompts for _ in range(options.num_return_sequences)]
         seeds = [
-            None if options.seed is None else options.seed + row for row in range(len(prompts))
+            None if options.seed is None else (options.seed + row) % 2**128
+            for row in range(len(prompts))
         ]
         return [
             partial(
@@ -364,6 +378,15 @@ class LoadedModel:
             )
             for ids, seed in zip(prompts, seeds)
         ]
+
+    async def _calls_async(
+        self, prompts: Sequence[Prompt], given: Mapping[str, Any], *, one_text: bool = False
+    ) -> list[OpenStream]:
+        """Do what `_calls` does. The event loop goes on while a grammar is compiled."""
+        calls = partial(self._calls, prompts, given, one_text=one_text)
+        if given.get("response_format") is None and given.get("json_schema") is None:
+            return calls()
+        return await asyncio.to_thread(calls)
 
     def stream_ids(
         self,
@@ -401,7 +424,7 @@ class LoadedModel:
             manifest=self.manifest,
             keep=keep,
             matcher=self._matcher(control, options),
-            negative=None if negative is None else self.encode(negative),
+            negative=None if negative is None else self.encode(negative),  # token ids already
         )
         request = self.engine.submit(
             work,
@@ -413,7 +436,7 @@ class LoadedModel:
         return Stream(self.engine, request, work, on_end=on_end)
 
     def _matcher(self, control: Control, options: Options) -> Matcher | None:
-        """The matcher of a text's grammar. Raises UsageError for a grammar that is refused."""
+        """The matcher of a text's grammar."""
         if control.grammar is None:
             return None
         return self._grammars.compile(control.grammar).matcher(options.stop_tokens)

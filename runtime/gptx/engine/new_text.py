@@ -94,6 +94,10 @@ def _apart(options: Options, control: Control) -> Iterator[str]:
         ):
             if given:
                 yield f"guidance_scale does not go with {name}"
+    if control.grammar is not None:
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if getattr(options, name) not in (None, ()):
+                yield f"response_format or json_schema does not go with {name}"
     if options.num_beams > 1:
         for name, given in (
             ("overflow slide", slides),

@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def save_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {error}") from error
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):  # none was written, as the name is too long
+            staging.unlink(missing_ok=True)
 
 
 def load_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> None:
@@ -96,9 +98,17 @@ def load_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
 
 
 def _path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise UsageError(f"path is {shown(path)}, expected the path of a file")
-    return Path(path)
+    if isinstance(path, str | os.PathLike) and Path(path).name and b"\0" not in _bytes(path):
+        return Path(path)
+    raise UsageError(f"path is {shown(path)}, expected the path of a file")
+
+
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    """The path as the system takes it; a null byte, which no path has, for one that it cannot."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        return b"\0"
 
 
 def _check_origin(path: Path, metadata: Mapping[str, str], graph: OnnxGraph) -> None:

@@ -17,7 +17,8 @@ from gptx.errors import UsageError, first_of, shown
 
 # How the JSON is written: no line breaks, at most one space behind a comma or a colon. A small
 # model would otherwise write spaces without end. Without \u escapes, because llguidance 1.9 lets
-# "\u0061" pass for a name other than "a".
+# "\u0061" pass for a name other than "a". So of the control characters, only \b \f \n \r \t can be
+# written.
 STYLE = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
@@ -78,6 +79,7 @@ def prepare_schema(schema: Any) -> tuple[dict[str, Any], list[str]]:
         raise UsageError(
             f"x-guidance is {shown(style)}, expected settings of llguidance other than lenient"
         )
+    writes_all = "u" in str(style.get("json_allowed_escapes", STYLE["json_allowed_escapes"]))
     places = list(_places(root))
     notes: list[str] = []
     for where, found in places:
@@ -86,6 +88,8 @@ def prepare_schema(schema: Any) -> tuple[dict[str, Any], list[str]]:
         _move_bounds(found)
         _check_values(where, found)
         _check_texts(where, found)
+        if not writes_all:
+            _check_control_characters(where, found)
         notes += _notes(where, found, used=_used_by_root(places) if found is root else set())
     _check_remainders(places)
     kept = {name: value for name, value in root.items() if name != "$schema"}
@@ -225,6 +229,63 @@ def _check_texts(where: str, schema: dict[str, Any]) -> None:
             )
     if schema.get("format") == "unknown":  # llguidance's own name for any text
         raise UsageError(f'format in {where} is "unknown", which is no format of JSON Schema')
+
+
+def _check_control_characters(where: str, schema: dict[str, Any]) -> None:
+    """Raise UsageError for a text with a control character, which llguidance would leave out."""
+    found = [name for name in ("const", "enum") if _has_control(schema.get(name))]
+    patterns = [schema.get("pattern"), *_names_of(schema.get("patternProperties"))]
+    found += [f"the pattern {shown(one)}" for one in patterns if _pattern_has_control(one)]
+    if found:
+        raise UsageError(
+            f"{found[0]} in {where} has a control character, which needs an escape such as \\u0001:"
+            ' give the schema "x-guidance": {"json_allowed_escapes": "nrbtfu\\\\\\""}'
+        )
+
+
+_CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f]"
+
+
+def _has_control(value: Any) -> bool:
+    """Whether a text in a JSON value has a control character that needs \\u. Names may have one."""
+    if isinstance(value, str):
+        return re.search(_CONTROL, value) is not None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_control, parts))
+
+
+def _pattern_has_control(pattern: Any) -> bool:
+    """Whether a pattern names a control character, alone or as the only one of a set.
+
+    Of a set with others, llguidance leaves it out, as it may.
+    """
+    if not isinstance(pattern, str):
+        return False
+    alone = re.sub(r"\[(\^?)((?:\\.|[^\]\\])*)\]", _set_as_text, pattern, flags=re.DOTALL)
+    return any(re.fullmatch(_CONTROL, one) for one in map(_character, _parts(alone)))
+
+
+def _set_as_text(found: re.Match[str]) -> str:
+    """The only character of a set [...] in a pattern; "" if it has several, or is negated."""
+    return found[2] if not found[1] and len(_parts(found[2])) == 1 else ""
+
+
+def _parts(pattern: str) -> list[str]:
+    """The characters of a pattern; an escape is one part."""
+    hexadecimal = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[xuU]\{[0-9a-fA-F]+\})"
+    return re.findall(rf"{hexadecimal}|\\.|.", pattern, re.DOTALL)
+
+
+def _character(part: str) -> str:
+    """The character that a part of a pattern stands for; the part itself if it is none."""
+    if digits := re.fullmatch(r"\\[xuU]\{?([0-9a-fA-F]+)\}?", part):
+        code = int(digits[1], 16)
+        return chr(code) if code < 0x110000 else part
+    return {"\\a": "\a", "\\v": "\v"}.get(part, part)
+
+
+def _names_of(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _set_operator(pattern: str) -> str | None:

@@ -5,6 +5,7 @@ plan (scheduler.py) -> drafts (speculation.py) -> Rows.run -> Work.take
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -242,9 +243,26 @@ class Steps:
             for row in rows:
                 assert row.number is not None
                 self.rows.keep(row.number, row.read)
-        except Exception as error:
-            request.error = error
+        except BaseException as error:
+            request.error = _raisable(error)
+            # In the main thread, Ctrl-C and the like may come from outside of the app's functions.
+            if not isinstance(error, Exception) and _is_main_thread():
+                request.error = None
+                raise
         request.taking = False
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """The error to raise to the caller. One that ends a loop in silence becomes another."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    other = RuntimeError(f"on_token or logits_processor raised {type(error).__name__}")
+    other.__cause__ = error
+    return other
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _last_token(row: Row) -> Feed:

@@ -56,7 +56,7 @@ class Stream:
     def completion(self) -> Completion:
         """What was read so far, and all of it once the stream has ended."""
         found = self._work.transcript.completion(self._read)
-        if not self._ended:
+        if not (self._ended or (self._closed and self._request.ended)):
             return replace(found, finish_reason=None)
         whole = self._read == len(self._work.transcript.token_ids)
         return replace(found, finish_reason=(self._work.finish if whole else None) or "closed")
@@ -174,6 +174,12 @@ class Stream:
                     self._end()
             finally:
                 self._lock.release()
+
+    def __del__(self) -> None:
+        """Nobody can read the text now. One of `submit` goes on: its callbacks may be wanted."""
+        request = getattr(self, "_request", None)  # None: __init__ failed
+        if request is not None and not request.unattended and not request.ended:
+            self._engine.abandon(request)
 
     def cancel(self) -> None:
         """Do what `close` does."""

@@ -270,7 +270,7 @@ class Options:
     )
     guidance_scale: float = _option(
         1.0,
-        number("0 or more", lowest=0, highest=LARGEST_FLOAT),
+        number("0 to 1e30", lowest=0, highest=1e30),  # more overflows float32
         "Above 1: push the text away from the negative prompt (1: off). A step computes two rows.",
         "X",
     )

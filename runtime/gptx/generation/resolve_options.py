@@ -21,6 +21,16 @@ from gptx.generation.options import DEFAULTS, SPECS, Options
 # Defaults of transformers for fields that generation_config.json does not have
 TOP_K = 50  # if do_sample is true
 DEFAULT_MAX_LENGTH = 20  # transformers reads a max_length of 20 as 20 new tokens
+# Options that do nothing without another one
+NEEDS = {
+    "length_penalty": "num_beams",
+    "early_stopping": "num_beams",
+    "xtc_threshold": "xtc_probability",
+    "dry_base": "dry_multiplier",
+    "dry_allowed_length": "dry_multiplier",
+    "dry_penalty_last_n": "dry_multiplier",
+    "dry_sequence_breakers": "dry_multiplier",
+}
 FROM_FILE = " (from the artifact's generation_config.json)"
 
 
@@ -66,6 +76,7 @@ def resolve(
         raise UsageError("; ".join(problems))
     if not samples and "temperature" not in given:
         warn_of_unused(given)
+    _warn_of_lone(given, values)
     if "min_new_tokens" in values:
         rules = replace(rules, min_length=0)  # replaced by min_new_tokens, as in transformers
     if samples:
@@ -178,6 +189,13 @@ def warn_of_unused(given: Mapping[str, Any]) -> None:
         f"{names} {'has' if len(unused) == 1 else 'have'} no effect: decoding is greedy (always the"
         " likeliest token) unless temperature is given"
     )
+
+
+def _warn_of_lone(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Warn of options of the call that do nothing without another one."""
+    for name, needed in NEEDS.items():
+        if name in given and values.get(needed, DEFAULTS[needed]) == DEFAULTS[needed]:
+            warn(f"{name} has no effect without {needed}")
 
 
 def from_generation_config(generation: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,11 +119,13 @@ class Transcript:
         self.logprobs.append(logprobs.of(token))
         self.top_logprobs.append(logprobs.top)
 
+    def begin_prompt_logprobs(self) -> None:
+        """Keep the log-probabilities of the prompt's tokens. Its first token has none."""
+        self.prompt_logprobs.append(None)
+        self.prompt_top_logprobs.append(None)
+
     def add_prompt_logprobs(self, logprobs: Logprobs, token: int) -> None:
-        """Keep those of the prompt's next token; its first token has none."""
-        if not self.prompt_logprobs:
-            self.prompt_logprobs.append(None)
-            self.prompt_top_logprobs.append(None)
+        """Keep those of the prompt's next token."""
         self.prompt_logprobs.append(logprobs.of(token))
         self.prompt_top_logprobs.append(logprobs.top)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Any
 
 from gptx.arguments import integer
@@ -26,7 +27,7 @@ def size_in_bytes(name: str, value: Any) -> int:
     if isinstance(value, str) and (
         match := re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB|)", value.strip())
     ):
-        number = int(float(match[1]) * UNITS[match[2]])
+        number = int(Decimal(match[1]) * UNITS[match[2]])
     if number is None or number < 1:
         raise UsageError(f'{name} is {shown(value)}, expected bytes, or a size such as "1GB"')
     return number

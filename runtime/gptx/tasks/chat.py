@@ -83,6 +83,11 @@ class Chat:
         began = time.perf_counter()
         if self._closed:
             raise UsageError("this chat is closed")
+        if self._open is not None and self._model.engine.drives_here():
+            raise UsageError(
+                "this chat is answering: call it once the answer has ended, neither from on_token"
+                " nor from logits_processor"
+            )
         question = {"role": "user", "content": message}
         asked = [*self._conversation(), question]
         # Checked before the open answer is closed: an error then leaves the chat as it was.

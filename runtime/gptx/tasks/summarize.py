@@ -9,10 +9,9 @@ from typing import Any
 
 from gptx.artifact.task import SUMMARIZE_TEMPLATE, Example, check_examples, check_template
 from gptx.artifact.task import prompt as prompt_of
-from gptx.engine.control import control_of
 from gptx.engine.loaded_model import LoadedModel
 from gptx.errors import PromptError, UsageError, shown
-from gptx.generation.resolve_options import resolve, warn_of_unused
+from gptx.generation.resolve_options import warn_of_unused
 from gptx.generation.transcript import Completion
 from gptx.tasks.fit_prompt import fit_prompt
 
@@ -71,8 +70,9 @@ def _options(
     if few_shot:
         # Examples end in an empty line; behind it, the model would go on with another example.
         given.setdefault("stop", "\n\n")
-    chosen, _ = control_of(given, model.generation)
-    resolved = resolve(chosen, model.generation, max_new_tokens=SUMMARY_TOKENS)
+    resolved, control = model.resolve_options(given, max_new_tokens=SUMMARY_TOKENS)
+    if control.negative_prompt is not None:
+        given["negative_prompt"] = control.negative_prompt  # an iterator was read
     if greedy:  # `resolve` does not warn, as it was given a temperature
         warn_of_unused(given)
     context = model.n_ctx + 1  # the last token is not fed, so it needs no place

@@ -1,0 +1,284 @@
+"""What apps do wrong, or at the worst moment: it harms their own text alone; nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gptx
+from builders.native_graphs import native_operators, needs_library
+from builders.tiny_artifact import write_artifact
+from gptx.engine import speculation
+from gptx.errors import GptxError, GptxWarning, OutputError, UsageError
+from gptx.model import Model
+
+WAIT = 30.0  # seconds until a test gives up
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with gptx.load(threads=1, max_rows=4) as opened:
+        yield opened
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Model]:
+    """A model that never ends a text, with a chat template."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    folder = write_artifact(tmp_path / "a", n_ctx=2000, eos=[], template=template)
+    with gptx.load(folder, threads=1, max_rows=2) as opened:
+        yield opened
+
+
+def within(call: Callable[[], Any]) -> Any:
+    """The result of a call in another thread, which must not hang."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(WAIT)
+    assert found, "the call hangs, or has failed"
+    return found[0]
+
+
+def until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@needs_library
+@pytest.mark.parametrize("n", [1, 33, 65])
+def test_log_probabilities_of_a_prompt_beside_speculation(
+    n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of 65 tokens, or of 33 beside others, ends with a step of one token."""
+    monkeypatch.setattr(speculation, "SHORTEST_STEP", -1.0)
+    monkeypatch.setattr(speculation, "worth", lambda *given: (min(given[4], 4), 1.0))
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0, "prompt_logprobs": True}
+    with native_operators(), gptx.load(threads=1, speculate=False) as plain:
+        prompt = plain.encode("Once upon a time there was a king. " * 20)
+        expected = plain.generate(prompt[:n], **options)
+    with native_operators(), gptx.load(threads=1) as guessing:
+        for others in (0, 3):
+            beside = [
+                guessing.submit(prompt, max_new_tokens=60, temperature=0) for _ in range(others)
+            ]
+            found = guessing.generate(prompt[:n], **options)
+            for one in beside:
+                one.cancel()
+            assert found.token_ids == expected.token_ids
+            assert found.prompt_logprobs == expected.prompt_logprobs
+    assert len(expected.prompt_logprobs or ()) == n
+
+
+def test_a_negative_prompt_may_be_an_iterator(model: Model) -> None:
+    options: dict[str, Any] = {"guidance_scale": 3, "max_new_tokens": 8, "temperature": 0}
+    expected = model.generate("Once upon a time", negative_prompt=[50, 60, 70], **options)
+    again = model.generate("Once upon a time", negative_prompt=iter([50, 60, 70]), **options)  # type: ignore[arg-type]
+    assert again.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_errors_that_end_threads_end_their_text_alone(
+    model: Model, error: type[BaseException]
+) -> None:
+    def ends(token: int, piece: str) -> None:
+        raise error
+
+    broken = model.submit("Once", max_new_tokens=20, on_token=ends)
+    until(broken.has_ended)
+    after = model.submit("Once", max_new_tokens=5, temperature=0)
+    until(after.has_ended)
+    assert len(after.result().token_ids) == 5
+    with pytest.raises(error):
+        broken.result()
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_an_error_that_would_end_a_loop_in_silence(model: Model, kind: type[Exception]) -> None:
+    def ends(token: int, piece: str) -> None:
+        raise kind
+
+    with pytest.raises(RuntimeError, match=f"raised {kind.__name__}"):
+        list(model.stream("Once", max_new_tokens=8, on_token=ends))
+    with pytest.raises(RuntimeError, match=f"raised {kind.__name__}"):
+        asyncio.run(model.generate_async("Once", max_new_tokens=8, on_token=ends))
+
+
+def test_a_cancel_that_fails_ends_its_text_alone(model: Model) -> None:
+    class Gone(threading.Event):
+        def is_set(self) -> bool:
+            raise ConnectionResetError("its process has ended")
+
+    broken = model.submit("Once", max_new_tokens=50, cancel=Gone())
+    assert within(lambda: model.generate("Once", max_new_tokens=5, temperature=0)).token_ids
+    with pytest.raises(ConnectionResetError):
+        broken.result()
+
+
+def test_a_request_that_ends_just_before_its_thread_waits(endless: Model) -> None:
+    """The thread that drives tells once that a request has ended, when nobody waits yet."""
+    driver = endless.submit("x", max_new_tokens=1900)
+    stream = endless.stream("y")
+
+    def ends() -> bool:
+        """Called between the look at the request and the wait."""
+        endless.engine.end(stream._request)
+        return False
+
+    assert within(lambda: endless.engine.wait(stream._request, ends))
+    driver.cancel()
+
+
+def test_streams_that_nobody_holds_give_their_rows_back(endless: Model) -> None:
+    for _ in range(1024):
+        endless.stream("x")
+    gc.collect()
+    assert endless.stats().queue == 0
+    for _ in range(20):
+        for _ in endless.stream("x y z", max_new_tokens=200):
+            break
+    assert endless.stats().rows == 0
+    assert len(endless.generate("x", max_new_tokens=3).token_ids) == 3
+
+
+def test_a_submitted_text_that_nobody_holds_goes_on(endless: Model) -> None:
+    told = []
+    endless.submit("x", max_new_tokens=7, on_token=lambda *one: told.append(one))
+    until(lambda: len(told) == 7)
+
+
+def test_more_prompts_than_the_queue_holds(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a", eos=[])
+    with gptx.load(folder, threads=1, max_rows=1024) as model:
+        assert len(model.generate(["a"] * 1200, max_new_tokens=1)) == 1200
+
+
+def test_a_text_that_was_cancelled_in_a_step_says_closed(endless: Model) -> None:
+    for _ in range(10):
+        stream = endless.submit("x", max_new_tokens=1900)
+        until(lambda: endless.stats().rows == 1)
+        stream.cancel()
+        until(stream.has_ended)
+        assert stream.completion.finish_reason == "closed"
+
+
+def test_a_chat_that_is_called_from_its_own_answer(endless: Model) -> None:
+    chat = endless.chat()
+    with pytest.raises(UsageError, match="this chat is answering"):
+        chat.send("x", max_new_tokens=5, on_token=lambda *_: chat.send("y"))
+    assert chat.messages == []
+    assert len(chat.send("x", max_new_tokens=5).token_ids) == 5
+
+
+def test_several_texts_where_there_is_room_for_one(endless: Model) -> None:
+    chat, options = endless.chat(), {"num_return_sequences": 2, "temperature": 1.0}
+    for call in (chat.send, chat.stream, endless.summarize, endless.stream, endless.submit):
+        with pytest.raises(UsageError, match="num_return_sequences is 2, and this call gives one"):
+            call("The king. " * 9, **options)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("early", ["cancel", "max_time"])
+def test_a_search_that_is_stopped_at_once_gives_all_its_texts(model: Model, early: str) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    stop: dict[str, Any] = {"cancel": cancelled} if early == "cancel" else {"max_time": 1e-9}
+    found = model.generate(["a", "b"], num_beams=3, num_return_sequences=3, **stop)
+    assert [one.token_ids for one in found] == [[]] * 6
+    assert {one.finish_reason for one in found} == {"closed" if early == "cancel" else "time"}
+
+
+def test_a_search_with_fewer_texts_than_asked_for(model: Model) -> None:
+    def two(tokens: list[int], logits: np.ndarray) -> None:
+        logits[:200] = logits[202:] = -np.inf
+
+    found = model.generate(
+        "a", num_beams=4, num_return_sequences=4, max_new_tokens=1, logits_processor=two
+    )
+    texts = [one.token_ids for one in found]  # type: ignore[attr-defined]
+    assert sorted(texts[:2]) == [[200], [201]] and texts[1:] == [texts[1]] * 3
+
+
+def test_max_time_of_any_kind_of_number(model: Model) -> None:
+    found = model.generate("a", max_time=Decimal("60"), max_new_tokens=2)  # type: ignore[arg-type]
+    assert found.finish_reason == "length"
+
+
+def test_the_event_loop_goes_on_while_a_grammar_is_compiled(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    threads = []
+    compile_one = type(model._grammars).compile
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return compile_one(*arguments)
+
+    monkeypatch.setattr(type(model._grammars), "compile", watched)
+    schema = {"enum": ["a", "b"]}
+    asyncio.run(model.generate_async("x", json_schema=schema, max_new_tokens=3))
+    assert threads[0] is not threading.main_thread()
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "a\0b", "/tmp/\ud800", "n" * 300])
+def test_paths_that_no_file_has(model: Model, path: str) -> None:
+    with pytest.raises((UsageError, OutputError)):
+        model.save_prefixes(path)
+
+
+def test_sizes_that_no_float_holds(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "a")
+    with gptx.load(folder, threads=1, cache_memory="9" * 400) as model:
+        assert model.generate("a", max_new_tokens=1).token_ids
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_logits_processor_must_not_give_infinity(model: Model, value: float, beams: int) -> None:
+    def force(tokens: list[int], logits: np.ndarray) -> None:
+        logits[7] = value
+
+    with pytest.raises(UsageError, match="logits_processor gave NaN or infinity"):
+        model.generate("a", logits_processor=force, num_beams=beams, max_new_tokens=2)
+
+
+def test_a_guidance_scale_that_float32_does_not_hold(model: Model) -> None:
+    with pytest.raises(UsageError, match="guidance_scale is 1e[+]?39, expected 0 to 1e30"):
+        model.generate("a", guidance_scale=1e39)
+    options: dict[str, Any] = {"max_new_tokens": 2, "temperature": 0}
+    assert model.generate("a", guidance_scale=1e30, **options).token_ids
+
+
+def test_forced_tokens_and_grammars_do_not_go_together(model: Model) -> None:
+    pytest.importorskip("llguidance")
+    for options in ({"forced_bos_token_id": 70}, {"forced_eos_token_id": 0}):
+        with pytest.raises(UsageError, match="does not go with forced_"):
+            model.generate("a", json_schema={"const": "b"}, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"), [("length_penalty", "num_beams"), ("dry_base", "dry_multiplier")]
+)
+def test_options_that_do_nothing_alone(model: Model, option: str, needed: str) -> None:
+    with pytest.warns(GptxWarning, match=f"{option} has no effect without {needed}"):
+        model.generate("a", max_new_tokens=1, **{option: 1.5})  # type: ignore[arg-type]
+
+
+def test_the_last_seed(model: Model) -> None:
+    texts = model.generate(
+        "a", temperature=1.0, seed=2**128 - 1, num_return_sequences=2, max_new_tokens=2
+    )
+    assert [one.seed for one in texts] == [2**128 - 1, 0]  # type: ignore[attr-defined]
+    with pytest.raises(GptxError, match="seed"):
+        model.generate("a", temperature=1.0, seed=2**128)
