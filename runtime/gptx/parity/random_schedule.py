@@ -50,7 +50,8 @@ def cases(
     """`n` requests with prompts from a text, each run alone for its logits.
 
     longest: tokens of the longest prompt. Some prompts begin alike, and some repeat themselves;
-    some requests are greedy, some sample, and some need several rows (beams, guidance).
+    some requests are greedy, some sample, some want the log-probabilities of their prompts, and
+    some need several rows (beams, guidance).
     """
     longest = min(longest, model.n_ctx - MOST_TOKENS, len(text))
     found: list[Case] = []
@@ -70,6 +71,8 @@ def cases(
             options |= {"num_beams": 3}
         elif random.random() < 0.2:
             options |= {"guidance_scale": 1.5, "negative_prompt": prompt[len(prompt) // 2 :]}
+        if not options.keys() & {"num_beams", "guidance_scale"} and random.random() < 0.2:
+            options |= {"prompt_logprobs": True}
         model.engine.forget()
         alone = _begin(model, Case(tuple(prompt), options))
         alone.stream.result()
