@@ -13,6 +13,9 @@ from generator.markdown import escaped
 
 ORDER = ["load", "Model", "Completion", "Stream", "Stats", "Session", "Chat"]  # then the rest
 WIDTH = 88
+# Members that other rooms of gptx use, and no app
+INTERNAL = {"stream_ids", "resolve_options", "need_chat", "takes_positions"}
+INTERNAL |= {"has_news", "is_read_elsewhere", "results"}
 
 
 def page() -> str:
@@ -46,7 +49,8 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
             continue
         for key, member in vars(base).items():
             public = isinstance(member, property | classmethod | types.FunctionType)
-            if not key.startswith("_") and public and key not in seen and _is_documented(member):
+            shown = public and not key.startswith("_") and key not in {*seen, *INTERNAL}
+            if shown and _is_documented(member):
                 seen.add(key)
                 yield key, member
 
