@@ -28,7 +28,6 @@ NEEDS = {
     "xtc_threshold": "xtc_probability",
     "dry_base": "dry_multiplier",
     "dry_allowed_length": "dry_multiplier",
-    "dry_penalty_last_n": "dry_multiplier",
     "dry_sequence_breakers": "dry_multiplier",
 }
 FROM_FILE = " (from the artifact's generation_config.json)"
@@ -76,14 +75,15 @@ def resolve(
         raise UsageError("; ".join(problems))
     if not samples and "temperature" not in given:
         warn_of_unused(given)
-    _warn_of_lone(given, values)
     if "min_new_tokens" in values:
         rules = replace(rules, min_length=0)  # replaced by min_new_tokens, as in transformers
     if samples:
         values.setdefault("seed", int.from_bytes(os.urandom(4)))
     else:
         values.pop("seed", None)
-    return Options(**_convert(values), rules=rules)
+    options = Options(**_convert(values), rules=rules)
+    _warn_of_lone(given, options)
+    return options
 
 
 def _merge(
@@ -191,10 +191,11 @@ def warn_of_unused(given: Mapping[str, Any]) -> None:
     )
 
 
-def _warn_of_lone(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def _warn_of_lone(given: Mapping[str, Any], options: Options) -> None:
     """Warn of options of the call that do nothing without another one."""
     for name, needed in NEEDS.items():
-        if name in given and values.get(needed, DEFAULTS[needed]) == DEFAULTS[needed]:
+        changed, has_needed = (getattr(options, one) != DEFAULTS[one] for one in (name, needed))
+        if name in given and changed and not has_needed:
             warn(f"{name} has no effect without {needed}")
 
 
