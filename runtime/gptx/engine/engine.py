@@ -26,7 +26,7 @@ from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.prefix_file import load_prefixes, save_prefixes
 from gptx.engine.request import Request, Work
 from gptx.engine.speculation import Speculation
-from gptx.engine.steps import Steps
+from gptx.engine.steps import Steps, is_main_thread, raisable
 from gptx.errors import GptxError, UsageError
 from gptx.generation.row_plan import FinishReason
 from gptx.kv_cache.rows import Rows
@@ -174,7 +174,10 @@ class Engine:
             return True
         except BaseException:  # Ctrl-C
             with self._lock:
-                self._end(request, error=_interrupted())
+                if request.running and self._stepping:  # its row is in use: the driver ends it
+                    request.error = request.error or _interrupted()
+                else:
+                    self._end(request, error=_interrupted())
             raise
         finally:
             with self._lock:
@@ -356,8 +359,10 @@ class Engine:
         """End a request that the app has cancelled; else wake those who wait for news of it."""
         try:
             cancelled = request.cancelled is not None and request.cancelled()
-        except Exception as error:  # of the app's `cancel`
-            self._end(request, error=error)
+        except BaseException as error:  # of the app's `cancel`
+            self._end(request, error=raisable(error))
+            if isinstance(error, KeyboardInterrupt) and is_main_thread():
+                raise
             return
         if cancelled:
             self._end(request, finish="closed")

@@ -261,12 +261,17 @@ def _pattern_has_control(pattern: Any) -> bool:
     """
     if not isinstance(pattern, str):
         return False
-    alone = re.sub(r"\[(\^?)((?:\\.|[^\]\\])*)\]", _set_as_text, pattern, flags=re.DOTALL)
+    alone = re.sub(r"\\.|\[(\^?)((?:\\.|[^\]\\])*)\]", _set_as_text, pattern, flags=re.DOTALL)
     return any(re.fullmatch(_CONTROL, one) for one in map(_character, _parts(alone)))
 
 
 def _set_as_text(found: re.Match[str]) -> str:
-    """The only character of a set [...] in a pattern; "" if it has several, or is negated."""
+    """The only character of a set [...] in a pattern; "" if it has several, or is negated.
+
+    An escape stays as it is.
+    """
+    if found[0].startswith("\\"):
+        return found[0]
     return found[2] if not found[1] and len(_parts(found[2])) == 1 else ""
 
 

@@ -212,12 +212,18 @@ class Steps:
             if feed.wanted:
                 row.logits = logits
                 requests[request] = max(row.read - len(row.tokens), 0)
+        interruption: BaseException | None = None
         for request, drafted in requests.items():
-            self._take(request, drafted, now, now - asked)
+            try:
+                self._take(request, drafted, now, now - asked)
+            except BaseException as error:  # Ctrl-C: the other requests go on
+                interruption = error
         if self.speculation is not None and self._decoded_last:
             tokens = sum(len(feed.ids) for *_, feed in going)
             if tokens <= LOGITS_AT_ONCE:
                 self.speculation.observe(tokens, now - began)
+        if interruption is not None:
+            raise interruption
 
     def _take(self, request: Request, drafted: int, now: float, seconds: float) -> None:
         """Hand a work its logits, if all its rows have theirs."""
@@ -244,24 +250,24 @@ class Steps:
                 assert row.number is not None
                 self.rows.keep(row.number, row.read)
         except BaseException as error:
-            request.error = _raisable(error)
+            request.error = raisable(error)
             # In the main thread, Ctrl-C and the like may come from outside of the app's functions.
-            if not isinstance(error, Exception) and _is_main_thread():
+            if not isinstance(error, Exception) and is_main_thread():
                 request.error = None
                 raise
         request.taking = False
 
 
-def _raisable(error: BaseException) -> BaseException:
+def raisable(error: BaseException) -> BaseException:
     """The error to raise to the caller. One that ends a loop in silence becomes another."""
     if not isinstance(error, StopIteration | StopAsyncIteration):
         return error
-    other = RuntimeError(f"on_token or logits_processor raised {type(error).__name__}")
+    other = RuntimeError(f"a function of the app raised {type(error).__name__}")
     other.__cause__ = error
     return other
 
 
-def _is_main_thread() -> bool:
+def is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 

@@ -19,6 +19,7 @@ from builders.native_graphs import native_operators, needs_library
 from builders.tiny_artifact import write_artifact
 from gptx.engine import speculation
 from gptx.errors import GptxError, GptxWarning, OutputError, UsageError
+from gptx.kv_cache.rows import Rows
 from gptx.model import Model
 
 WAIT = 30.0  # seconds until a test gives up
@@ -115,15 +116,55 @@ def test_an_error_that_would_end_a_loop_in_silence(model: Model, kind: type[Exce
         asyncio.run(model.generate_async("Once", max_new_tokens=8, on_token=ends))
 
 
-def test_a_cancel_that_fails_ends_its_text_alone(model: Model) -> None:
+@pytest.mark.parametrize("error", [ConnectionResetError, SystemExit])
+def test_a_cancel_that_fails_ends_its_text_alone(model: Model, error: type[BaseException]) -> None:
     class Gone(threading.Event):
         def is_set(self) -> bool:
-            raise ConnectionResetError("its process has ended")
+            raise error
 
     broken = model.submit("Once", max_new_tokens=50, cancel=Gone())
     assert within(lambda: model.generate("Once", max_new_tokens=5, temperature=0)).token_ids
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(error):
         broken.result()
+
+
+def test_an_interrupt_of_a_thread_that_waits_leaves_the_step_alone(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of its request is in use: it is given back behind the step."""
+    expected = endless.generate("x y z", max_new_tokens=9, temperature=0).token_ids
+    inside, go, run = threading.Event(), threading.Event(), Rows.run
+
+    def held(rows: Rows, feeds: Any) -> Any:
+        found = run(rows, feeds)
+        inside.set()
+        assert go.wait(WAIT)
+        return found
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rows, "run", held)
+    stream = endless.submit("x y", max_new_tokens=50)
+    assert inside.wait(WAIT)
+    with pytest.raises(KeyboardInterrupt):
+        endless.engine.wait(stream._request, interrupted)
+    assert not stream.has_ended()
+    go.set()
+    until(stream.has_ended)
+    endless.engine.forget()
+    assert endless.generate("x y z", max_new_tokens=9, temperature=0).token_ids == expected
+
+
+def test_an_interrupt_of_one_text_lets_the_others_go_on(endless: Model) -> None:
+    def ends(token: int, piece: str) -> None:
+        raise KeyboardInterrupt
+
+    first = endless.stream("x", max_new_tokens=50, on_token=ends)
+    second = endless.stream("y", max_new_tokens=50)
+    with pytest.raises(KeyboardInterrupt):
+        list(first)
+    assert len(within(second.result).token_ids) == 50
 
 
 def test_a_request_that_ends_just_before_its_thread_waits(endless: Model) -> None:
