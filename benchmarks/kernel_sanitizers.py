@@ -4,8 +4,8 @@
 
 First jobs from four threads at once, with the thread sanitizer, and the jobs of children of fork,
 without it: it cannot follow them. Then the random cases of kernel_bits.cpp, with the address and
-the undefined-behaviour sanitizer, for each instruction set that this processor has; those of
-AVX-512 are emulated by SIMDe. The first report of a sanitizer ends the run. The last line is JSON.
+the undefined-behaviour sanitizer: plain, AVX2, and AVX-VNNI and AVX-512 as kernel_bits.py emulates
+them. The first report of a sanitizer ends the run. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ static inline __m256i broadcast(const void* p) {
   __builtin_memcpy(&v, p, 4);
   return _mm256_set1_epi32(v);
 }
-// Leaves a and b in the registers in which they are.
+// Pins two sums. GCC would move them to other registers and back, or add products to one another
+// before it adds them to the sums, and run out of registers.
 static inline void keep(__m256i& a, __m256i& b) { __asm__("" : "+x"(a), "+x"(b)); }
 
 #ifdef GPTX_VNNI
@@ -146,7 +147,6 @@ static inline void put(Level* p, I levels) {
   __m256i v = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(in_16_bits(levels), 0xd8), 0xd8);
   _mm256_storeu_si256((__m256i*)p, v);
 }
-// GCC would add products to one another before it adds them to the sum, and run out of registers.
 static inline I dot(I acc, const Levels& w, const Level* a) {
   __m256i v = broadcast(a);
   acc = {_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.even_a, v)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.even_b, v))};

@@ -38,9 +38,10 @@ class Allowed:
     def select(self, logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
         """The logits (width,) of ids that may be sampled; padded ids are left out or -inf.
 
-        logits: (V,). tokens: the prompt and the text so far, for the app's processor. Raises
-        UsageError if that returns something other than logits: also NaN or infinity, but -infinity,
-        which forbids a token, is one.
+        logits: (V,). tokens: the prompt and the text so far, for the app's processor.
+
+        Raises UsageError if the processor gives something other than logits. NaN and infinity are
+        no logits; -infinity is one, and forbids a token.
         """
         if self.processor is not None:
             logits = _processed(self.processor, tokens, logits.astype(np.float32))

@@ -203,8 +203,8 @@ class Engine:
 
     def _drop_abandoned(self) -> None:
         for request in [*self._steps.running, *self._queue]:
-            if request.asked_to_end is not None and not (request.running and self._stepping):
-                self._end(request, finish=request.asked_to_end)
+            if request.asked_to_end is not None:
+                self.end(request, request.asked_to_end)
 
     def stats(self) -> Stats:
         """What the engine is doing and has done."""

@@ -415,7 +415,7 @@ class LoadedModel:
         if self.tokenizer is not None:
             detokenizer = Detokenizer(self.tokenizer, context)
             strings = StopStrings(stops or StopSet(options.stop), self.tokenizer, ids)
-        negative = control.negative_prompt
+        negative: Any = control.negative_prompt  # token ids: resolve_options has encoded it
         work = new_text(
             ids,
             options,
@@ -424,7 +424,7 @@ class LoadedModel:
             manifest=self.manifest,
             keep=keep,
             matcher=self._matcher(control, options),
-            negative=None if negative is None else self.encode(negative),  # token ids already
+            negative=negative,
         )
         request = self.engine.submit(
             work,

@@ -181,20 +181,20 @@ def _move_bounds(schema: dict[str, Any]) -> None:
 def _check_values(where: str, schema: dict[str, Any]) -> None:
     """Raise UsageError for a value with a number that llguidance would write in other digits."""
     for name in ("const", "enum"):
-        for number in _numbers(schema.get(name)):
-            if abs(number) > EXACT:
+        for number in _leaves(schema.get(name)):
+            if isinstance(number, int | float) and abs(number) > EXACT:
                 raise UsageError(
                     f"{name} in {where} has {shown(number)}, which llguidance would round: "
                     "expected numbers up to 2**53"
                 )
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """All numbers in a JSON value."""
+def _leaves(value: Any) -> Iterator[Any]:
+    """The texts, numbers, booleans and nulls in a JSON value; names are left out."""
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(part)
-    elif isinstance(value, int | float):
+            yield from _leaves(part)
+    else:
         yield value
 
 
@@ -218,11 +218,8 @@ def _digits(multiple: Any) -> int:
 
 def _check_texts(where: str, schema: dict[str, Any]) -> None:
     """Raise UsageError for a pattern or format that llguidance reads in another way."""
-    patterns = [schema.get("pattern")]
-    if isinstance(schema.get("patternProperties"), dict):
-        patterns += schema["patternProperties"]
-    for pattern in patterns:
-        if isinstance(pattern, str) and (operator := _set_operator(pattern)):
+    for pattern in _patterns(schema):
+        if operator := _set_operator(pattern):
             raise UsageError(
                 f"the pattern {shown(pattern)} in {where} has {operator} within [...], which means"
                 " something else in llguidance: put a backslash before it"
@@ -231,11 +228,21 @@ def _check_texts(where: str, schema: dict[str, Any]) -> None:
         raise UsageError(f'format in {where} is "unknown", which is no format of JSON Schema')
 
 
+def _patterns(schema: dict[str, Any]) -> list[str]:
+    """The patterns of this schema, for its own text and for the names of an object."""
+    of_names = schema.get("patternProperties")
+    found = [schema.get("pattern"), *(of_names if isinstance(of_names, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
+
+
+# But for \b \f \n \r \t, which STYLE can write
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+
+
 def _check_control_characters(where: str, schema: dict[str, Any]) -> None:
     """Raise UsageError for a text with a control character, which llguidance would leave out."""
     found = [name for name in ("const", "enum") if _has_control(schema.get(name))]
-    patterns = [schema.get("pattern"), *_names_of(schema.get("patternProperties"))]
-    found += [f"the pattern {shown(one)}" for one in patterns if _pattern_has_control(one)]
+    found += [f"the pattern {shown(one)}" for one in _patterns(schema) if _pattern_has_control(one)]
     if found:
         raise UsageError(
             f"{found[0]} in {where} has a control character, which needs an escape such as \\u0001:"
@@ -243,26 +250,18 @@ def _check_control_characters(where: str, schema: dict[str, Any]) -> None:
         )
 
 
-_CONTROL = r"[\x00-\x07\x0b\x0e-\x1f\x7f]"
-
-
 def _has_control(value: Any) -> bool:
-    """Whether a text in a JSON value has a control character that needs \\u. Names may have one."""
-    if isinstance(value, str):
-        return re.search(_CONTROL, value) is not None
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(map(_has_control, parts))
+    """Whether a text in a JSON value has a control character. Names may have one."""
+    return any(_CONTROL.search(leaf) for leaf in _leaves(value) if isinstance(leaf, str))
 
 
-def _pattern_has_control(pattern: Any) -> bool:
+def _pattern_has_control(pattern: str) -> bool:
     """Whether a pattern names a control character, alone or as the only one of a set.
 
     Of a set with others, llguidance leaves it out, as it may.
     """
-    if not isinstance(pattern, str):
-        return False
     alone = re.sub(r"\\.|\[(\^?)((?:\\.|[^\]\\])*)\]", _set_as_text, pattern, flags=re.DOTALL)
-    return any(re.fullmatch(_CONTROL, one) for one in map(_character, _parts(alone)))
+    return any(_CONTROL.fullmatch(one) for one in map(_character, _parts(alone)))
 
 
 def _set_as_text(found: re.Match[str]) -> str:
@@ -287,10 +286,6 @@ def _character(part: str) -> str:
         code = int(digits[1], 16)
         return chr(code) if code < 0x110000 else part
     return {"\\a": "\a", "\\v": "\v"}.get(part, part)
-
-
-def _names_of(value: Any) -> list[str]:
-    return list(value) if isinstance(value, dict) else []
 
 
 def _set_operator(pattern: str) -> str | None:
