@@ -31,7 +31,7 @@ from gptx.errors import (
 
 if TYPE_CHECKING:
     from gptx.artifact.task import Task
-    from gptx.engine.engine import Stats
+    from gptx.engine.stats import Stats
     from gptx.engine.stream import Stream
     from gptx.generation.session import Session
     from gptx.generation.transcript import Completion
@@ -75,7 +75,7 @@ _HOMES = {
     "Model": "gptx.model",
     "Score": "gptx.tasks.score",
     "Session": "gptx.generation.session",
-    "Stats": "gptx.engine.engine",
+    "Stats": "gptx.engine.stats",
     "Stream": "gptx.engine.stream",
     "Summary": "gptx.tasks.summarize",
     "Task": "gptx.artifact.task",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,14 @@ def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def refresh(folder: Path) -> None:
     """Update the sizes and hashes in gptx.json, so that a test gets past their checks."""
     save_manifest(folder, json.loads((folder / "gptx.json").read_text()))
+
+
+def change_embedding(folder: Path, change: Callable[[np.ndarray], None]) -> None:
+    """Change the embedding of a tiny artifact, which is its head as well (tied weights)."""
+    graph = onnx.load(folder / "onnx/model.onnx")
+    embedding = next(tensor for tensor in graph.graph.initializer if tensor.name == "constant_0")
+    table = numpy_helper.to_array(embedding).copy()
+    change(table)
+    embedding.CopyFrom(numpy_helper.from_array(table, "constant_0"))
+    onnx.save(graph, folder / "onnx/model.onnx")
+    refresh(folder)

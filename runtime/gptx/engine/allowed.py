@@ -9,6 +9,7 @@ import numpy as np
 
 from gptx.engine.control import LogitsProcessor
 from gptx.errors import UsageError, shown
+from gptx.generation.filters import not_numbers
 from gptx.generation.row_plan import RowPlan
 
 
@@ -40,8 +41,8 @@ class Allowed:
 
         logits: (V,). tokens: the prompt and the text so far, for the app's processor.
 
-        Raises UsageError if the processor gives something other than logits. NaN and infinity are
-        no logits; -infinity is one, and forbids a token.
+        NaN and infinity are no logits; -infinity is one, and forbids a token. With a processor,
+        raises ArtifactError if the model gave what is no logit, UsageError if the processor did.
         """
         if self.processor is not None:
             logits = _processed(self.processor, tokens, logits.astype(np.float32))
@@ -56,6 +57,8 @@ class Allowed:
 
 
 def _processed(processor: LogitsProcessor, tokens: Sequence[int], logits: np.ndarray) -> np.ndarray:
+    if not logits.max() < np.inf:  # also NaN
+        raise not_numbers()
     given = processor(list(tokens), logits)
     if given is None:
         given = logits

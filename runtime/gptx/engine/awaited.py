@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -26,7 +25,8 @@ async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Comp
 
     Cancelling the task cancels the texts.
     """
-    news, found, growing = _News(), [], deque[Stream]()
+    found, growing = [], deque[Stream]()
+    news = _News(growing)
     left = iter(calls)
     try:
         while True:
@@ -44,8 +44,10 @@ async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Comp
 
 async def pieces(open_one: OpenStream) -> AsyncIterator[str]:
     """The pieces of one text, as they come. Leaving the iteration closes the text."""
-    news = _News()
+    streams: list[Stream] = []
+    news = _News(streams)
     with open_one(unattended=True, on_step=news.tell) as stream:
+        streams.append(stream)
         while True:
             while not stream.has_news():
                 await news.wait()
@@ -56,15 +58,19 @@ async def pieces(open_one: OpenStream) -> AsyncIterator[str]:
 
 
 class _News:
-    """Wakes a task when the engine, in another thread, has news."""
+    """Wakes a task when the engine, in another thread, has news of its streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Iterable[Stream]) -> None:
         self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+        self._streams = streams
 
     def tell(self) -> None:
         """Called by the engine."""
-        with suppress(RuntimeError):  # the loop was closed
+        try:
             self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:  # the loop was closed: nobody reads the texts any more
+            for stream in self._streams:
+                stream.close()
 
     async def wait(self) -> None:
         await self._event.wait()

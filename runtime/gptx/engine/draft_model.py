@@ -159,6 +159,11 @@ class DraftModel:
             self.prefixes.store(held, lambda start, end: self._rows.read(text.row, start, end))
             self._rows.close(text.row)
 
+    def reset(self) -> None:
+        """Free the rows of all texts, and store nothing; their texts may go on."""
+        self._texts = {}
+        self._rows.close_all()
+
 
 def _sample(wanted: Wanted, logits: np.ndarray) -> int | None:
     """A guess from logits (1, V); None if none can be drawn, as from logits that are NaN."""

@@ -8,63 +8,35 @@ engine, which ends when there are none. A lone call needs no other thread.
 
 The lock guards the state of the requests. It is not held while the graph runs or a token is
 sampled: only the driver touches the work and the rows meanwhile.
+
+Ctrl-C may stop the main thread anywhere. A change of the state that was stopped half-way is not
+finished: `_change` then gives all rows back, and the requests that had one end with an error.
 """
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from gptx.engine.bell import Bell
 from gptx.engine.draft_model import DraftModel
 from gptx.engine.prefix_cache import PrefixCache
 from gptx.engine.prefix_file import load_prefixes, save_prefixes
 from gptx.engine.request import Request, Work
 from gptx.engine.speculation import Speculation
-from gptx.engine.steps import Steps, is_main_thread, raisable
+from gptx.engine.state_lock import StateLock
+from gptx.engine.stats import Stats
+from gptx.engine.steps import Going, Steps, is_from_outside, raisable
 from gptx.errors import GptxError, UsageError
 from gptx.generation.row_plan import FinishReason
 from gptx.kv_cache.rows import Rows
 from gptx.ort.graph import OnnxGraph
 
-
-@dataclass(frozen=True)
-class Stats:
-    """What a model is doing, and what it has done since it was loaded.
-
-    Now:
-
-    - rows: texts that grow. queue: texts that wait for a row.
-    - cache_bytes: memory of the rows' KV cache, and of the draft model's. prefix_bytes: memory of
-      the prefix cache.
-
-    Since it was loaded:
-
-    - steps: runs of the graph.
-    - prompt_tokens: tokens of prompts that were read. new_tokens: tokens that were generated.
-    - prefix_hits, prefix_tokens: texts that began with a stored prefix, and its tokens, which were
-      not read again.
-    - drafted, accepted: tokens that speculation guessed, and those that were right.
-    - draft_steps: runs of the draft model's graph.
-    """
-
-    rows: int
-    queue: int
-    cache_bytes: int
-    prefix_bytes: int
-    steps: int
-    prompt_tokens: int
-    new_tokens: int
-    prefix_hits: int
-    prefix_tokens: int
-    drafted: int
-    accepted: int
-    draft_steps: int
+TRIES = 3  # of what must happen although Ctrl-C is pressed again and again
 
 
 class Engine:
@@ -96,7 +68,7 @@ class Engine:
             guesses = Speculation(smaller)
         self._steps = Steps(rows, PrefixCache(prefix_memory), guesses)
         self._queue: deque[Request] = deque()
-        self._lock = threading.RLock()
+        self._state = StateLock(self._give_rows_back)
         self._driver: threading.Thread | None = None
         self._stepping = False  # the driver is in Steps.run
         self._closed = False
@@ -129,23 +101,28 @@ class Engine:
                 f" cache, and cache_memory is {self.memory / 1e6:,.1f} MB: give a smaller"
                 " max_new_tokens, or load the model with more cache_memory"
             )
-        request = Request(
-            work, threading.Condition(self._lock), deadline, cancelled, on_step, unattended
-        )
-        with self._lock:
-            if self._closed:
-                raise UsageError("this model is closed")
-            if len(self._queue) >= self.max_queue:
-                self._drop_abandoned()
-            if len(self._queue) >= self.max_queue:
-                raise GptxError(
-                    f"the queue is full: {len(self._queue):,} requests wait for a row already; try"
-                    " again later"
-                )
-            self._queue.append(request)
-            if unattended:
-                self._find_driver()
+        request = Request(work, deadline, cancelled, on_step, unattended)
+        try:
+            with self._state.lock:
+                self._enqueue(request)
+        except BaseException:  # Ctrl-C
+            self.abandon(request)
+            raise
         return request
+
+    def _enqueue(self, request: Request) -> None:
+        if self._closed:
+            raise UsageError("this model is closed")
+        if len(self._queue) >= self.max_queue:
+            self._state.change(self._drop_abandoned)
+        if len(self._queue) >= self.max_queue:
+            raise GptxError(
+                f"the queue is full: {len(self._queue):,} requests wait for a row already; try"
+                " again later"
+            )
+        self._queue.append(request)
+        if request.unattended:
+            self._find_driver()
 
     def wait(
         self, request: Request, ready: Callable[[], bool], timeout: float | None = None
@@ -156,42 +133,58 @@ class Engine:
         a step already (in a callback, or a signal handler).
         """
         until = None if timeout is None else time.monotonic() + timeout
-        me = threading.current_thread()
-        with self._lock:
-            if self._driver is me:
+        me, bell = threading.current_thread(), Bell()
+        with self._state.lock:
+            if self._driver is me or self._state.changing_here:
                 raise UsageError(
                     "this thread is computing a step of the same model already: call the model"
                     " neither from on_token, logits_processor nor a signal handler"
                 )
-            request.waiting += 1
+        failed = True
         try:
+            request.bells.append(bell)
             while not (request.ended or ready()):
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
+                    failed = False
                     return False
-                if self._driver is me or self._take_the_wheel(request, ready, me, left):
+                if self._driver is me or self._take_the_wheel(request, ready, me):
                     self._step()
-            return True
-        except BaseException:  # Ctrl-C
-            with self._lock:
-                if request.running and self._stepping:  # its row is in use: the driver ends it
-                    request.error = request.error or _interrupted()
                 else:
-                    self._end(request, error=_interrupted())
-            raise
+                    bell.wait(left)
+            failed = False
+            return True
         finally:
-            with self._lock:
-                request.waiting -= 1
-                if self._driver is me:
-                    self._driver = None
-                self._find_driver()
+            interruption: BaseException | None = None
+            for _ in range(TRIES):  # others hang if a second Ctrl-C stops it
+                try:
+                    self._state.change(partial(self._leave, request, bell, failed))
+                    break
+                except BaseException as error:
+                    interruption = error
+            if interruption is not None:
+                raise interruption
+
+    def _leave(self, request: Request, bell: Bell, failed: bool) -> None:
+        """A thread waits no longer for a request. failed: an error, such as Ctrl-C, ended that."""
+        if bell in request.bells:
+            request.bells.remove(bell)
+        if self._driver is threading.current_thread():
+            self._after_step()
+        if failed and request.running and self._stepping:  # its row is in use: the driver ends it
+            request.error = request.error or _interrupted()
+        elif failed:
+            self._end(request, error=_interrupted())
+        self._give_up()
 
     def end(self, request: Request, reason: FinishReason = "closed") -> None:
         """End a request early: nothing more is computed for it after the step that runs now."""
-        with self._lock:
-            request.asked_to_end = reason
-            if not (request.running and self._stepping):
-                self._end(request, finish=reason)
+        request.asked_to_end = reason
+        self._state.change(partial(self._end_as_asked, request))
+
+    def _end_as_asked(self, request: Request) -> None:
+        if not (request.running and self._stepping):  # else the driver ends it
+            self._end(request, finish=request.asked_to_end)
 
     def drives_here(self) -> bool:
         """Whether this thread is in a step: the call comes from a callback or a signal handler."""
@@ -202,14 +195,17 @@ class Engine:
         request.asked_to_end = "closed"
 
     def _drop_abandoned(self) -> None:
-        for request in [*self._steps.running, *self._queue]:
+        for request in self._requests():
             if request.asked_to_end is not None:
-                self.end(request, request.asked_to_end)
+                self._end_as_asked(request)
+
+    def _requests(self) -> list[Request]:
+        return [*self._steps.running, *self._queue]
 
     def stats(self) -> Stats:
         """What the engine is doing and has done."""
-        with self._lock:
-            self._drop_abandoned()
+        with self._state.lock:
+            self._state.change(self._drop_abandoned)
             steps, guesses = self._steps, self._steps.speculation
             return Stats(
                 rows=_rows(steps.running),
@@ -228,122 +224,173 @@ class Engine:
 
     def forget(self) -> None:
         """Empty the prefix cache."""
-        with self._lock:
-            for cache in self._steps.prefix_caches:
-                cache.clear()
+        self._state.change(self._clear)
+
+    def _clear(self) -> None:
+        for cache in self._steps.prefix_caches:
+            cache.clear()
 
     def save_prefixes(self, path: str | Path) -> None:
         """Write the prefix cache to a file; see prefix_file.py."""
-        with self._lock:
+        with self._state.lock:
             save_prefixes(path, self._steps.prefixes, self._graph)
 
     def load_prefixes(self, path: str | Path) -> None:
         """Add the prefixes of a file to the prefix cache; see prefix_file.py."""
-        with self._lock:
-            load_prefixes(path, self._steps.prefixes, self._graph)
+        with self._state.lock:
+            try:
+                load_prefixes(path, self._steps.prefixes, self._graph)
+            finally:
+                self._steps.prefixes.count_bytes()
             self._steps.shrink(self.memory - self._steps.bytes)
 
     def close(self) -> None:
         """End all requests, and free the KV cache."""
-        with self._lock:
-            self._closed = True
-            for request in [*self._steps.running, *self._queue]:
-                self.end(request)
-            for cache in self._steps.prefix_caches:
-                cache.budget = 0
-                cache.clear()
+        self._closed = True
+        self._state.change(self._end_all)
+
+    def _end_all(self) -> None:
+        for request in self._requests():
+            request.asked_to_end = "closed"
+            self._end_as_asked(request)
+        for cache in self._steps.prefix_caches:
+            cache.budget = 0
+        self._clear()
 
     # Who drives
 
     def _take_the_wheel(
-        self,
-        request: Request,
-        ready: Callable[[], bool],
-        me: threading.Thread,
-        timeout: float | None,
+        self, request: Request, ready: Callable[[], bool], me: threading.Thread
     ) -> bool:
-        """Become the driver; else wait for news of the request, and return False."""
-        with self._lock:
+        """Become the driver, if there is none and the request has no news."""
+        with self._state.lock:
             # Asked again with the lock: the driver tells once that a request has ended.
-            if request.ended or ready():
+            if request.ended or ready() or self._has_driver():
                 return False
-            if self._driver is None or not self._driver.is_alive():  # dead: lost in a fork
-                self._driver = me
-                return True
-            request.changed.wait(timeout)
-            return False
+            self._driver = me
+            return True
+
+    def _has_driver(self) -> bool:
+        """Whether a thread drives. One that was lost in a fork does not."""
+        return self._driver is not None and self._driver.is_alive()
 
     def _find_driver(self) -> None:
         """Let another thread drive, if none does and there is something to do."""
-        if self._driver is not None and self._driver.is_alive():
+        if self._has_driver():
             return
         self._driver = None
-        every = [*self._steps.running, *self._queue]
+        every = self._requests()
         for request in every:
-            if request.waiting:
-                request.changed.notify_all()
+            if request.bells:
+                request.ring()
                 return
         if any(request.unattended for request in every):
             self._driver = threading.Thread(target=self._drive, name="gptx-engine", daemon=True)
-            _WITH_A_THREAD.add(self)
             self._driver.start()
 
     def _drive(self) -> None:
         """The engine's own thread: steps until no request is unattended."""
-        while True:
-            with self._lock:
-                if not any(one.unattended for one in (*self._steps.running, *self._queue)):
-                    self._driver = None
-                    self._find_driver()
-                    return
-            self._step()
+        try:
+            while self._is_unattended():
+                self._step()
+        finally:
+            self._state.change(self._give_up)
+
+    def _is_unattended(self) -> bool:
+        """Whether a request needs the engine's own thread; that gives up the wheel if none does."""
+        with self._state.lock:
+            found = any(one.unattended for one in self._requests())
+            if not found:
+                self._state.change(self._give_up)
+            return found
+
+    def _give_up(self) -> None:
+        """This thread drives no longer, if it did."""
+        if self._driver is threading.current_thread():
+            self._driver = None
+            self._after_step()
+        self._find_driver()
 
     # Steps
 
     def _step(self) -> None:
-        with self._lock:
-            self._settle()
-            self._admit()
-            going = self._steps.plan()
-            self._stepping = bool(going)
-        if not going:
-            return
-        try:
-            self._steps.run(going)
-        except Exception as error:
-            with self._lock:
-                for one in going:
-                    self._end(one.request, error=error)
-        finally:
-            with self._lock:
-                self._stepping = False
-                self._settle()
+        self._ask_apps()
+        going: list[Going] = []
+        self._state.change(partial(self._prepare, going))
+        if going:
+            try:
+                self._steps.run(going)
+            except Exception as error:
+                self._state.change(partial(self._fail, going, error))
+            finally:
+                self._state.change(self._after_step)
+
+    def _ask_apps(self) -> None:
+        """Note which requests the app has cancelled."""
+        with self._state.lock:
+            asked = [request for request in self._requests() if request.cancelled is not None]
+        for request in asked:
+            assert request.cancelled is not None
+            try:
+                if request.cancelled():
+                    request.asked_to_end = "closed"
+            except BaseException as error:  # of the app's `cancel`
+                request.error = raisable(error)
+                if is_from_outside(error):
+                    raise
+
+    def _prepare(self, going: list[Going]) -> None:
+        """Plan a step: what each row feeds is added to `going`."""
+        self._settle()
+        self._admit()
+        going += self._steps.plan()
+        self._stepping = bool(going)
+
+    def _fail(self, going: list[Going], error: Exception) -> None:
+        """End the requests of a step that failed."""
+        for one in going:
+            self._end(one.request, error=error)
+
+    def _after_step(self) -> None:
+        self._stepping = False
+        self._state.mend(broken=not self._steps.whole)
+        self._settle()
+
+    def _give_rows_back(self) -> bool:
+        """Take all rows away, and end the requests that had one."""
+        if self._stepping:
+            return False
+        self._steps.reset(self._requests())
+        for request in self._requests():
+            if request.running or request.ended:
+                self._end(request, error=_interrupted())
+        return True
 
     def _admit(self) -> None:
         """Give rows to requests from the queue, in their order, as far as there is memory."""
         steps = self._steps
         while self._queue:
-            together = [*steps.running, self._queue[0]]
+            request = self._queue[0]
+            together = [*steps.running, request]
             rows = _rows(together)
             needed = steps.bytes_with(rows, max(one.work.longest for one in together))
             if steps.running and (rows > self.max_rows or needed > self.memory):
                 return
-            request = together[-1]
-            self._queue.popleft()
             steps.shrink(self.memory - needed)
             try:
                 steps.begin(request)
             except Exception as error:  # too little memory
-                request.error = error
                 self._end(request, error=error)
+            else:
+                self._queue.popleft()
 
     def _settle(self) -> None:
-        """End the requests that are done, failed, were cancelled or are out of time.
+        """End the requests that are done, failed, are not wanted any more or are out of time.
 
         Wake those who wait for news of the others.
         """
         now = time.perf_counter()
-        for request in [*self._steps.running, *self._queue]:
+        for request in self._requests():
             if request.taking:  # Ctrl-C stopped it half-way
                 self._end(request, error=_interrupted())
             elif request.error is not None or request.work.finish is not None:
@@ -352,22 +399,8 @@ class Engine:
                 self._end(request, finish=request.asked_to_end)
             elif request.deadline is not None and now >= request.deadline:
                 self._end(request, finish="time")
-            else:
-                self._ask(request)
-
-    def _ask(self, request: Request) -> None:
-        """End a request that the app has cancelled; else wake those who wait for news of it."""
-        try:
-            cancelled = request.cancelled is not None and request.cancelled()
-        except BaseException as error:  # of the app's `cancel`
-            self._end(request, error=raisable(error))
-            if isinstance(error, KeyboardInterrupt) and is_main_thread():
-                raise
-            return
-        if cancelled:
-            self._end(request, finish="closed")
-        elif request.running:
-            self._tell(request)
+            elif request.running:
+                self._tell(request)
 
     def _end(
         self,
@@ -377,41 +410,26 @@ class Engine:
         error: BaseException | None = None,
     ) -> None:
         """Take a request out of the engine."""
-        if request.ended:
+        if request.gone:
             return
-        request.ended = True
-        request.error = request.error or error
-        request.work.finish = request.work.finish or finish
-        if request.running:
+        if not request.ended:
+            request.error = request.error or error
+            request.work.finish = request.work.finish or finish
             self._steps.end(request)
             self._steps.shrink(self.memory - self._steps.bytes)
-        elif request in self._queue:
-            self._queue.remove(request)
+            request.ended = True
         self._tell(request)
+        # Last: `_give_rows_back` finds the request there if this is stopped half-way.
+        if request in self._steps.running:
+            self._steps.running.remove(request)
+        if request in self._queue:
+            self._queue.remove(request)
+        request.running, request.gone = False, True
 
     def _tell(self, request: Request) -> None:
-        if request.waiting:
-            request.changed.notify_all()
+        request.ring()
         if request.on_step is not None:
             request.on_step()
-
-    def stop(self) -> None:
-        """End all requests, and wait for the engine's own thread."""
-        self.close()
-        driver = self._driver
-        if driver is not None and driver is not threading.current_thread():
-            driver.join()
-
-
-# The process must not end while a thread of an engine runs the graph: ONNX Runtime would be taken
-# down under it.
-_WITH_A_THREAD: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for engine in list(_WITH_A_THREAD):
-        engine.stop()
 
 
 def _rows(requests: Iterable[Request]) -> int:

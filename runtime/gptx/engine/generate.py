@@ -64,7 +64,6 @@ class Generate:
         self._guidance_scale = guidance_scale
         if control.prompt_logprobs:
             self.rows[0].wanted_from = 0
-            transcript.begin_prompt_logprobs()
 
     @property
     def tokens(self) -> list[int]:

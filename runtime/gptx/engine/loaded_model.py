@@ -20,11 +20,12 @@ from gptx.artifact.manifest import Manifest
 from gptx.artifact.task import Task
 from gptx.engine.awaited import OpenStream, completions, pieces
 from gptx.engine.control import NAMES, Control, control_of, is_cancelled
-from gptx.engine.engine import Engine, Stats
+from gptx.engine.engine import Engine
 from gptx.engine.matcher import Matcher
-from gptx.engine.new_text import check_together, new_text
+from gptx.engine.new_text import check_together, new_text, without_forced
+from gptx.engine.stats import Stats
 from gptx.engine.stream import Stream
-from gptx.engine.structure import GrammarCompiler
+from gptx.engine.structure import GrammarCompiler, warn_of_notes
 from gptx.errors import UsageError
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
@@ -321,7 +322,8 @@ class LoadedModel:
         """
         self._need_language("generated")
         options, control = control_of(given, self.generation)
-        resolved = resolve(options, self.generation, max_new_tokens=max_new_tokens, also=NAMES)
+        generation = without_forced(self.generation, options, control)
+        resolved = resolve(options, generation, max_new_tokens=max_new_tokens, also=NAMES)
         resolved = breakers_as_ids(resolved, self.tokenizer)
         model, tokens = self.manifest.model, self.manifest.tokens
         check_options(
@@ -383,10 +385,10 @@ class LoadedModel:
         self, prompts: Sequence[Prompt], given: Mapping[str, Any], *, one_text: bool = False
     ) -> list[OpenStream]:
         """Do what `_calls` does. The event loop goes on while a grammar is compiled."""
-        calls = partial(self._calls, prompts, given, one_text=one_text)
-        if given.get("response_format") is None and given.get("json_schema") is None:
-            return calls()
-        return await asyncio.to_thread(calls)
+        _, control = control_of(given, self.generation)
+        if control.grammar is not None and (begun := self._grammars.begin(control.grammar)):
+            warn_of_notes(await asyncio.wrap_future(begun))
+        return self._calls(prompts, given, one_text=one_text)
 
     def stream_ids(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gptx.artifact.manifest import Manifest
 from gptx.engine.allowed import Allowed
@@ -10,13 +11,15 @@ from gptx.engine.beams import Beams
 from gptx.engine.control import Control
 from gptx.engine.generate import Generate
 from gptx.engine.matcher import Matcher
-from gptx.errors import UsageError
+from gptx.errors import UsageError, warn
 from gptx.generation.options import Options
+from gptx.generation.resolve_options import FROM_FILE
 from gptx.generation.row_plan import plan_row
 from gptx.generation.sampling import Sampler
 from gptx.generation.transcript import Transcript
 
 Text = Generate | Beams
+FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 def new_text(
@@ -50,6 +53,11 @@ def new_text(
         n_logits=allowed.width,
         max_length=len(ids) + plan.limit if plan.limit_reason == "length" else None,
     )
+    top = control.top_logprobs > 0
+    if control.logprobs:
+        transcript.begin_logprobs(top=top)
+    if control.prompt_logprobs:
+        transcript.begin_prompt_logprobs(top=top)
     if options.num_beams > 1:
         return Beams(
             ids,
@@ -76,6 +84,21 @@ def new_text(
     )
 
 
+def without_forced(
+    generation: Mapping[str, Any], given: Mapping[str, Any], control: Control
+) -> Mapping[str, Any]:
+    """generation_config.json without forced tokens, if the text follows a grammar.
+
+    given: the options of the call. Warns (GptxWarning) that the file's have no effect.
+    """
+    if control.grammar is None:
+        return generation
+    for name in FORCED:
+        if given.get(name) is None and generation.get(name) is not None:
+            warn(f"{name}{FROM_FILE} has no effect with response_format or json_schema")
+    return {name: value for name, value in generation.items() if name not in FORCED}
+
+
 def check_together(options: Options, control: Control) -> None:
     """Raise UsageError for options that do not go together."""
     if problems := list(_apart(options, control)):
@@ -95,7 +118,7 @@ def _apart(options: Options, control: Control) -> Iterator[str]:
             if given:
                 yield f"guidance_scale does not go with {name}"
     if control.grammar is not None:
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        for name in FORCED:
             if getattr(options, name) not in (None, ()):
                 yield f"response_format or json_schema does not go with {name}"
     if options.num_beams > 1:

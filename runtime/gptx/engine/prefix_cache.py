@@ -119,6 +119,10 @@ class PrefixCache:
         """Drop everything."""
         self._root, self.bytes = Block((), [], None), 0
 
+    def count_bytes(self) -> None:
+        """Set `bytes` again. It is wrong after an error, such as Ctrl-C, in `store` or `add`."""
+        self.bytes = sum(block.bytes for block in self.blocks())
+
     def blocks(self) -> list[Block]:
         """All blocks, each behind its parent."""
         found, left = [], [self._root]

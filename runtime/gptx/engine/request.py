@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from gptx.engine.bell import Bell
 from gptx.generation.row_plan import FinishReason
 
 
@@ -75,14 +75,19 @@ class Request:
     """
 
     work: Work
-    changed: threading.Condition
     deadline: float | None = None
     cancelled: Callable[[], bool] | None = None
     on_step: Callable[[], object] | None = None
     unattended: bool = False
-    running: bool = False  # False: it waits in the queue, or has ended
-    ended: bool = False
+    running: bool = False  # it has rows
+    ended: bool = False  # nothing more is computed
+    gone: bool = False  # the engine does not hold it any more
     error: BaseException | None = None
-    waiting: int = 0  # threads that wait for it
+    bells: list[Bell] = field(default_factory=list)  # of the threads that wait for it
     asked_to_end: FinishReason | None = None
-    taking: bool = field(default=False)  # True while `take` runs, and for good if that was stopped
+    taking: bool = False  # its logits are being used; for good if Ctrl-C stopped that
+
+    def ring(self) -> None:
+        """Wake the threads that wait for it."""
+        for bell in self.bells:
+            bell.ring()

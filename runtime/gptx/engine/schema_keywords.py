@@ -90,6 +90,7 @@ def prepare_schema(schema: Any) -> tuple[dict[str, Any], list[str]]:
         _check_texts(where, found)
         if not writes_all:
             _check_control_characters(where, found)
+            notes += _mend_patterns(where, found)
         notes += _notes(where, found, used=_used_by_root(places) if found is root else set())
     _check_remainders(places)
     kept = {name: value for name, value in root.items() if name != "$schema"}
@@ -237,47 +238,88 @@ def _patterns(schema: dict[str, Any]) -> list[str]:
 
 # But for \b \f \n \r \t, which STYLE can write
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
+_ESCAPES = (
+    'to write it as an escape such as \\u0001, give the schema "x-guidance": '
+    '{"json_allowed_escapes": "nrbtfu\\\\\\""}'
+)
+# What nothing that STYLE can write matches. Of a single control character, or of one in the middle
+# of a text, llguidance would leave that character out instead.
+_UNWRITABLE = r"\x01\x02"
 
 
 def _check_control_characters(where: str, schema: dict[str, Any]) -> None:
-    """Raise UsageError for a text with a control character, which llguidance would leave out."""
-    found = [name for name in ("const", "enum") if _has_control(schema.get(name))]
-    found += [f"the pattern {shown(one)}" for one in _patterns(schema) if _pattern_has_control(one)]
-    if found:
-        raise UsageError(
-            f"{found[0]} in {where} has a control character, which needs an escape such as \\u0001:"
-            ' give the schema "x-guidance": {"json_allowed_escapes": "nrbtfu\\\\\\""}'
-        )
+    """Raise UsageError for a value with a control character, which llguidance would leave out."""
+    for name in ("const", "enum"):
+        texts = (leaf for leaf in _leaves(schema.get(name)) if isinstance(leaf, str))
+        if any(map(_CONTROL.search, texts)):
+            raise UsageError(f"{name} in {where} has a control character: {_ESCAPES}")
 
 
-def _has_control(value: Any) -> bool:
-    """Whether a text in a JSON value has a control character. Names may have one."""
-    return any(_CONTROL.search(leaf) for leaf in _leaves(value) if isinstance(leaf, str))
+def _mend_patterns(where: str, schema: dict[str, Any]) -> list[str]:
+    """Let patterns match nothing where they ask for control characters, in place.
 
-
-def _pattern_has_control(pattern: str) -> bool:
-    """Whether a pattern names a control character, alone or as the only one of a set.
-
-    Of a set with others, llguidance leaves it out, as it may.
+    Returns a note for each of these patterns.
     """
-    alone = re.sub(r"\\.|\[(\^?)((?:\\.|[^\]\\])*)\]", _set_as_text, pattern, flags=re.DOTALL)
-    return any(_CONTROL.fullmatch(one) for one in map(_character, _parts(alone)))
+    notes = []
+
+    def mended(pattern: Any) -> Any:
+        new = _without_control(pattern) if isinstance(pattern, str) else pattern
+        if new != pattern:
+            notes.append(
+                f"the pattern {shown(pattern)} in {where} has a control character, so texts with it"
+                f" are left out; {_ESCAPES}"
+            )
+        return new
+
+    if "pattern" in schema:
+        schema["pattern"] = mended(schema["pattern"])
+    of_names = schema.get("patternProperties")
+    if isinstance(of_names, dict):
+        schema["patternProperties"] = {mended(name): one for name, one in of_names.items()}
+    return notes
 
 
-def _set_as_text(found: re.Match[str]) -> str:
-    """The only character of a set [...] in a pattern; "" if it has several, or is negated.
+def _without_control(pattern: str) -> str:
+    """The pattern with a set that nothing matches for each control character.
 
-    An escape stays as it is.
+    A set [...] of control characters alone becomes such a set, too.
     """
-    if found[0].startswith("\\"):
-        return found[0]
-    return found[2] if not found[1] and len(_parts(found[2])) == 1 else ""
+    return _TOKEN.sub(_unwritable, pattern)
+
+
+def _unwritable(found: re.Match[str]) -> str:
+    token, body = found[0], found["body"]
+    if not token.startswith("["):
+        return f"[{token}{_UNWRITABLE}]" if _CONTROL.fullmatch(_character(token)) else token
+    has_others = not all(map(_CONTROL.fullmatch, _members(body)))
+    return token if has_others or found["negated"] or not body else f"[{body}{_UNWRITABLE}]"
+
+
+def _members(body: str) -> Iterator[str]:
+    """The characters of a set, whose parts are characters and ranges such as a-z.
+
+    Of a range, those up to \\x80: the ones behind are no control characters, either.
+    """
+    parts = [_character(part) for part in _parts(body)]
+    for at, part in enumerate(parts):
+        if part == "-" and 0 < at < len(parts) - 1:
+            first, last = parts[at - 1], parts[at + 1]
+            if len(first) == len(last) == 1:
+                yield from map(chr, range(ord(first), min(ord(last), 0x80) + 1))
+        else:
+            yield part
+
+
+_HEXADECIMAL = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[xuU]\{[0-9a-fA-F]+\})"
+_PART = re.compile(rf"{_HEXADECIMAL}|\\.|.", re.DOTALL)
+_TOKEN = re.compile(
+    rf"{_HEXADECIMAL}|\\.|\[(?P<negated>\^?)(?P<body>(?:\\.|[^\]\\])*)\]|.", re.DOTALL
+)
 
 
 def _parts(pattern: str) -> list[str]:
     """The characters of a pattern; an escape is one part."""
-    hexadecimal = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[xuU]\{[0-9a-fA-F]+\})"
-    return re.findall(rf"{hexadecimal}|\\.|.", pattern, re.DOTALL)
+    return _PART.findall(pattern)
 
 
 def _character(part: str) -> str:

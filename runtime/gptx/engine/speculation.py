@@ -223,6 +223,12 @@ class Speculation:
             for token in (*text.output, BREAK):
                 self._earlier.add(token)
 
+    def reset(self) -> None:
+        """Drop what may be half-changed after an error: what is kept of texts, and draft rows."""
+        self._earlier = Suffixes([])
+        if self.draft is not None:
+            self.draft.reset()
+
     @property
     def pays(self) -> bool:
         """Whether steps take so long that looking for guesses is nothing beside them."""

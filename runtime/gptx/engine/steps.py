@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from gptx.engine.draft_model import DraftModel
 from gptx.engine.generate import Generate
@@ -38,7 +41,8 @@ class Steps:
 
     running: these requests, in the order in which they came. prefixes: what was read and is kept.
     steps: runs of the graph. prompt_tokens: tokens of prompts that were read. new_tokens: tokens
-    that were generated.
+    that were generated. whole: False if an error, such as Ctrl-C, left the rows half-changed; then
+    `reset` must come next.
 
     Threads: only one thread at a time may call it.
     """
@@ -50,6 +54,7 @@ class Steps:
     steps: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
+    whole: bool = True
     _decoded_last: bool = False
 
     @property
@@ -86,27 +91,37 @@ class Steps:
 
     def begin(self, request: Request) -> None:
         """Give a request its rows, with the beginnings of their tokens that were read before."""
-        request.running = True
-        self.running.append(request)
         for row in request.work.rows:
             row.number = self.rows.open()
             n, parts = self.prefixes.find(row.tokens[: self._copied(row)])
             if n:
                 self.rows.write(row.number, n, parts)
                 row.read = n
+        self.running.append(request)
+        request.running = True
 
     def end(self, request: Request) -> None:
-        """Take the rows of a request away, and store what they hold."""
+        """Take the rows of a request away, and store what they hold. It stays in `running`."""
         for row in request.work.rows:
             if row.number is not None:
                 if request.error is None:
                     self._store(row)
                 self.rows.close(row.number)
                 row.number = None
-        if self.speculation is not None and isinstance(request.work, Generate):
+        if request.running and self.speculation is not None and isinstance(request.work, Generate):
             self.speculation.forget(request.work)
-        self.running.remove(request)
-        request.running = False
+
+    def reset(self, requests: Iterable[Request]) -> None:
+        """Take all rows away, and store nothing. requests: all that may have rows."""
+        for request in requests:
+            for row in request.work.rows:
+                row.number, row.read = None, 0
+        self.rows.close_all()
+        if self.speculation is not None:
+            self.speculation.reset()
+        for cache in self.prefix_caches:
+            cache.count_bytes()
+        self.whole = True
 
     def _store(self, row: Row) -> None:
         n, number = min(row.read, len(row.tokens)), row.number
@@ -184,9 +199,13 @@ class Steps:
             and one.row.decoding
         }
         tokens = sum(len(feed.ids) for *_, feed in going)
-        speculation.guess(
-            list(texts.values()), tokens=tokens, rows=len(going), most=self.rows.chunk
-        )
+        try:
+            speculation.guess(
+                list(texts.values()), tokens=tokens, rows=len(going), most=self.rows.chunk
+            )
+        except BaseException:  # Ctrl-C
+            speculation.reset()
+            raise
         for at, text in texts.items():
             if text.drafts:
                 request, row, feed = going[at]
@@ -203,15 +222,16 @@ class Steps:
         if self.speculation is not None:
             self._add_drafts(self.speculation, going)
             began = time.perf_counter()
-        results = self.rows.run([feed for *_, feed in going])
+        results = self._run_graph(going)
         now = time.perf_counter()
         requests: dict[Request, int] = {}  # and the number of drafts of each
         for (request, row, feed), logits in zip(going, results):
             self.prompt_tokens += min(len(feed.ids), max(row.wanted_from + 1 - row.read, 0))
             row.read += len(feed.ids)
             if feed.wanted:
-                row.logits = logits
+                row.logits, request.taking = logits, True
                 requests[request] = max(row.read - len(row.tokens), 0)
+        self.whole = True
         interruption: BaseException | None = None
         for request, drafted in requests.items():
             try:
@@ -225,6 +245,15 @@ class Steps:
         if interruption is not None:
             raise interruption
 
+    def _run_graph(self, going: Sequence[Going]) -> list[np.ndarray]:
+        """Run the graph. The rows are not `whole` until what they have read is noted."""
+        self.whole = False
+        try:
+            return self.rows.run([feed for *_, feed in going])
+        except BaseException:
+            self.whole = all(self.rows.length(feed.row) == row.read for _, row, feed in going)
+            raise
+
     def _take(self, request: Request, drafted: int, now: float, seconds: float) -> None:
         """Hand a work its logits, if all its rows have theirs."""
         work, before = request.work, request.work.generated
@@ -233,8 +262,8 @@ class Steps:
         if len(logits) < len(rows):  # another row is still reading: the next step overwrites these
             for row in rows:
                 row.logits = None if row.logits is None else row.logits.copy()
+            request.taking = False
             return
-        request.taking = True
         try:
             for row in rows:
                 row.logits = None
@@ -250,11 +279,9 @@ class Steps:
                 assert row.number is not None
                 self.rows.keep(row.number, row.read)
         except BaseException as error:
-            request.error = raisable(error)
-            # In the main thread, Ctrl-C and the like may come from outside of the app's functions.
-            if not isinstance(error, Exception) and is_main_thread():
-                request.error = None
+            if is_from_outside(error):
                 raise
+            request.error = raisable(error)
         request.taking = False
 
 
@@ -267,8 +294,10 @@ def raisable(error: BaseException) -> BaseException:
     return other
 
 
-def is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def is_from_outside(error: BaseException) -> bool:
+    """Whether an error may come from a signal, not from a function of the app (Ctrl-C)."""
+    signals = isinstance(error, KeyboardInterrupt | SystemExit)
+    return signals and threading.current_thread() is threading.main_thread()
 
 
 def _last_token(row: Row) -> Feed:

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,7 +56,8 @@ class GrammarCompiler:
         self._tokenizer, self.vocab_size = tokenizer, vocab_size
         self.end_tokens = frozenset(end_tokens)
         self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._lock = threading.Lock()  # of _compiled
+        self._begun: dict[Grammar, Future[CompiledGrammar]] = {}  # by `begin`, and not done yet
+        self._lock = threading.Lock()  # of both
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """The grammar for this model's tokens; at once if it was compiled before.
@@ -72,14 +73,36 @@ class GrammarCompiler:
             found = self._compiled.get(grammar)
         if found is None or found.failed:
             found = self._compile(grammar)
-            for note in found.notes:
-                warn(f"{NAMES[grammar.kind]}: {note}")
+            warn_of_notes(found)
+        return self._keep(grammar, found)
+
+    def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> CompiledGrammar:
         with self._lock:
-            self._compiled[grammar] = found
+            self._compiled[grammar] = compiled
             self._compiled.move_to_end(grammar)
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-        return found
+        return compiled
+
+    def begin(self, grammar: Grammar) -> Future[CompiledGrammar] | None:
+        """Compile a grammar in another thread, without warnings; None if that was done before.
+
+        Calls for one grammar at the same time share the work. Raises what `compile` raises.
+        """
+        with self._lock:
+            compiled, begun = self._compiled.get(grammar), self._begun.get(grammar)
+            if compiled is not None and not compiled.failed:
+                return None
+            if begun is None or begun.done():
+                begun = self._begun[grammar] = _in_thread(partial(self._begun_one, grammar))
+        return begun
+
+    def _begun_one(self, grammar: Grammar) -> CompiledGrammar:
+        try:
+            return self._keep(grammar, self._compile(grammar))
+        finally:
+            with self._lock:
+                self._begun.pop(grammar, None)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         name, size, most = NAMES[grammar.kind], len(grammar.source), MOST_SOURCE[grammar.kind]
@@ -111,12 +134,20 @@ class GrammarCompiler:
             return _in_thread(work).result(MOST_SECONDS)
         except TimeoutError as error:
             raise UsageError(f"{name}: takes more than {MOST_SECONDS} s to compile") from error
+        except UsageError as error:
+            raise UsageError("; ".join([str(error), *notes])) from error
 
     @cached_property
     def vocabulary(self) -> Any:
         """The model's tokens as llguidance's LLTokenizer."""
         library = _llguidance()
         return library.LLTokenizer(library.TokenizerWrapper(GrammarTokens(self._tokenizer)))
+
+
+def warn_of_notes(compiled: CompiledGrammar) -> None:
+    """Warn (GptxWarning) of parts of a grammar that have no effect."""
+    for note in compiled.notes:
+        warn(f"{compiled.name}: {note}")
 
 
 def _llguidance() -> Any:
@@ -145,6 +176,7 @@ def _for_library(grammar: Grammar) -> tuple[str, list[str]]:
 def _in_thread(work: Callable[[], T]) -> Future[T]:
     """The result of `work`, which runs in a thread with a stack of STACK bytes."""
     result: Future[T] = Future()
+    result.set_running_or_notify_cancel()  # nobody can cancel it: others may wait for it, too
 
     def run() -> None:
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
 from gptx.generation.logprobs import Logprobs
 from gptx.generation.row_plan import FinishReason
 from gptx.text.detokenizer import Detokenizer
 from gptx.text.stop_strings import StopStrings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Transcript:
     began: float = 0.0
     token_ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)  # the text that can be shown after each token
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    prompt_logprobs: list[float | None] = field(default_factory=list)
-    prompt_top_logprobs: list[dict[int, float] | None] = field(default_factory=list)
+    logprobs: list[float] | None = None  # None: not asked for; so are the next three
+    top_logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[dict[int, float] | None] | None = None
     score: float | None = None
     drafted: int = 0
     accepted: int = 0
@@ -114,20 +116,23 @@ class Transcript:
         self._withheld, self.finish = text[certain:], finish
         return text[:certain]
 
+    def begin_logprobs(self, *, top: bool) -> None:
+        """Keep the log-probabilities of new tokens. top: those of the likeliest ones, too."""
+        self.logprobs, self.top_logprobs = [], [] if top else None
+
     def add_logprobs(self, logprobs: Logprobs, token: int) -> None:
         """Keep the log-probability of the token that was added last, and of the likeliest ones."""
-        self.logprobs.append(logprobs.of(token))
-        self.top_logprobs.append(logprobs.top)
+        _add(self.logprobs, logprobs.of(token))
+        _add(self.top_logprobs, logprobs.top)
 
-    def begin_prompt_logprobs(self) -> None:
-        """Keep the log-probabilities of the prompt's tokens. Its first token has none."""
-        self.prompt_logprobs.append(None)
-        self.prompt_top_logprobs.append(None)
+    def begin_prompt_logprobs(self, *, top: bool) -> None:
+        """Do what `begin_logprobs` does for the prompt's tokens. Its first token has none."""
+        self.prompt_logprobs, self.prompt_top_logprobs = [None], [None] if top else None
 
     def add_prompt_logprobs(self, logprobs: Logprobs, token: int) -> None:
         """Keep those of the prompt's next token."""
-        self.prompt_logprobs.append(logprobs.of(token))
-        self.prompt_top_logprobs.append(logprobs.top)
+        _add(self.prompt_logprobs, logprobs.of(token))
+        _add(self.prompt_top_logprobs, logprobs.top)
 
     def copy(self) -> Self:
         """A transcript that goes on from here by itself."""
@@ -135,7 +140,7 @@ class Transcript:
         twin.detokenizer = self.detokenizer and self.detokenizer.copy()
         twin.stop_strings = self.stop_strings and self.stop_strings.copy()
         twin.token_ids, twin.pieces, twin.ends = [*self.token_ids], [*self.pieces], [*self.ends]
-        twin.logprobs, twin.top_logprobs = [*self.logprobs], [*self.top_logprobs]
+        twin.logprobs, twin.top_logprobs = _first(self.logprobs), _first(self.top_logprobs)
         return twin
 
     def become(self, other: Self) -> None:
@@ -172,9 +177,19 @@ class Transcript:
             tokens_per_second=(n - 1) / seconds if seconds else 0.0,
             drafted=self.drafted,
             accepted=self.accepted,
-            logprobs=self.logprobs[:n] or None,
-            top_logprobs=[top for top in self.top_logprobs[:n] if top] or None,
-            prompt_logprobs=self.prompt_logprobs or None,
-            prompt_top_logprobs=self.prompt_top_logprobs if any(self.prompt_top_logprobs) else None,
+            logprobs=_first(self.logprobs, n),
+            top_logprobs=_first(self.top_logprobs, n),
+            prompt_logprobs=self.prompt_logprobs,
+            prompt_top_logprobs=self.prompt_top_logprobs,
             score=self.score,
         )
+
+
+def _add(values: list[T] | None, value: T) -> None:
+    if values is not None:
+        values.append(value)
+
+
+def _first(values: list[T] | None, n: int | None = None) -> list[T] | None:
+    """A copy of the first `n` values, or of all."""
+    return None if values is None else values[:n]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.graph import OnnxGraph
 from gptx.ort.library import onnxruntime
 
@@ -196,7 +197,8 @@ def _to_host(past: Any) -> np.ndarray:
 
 def _run_on_cpu(graph: OnnxGraph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     # The returned arrays share memory with ORT: nothing is copied.
-    return graph.session.run(["logits", *graph.present_names], feeds)
+    with inside_onnxruntime:
+        return graph.session.run(["logits", *graph.present_names], feeds)
 
 
 def _run_on_device(graph: OnnxGraph, feeds: dict[str, Any]) -> list[Any]:
@@ -212,6 +214,7 @@ def _run_on_device(graph: OnnxGraph, feeds: dict[str, Any]) -> list[Any]:
     binding.bind_output("logits", "cpu")
     for name in graph.present_names:
         binding.bind_output(name, graph.device, 0)
-    graph.session.run_with_iobinding(binding)
+    with inside_onnxruntime:
+        graph.session.run_with_iobinding(binding)
     logits, *presents = binding.get_outputs()
     return [logits.numpy(), *presents]

@@ -12,6 +12,7 @@ import numpy as np
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer, capacity_for, grow_buffers
+from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.check_graph import EMBEDS, HIDDEN_AT
 from gptx.ort.graph import OnnxGraph
 
@@ -214,10 +215,11 @@ class NativeCache:
         self._binding.bind_output("logits", "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
     def _run(self) -> None:
-        try:
-            self._graph.session.run_with_iobinding(self._binding, None)
-        except Exception as error:
-            raise self._graph.run_error(error) from error
+        with inside_onnxruntime:
+            try:
+                self._graph.session.run_with_iobinding(self._binding, None)
+            except Exception as error:
+                raise self._graph.run_error(error) from error
 
 
 def _groups(length: int) -> int:

@@ -80,7 +80,12 @@ class Rows:
         if self._open:
             self.keep(row, 0)
         else:
-            self._cache, self._lengths, self._failed = None, [], False
+            self.close_all()
+
+    def close_all(self) -> None:
+        """Free all rows, and the memory."""
+        self._open = set()
+        self._cache, self._lengths, self._failed = None, [], False
 
     def keep(self, row: int, length: int) -> None:
         """Drop the tokens of a row behind its first `length`."""
@@ -107,9 +112,10 @@ class Rows:
             logits = cache.run(feeds, self._lengths)
         else:
             logits = _run_apart(cache, feeds, self._lengths)
+        lengths = self._lengths.copy()
         for feed in feeds:
-            self._lengths[feed.row] += len(feed.ids)
-        self._failed = False
+            lengths[feed.row] += len(feed.ids)
+        self._lengths, self._failed = lengths, False
         return logits
 
     def read(self, row: int, start: int, end: int) -> list[np.ndarray]:

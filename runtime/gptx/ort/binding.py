@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.graph import OnnxGraph
 
 
@@ -74,7 +75,8 @@ class Binding:
 
     def run(self, options: Any = None) -> None:
         """Run the graph. options: RunOptions. Raises ArtifactError if ONNX Runtime fails."""
-        try:
-            self._session.run_with_iobinding(self._binding, options)
-        except Exception as error:
-            raise self._graph.run_error(error) from error
+        with inside_onnxruntime:
+            try:
+                self._session.run_with_iobinding(self._binding, options)
+            except Exception as error:
+                raise self._graph.run_error(error) from error

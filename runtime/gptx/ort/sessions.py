@@ -12,6 +12,7 @@ from typing import Any
 from gptx.errors import ProviderError
 from gptx.install import pip_command
 from gptx.ort import native
+from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.device import CPU
 from gptx.ort.library import installed_extra, onnxruntime, version_of
 from gptx.system.cpu import cpu_features, int8_saturates
@@ -48,7 +49,10 @@ def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] =
     By default, ORT's Python class prints "EP Error ... Falling back" and tries again on the CPU.
     enable_fallback=0 prevents both: standard output is for the model's text only.
     """
-    return ort.InferenceSession(str(graph), options, providers=list(providers), enable_fallback=0)
+    with inside_onnxruntime:
+        return ort.InferenceSession(
+            str(graph), options, providers=list(providers), enable_fallback=0
+        )
 
 
 def session_options(ort: Any, threads: int | None) -> Any:

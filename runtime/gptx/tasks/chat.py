@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import Self, Unpack
 
 from gptx.arguments import text
@@ -83,11 +84,7 @@ class Chat:
         began = time.perf_counter()
         if self._closed:
             raise UsageError("this chat is closed")
-        if self._open is not None and self._model.engine.drives_here():
-            raise UsageError(
-                "this chat is answering: call it once the answer has ended, neither from on_token"
-                " nor from logits_processor"
-            )
+        self._check_step()
         question = {"role": "user", "content": message}
         asked = [*self._conversation(), question]
         # Checked before the open answer is closed: an error then leaves the chat as it was.
@@ -97,10 +94,14 @@ class Chat:
             asked = [*self.messages, question]
             ids, keep = self._prompt(asked, options, control)
 
+        # The stream must not keep a chat alive that the app has dropped
+        this = weakref.ref(self)
+
         def answered(completion: Completion) -> None:
-            self.tokens = [*ids, *completion.token_ids[:-1]]
-            self.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
-            self._open = None
+            if (chat := this()) is not None:
+                chat.tokens = [*ids, *completion.token_ids[:-1]]
+                chat.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
+                chat._open = None
 
         self._asked = asked
         self._open = self._model.stream_ids(
@@ -169,6 +170,7 @@ class Chat:
     def reset(self) -> None:
         """Start over: drop all messages but the system message."""
         with self._call:
+            self._check_step()
             self._settle()
             self.messages = [
                 message for message in self.messages[:1] if message["role"] == "system"
@@ -177,6 +179,7 @@ class Chat:
     def close(self) -> None:
         """End an open answer. The chat cannot be used afterwards."""
         with self._call:
+            self._check_step()
             self._settle()
             self._closed = True
 
@@ -195,6 +198,14 @@ class Chat:
         if stream is not None:
             self._check_reader(stream)
             stream.close(wait=True)
+
+    def _check_step(self) -> None:
+        """Raise UsageError in a function of the app that is called while the open answer grows."""
+        if self._open is not None and self._model.engine.drives_here():
+            raise UsageError(
+                "this chat is answering: call it once the answer has ended, neither from on_token"
+                " nor from logits_processor"
+            )
 
     def _check_reader(self, stream: Stream) -> None:
         """Raise UsageError if another thread is reading this stream."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,9 @@ import pytest
 
 import gptx
 from builders.native_graphs import native_operators, needs_library
-from builders.tiny_artifact import write_artifact
+from builders.tiny_artifact import change_embedding, write_artifact
 from gptx.engine import speculation
-from gptx.errors import GptxError, GptxWarning, OutputError, UsageError
+from gptx.errors import ArtifactError, GptxError, GptxWarning, OutputError, UsageError
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
 
@@ -260,13 +263,13 @@ def test_the_event_loop_goes_on_while_a_grammar_is_compiled(
 ) -> None:
     pytest.importorskip("llguidance")
     threads = []
-    compile_one = type(model._grammars).compile
+    compile_one = type(model._grammars)._compile
 
     def watched(*arguments: Any) -> Any:
         threads.append(threading.current_thread())
         return compile_one(*arguments)
 
-    monkeypatch.setattr(type(model._grammars), "compile", watched)
+    monkeypatch.setattr(type(model._grammars), "_compile", watched)
     schema = {"enum": ["a", "b"]}
     asyncio.run(model.generate_async("x", json_schema=schema, max_new_tokens=3))
     assert threads[0] is not threading.main_thread()
@@ -323,3 +326,116 @@ def test_the_last_seed(model: Model) -> None:
     assert [one.seed for one in texts] == [2**128 - 1, 0]  # type: ignore[attr-defined]
     with pytest.raises(GptxError, match="seed"):
         model.generate("a", temperature=1.0, seed=2**128)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+def test_a_callbacks_error_is_not_raised_where_another_text_is_read(
+    endless: Model, error: type[BaseException]
+) -> None:
+    def ends(token: int, piece: str) -> None:
+        raise error
+
+    broken = endless.stream("x", max_new_tokens=50, on_token=ends)
+    assert len(endless.generate("y", max_new_tokens=50).token_ids) == 50
+    assert broken.has_ended()
+    with pytest.raises(error):
+        list(broken)
+
+
+def test_a_grammar_needs_no_thread_of_the_event_loop(model: Model) -> None:
+    """asyncio's threads may all wait for this very call."""
+    pytest.importorskip("llguidance")
+    options: dict[str, Any] = {"json_schema": {"enum": ["c", "d"]}, "max_new_tokens": 3}
+
+    async def calls() -> list[Any]:
+        loop, done = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, done.wait, WAIT)
+        try:
+            async with asyncio.timeout(WAIT / 2):
+                both = [model.generate_async(prompt, **options) for prompt in ("x", "y")]
+                return [*await asyncio.gather(*both), await model.generate_async("z", **options)]
+        finally:
+            done.set()
+            await blocked
+
+    assert {json.loads(one.text) for one in asyncio.run(calls())} <= {"c", "d"}
+
+
+def test_a_warning_of_a_grammar_names_the_place_of_the_call(model: Model) -> None:
+    pytest.importorskip("llguidance")
+
+    async def call() -> None:
+        schema = {"type": "integer", "minimun": 41}
+        await model.generate_async("x", json_schema=schema, max_new_tokens=3)
+
+    with pytest.warns(GptxWarning, match="minimun in #") as caught:
+        asyncio.run(call())
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore::gptx.GptxWarning")
+def test_an_artifacts_forced_tokens_do_not_forbid_grammars(tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    forced = {"forced_bos_token_id": 70, "forced_eos_token_id": 0}
+    with gptx.load(write_artifact(tmp_path / "a", generation=forced), threads=1) as model:
+        with pytest.warns(GptxWarning, match=r"forced_bos_token_id \(from the artifact's .*has no"):
+            found = model.generate([5], json_schema={"const": "b"}, max_new_tokens=9)
+        assert found.text == '"b"'
+        with pytest.raises(UsageError, match="does not go with forced_eos_token_id"):
+            model.generate([5], json_schema={"const": "b"}, forced_eos_token_id=0)
+
+
+def test_a_text_whose_event_loop_was_closed(endless: Model) -> None:
+    async def first(pieces: AsyncIterator[str]) -> None:
+        await anext(pieces)
+
+    pieces = endless.stream_async("x", max_new_tokens=1900)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(first(pieces))
+    loop.close()
+    until(lambda: endless.stats().rows == 0)
+    assert endless.stats().new_tokens < 1900
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_damaged_model_is_not_blamed_on_a_logits_processor(tmp_path: Path, beams: int) -> None:
+    folder = write_artifact(tmp_path / "a")
+    change_embedding(folder, lambda table: table.fill(np.nan))
+    model = gptx.load(folder, threads=1)
+    with pytest.raises(ArtifactError, match="not finite numbers"):
+        model.generate("a", logits_processor=lambda *_: None, num_beams=beams)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_log_probabilities_of_a_text_without_tokens(model: Model, beams: int) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    found = model.generate("a", top_logprobs=2, num_beams=beams, cancel=cancelled)
+    assert (found.logprobs, found.top_logprobs) == ([], [])
+    found = model.generate("a", num_beams=beams, cancel=cancelled)
+    assert (found.logprobs, found.top_logprobs) == (None, None)
+
+
+def test_a_chat_that_nobody_holds_gives_its_row_back(endless: Model) -> None:
+    chat = endless.chat()
+    gone = weakref.ref(chat)
+    gc.disable()
+    try:
+        next(chat.stream("x"))
+        del chat
+        assert gone() is None and endless.stats().rows == 0
+    finally:
+        gc.enable()
+
+
+def test_a_stream_outlives_its_chat(endless: Model) -> None:
+    assert len("".join(endless.chat().stream("x", max_new_tokens=20))) > 0
+
+
+@pytest.mark.parametrize("call", ["reset", "close"])
+def test_a_chat_cannot_start_over_while_it_answers(endless: Model, call: str) -> None:
+    chat = endless.chat()
+    with pytest.raises(UsageError, match="this chat is answering"):
+        chat.send("x", max_new_tokens=5, on_token=lambda *_: getattr(chat, call)())
+    assert len(chat.send("x", max_new_tokens=5).token_ids) == 5

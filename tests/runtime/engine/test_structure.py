@@ -399,6 +399,10 @@ def test_text_that_the_model_has_no_tokens_for() -> None:
         ({"pattern": "^[a-z&&[^b]]$"}, "has && within"),
         ({"patternProperties": {"[[]": {}}}, "has \\[ within"),
         ({"pattern": "(?=a)b"}, "look-around"),
+        ({"type": "string", "pattern": r"^a\x01b$"}, "give the schema .x-guidance"),
+        ({"type": "string", "pattern": r"^[\x01-\x05]$"}, "give the schema .x-guidance"),
+        ({"type": "string", "pattern": r"^[\x01\x02]$"}, "give the schema .x-guidance"),
+        ({"enum": ["a", {"b": ["\x01"]}]}, "enum in # has a control character"),
         ({"x-guidance": {"lenient": True}}, "other than lenient"),
         ({"x-guidance": {"lazy": True}}, "unknown field"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"const": 2**53 + 1}}}, r"const in #/\$defs/a"),
@@ -425,6 +429,11 @@ def test_what_cannot_be_obeyed_is_refused(schema: Any, says: str) -> None:
         ),
         ({"items": {"x-guidance": {}}}, ["x-guidance in #/items: unknown"]),
         ({"type": "object", "minProperties": 2}, ["minProperties in #: a name that the schema"]),
+        (
+            {"type": "string", "pattern": r"^a\x01?[\x00-\x05]?[^\x01]$"},
+            ["the pattern '^a\\\\x01?[\\\\x00-\\\\x05]?[^\\\\x01]$' in # has a control character"],
+        ),
+        ({"type": "string", "pattern": r"^[\x00-\x7f][^\x01]\n?$"}, []),
         ({"title": "x", "default": 1, "x-order": 2, "$defs": {"a": {"foo": 1}}}, []),
         ({"properties": {"foo": {}}, "const": {"bar": 1}, "examples": [{"baz": 1}]}, []),
     ],
@@ -441,6 +450,36 @@ def test_what_has_no_effect_is_said(schema: Any, notes: list[str]) -> None:
     assert all(one.category is GptxWarning and one.filename == __file__ for one in caught)
     assert len(compiled.notes) == len(notes)
     assert all(map(str.startswith, compiled.notes, notes))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "texts", "others"),
+    [
+        (r"^a(\x01|c)b$", ["acb"], ["ab"]),
+        (r"^a(\u0001x|c)b$", ["acb"], ["ab", "axb"]),
+        (r"^a\x01?b$", ["ab"], ["aab"]),
+        (r"^a([\x01]|\x7f|d)*b$", ["ab", "addb"], ["acb"]),
+        (r"^[\x01-\x05c]$", ["c"], [""]),
+        (r"^[]a]$", ["a", "]"], ["b"]),
+        (r"^(a\x01|[^\x02])$", ["a", "b"], [""]),
+        (r"^a\\x01b$", [r"a\\x01b"], ["ab"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::gptx.GptxWarning")
+def test_patterns_leave_texts_with_control_characters_out(
+    pattern: str, texts: list[str], others: list[str]
+) -> None:
+    for schema, form in (
+        ({"type": "string", "pattern": pattern}, '"{}"'),
+        (
+            {"patternProperties": {pattern: {"const": 1}}, "additionalProperties": False},
+            '{{"{}":1}}',
+        ),
+    ):
+        for text in texts:
+            assert accepts(begin({"type": "object"} | schema), form.format(text)), schema
+        for text in others:
+            assert not accepts(begin({"type": "object"} | schema), form.format(text)), schema
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 import gptx
-from builders.tiny_artifact import refresh, write_artifact
+from builders.tiny_artifact import change_embedding, write_artifact
 from gptx.errors import ArtifactError, PromptError, UsageError
 from gptx.generation.prompt import is_batch
 from gptx.kv_cache.feed import Feed
@@ -354,17 +352,6 @@ def test_threads_share_a_model(shared: Model) -> None:
     assert len(results) == 4
     for found in results.values():
         assert found == [ids for ids in expected for _ in range(3)]
-
-
-def change_embedding(folder: Path, change: Callable[[np.ndarray], None]) -> None:
-    """Change the embedding of a tiny artifact, which is its head as well (tied weights)."""
-    graph = onnx.load(folder / "onnx/model.onnx")
-    embedding = next(tensor for tensor in graph.graph.initializer if tensor.name == "constant_0")
-    table = numpy_helper.to_array(embedding).copy()
-    change(table)
-    embedding.CopyFrom(numpy_helper.from_array(table, "constant_0"))
-    onnx.save(graph, folder / "onnx/model.onnx")
-    refresh(folder)
 
 
 def test_logits_of_a_damaged_model(tmp_path: Path) -> None:

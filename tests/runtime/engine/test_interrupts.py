@@ -1,0 +1,103 @@
+"""Ctrl-C at any moment: no later call hangs or gives another text, and other threads' texts end.
+
+Python raises KeyboardInterrupt where a function begins or has returned. `interrupted` raises it at
+one of these points of gptx's code in the main thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import gptx
+from builders.native_graphs import native_operators, needs_library
+from gptx.engine import speculation
+from gptx.errors import UsageError
+from gptx.model import DEFAULT_MODEL, Model
+
+WAIT = 30.0  # seconds until a test gives up
+EVERY = 67  # one of so many points is tried; all take 12 minutes
+PROMPT, OTHER = "Once upon a time", "The king said to the"
+GREEDY: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
+
+
+def interrupted(call: Callable[[], object], at: int) -> bool:
+    """Raise KeyboardInterrupt at point number `at` of a call. False if it has fewer points."""
+    left = iter(range(at))
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "c_call" or "/gptx/" not in frame.f_code.co_filename:
+            return
+        if frame.f_code.co_name != "__del__" and next(left, None) is None:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def within(call: Callable[[], Any]) -> Any:
+    """The result or error of a call in another thread, which must not hang."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(WAIT)
+    assert found, "the call hangs"
+    return found[0]
+
+
+@pytest.fixture(params=["native", "native with guesses", "onnxruntime"])
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
+    if request.param == "onnxruntime":
+        with gptx.load(threads=1, max_rows=2) as opened:
+            yield opened
+        return
+    guesses = "guesses" in request.param
+    if guesses:
+        monkeypatch.setattr(speculation, "SHORTEST_STEP", -1.0)
+        monkeypatch.setattr(speculation, "worth", lambda *given: (min(given[4], 2), 1.0))
+    draft = DEFAULT_MODEL if guesses else None
+    with native_operators(), gptx.load(threads=1, max_rows=2, draft=draft) as opened:
+        yield opened
+
+
+@needs_library
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another thread"])
+def test_ctrl_c_at_any_point(model: Model, beside: bool, shift: int = 0) -> None:
+    ids = {text: model.generate(text, **GREEDY).token_ids for text in (PROMPT, OTHER)}
+    at = 0
+    for at in range(shift, 10**6, EVERY):
+        model.engine.forget()
+        other = model.submit(OTHER, **GREEDY) if beside else None
+        stopped = interrupted(lambda: model.generate(PROMPT, **GREEDY), at)
+        if other is not None:
+            found = within(other.result)
+            assert isinstance(found, UsageError) or found.token_ids == ids[OTHER], at
+        for text in (PROMPT, OTHER):
+            found = within(lambda text=text: model.generate(text, **GREEDY))
+            assert found.token_ids == ids[text], at
+        gc.collect()
+        stats = model.stats()
+        assert (stats.rows, stats.queue, stats.cache_bytes) == (0, 0, 0), at
+        if not stopped:
+            break
+    assert at > 1000
