@@ -24,6 +24,7 @@ from gptx.bench.machine import lines, machine
 from gptx.bench.prompts import Cutter, source
 from gptx.engine.engine import Engine
 from gptx.engine.generate import Generate
+from gptx.engine.requests import Requests
 from gptx.engine.steps import Steps
 from gptx.generation.sampling import Sampler
 from gptx.generation.transcript import Transcript
@@ -44,8 +45,8 @@ PARTS = {
     (Steps, "_add_drafts"): "guessing",
     (Steps, "plan"): "planning",
     (Steps, "run"): "the rest of a step",
-    (Engine, "_settle"): "ends and news of requests",
-    (Engine, "_admit"): "requests from the queue",
+    (Requests, "settle"): "ends and news of requests",
+    (Requests, "_admit"): "requests from the queue",
     (Engine, "_step"): "the rest of the engine",
 }
 

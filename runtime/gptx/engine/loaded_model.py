@@ -23,6 +23,7 @@ from gptx.engine.control import NAMES, Control, control_of, is_cancelled
 from gptx.engine.engine import Engine
 from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text, without_forced
+from gptx.engine.request import Request
 from gptx.engine.stats import Stats
 from gptx.engine.stream import Stream
 from gptx.engine.structure import GrammarCompiler, warn_of_notes
@@ -428,14 +429,16 @@ class LoadedModel:
             matcher=self._matcher(control, options),
             negative=negative,
         )
-        request = self.engine.submit(
+        request = Request(
             work,
             deadline=None if control.max_time is None else began + control.max_time,
             cancelled=is_cancelled(control.cancel),
             on_step=on_step,
             unattended=unattended,
         )
-        return Stream(self.engine, request, work, on_end=on_end)
+        stream = Stream(self.engine, request, work, on_end=on_end)
+        self.engine.submit(request)
+        return stream
 
     def _matcher(self, control: Control, options: Options) -> Matcher | None:
         """The matcher of a text's grammar."""

@@ -91,3 +91,9 @@ class Request:
         """Wake the threads that wait for it."""
         for bell in self.bells:
             bell.ring()
+
+    def tell(self) -> None:
+        """Say that there is news of it."""
+        self.ring()
+        if self.on_step is not None:
+            self.on_step()

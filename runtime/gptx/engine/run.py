@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gptx.engine.control import is_cancelled
 from gptx.engine.engine import Engine
-from gptx.engine.request import Work
+from gptx.engine.request import Request, Work
 from gptx.errors import GptxError
 
 
@@ -18,10 +18,11 @@ def run(engine: Engine, works: Sequence[Work], cancel: threading.Event | None = 
     ends one of them.
     """
     cancelled = is_cancelled(cancel)
-    requests = []
+    requests: list[Request] = []
     try:
         for work in works:
-            requests.append(engine.submit(work, cancelled=cancelled))
+            requests.append(Request(work, cancelled=cancelled))
+            engine.submit(requests[-1])
         for request in requests:
             engine.wait(request, lambda: False)
             if request.error is not None:

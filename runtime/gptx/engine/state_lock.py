@@ -20,7 +20,7 @@ class StateLock:
         self.lock = threading.RLock()
         self._repair, self._broken = repair, False
         self._changing = False
-        self._changes: deque[Callable[[], None]] = deque()
+        self._later: deque[Callable[[], None]] = deque()
 
     @property
     def changing_here(self) -> bool:
@@ -33,14 +33,15 @@ class StateLock:
     def change(self, change: Callable[[], None]) -> None:
         """Change the state; behind the change that this thread is making already, if it is."""
         with self.lock:
-            self._changes.append(change)
             if self._changing:
+                self._later.append(change)
                 return
             self._changing = True
             try:
-                while self._changes:
-                    self.mend()
-                    self._changes.popleft()()
+                self.mend()
+                change()
+                while self._later:
+                    self._later.popleft()()
             except BaseException:
                 self.mend(broken=True)
                 raise

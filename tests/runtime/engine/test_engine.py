@@ -309,7 +309,7 @@ def test_a_call_from_within_a_step_is_refused(model: Model) -> None:
 
 
 def test_the_queue_is_bounded(endless: Model) -> None:
-    endless.engine.max_queue = 3
+    endless.engine._requests.max_queue = 3
     growing = [endless.submit("the cat") for _ in range(2)]
     while endless.stats().rows < 2:
         time.sleep(0.001)

@@ -1,11 +1,12 @@
 """Ctrl-C at any moment: no later call hangs or gives another text, and other threads' texts end.
 
-Python raises KeyboardInterrupt where a function begins or has returned. `interrupted` raises it at
-one of these points of gptx's code in the main thread.
+Python raises KeyboardInterrupt where a function begins or has returned, and where a loop goes on.
+`interrupted` raises it at one of these points of gptx's code in the main thread.
 """
 
 from __future__ import annotations
 
+import dis
 import gc
 import sys
 import threading
@@ -23,28 +24,34 @@ from gptx.model import DEFAULT_MODEL, Model
 
 WAIT = 30.0  # seconds until a test gives up
 EVERY = 67  # one of so many points is tried; all take 12 minutes
+CHECKED = ("RESUME", "CALL", "JUMP_BACKWARD")  # instructions behind which Ctrl-C may come
 PROMPT, OTHER = "Once upon a time", "The king said to the"
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
 
 
 def interrupted(call: Callable[[], object], at: int) -> bool:
     """Raise KeyboardInterrupt at point number `at` of a call. False if it has fewer points."""
-    left = iter(range(at))
+    left, last = iter(range(at)), dict[FrameType, str]()
 
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        if event == "c_call" or "/gptx/" not in frame.f_code.co_filename:
-            return
-        if frame.f_code.co_name != "__del__" and next(left, None) is None:
-            sys.setprofile(None)
-            raise KeyboardInterrupt
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        code = frame.f_code
+        if "/gptx/" not in code.co_filename or code.co_name in ("__del__", "<genexpr>"):
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        if event == "opcode":
+            before, last[frame] = last.get(frame, ""), dis.opname[code.co_code[frame.f_lasti]]
+            if before.startswith(CHECKED) and next(left, None) is None:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
 
-    sys.setprofile(profile)
+    sys.settrace(trace)
     try:
         call()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.setprofile(None)
+        sys.settrace(None)
     return False
 
 

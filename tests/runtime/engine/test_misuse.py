@@ -131,6 +131,21 @@ def test_a_cancel_that_fails_ends_its_text_alone(model: Model, error: type[BaseE
         broken.result()
 
 
+def test_an_interrupt_in_a_cancel_is_raised_in_the_main_thread_alone(endless: Model) -> None:
+    class Interrupted(threading.Event):
+        def is_set(self) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return False
+
+    other = endless.stream("x", max_new_tokens=50, cancel=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        endless.generate("y", max_new_tokens=50)
+    with pytest.raises(UsageError, match="interrupted in the middle of a step"):
+        list(other)
+    assert len(endless.generate("y", max_new_tokens=50).token_ids) == 50
+
+
 def test_an_interrupt_of_a_thread_that_waits_leaves_the_step_alone(
     endless: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
