@@ -35,6 +35,8 @@ from gptx.errors import UsageError
 from gptx.generation.row_plan import FinishReason
 from gptx.kv_cache.rows import Rows
 from gptx.ort.graph import OnnxGraph
+from gptx.system.fork import after_fork
+from gptx.system.inside_library import ProcessEndsError, inside_library
 
 TRIES = range(3)  # of what must happen although Ctrl-C is pressed again and again
 
@@ -73,6 +75,7 @@ class Engine:
         self._state = StateLock(self._repair)
         self._driver: threading.Thread | None = None
         self._closed = False
+        after_fork(self._after_fork)
 
     # Requests
 
@@ -106,12 +109,9 @@ class Engine:
         """
         until = None if timeout is None else time.monotonic() + timeout
         me, bell = threading.current_thread(), Bell()
-        with self._state.lock:
-            if self._driver is me or self._state.changing_here:
-                raise UsageError(
-                    "this thread is computing a step of the same model already: call the model"
-                    " neither from on_token, logits_processor nor a signal handler"
-                )
+        if self._driver is me:
+            raise _called_in_a_step()
+        self._refuse_while_held()
         failed = True
         try:
             request.bells.append(bell)
@@ -146,6 +146,11 @@ class Engine:
             self._requests.interrupt(request)
         self._find_driver()
 
+    def _refuse_while_held(self) -> None:
+        """Raise UsageError in a signal handler that interrupts the engine in this thread."""
+        if self._state.held_here:
+            raise _called_in_a_step()
+
     def end(self, request: Request, reason: FinishReason = "closed") -> None:
         """End a request early: nothing more is computed for it after the step that runs now."""
         request.asked_to_end = reason
@@ -155,9 +160,10 @@ class Engine:
         """End a request that nobody can read any more. It takes no lock: finalizers may call it."""
         request.asked_to_end = "closed"
 
-    def drives_here(self) -> bool:
-        """Whether this thread is in a step: the call comes from a callback or a signal handler."""
-        return self._requests.stepping and self._driver is threading.current_thread()
+    def is_busy_here(self) -> bool:
+        """Whether this thread is in the engine: a callback or a signal handler makes the call."""
+        drives = self._requests.stepping and self._driver is threading.current_thread()
+        return drives or self._state.held_here
 
     def stats(self) -> Stats:
         """What the engine is doing and has done."""
@@ -189,11 +195,13 @@ class Engine:
 
     def save_prefixes(self, path: str | Path) -> None:
         """Write the prefix cache to a file; see prefix_file.py."""
+        self._refuse_while_held()
         with self._state.lock:
             save_prefixes(path, self._steps.prefixes, self._graph)
 
     def load_prefixes(self, path: str | Path) -> None:
         """Add the prefixes of a file to the prefix cache; see prefix_file.py."""
+        self._refuse_while_held()
         with self._state.lock:
             try:
                 load_prefixes(path, self._steps.prefixes, self._graph)
@@ -214,44 +222,50 @@ class Engine:
         """Become the driver, if there is none and the request has no news."""
         with self._state.lock:
             # Asked again with the lock: the driver tells once that a request has ended.
-            if request.ended or ready() or self._has_driver():
+            if request.ended or ready() or self._driver is not None:
                 return False
             self._driver = me
             return True
 
-    def _has_driver(self) -> bool:
-        """Whether a thread drives. One that was lost in a fork does not."""
-        return self._driver is not None and self._driver.is_alive()
-
     def _find_driver(self) -> None:
         """Let another thread drive, if none does and there is something to do."""
-        if self._has_driver():
+        if self._driver is not None:
             return
-        self._driver = None
         every = self._requests.all
         for request in every:
             if request.bells:
                 request.ring()
                 return
-        if any(request.unattended for request in every):
-            self._driver = threading.Thread(target=self._drive, name="gptx-engine", daemon=True)
-            self._driver.start()
+        if any(request.unattended for request in every) and not inside_library.process_ends:
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._drive, name="gptx-engine", daemon=True)
+        if self._driver is None:  # else a signal handler has just started one
+            self._driver = thread
+            try:
+                thread.start()
+            except BaseException:  # Ctrl-C, or there are too many threads
+                self._driver = None
+                raise
 
     def _drive(self) -> None:
         """The engine's own thread: steps until no request is unattended."""
         try:
-            while self._has_unattended():
+            while self._drives_unattended():
                 self._step()
+        except ProcessEndsError:
+            pass  # whoever waits in the main thread drives
         finally:
             self._state.change(self._hand_over)
 
-    def _has_unattended(self) -> bool:
-        """Whether a request needs the engine's own thread; that hands over if none does."""
+    def _drives_unattended(self) -> bool:
+        """Whether the engine's own thread has something to do. It hands over if it has not."""
         with self._state.lock:
             found = any(request.unattended for request in self._requests.all)
             if not found:
                 self._state.change(self._hand_over)
-            return found
+            return found and self._driver is threading.current_thread()
 
     def _hand_over(self) -> None:
         self._give_up()
@@ -273,6 +287,8 @@ class Engine:
         if going:
             try:
                 self._steps.run(going)
+            except ProcessEndsError:  # the main thread may go on with the requests
+                raise
             except Exception as error:
                 self._state.change(partial(self._requests.fail, going, error))
             finally:
@@ -295,7 +311,8 @@ class Engine:
 
     def _after_step(self) -> None:
         self._requests.stepping = False
-        self._state.mend(broken=not self._steps.whole)
+        self._state.broken = self._state.broken or not self._steps.whole
+        self._state.mend()
         self._requests.settle()
 
     def _repair(self) -> bool:
@@ -304,3 +321,22 @@ class Engine:
             return False
         self._requests.give_rows_back()
         return True
+
+    def _after_fork(self) -> None:
+        """In a forked child: texts of the parent's other threads, and unattended ones, end."""
+        self._state.after_fork()
+        if self._driver is not threading.current_thread():
+            self._driver = None
+            self._state.broken = self._state.broken or self._requests.stepping
+            self._requests.stepping = False
+        for request in self._requests.all:
+            if request.bells or request.unattended:
+                request.bells.clear()
+                self.abandon(request)
+
+
+def _called_in_a_step() -> UsageError:
+    return UsageError(
+        "this thread is computing a step of the same model already: call the model neither from"
+        " on_token, logits_processor nor a signal handler"
+    )

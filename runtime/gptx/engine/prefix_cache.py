@@ -71,7 +71,9 @@ class PrefixCache:
                 path.append((whole, len(rest)))
                 block = whole
                 continue
-            best = max(block.children.values(), key=lambda one: _alike(one, rest), default=None)
+            # A copy: a draft model's cache may be made smaller while it is searched
+            others = list(block.children.values())
+            best = max(others, key=lambda one: _alike(one, rest), default=None)
             if best is not None and (length := _alike(best, rest)):
                 path.append((best, length))
             return path

@@ -13,22 +13,23 @@ class StateLock:
     repair: makes the state whole after a change that was stopped half-way. It returns False if this
     must wait until later. It may be stopped half-way, too, and is then called again.
 
-    lock: to be held while the state is read.
+    lock: to be held while the state is read. broken: True if the state may be half-changed.
     """
 
     def __init__(self, repair: Callable[[], bool]) -> None:
         self.lock = threading.RLock()
-        self._repair, self._broken = repair, False
-        self._changing = False
+        self.broken = False
+        self._repair, self._changing = repair, False
         self._later: deque[Callable[[], None]] = deque()
 
     @property
-    def changing_here(self) -> bool:
-        """Whether this thread, which must hold the lock, is in the middle of a change.
+    def held_here(self) -> bool:
+        """Whether this thread holds the lock.
 
-        Then the call comes from a signal handler, or from a function of the app.
+        If it calls the engine then, the call comes from a signal handler, or from a function of the
+        app.
         """
-        return self._changing
+        return self.lock._is_owned()  # type: ignore[attr-defined]  # threading.Condition uses it
 
     def change(self, change: Callable[[], None]) -> None:
         """Change the state; behind the change that this thread is making already, if it is."""
@@ -43,16 +44,20 @@ class StateLock:
                 while self._later:
                     self._later.popleft()()
             except BaseException:
-                self.mend(broken=True)
+                self.broken = True
+                self.mend()
                 raise
             finally:
                 self._changing = False
 
-    def mend(self, *, broken: bool = False) -> None:
-        """Make the state whole, if it is not, now or before the next change.
+    def mend(self) -> None:
+        """Make the state whole if it is broken, now or before the next change."""
+        if self.broken and self._repair():
+            self.broken = False
 
-        broken: True if this is where it was found to be half-changed.
-        """
-        self._broken = self._broken or broken
-        if self._broken and self._repair():
-            self._broken = False
+    def after_fork(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        if not self.held_here:
+            self.broken = self.broken or self._changing
+            self.lock, self._changing = threading.RLock(), False
+            self._later.clear()

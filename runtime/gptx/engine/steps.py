@@ -97,15 +97,15 @@ class Steps:
             if n:
                 self.rows.write(row.number, n, parts)
                 row.read = n
-        self.running.append(request)
         request.running = True
+        self.running.append(request)
 
     def end(self, request: Request) -> None:
         """Take the rows of a request away, and store what they hold. It stays in `running`."""
         for row in request.work.rows:
             if row.number is not None:
                 if request.error is None:
-                    self._store(row)
+                    self._try_to_store(row)
                 self.rows.close(row.number)
                 row.number = None
         if request.running and self.speculation is not None and isinstance(request.work, Generate):
@@ -122,6 +122,12 @@ class Steps:
         for cache in self.prefix_caches:
             cache.count_bytes()
         self.whole = True
+
+    def _try_to_store(self, row: Row) -> None:
+        try:
+            self._store(row)
+        except Exception:  # no memory: the text is right, and is read anew next time
+            self.prefixes.count_bytes()
 
     def _store(self, row: Row) -> None:
         n, number = min(row.read, len(row.tokens)), row.number

@@ -48,6 +48,7 @@ class Stream:
         self._ended = False
         self._closed = False  # close was called
         self._failed = False  # an error was raised
+        self._reading = False  # a thread waits for a piece, or for the end
         # Held by the thread that reads the next piece, or that ends the stream
         self._lock = threading.RLock()
         self._reader = threading.current_thread()  # the thread that read last
@@ -80,17 +81,16 @@ class Stream:
         return self._reader.is_alive()
 
     def __next__(self) -> str:
-        if not self._lock.acquire(False):
-            raise UsageError("another thread is reading this stream: let one thread read it")
         try:
+            if not self._lock.acquire(False):
+                raise UsageError("another thread is reading this stream: let one thread read it")
             self._reader = threading.current_thread()
             if self._ended or self._closed:
                 raise StopIteration
+            self._reading = True
             return self._next_piece()
         finally:
-            if self._closed:
-                self._end()
-            self._lock.release()
+            self._let_go(reading=False)
 
     def _next_piece(self) -> str:
         pieces = self._work.transcript.pieces
@@ -140,8 +140,12 @@ class Stream:
                 raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
             timeout = min(float(timeout), threading.TIMEOUT_MAX)
         request = self._request
-        if not request.ended and not self._engine.wait(request, lambda: False, timeout):
-            raise TimeoutError(f"the text has not ended after {timeout} seconds")
+        self._reading = True
+        try:
+            if not request.ended and not self._engine.wait(request, lambda: False, timeout):
+                raise TimeoutError(f"the text has not ended after {timeout} seconds")
+        finally:
+            self._reading = False
         with self._lock:
             self._read = len(self._work.transcript.pieces)
             if not self._ended:
@@ -166,11 +170,19 @@ class Stream:
             raise UsageError(f"wait is {shown(wait)}, expected True or False")
         self._closed = True
         self._engine.end(self._request)
-        # Another thread that holds the lock ends the stream itself, and so does this one if close
-        # was called in the middle of its own step (by a signal handler or a callback).
-        if self._lock.acquire(wait):
+        # A thread that is reading ends the stream itself. It may wait for the step in whose middle
+        # close was called, by a callback or a signal handler: that must not wait for it.
+        try:
+            self._lock.acquire(wait and not self._engine.is_busy_here())
+        finally:
+            self._let_go(reading=self._reading)
+
+    def _let_go(self, *, reading: bool) -> None:
+        """Give the lock back, if this thread has it: Ctrl-C may have come before or behind that."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # threading.Condition uses it
+            self._reading = reading
             try:
-                if self._request.ended:
+                if self._closed and not reading:
                     self._end()
             finally:
                 self._lock.release()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from gptx.engine.big_stack import BigStack
 from gptx.engine.grammar import NAMES, Grammar
 from gptx.engine.grammar_tokens import GrammarTokens
 from gptx.engine.lark_text import prepare_lark
@@ -23,9 +24,9 @@ from gptx.engine.matcher import CompiledGrammar, Matcher, reason
 from gptx.engine.schema_keywords import prepare_schema
 from gptx.errors import GptxError, UsageError, warn
 from gptx.install import pip_command
+from gptx.system.fork import after_fork
+from gptx.system.inside_library import inside_library
 from gptx.text.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 KEPT = 32  # compiled grammars of a model, the last ones used
 TRIAL = 8  # tokens of a text with which a new grammar is tried out
@@ -38,7 +39,8 @@ LIMITS = {"max_grammar_size": 50_000, "max_items_in_row": 10_000, "verbose_error
 MOST_SECONDS = 20  # llguidance cannot be stopped: it then goes on in its thread
 # llguidance's compiler calls itself for each rule or $ref that another one names, with up to 20 kB
 # of stack. Without room it would end the process.
-STACK = 256 << 20
+_BIG_STACK = BigStack(256 << 20)
+THREAD = "gptx-grammar"  # its name
 
 
 class GrammarCompiler:
@@ -58,6 +60,7 @@ class GrammarCompiler:
         self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._begun: dict[Grammar, Future[CompiledGrammar]] = {}  # by `begin`, and not done yet
         self._lock = threading.Lock()  # of both
+        after_fork(self._after_fork)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """The grammar for this model's tokens; at once if it was compiled before.
@@ -94,7 +97,9 @@ class GrammarCompiler:
             if compiled is not None and not compiled.failed:
                 return None
             if begun is None or begun.done():
-                begun = self._begun[grammar] = _in_thread(partial(self._begun_one, grammar))
+                begun = self._begun[grammar] = _BIG_STACK.run(
+                    partial(self._begun_one, grammar), THREAD
+                )
         return begun
 
     def _begun_one(self, grammar: Grammar) -> CompiledGrammar:
@@ -116,32 +121,38 @@ class GrammarCompiler:
             raise UsageError(f"{name}: {error}") from error
 
         def work() -> CompiledGrammar:
-            matcher = library.LLMatcher(vocabulary, text, log_level=0, limits=limits)
-            if matcher.is_error():
-                raise UsageError(f"{name}: {reason(matcher)}")
-            compiled = CompiledGrammar(
-                matcher,
-                name=name,
-                notes=notes,
-                vocab_size=self.vocab_size,
-                n_tokens=vocabulary.vocab_size - 1,
-                end_tokens=self.end_tokens,
-            )
-            _try_out(compiled.matcher(), self.vocab_size)
+            with inside_library:
+                matcher = library.LLMatcher(vocabulary, text, log_level=0, limits=limits)
+                if matcher.is_error():
+                    raise UsageError(f"{name}: {reason(matcher)}")
+                compiled = CompiledGrammar(
+                    matcher,
+                    name=name,
+                    notes=notes,
+                    vocab_size=self.vocab_size,
+                    n_tokens=vocabulary.vocab_size - 1,
+                    end_tokens=self.end_tokens,
+                )
+                _try_out(compiled.matcher(), self.vocab_size)
             return compiled
 
         try:
-            return _in_thread(work).result(MOST_SECONDS)
+            return _BIG_STACK.run(work, THREAD).result(MOST_SECONDS)
         except TimeoutError as error:
             raise UsageError(f"{name}: takes more than {MOST_SECONDS} s to compile") from error
         except UsageError as error:
             raise UsageError("; ".join([str(error), *notes])) from error
 
+    def _after_fork(self) -> None:
+        """In a forked child: it lacks the threads that were compiling."""
+        self._lock, self._begun = threading.Lock(), {}
+
     @cached_property
     def vocabulary(self) -> Any:
         """The model's tokens as llguidance's LLTokenizer."""
         library = _llguidance()
-        return library.LLTokenizer(library.TokenizerWrapper(GrammarTokens(self._tokenizer)))
+        with inside_library:
+            return library.LLTokenizer(library.TokenizerWrapper(GrammarTokens(self._tokenizer)))
 
 
 def warn_of_notes(compiled: CompiledGrammar) -> None:
@@ -171,29 +182,6 @@ def _for_library(grammar: Grammar) -> tuple[str, list[str]]:
         return json.dumps({"grammars": [{"lark_grammar": text}]}), notes
     schema, notes = prepare_schema(json.loads(grammar.source))
     return json.dumps({"grammars": [{"json_schema": schema}]}), notes
-
-
-def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """The result of `work`, which runs in a thread with a stack of STACK bytes."""
-    result: Future[T] = Future()
-    result.set_running_or_notify_cancel()  # nobody can cancel it: others may wait for it, too
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
-
-    with _STACK_LOCK:  # the size is a setting of the process
-        before = threading.stack_size(STACK)
-        try:
-            threading.Thread(target=run, name="gptx-grammar", daemon=True).start()
-        finally:
-            threading.stack_size(before)
-    return result
-
-
-_STACK_LOCK = threading.Lock()
 
 
 def _try_out(matcher: Matcher, vocab_size: int) -> None:

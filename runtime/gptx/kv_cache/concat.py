@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.graph import OnnxGraph
 from gptx.ort.library import onnxruntime
+from gptx.system.inside_library import inside_library
 
 
 class ConcatCache:
@@ -197,7 +197,7 @@ def _to_host(past: Any) -> np.ndarray:
 
 def _run_on_cpu(graph: OnnxGraph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     # The returned arrays share memory with ORT: nothing is copied.
-    with inside_onnxruntime:
+    with inside_library:
         return graph.session.run(["logits", *graph.present_names], feeds)
 
 
@@ -214,7 +214,7 @@ def _run_on_device(graph: OnnxGraph, feeds: dict[str, Any]) -> list[Any]:
     binding.bind_output("logits", "cpu")
     for name in graph.present_names:
         binding.bind_output(name, graph.device, 0)
-    with inside_onnxruntime:
+    with inside_library:
         graph.session.run_with_iobinding(binding)
     logits, *presents = binding.get_outputs()
     return [logits.numpy(), *presents]

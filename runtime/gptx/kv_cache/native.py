@@ -12,9 +12,9 @@ import numpy as np
 from gptx.kv_cache.feed import Feed
 from gptx.kv_cache.memory_limit import check_memory
 from gptx.kv_cache.shared_buffer import Buffer, capacity_for, grow_buffers
-from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.check_graph import EMBEDS, HIDDEN_AT
 from gptx.ort.graph import OnnxGraph
+from gptx.system.inside_library import inside_library
 
 GROUP = 16  # positions of keys that lie together in a buffer; its capacity is a multiple
 
@@ -215,7 +215,7 @@ class NativeCache:
         self._binding.bind_output("logits", "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
     def _run(self) -> None:
-        with inside_onnxruntime:
+        with inside_library:
             try:
                 self._graph.session.run_with_iobinding(self._binding, None)
             except Exception as error:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.graph import OnnxGraph
+from gptx.system.inside_library import inside_library
 
 
 class Binding:
@@ -75,7 +75,7 @@ class Binding:
 
     def run(self, options: Any = None) -> None:
         """Run the graph. options: RunOptions. Raises ArtifactError if ONNX Runtime fails."""
-        with inside_onnxruntime:
+        with inside_library:
             try:
                 self._session.run_with_iobinding(self._binding, options)
             except Exception as error:

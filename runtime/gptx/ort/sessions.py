@@ -12,10 +12,10 @@ from typing import Any
 from gptx.errors import ProviderError
 from gptx.install import pip_command
 from gptx.ort import native
-from gptx.ort.at_exit import inside_onnxruntime
 from gptx.ort.device import CPU
 from gptx.ort.library import installed_extra, onnxruntime, version_of
 from gptx.system.cpu import cpu_features, int8_saturates
+from gptx.system.inside_library import inside_library
 
 # ONNX Runtime 1.31 saves packed weights of MatMulNBits wrongly: they are read back as NaN
 # (issue 29163).
@@ -49,7 +49,7 @@ def open_session(ort: Any, graph: Path, options: Any, providers: Sequence[Any] =
     By default, ORT's Python class prints "EP Error ... Falling back" and tries again on the CPU.
     enable_fallback=0 prevents both: standard output is for the model's text only.
     """
-    with inside_onnxruntime:
+    with inside_library:
         return ort.InferenceSession(
             str(graph), options, providers=list(providers), enable_fallback=0
         )

@@ -98,7 +98,7 @@ class Chat:
         this = weakref.ref(self)
 
         def answered(completion: Completion) -> None:
-            if (chat := this()) is not None:
+            if (chat := this()) is not None and chat._asked is asked:
                 chat.tokens = [*ids, *completion.token_ids[:-1]]
                 chat.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
                 chat._open = None
@@ -158,14 +158,23 @@ class Chat:
         Options and errors are those of `stream`. If an error or Ctrl-C interrupts the answer,
         neither it nor the message joins the conversation.
         """
-        stream = self.stream(message, **options)
+        asked = self._asked
         try:
+            stream = self.stream(message, **options)
             for _ in stream:
                 pass
+            return stream.completion
         except BaseException:
-            self._open = None  # the caller got no answer, so the turn is no part of the chat
+            if self._asked is not asked:  # else it was refused
+                self._forget_turn()
             raise
-        return stream.completion
+
+    def _forget_turn(self) -> None:
+        """Take the last turn out of the conversation: its caller got no answer."""
+        stream, self._open = self._open, None
+        self.messages, self._asked = self._asked[:-1], []
+        if stream is not None:
+            stream.close()
 
     def reset(self) -> None:
         """Start over: drop all messages but the system message."""
@@ -201,7 +210,7 @@ class Chat:
 
     def _check_step(self) -> None:
         """Raise UsageError in a function of the app that is called while the open answer grows."""
-        if self._open is not None and self._model.engine.drives_here():
+        if self._open is not None and self._model.engine.is_busy_here():
             raise UsageError(
                 "this chat is answering: call it once the answer has ended, neither from on_token"
                 " nor from logits_processor"

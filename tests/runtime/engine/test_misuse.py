@@ -20,7 +20,8 @@ import pytest
 import gptx
 from builders.native_graphs import native_operators, needs_library
 from builders.tiny_artifact import change_embedding, write_artifact
-from gptx.engine import speculation
+from gptx.engine import prefix_cache, speculation
+from gptx.engine.stream import Stream
 from gptx.errors import ArtifactError, GptxError, GptxWarning, OutputError, UsageError
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
@@ -454,3 +455,108 @@ def test_a_chat_cannot_start_over_while_it_answers(endless: Model, call: str) ->
     with pytest.raises(UsageError, match="this chat is answering"):
         chat.send("x", max_new_tokens=5, on_token=lambda *_: getattr(chat, call)())
     assert len(chat.send("x", max_new_tokens=5).token_ids) == 5
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_callback_closes_the_stream_that_another_thread_reads(
+    endless: Model, waits: bool
+) -> None:
+    """That thread waits for the step in whose middle the callback is."""
+    streams: list[Any] = []
+    read = threading.Event()
+
+    def closes(token: int, piece: str) -> None:
+        if read.is_set():
+            streams[0].close(wait=waits)
+
+    streams.append(endless.stream("x", max_new_tokens=1900))
+    reader = threading.Thread(target=lambda: (next(streams[0]), read.set(), [*streams[0]]))
+    driver = endless.submit("y", max_new_tokens=1900, on_token=closes)
+    reader.start()
+    reader.join(WAIT)
+    assert not reader.is_alive() and streams[0].completion.finish_reason == "closed"
+    driver.cancel()
+
+
+@pytest.mark.parametrize("how", ["send", "close"])
+def test_an_open_answer_joins_the_conversation_beside_other_texts(endless: Model, how: str) -> None:
+    """The step that runs when it is closed is another thread's."""
+    other = endless.submit("x", max_new_tokens=1900)
+    for _ in range(5):
+        chat = endless.chat()
+        stream = chat.stream("hello", max_new_tokens=300)
+        text = next(stream) + next(stream)
+        if how == "send":
+            chat.send("again", max_new_tokens=3)
+        else:
+            stream.close()
+        assert chat.messages[1] == {"role": "assistant", "content": text}
+    assert not other.has_ended()
+    other.cancel()
+
+
+def test_an_interrupted_answer_is_no_part_of_the_chat(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is free, although a REPL keeps the error, and so the stream."""
+    chat, left, get = endless.chat(), iter(range(3)), Stream.__next__
+
+    def interrupted(stream: Stream) -> str:
+        piece = get(stream)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return piece
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "__next__", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            chat.send("hello", max_new_tokens=300)
+    assert kept.value and chat.messages == [] and endless.stats().rows == 0
+    assert len(chat.send("hello", max_new_tokens=3).token_ids) == 3
+    assert len(chat.messages) == 2
+
+
+def test_a_signal_handler_that_interrupts_the_engine_is_refused(
+    endless: Model, tmp_path: Path
+) -> None:
+    """This thread has the engine's lock then, so nobody could drive the steps."""
+    with endless.engine._state.lock:
+        for call in (
+            lambda: endless.generate("x"),
+            lambda: endless.save_prefixes(tmp_path / "x"),
+            lambda: endless.load_prefixes(tmp_path / "x"),
+        ):
+            with pytest.raises(UsageError, match="computing a step of the same model already"):
+                call()
+
+
+def test_a_signal_handler_submits_while_the_engine_starts_its_thread(
+    endless: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = endless.generate("y", max_new_tokens=50, temperature=0).token_ids
+    begin, found, started = threading.Thread.__init__, list[Stream](), 0
+
+    def begun(thread: threading.Thread, *arguments: Any, **options: Any) -> None:
+        nonlocal started
+        begin(thread, *arguments, **options)
+        if options.get("name") == "gptx-engine":
+            started += 1
+            if started == 1:
+                found.append(endless.submit("y", max_new_tokens=50, temperature=0))
+
+    monkeypatch.setattr(threading.Thread, "__init__", begun)
+    found.append(endless.submit("y", max_new_tokens=50, temperature=0))
+    for one in found:
+        until(one.has_ended)
+        assert one.result().token_ids == expected
+
+
+def test_a_prefix_that_cannot_be_stored(endless: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(prefix_cache.mmap, "mmap", none)
+    beside = endless.submit("y", max_new_tokens=100)
+    assert len(endless.generate("x y z", max_new_tokens=5).token_ids) == 5
+    assert len(within(beside.result).token_ids) == 100
+    assert endless.stats().prefix_bytes == 0
