@@ -131,9 +131,13 @@ class Generate:
         if self._matcher is not None:
             self._matcher.apply(allowed)
         token = self._sampler.sample(allowed)
+        complete = False
         if self._matcher is not None:
             self._matcher.accept(token)
-        piece = self.transcript.push(token, self._plan.finish(token, self.generated + 1))
+            # Without an end token, the text cannot say so itself
+            complete = not self._matcher.end_tokens and self._matcher.is_finished
+        finish = self._plan.finish(token, self.generated + 1)
+        piece = self.transcript.push(token, finish, complete=complete)
         if logprobs is not None:
             self.transcript.add_logprobs(logprobs, token)
         self.finish = self.transcript.finish

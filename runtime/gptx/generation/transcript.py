@@ -89,24 +89,25 @@ class Transcript:
     ends: list[float] = field(default_factory=list)  # seconds of decode steps, up to each token
     _withheld: str = ""  # text that may become part of a stop string
 
-    def push(self, token: int, finish: FinishReason | None) -> str:
+    def push(self, token: int, finish: FinishReason | None, *, complete: bool = False) -> str:
         """Add a token. Returns the new text that can be shown, which may be "".
 
         finish: why the text ends with this token; None: it goes on. Text that may become part of a
         stop string is withheld until later tokens decide it. A stop string sets `finish`.
+        complete: True if the text is complete with this token, which is part of it.
         """
-        piece = self._text_of(token, finish)
+        piece = self._text_of(token, finish, complete)
         self.token_ids.append(token)
         self.pieces.append(piece)
         return piece
 
-    def _text_of(self, token: int, finish: FinishReason | None) -> str:
+    def _text_of(self, token: int, finish: FinishReason | None, complete: bool) -> str:
         if self.detokenizer is None or self.stop_strings is None:
             self.finish = finish
             return ""
         shown = finish != "stop"  # the text of the token that ends a row is not shown
         text = self._withheld + (self.detokenizer.push(token) if shown else "")
-        if self.stop_strings.push(token, visible=shown):
+        if self.stop_strings.push(token, visible=shown) or complete:
             finish = "stop"
         if finish:
             text += self.detokenizer.flush()

@@ -13,6 +13,7 @@ import pytest
 import gptx
 from builders.gptx_command import gptx as command
 from builders.native_graphs import native_kernels, needs_library
+from builders.tiny_artifact import write_artifact
 from gptx.engine.speculation import FORCED, Speculation
 from gptx.errors import UsageError
 from gptx.model import Model
@@ -107,3 +108,13 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe{")
     done = command("run", "Once", "--json-schema", file)
     assert done.status == 1 and "--json-schema" in done.err
+
+
+@pytest.mark.parametrize("limit", [3, 50])
+def test_a_model_without_end_tokens_ends_with_its_grammar(tmp_path: Path, limit: int) -> None:
+    with gptx.load(write_artifact(tmp_path / "a", eos=[]), threads=1) as model:
+        found = model.generate("x", json_schema={"const": "b"}, max_new_tokens=limit)
+        assert (found.text, found.finish_reason) == ('"b"', "stop")
+        regex = {"type": "regex", "regex": "a+"}
+        found = model.generate("x", response_format=regex, max_new_tokens=limit)
+        assert found.text and set(found.text) == {"a"} and found.finish_reason == "length"
