@@ -26,6 +26,7 @@ from gptx.errors import (
     ParityError,
     PromptError,
     ProviderError,
+    QueueFullError,
     UsageError,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "ParityError",
     "PromptError",
     "ProviderError",
+    "QueueFullError",
     "Score",
     "Session",
     "Stats",

@@ -6,6 +6,7 @@
     |-- ArtifactError    a folder is no artifact, or a file in it is not what gptx.json says
     |-- CheckpointError  a checkpoint or text cannot be read, or gptx does not cover the model
     |-- ProviderError    the device that was asked for cannot be used
+    |-- QueueFullError   more calls came at the same time than the model's queue holds
     |-- ParityError      a model is further from its reference than the limits allow
     `-- OutputError      an output exists, cannot be written or does not fit on the disk
 
@@ -47,6 +48,13 @@ class PromptError(GptxError, ValueError):
     """A prompt cannot be run: it is empty, too long, not text, or holds an unknown token id.
 
     Example: an app asks its user for a shorter text.
+    """
+
+
+class QueueFullError(GptxError):
+    """More calls came at the same time than the model's queue holds.
+
+    Example: a server answers with status 503, and its client tries again later.
     """
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from itertools import islice
 from typing import Protocol
 
+from gptx.engine.run import PAUSE
 from gptx.engine.stream import Stream
+from gptx.errors import QueueFullError
 from gptx.generation.transcript import Completion
 
 
@@ -23,20 +24,27 @@ class OpenStream(Protocol):
 async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Completion]:
     """Wait for texts without blocking the event loop, for `at_once` of them at a time.
 
-    Cancelling the task cancels the texts.
+    Cancelling the task cancels the texts. Raises QueueFullError if not even the first text finds a
+    place in the queue.
     """
-    found, growing = [], deque[Stream]()
+    found, growing, waiting = [], deque[Stream](), deque(calls)
     news = _News(growing)
-    left = iter(calls)
     try:
-        while True:
-            for open_one in islice(left, at_once - len(growing)):
-                growing.append(open_one(unattended=True, on_step=news.tell))
+        while waiting or growing:
+            try:
+                while waiting and len(growing) < at_once:
+                    growing.append(waiting[0](unattended=True, on_step=news.tell))
+                    waiting.popleft()
+            except QueueFullError:
+                if not growing and not found:
+                    raise
             if not growing:
-                return found
+                await asyncio.sleep(PAUSE)
+                continue
             while not growing[0].has_ended():
                 await news.wait()
             found += growing.popleft().results()
+        return found
     finally:
         for stream in growing:
             stream.close()

@@ -82,8 +82,8 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Put a request into the queue.
 
-        Raises UsageError if the engine is closed or has too few rows, GptxError if the queue is
-        full, or the work needs more memory than the budget.
+        Raises UsageError if the engine is closed or has too few rows, QueueFullError if the queue
+        is full, GptxError if the work needs more memory than the budget.
         """
         self._requests.check(request)
         try:

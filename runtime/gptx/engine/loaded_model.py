@@ -24,10 +24,11 @@ from gptx.engine.engine import Engine
 from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text, without_forced
 from gptx.engine.request import Request
+from gptx.engine.run import PAUSE
 from gptx.engine.stats import Stats
 from gptx.engine.stream import Stream
 from gptx.engine.structure import GrammarCompiler, warn_of_notes
-from gptx.errors import UsageError
+from gptx.errors import PromptError, QueueFullError, UsageError
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
 from gptx.generation.options import MAX_NEW_TOKENS, Options
@@ -165,16 +166,24 @@ class LoadedModel:
         time.
 
         Raises PromptError for a prompt that is empty, too long or neither text nor token ids,
-        UsageError for wrong options, GptxError if there is too little memory.
+        UsageError for wrong options, QueueFullError if too many calls came at the same time,
+        GptxError if there is too little memory.
         """
         found, growing = [], deque[Stream]()
+        waiting = deque(self._calls(_prompts(prompt), options))
         try:
-            for open_one in self._calls(_prompts(prompt), options):
-                growing.append(open_one())
-                if len(growing) > 2 * self.engine.max_rows:  # the queue holds no more than needed
+            while waiting or growing:
+                try:
+                    while waiting and len(growing) <= 2 * self.engine.max_rows:
+                        growing.append(waiting[0]())
+                        waiting.popleft()
+                except QueueFullError:
+                    if not growing and not found:
+                        raise
+                if growing:
                     found += growing.popleft().results()
-            for stream in growing:
-                found += stream.results()
+                else:
+                    time.sleep(PAUSE)
         finally:
             for stream in growing:
                 stream.close()
@@ -366,7 +375,7 @@ class LoadedModel:
         options, control = self.resolve_options(
             given, max_new_tokens=MAX_NEW_TOKENS, one_text=one_text
         )
-        prompts = [self.encode(one) for one in given_prompts]
+        prompts = self._encode(given_prompts)
         check_prompts(prompts, n_ctx=self.n_ctx, max_length=options.rules.max_length)
         stops = StopSet(options.stop)
         if options.num_beams == 1:
@@ -381,6 +390,18 @@ class LoadedModel:
             )
             for ids, seed in zip(prompts, seeds)
         ]
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Encode several prompts. A PromptError says which of them is wrong."""
+        found = []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                found.append(self.encode(prompt))
+            except PromptError as error:
+                if len(prompts) == 1:
+                    raise
+                raise PromptError(f"prompt {number} of {len(prompts)}: {error}") from error
+        return found
 
     async def _calls_async(
         self, prompts: Sequence[Prompt], given: Mapping[str, Any], *, one_text: bool = False

@@ -181,6 +181,8 @@ class Matcher:
     def _check(self) -> None:
         if self._library.is_error():
             self._compiled.failed = True
+            if "KeyboardInterrupt" in self._library.get_error():  # Ctrl-C, in a function of Python
+                raise KeyboardInterrupt
             raise UsageError(f"{self._compiled.name}: {reason(self._library)}")
 
 

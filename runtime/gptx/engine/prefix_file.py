@@ -67,7 +67,8 @@ def save_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
         save_file(arrays, staging, metadata)
         os.replace(staging, path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"cannot write {path}: {reason}") from error
     finally:
         with suppress(OSError):  # none was written, as the name is too long
             staging.unlink(missing_ok=True)
@@ -89,6 +90,8 @@ def load_prefixes(path: str | Path, cache: PrefixCache, graph: OnnxGraph) -> Non
         if metadata["sha256"] != _hash(table, [arrays[str(at)] for at in range(len(arrays))]):
             raise ValueError("its contents have another hash than it says")
         blocks = _blocks(table, arrays, graph)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist") from error
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} holds no prefixes, or is damaged: {error}") from error
     added: list[Block] = []

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from gptx.engine.request import Request
 from gptx.engine.steps import Going, Steps
-from gptx.errors import GptxError, UsageError
+from gptx.errors import GptxError, QueueFullError, UsageError
 from gptx.generation.row_plan import FinishReason
 
 
@@ -60,15 +60,15 @@ class Requests:
         needed = self.steps.bytes_with(len(work.rows), work.longest)
         if needed > self.memory:
             raise GptxError(
-                f"a text of up to {work.longest:,} tokens needs {needed / 1e6:,.1f} MB for its KV"
-                f" cache, and cache_memory is {self.memory / 1e6:,.1f} MB: give a smaller"
-                " max_new_tokens, or load the model with more cache_memory"
+                f"a text of up to {work.longest:,} tokens needs {needed:,} bytes for its KV cache,"
+                f" and cache_memory is {self.memory:,}: give a smaller max_new_tokens, or load the"
+                " model with more cache_memory"
             )
 
     def add(self, request: Request) -> None:
-        """Put a request into the queue. Raises GptxError if that is full."""
+        """Put a request into the queue. Raises QueueFullError if that is full."""
         if self.is_full:
-            raise GptxError(
+            raise QueueFullError(
                 f"the queue is full: {len(self.queue):,} requests wait for a row already; try"
                 " again later"
             )

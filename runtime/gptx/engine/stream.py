@@ -113,7 +113,7 @@ class Stream:
             raise UsageError(
                 "this stream failed or was interrupted in the middle of a step: close it and"
                 " generate again"
-            )
+            ) from request.error
         if len(pieces) > self._read:
             return True
         try:
@@ -148,6 +148,8 @@ class Stream:
             self._reading = False
         with self._lock:
             self._read = len(self._work.transcript.pieces)
+            if self._failed and request.error is not None:
+                raise request.error
             if not self._ended:
                 self._wait()
             return self.completion
@@ -190,8 +192,11 @@ class Stream:
     def __del__(self) -> None:
         """Nobody can read the text now. One of `submit` goes on: its callbacks may be wanted."""
         request = getattr(self, "_request", None)  # None: __init__ failed
-        if request is not None and not request.unattended and not request.ended:
+        if request is None or request.unattended:
+            return
+        if not request.ended:
             self._engine.abandon(request)
+        self._end()
 
     def cancel(self) -> None:
         """Do what `close` does."""

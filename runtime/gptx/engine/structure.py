@@ -20,7 +20,7 @@ from gptx.engine.big_stack import BigStack
 from gptx.engine.grammar import NAMES, Grammar
 from gptx.engine.grammar_tokens import GrammarTokens
 from gptx.engine.lark_text import prepare_lark
-from gptx.engine.matcher import CompiledGrammar, Matcher, reason
+from gptx.engine.matcher import CompiledGrammar, reason
 from gptx.engine.schema_keywords import prepare_schema
 from gptx.errors import GptxError, UsageError, warn
 from gptx.install import pip_command
@@ -133,7 +133,7 @@ class GrammarCompiler:
                     n_tokens=vocabulary.vocab_size - 1,
                     end_tokens=self.end_tokens,
                 )
-                _try_out(compiled.matcher(), self.vocab_size)
+                _try_out(compiled, self.vocab_size)
             return compiled
 
         try:
@@ -184,11 +184,20 @@ def _for_library(grammar: Grammar) -> tuple[str, list[str]]:
     return json.dumps({"grammars": [{"json_schema": schema}]}), notes
 
 
-def _try_out(matcher: Matcher, vocab_size: int) -> None:
-    """Follow a grammar for a few tokens. Raises UsageError if llguidance reaches a limit there."""
-    for _ in range(TRIAL):
+def _try_out(compiled: CompiledGrammar, vocab_size: int) -> None:
+    """Follow a grammar for a few tokens.
+
+    Raises UsageError if llguidance reaches a limit there, or if no token may come.
+    """
+    matcher = compiled.matcher()
+    for taken in range(TRIAL):
         logits = np.zeros(vocab_size, np.float32)
         matcher.apply(logits)
         allowed = np.flatnonzero(logits == 0)
+        if not (taken or allowed.size):
+            raise UsageError(
+                f"{compiled.name}: only the empty text follows it, and no token of this model ends"
+                " a text"
+            )
         if matcher.is_finished or not matcher.accept(int(allowed[len(allowed) // 2])):
             return

@@ -49,7 +49,7 @@ class Chat:
             " of its own"
         )
         self._model = model
-        self._open: Stream | None = None
+        self._opened: weakref.ref[Stream] | None = None
         self._closed = False
         self.tokens: list[int] = []
         self._asked: list[dict[str, str]] = []  # the messages that the open stream answers
@@ -65,9 +65,9 @@ class Chat:
         call or generation_config.json), an answer ends when the model ends it, or the context is
         full.
 
-        The message and the answer join the conversation when the stream ends or is closed. If the
-        next message is sent before that, the answer is closed first and joins the conversation as
-        far as it was read.
+        The message and the answer join the conversation when the stream ends or is closed. An
+        answer that was read half-way joins as far as it was read: when its stream is closed, when
+        the next message is sent, or when nobody holds the stream any more.
 
         overflow="slide" leaves the oldest turns out once the context is full; the system message
         stays.
@@ -101,23 +101,30 @@ class Chat:
             if (chat := this()) is not None and chat._asked is asked:
                 chat.tokens = [*ids, *completion.token_ids[:-1]]
                 chat.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
-                chat._open = None
+                chat._opened = None
 
         self._asked = asked
-        self._open = self._model.stream_ids(
+        stream = self._model.stream_ids(
             ids, options, control, (), began, keep=keep, on_end=answered
         )
-        return self._open
+        self._opened = weakref.ref(stream)
+        return stream
+
+    @property
+    def _open(self) -> Stream | None:
+        """The answer that has not ended. The app holds it: once nobody does, it has ended."""
+        return None if self._opened is None else self._opened()
 
     def _conversation(self) -> list[dict[str, str]]:
         """The messages, with the open answer as far as it was read.
 
         Raises UsageError if another thread is reading it.
         """
-        if self._open is None:
+        stream = self._open
+        if stream is None:
             return self.messages
-        self._check_reader(self._open)
-        answer = {"role": "assistant", "content": self._open.completion.text or ""}
+        self._check_reader(stream)
+        answer = {"role": "assistant", "content": stream.completion.text or ""}
         return [*self._asked, answer]
 
     def _prompt(
@@ -171,7 +178,7 @@ class Chat:
 
     def _forget_turn(self) -> None:
         """Take the last turn out of the conversation: its caller got no answer."""
-        stream, self._open = self._open, None
+        stream, self._opened = self._open, None
         self.messages, self._asked = self._asked[:-1], []
         if stream is not None:
             stream.close()

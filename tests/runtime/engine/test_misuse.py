@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ from builders.native_graphs import native_operators, needs_library
 from builders.tiny_artifact import change_embedding, write_artifact
 from gptx.engine import prefix_cache, speculation
 from gptx.engine.stream import Stream
-from gptx.errors import ArtifactError, GptxError, GptxWarning, OutputError, UsageError
+from gptx.errors import (
+    ArtifactError,
+    GptxError,
+    GptxWarning,
+    OutputError,
+    PromptError,
+    QueueFullError,
+    UsageError,
+)
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
 
@@ -560,3 +569,84 @@ def test_a_prefix_that_cannot_be_stored(endless: Model, monkeypatch: pytest.Monk
     assert len(endless.generate("x y z", max_new_tokens=5).token_ids) == 5
     assert len(within(beside.result).token_ids) == 100
     assert endless.stats().prefix_bytes == 0
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_list_that_is_under_way_outlives_a_full_queue(endless: Model, in_a_loop: bool) -> None:
+    endless.engine._requests.max_queue = 3
+    prompts, options = ["x", "y z", "z"] * 7, {"max_new_tokens": 4, "temperature": 0}
+    expected = [one.token_ids for one in endless.generate(prompts, **options)]
+    flood = [endless.submit("x", max_new_tokens=60) for _ in range(2)]
+
+    def floods(token: int, piece: str) -> None:
+        for _ in range(3):
+            with suppress(QueueFullError):
+                flood.append(endless.submit("x", max_new_tokens=9))
+
+    options["on_token"] = floods
+    if in_a_loop:
+        found = asyncio.run(endless.generate_async(prompts, **options))
+    else:
+        found = endless.generate(prompts, **options)
+    assert [one.token_ids for one in found] == expected
+    assert len(flood) > 10
+
+
+def test_many_texts_are_classified_with_a_short_queue(endless: Model) -> None:
+    texts, labels = ["x y", "y z z", "z"] * 5, ["good", "bad", "so so"]
+    expected = endless.classify(texts, labels=labels)
+    endless.engine._requests.max_queue = 3
+    assert endless.classify(texts, labels=labels) == expected
+
+
+def test_a_full_queue_has_an_error_of_its_own(endless: Model) -> None:
+    growing = [endless.submit("x", max_new_tokens=1900) for _ in range(2)]
+    until(lambda: endless.stats().rows == 2)
+    growing.append(endless.submit("x"))
+    endless.engine._requests.max_queue = 1
+    for call in (lambda: endless.generate(["x", "y"]), lambda: endless.score("x y")):
+        with pytest.raises(QueueFullError, match="the queue is full: 1 requests wait"):
+            call()
+    for one in growing:
+        one.cancel()
+
+
+def test_a_half_read_answer_that_nobody_holds(endless: Model) -> None:
+    chat, text = endless.chat(), ""
+    for piece in chat.stream("x", overflow="slide"):
+        text = piece
+        break
+    assert endless.stats().rows == 0
+    assert [one["content"] for one in chat.messages] == ["x", text]
+
+
+def test_the_result_of_a_failed_text_can_be_asked_for_twice(model: Model) -> None:
+    failed = model.submit("a", logits_processor=lambda *_: 5)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(UsageError, match="logits_processor returned 5"):
+            failed.result()
+
+
+def test_the_wrong_one_of_several_prompts_is_named(model: Model) -> None:
+    for prompts in (["a", ""], [[5], [10**6]]):
+        with pytest.raises(PromptError, match="prompt 2 of 2: "):
+            model.generate(prompts)
+
+
+def test_ctrl_c_while_llguidance_calls_python(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+
+    class Interrupted:
+        def is_error(self) -> bool:
+            return True
+
+        def get_error(self) -> str:
+            return "panic: called Result::unwrap() on PyErr { type: <class 'KeyboardInterrupt'> }"
+
+    stream = model.stream("x", json_schema={"type": "integer"})
+    monkeypatch.setattr(stream._work._matcher, "_library", Interrupted())  # type: ignore[union-attr]
+    with pytest.raises(KeyboardInterrupt):
+        stream._work._matcher._check()  # type: ignore[union-attr]
+    assert model.generate("x", json_schema={"type": "integer"}, max_new_tokens=3).text

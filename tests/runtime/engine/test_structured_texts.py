@@ -118,3 +118,5 @@ def test_a_model_without_end_tokens_ends_with_its_grammar(tmp_path: Path, limit:
         regex = {"type": "regex", "regex": "a+"}
         found = model.generate("x", response_format=regex, max_new_tokens=limit)
         assert found.text and set(found.text) == {"a"} and found.finish_reason == "length"
+        with pytest.raises(UsageError, match="regex: only the empty text follows it"):
+            model.generate("x", response_format={"type": "regex", "regex": ""})
