@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from gptx.artifact.json_files import parse_json
 from gptx.cli.batch import run_lines
 from gptx.cli.open_model import open_model
 from gptx.cli.options import draft_option, model_options, refuse_without, sampling_options
@@ -210,6 +211,8 @@ def _check_combination(
 def _schema(file: Path) -> str:
     """The text of a --json-schema file. Raises UsageError if it cannot be read."""
     try:
-        return file.read_text("utf-8")
+        text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--json-schema: {file} is no text file: {error}") from error
+    parse_json(text, f"--json-schema: {file}", UsageError)
+    return text

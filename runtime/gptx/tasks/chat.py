@@ -138,7 +138,12 @@ class Chat:
         ids, keep = self._model.chat_ids(asked), 0
         if control.overflow == "slide":
             keep = self._system_tokens(asked, ids)
-            if len(ids) > self._model.n_ctx > keep:
+            if keep >= self._model.n_ctx:
+                raise PromptError(
+                    f"the system message has {keep} tokens, and the model's context holds"
+                    f" {self._model.n_ctx}: make it shorter"
+                )
+            if len(ids) > self._model.n_ctx:
                 ids = slide(ids, keep, self._model.n_ctx)
         if len(ids) > self._model.n_ctx:
             raise PromptError(

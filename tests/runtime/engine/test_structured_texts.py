@@ -108,6 +108,9 @@ def test_the_command(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe{")
     done = command("run", "Once", "--json-schema", file)
     assert done.status == 1 and "--json-schema" in done.err
+    file.write_text("{")
+    done = command("run", "Once", "--json-schema", file)
+    assert done.status == 1 and f"--json-schema: {file} is not JSON" in done.err
 
 
 @pytest.mark.parametrize("limit", [3, 50])
