@@ -103,11 +103,10 @@ class Chat:
                 chat.messages = [*asked, {"role": "assistant", "content": completion.text or ""}]
                 chat._opened = None
 
-        self._asked = asked
         stream = self._model.stream_ids(
             ids, options, control, (), began, keep=keep, on_end=answered
         )
-        self._opened = weakref.ref(stream)
+        self._asked, self._opened = asked, weakref.ref(stream)
         return stream
 
     @property

@@ -611,6 +611,20 @@ def test_a_full_queue_has_an_error_of_its_own(endless: Model) -> None:
         one.cancel()
 
 
+def test_a_message_that_is_refused_by_a_full_queue_is_no_part_of_the_chat(endless: Model) -> None:
+    growing = [endless.submit("x", max_new_tokens=1900) for _ in range(2)]
+    until(lambda: endless.stats().rows == 2)
+    endless.engine._requests.max_queue = 0
+    chat = endless.chat(system="s")
+    for call in (chat.send, chat.stream):
+        with pytest.raises(QueueFullError):
+            call("hello")
+        gc.collect()
+        assert [one["role"] for one in chat.messages] == ["system"]
+    for one in growing:
+        one.cancel()
+
+
 def test_a_half_read_answer_that_nobody_holds(endless: Model) -> None:
     chat, text = endless.chat(), ""
     for piece in chat.stream("x", overflow="slide"):
