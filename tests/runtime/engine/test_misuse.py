@@ -636,9 +636,9 @@ def test_a_half_read_answer_that_nobody_holds(endless: Model) -> None:
 
 def test_a_system_message_that_is_too_long(tmp_path: Path) -> None:
     folder = write_artifact(tmp_path / "a", n_ctx=16, template="{{ messages[0].content }}")
-    with gptx.load(folder, threads=1) as model, model.chat(system="x y z " * 9) as chat:
-        with pytest.raises(PromptError, match="the system message has .* make it shorter"):
-            chat.send("x", overflow="slide")
+    chat = gptx.load(folder, threads=1).chat(system="x y z " * 9)
+    with pytest.raises(PromptError, match="the system message has .* make it shorter"):
+        chat.send("x", overflow="slide")
 
 
 def test_the_result_of_a_failed_text_can_be_asked_for_twice(model: Model) -> None:
