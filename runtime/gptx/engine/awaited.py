@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Protocol
 
-from gptx.engine.run import PAUSE
 from gptx.engine.stream import Stream
-from gptx.errors import QueueFullError
 from gptx.generation.transcript import Completion
 
 
@@ -17,34 +16,31 @@ class OpenStream(Protocol):
     """Opens a Stream whose prompt and options were checked; see LoadedModel.stream_ids."""
 
     def __call__(
-        self, *, unattended: bool = False, on_step: Callable[[], object] | None = None
+        self,
+        *,
+        unattended: bool = False,
+        continues: bool = False,
+        on_step: Callable[[], object] | None = None,
     ) -> Stream: ...
 
 
 async def completions(calls: Sequence[OpenStream], *, at_once: int) -> list[Completion]:
     """Wait for texts without blocking the event loop, for `at_once` of them at a time.
 
-    Cancelling the task cancels the texts. Raises QueueFullError if not even the first text finds a
-    place in the queue.
+    Cancelling the task cancels the texts.
     """
-    found, growing, waiting = [], deque[Stream](), deque(calls)
+    left, found, growing = iter(calls), [], deque[Stream]()
     news = _News(growing)
     try:
-        while waiting or growing:
-            try:
-                while waiting and len(growing) < at_once:
-                    growing.append(waiting[0](unattended=True, on_step=news.tell))
-                    waiting.popleft()
-            except QueueFullError:
-                if not growing and not found:
-                    raise
+        while True:
+            for open_one in islice(left, at_once - len(growing)):
+                continues = bool(growing or found)
+                growing.append(open_one(unattended=True, on_step=news.tell, continues=continues))
             if not growing:
-                await asyncio.sleep(PAUSE)
-                continue
+                return found
             while not growing[0].has_ended():
                 await news.wait()
             found += growing.popleft().results()
-        return found
     finally:
         for stream in growing:
             stream.close()

@@ -24,11 +24,10 @@ from gptx.engine.engine import Engine
 from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text, without_forced
 from gptx.engine.request import Request
-from gptx.engine.run import PAUSE
 from gptx.engine.stats import Stats
 from gptx.engine.stream import Stream
 from gptx.engine.structure import GrammarCompiler, warn_of_notes
-from gptx.errors import PromptError, QueueFullError, UsageError
+from gptx.errors import PromptError, UsageError
 from gptx.generation.dry_breakers import breakers_as_ids
 from gptx.generation.option_keywords import Keywords, takes_options
 from gptx.generation.options import MAX_NEW_TOKENS, Options
@@ -170,20 +169,13 @@ class LoadedModel:
         GptxError if there is too little memory.
         """
         found, growing = [], deque[Stream]()
-        waiting = deque(self._calls(_prompts(prompt), options))
         try:
-            while waiting or growing:
-                try:
-                    while waiting and len(growing) <= 2 * self.engine.max_rows:
-                        growing.append(waiting[0]())
-                        waiting.popleft()
-                except QueueFullError:
-                    if not growing and not found:
-                        raise
-                if growing:
+            for open_one in self._calls(_prompts(prompt), options):
+                growing.append(open_one(continues=bool(growing or found)))
+                if len(growing) > 2 * self.engine.max_rows:  # the queue holds no more than needed
                     found += growing.popleft().results()
-                else:
-                    time.sleep(PAUSE)
+            for stream in growing:
+                found += stream.results()
         finally:
             for stream in growing:
                 stream.close()
@@ -425,6 +417,7 @@ class LoadedModel:
         on_end: Callable[[Completion], None] | None = None,
         on_step: Callable[[], object] | None = None,
         unattended: bool = False,
+        continues: bool = False,
     ) -> Stream:
         """A Stream that continues checked token ids.
 
@@ -432,7 +425,7 @@ class LoadedModel:
         text begins with a space. began: time.perf_counter() at the call. stops: options.stop,
         prepared. keep: the first tokens that a text keeps when it outgrows the context.
         on_end: called with the Completion when the stream ends or is closed. on_step,
-        unattended: see Request.
+        unattended, continues: see Request.
         """
         self._opened()
         detokenizer = strings = None
@@ -456,6 +449,7 @@ class LoadedModel:
             cancelled=is_cancelled(control.cancel),
             on_step=on_step,
             unattended=unattended,
+            continues=continues,
         )
         stream = Stream(self.engine, request, work, on_end=on_end)
         self.engine.submit(request)

@@ -72,6 +72,7 @@ class Request:
     cancelled: asked before each step; True ends the work.
     on_step: called behind each step, and at the end, in the thread that runs the step.
     unattended: no thread waits for this request, so the engine's own thread drives its steps.
+    continues: an earlier request of the same call was submitted, so a full queue takes it, too.
     """
 
     work: Work
@@ -79,6 +80,7 @@ class Request:
     cancelled: Callable[[], bool] | None = None
     on_step: Callable[[], object] | None = None
     unattended: bool = False
+    continues: bool = False
     running: bool = False  # it has rows
     ended: bool = False  # nothing more is computed
     gone: bool = False  # the engine does not hold it any more

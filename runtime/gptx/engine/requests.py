@@ -67,7 +67,7 @@ class Requests:
 
     def add(self, request: Request) -> None:
         """Put a request into the queue. Raises QueueFullError if that is full."""
-        if self.is_full:
+        if self.is_full and not request.continues:
             raise QueueFullError(
                 f"the queue is full: {len(self.queue):,} requests wait for a row already; try"
                 " again later"

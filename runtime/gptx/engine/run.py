@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 from gptx.engine.control import is_cancelled
 from gptx.engine.engine import Engine
 from gptx.engine.request import Request, Work
-from gptx.errors import GptxError, QueueFullError
-
-PAUSE = 0.01  # seconds until a call that is under way looks again for a place in the queue
+from gptx.errors import GptxError
 
 
 def run(engine: Engine, works: Sequence[Work], cancel: threading.Event | None = None) -> None:
@@ -24,8 +21,8 @@ def run(engine: Engine, works: Sequence[Work], cancel: threading.Event | None = 
     requests: list[Request] = []
     try:
         for work in works:
-            requests.append(Request(work, cancelled=cancelled))
-            _submit(engine, requests)
+            requests.append(Request(work, cancelled=cancelled, continues=bool(requests)))
+            engine.submit(requests[-1])
         for request in requests:
             engine.wait(request, lambda: False)
             if request.error is not None:
@@ -35,22 +32,3 @@ def run(engine: Engine, works: Sequence[Work], cancel: threading.Event | None = 
     finally:
         for request in requests:
             engine.end(request)
-
-
-def _submit(engine: Engine, requests: list[Request]) -> None:
-    """Submit the last of the requests. If the queue is full, wait until an earlier one has ended.
-
-    Raises QueueFullError if it is the first.
-    """
-    *earlier, new = requests
-    while True:
-        try:
-            return engine.submit(new)
-        except QueueFullError:
-            if not earlier:
-                raise
-        going = [request for request in earlier if not request.ended]
-        if going:
-            engine.wait(going[0], lambda: False)
-        else:
-            time.sleep(PAUSE)

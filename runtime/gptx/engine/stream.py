@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Self
@@ -50,7 +52,7 @@ class Stream:
         self._failed = False  # an error was raised
         self._reading = False  # a thread waits for a piece, or for the end
         # Held by the thread that reads the next piece, or that ends the stream
-        self._lock = threading.RLock()
+        self._process, self._lock = os.getpid(), threading.RLock()
         self._reader = threading.current_thread()  # the thread that read last
 
     @property
@@ -82,9 +84,10 @@ class Stream:
 
     def __next__(self) -> str:
         try:
-            if not self._lock.acquire(False):
+            if not self._take(0):
+                if self._closed:  # by the thread that has the lock
+                    raise StopIteration
                 raise UsageError("another thread is reading this stream: let one thread read it")
-            self._reader = threading.current_thread()
             if self._ended or self._closed:
                 raise StopIteration
             self._reading = True
@@ -139,20 +142,23 @@ class Stream:
             if not is_number(timeout) or not float(timeout) >= 0:
                 raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
             timeout = min(float(timeout), threading.TIMEOUT_MAX)
-        request = self._request
-        self._reading = True
+        request, until = self._request, None if timeout is None else time.monotonic() + timeout
+        late = TimeoutError(f"the text has not ended after {timeout} seconds")
         try:
-            if not request.ended and not self._engine.wait(request, lambda: False, timeout):
-                raise TimeoutError(f"the text has not ended after {timeout} seconds")
-        finally:
-            self._reading = False
-        with self._lock:
+            if not self._take(timeout):
+                raise late
+            self._reading = True
+            left = None if until is None else max(until - time.monotonic(), 0)
+            if not request.ended and not self._engine.wait(request, lambda: False, left):
+                raise late
             self._read = len(self._work.transcript.pieces)
             if self._failed and request.error is not None:
                 raise request.error
             if not self._ended:
                 self._wait()
             return self.completion
+        finally:
+            self._let_go(reading=False)
 
     def results(self) -> list[Completion]:
         """Wait until all texts of the call have ended: several, best first, of a beam search.
@@ -165,19 +171,30 @@ class Stream:
     def close(self, *, wait: bool = False) -> None:
         """End the stream. Its text so far stays in `completion`.
 
-        wait: if another thread waits for a piece, return only after it has got it. Otherwise
-        `close` returns at once, and that thread ends the stream.
+        wait: if another thread waits for a piece or the result, return only after it has got it.
+        Otherwise `close` returns at once, and that thread ends the stream.
         """
         if not isinstance(wait, bool):
             raise UsageError(f"wait is {shown(wait)}, expected True or False")
         self._closed = True
         self._engine.end(self._request)
-        # A thread that is reading ends the stream itself. It may wait for the step in whose middle
-        # close was called, by a callback or a signal handler: that must not wait for it.
+        # A thread that is reading ends the stream itself.
         try:
-            self._lock.acquire(wait and not self._engine.is_busy_here())
+            self._take(None if wait else 0)
         finally:
             self._let_go(reading=self._reading)
+
+    def _take(self, timeout: float | None) -> bool:
+        """Take the lock, and wait for it so many seconds. False: another thread has it."""
+        if self._process != os.getpid():  # forked while another thread had it
+            self._process, self._lock = os.getpid(), threading.RLock()
+        # The other thread may wait for the very step in whose middle a callback or signal handler
+        # calls
+        seconds = 0 if self._engine.is_busy_here() else timeout
+        if not self._lock.acquire(timeout=-1 if seconds is None else seconds):
+            return False
+        self._reader = threading.current_thread()
+        return True
 
     def _let_go(self, *, reading: bool) -> None:
         """Give the lock back, if this thread has it: Ctrl-C may have come before or behind that."""
@@ -203,15 +220,10 @@ class Stream:
         self.close()
 
     def _end(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        if self._on_end is not None:
-            try:
+        if not self._ended:
+            if self._on_end is not None:  # another thread may call it, too, when nobody reads
                 self._on_end(self.completion)
-            except BaseException:  # Ctrl-C: the next `close` does it again
-                self._ended = False
-                raise
+            self._ended = True
 
     def __enter__(self) -> Self:
         return self

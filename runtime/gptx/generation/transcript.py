@@ -38,7 +38,8 @@ class Completion:
 
     Finish reasons:
 
-    - "stop": the model generated a token that ends the text, or a stop string occurred.
+    - "stop": the model generated a token that ends the text, or a stop string occurred. Or the
+      grammar allows nothing more, and the model has no token that ends a text.
     - "length": the limit was reached: max_new_tokens, or max_length of generation_config.json.
     - "context": the model's context is full.
     - "time": the time was up (max_time).
@@ -94,7 +95,7 @@ class Transcript:
 
         finish: why the text ends with this token; None: it goes on. Text that may become part of a
         stop string is withheld until later tokens decide it. A stop string sets `finish`.
-        complete: True if the text is complete with this token, which is part of it.
+        complete: the text ends with this token, and the token's text is shown.
         """
         piece = self._text_of(token, finish, complete)
         self.token_ids.append(token)

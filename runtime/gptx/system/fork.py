@@ -1,4 +1,7 @@
-"""What a forked child must do anew: it has only the thread that forked, and locks of the others."""
+"""What a forked child must do anew: of all threads, it has only the one that forked.
+
+Locks that the others held stay locked there.
+"""
 
 from __future__ import annotations
 

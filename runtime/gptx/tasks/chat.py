@@ -75,12 +75,22 @@ class Chat:
         Raises PromptError if the context has no room for the message, UsageError for wrong options;
         the conversation is then as it was before.
         """
+        return self._ask(message, options, [])
+
+    def _ask(self, message: str, options: Keywords, turns: list[list[dict[str, str]]]) -> Stream:
+        """Do what `stream` does. The messages up to this one are added to `turns`."""
         text("the message", message)
         checked, control = self._model.resolve_options(options)
         with self._call:
-            return self._answer(message, checked, control)
+            return self._answer(message, checked, control, turns)
 
-    def _answer(self, message: str, options: Options, control: Control) -> Stream:
+    def _answer(
+        self,
+        message: str,
+        options: Options,
+        control: Control,
+        turns: list[list[dict[str, str]]],
+    ) -> Stream:
         began = time.perf_counter()
         if self._closed:
             raise UsageError("this chat is closed")
@@ -106,12 +116,13 @@ class Chat:
         stream = self._model.stream_ids(
             ids, options, control, (), began, keep=keep, on_end=answered
         )
+        turns.append(asked)
         self._asked, self._opened = asked, weakref.ref(stream)
         return stream
 
     @property
     def _open(self) -> Stream | None:
-        """The answer that has not ended. The app holds it: once nobody does, it has ended."""
+        """The open answer, or None. Only the app keeps it alive: if dropped, it ends itself."""
         return None if self._opened is None else self._opened()
 
     def _conversation(self) -> list[dict[str, str]]:
@@ -169,14 +180,14 @@ class Chat:
         Options and errors are those of `stream`. If an error or Ctrl-C interrupts the answer,
         neither it nor the message joins the conversation.
         """
-        asked = self._asked
+        turns: list[list[dict[str, str]]] = []
         try:
-            stream = self.stream(message, **options)
+            stream = self._ask(message, options, turns)
             for _ in stream:
                 pass
             return stream.completion
         except BaseException:
-            if self._asked is not asked:  # else it was refused
+            if turns and self._asked is turns[0]:  # else it was refused
                 self._forget_turn()
             raise
 

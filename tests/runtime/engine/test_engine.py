@@ -338,7 +338,7 @@ def test_the_cache_budget_holds(tmp_path: Path) -> None:
         found = model.generate(prompts, max_new_tokens=40, on_token=watch)
         assert [one.token_ids for one in found] == [one.token_ids for one in alone] * 3
         assert one_row <= most <= 2 * one_row
-        with pytest.raises(GptxError, match="needs .* MB for its KV cache, and cache_memory is"):
+        with pytest.raises(GptxError, match="needs .* bytes for its KV cache, and cache_memory is"):
             model.generate("the cat", max_new_tokens=1900)
     for wrong in (0, -5, "much", "1 TB", 1.5):
         with pytest.raises(UsageError, match="cache_memory is"):
@@ -446,7 +446,7 @@ def test_foreign_and_damaged_beginnings(model: Model, tmp_path: Path) -> None:
         pytest.raises(ArtifactError, match="another graph"),
     ):
         stranger.load_prefixes(file)
-    with pytest.raises(ArtifactError, match="no such|No such"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         model.load_prefixes(tmp_path / "nothing")
     with pytest.raises(OutputError, match="cannot write"):
         model.save_prefixes(tmp_path / "no folder" / "prefixes")
