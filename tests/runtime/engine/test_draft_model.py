@@ -304,7 +304,7 @@ def test_memory(plain: Model) -> None:
     with gptx.load(threads=1, draft=DEFAULT_MODEL, cache_memory=4 * one_row) as model:
         assert most(model, PROMPTS[:1]) == 2 * one_row
         assert most(model, PROMPTS) == 4 * one_row
-        with pytest.raises(GptxError, match="needs .* MB for its KV cache, and cache_memory is"):
+        with pytest.raises(GptxError, match="needs .* bytes for its KV cache, and cache_memory is"):
             model.generate(PROMPTS[0], max_new_tokens=500)
     model = gptx.load(threads=1, draft=DEFAULT_MODEL)
     stream = model.submit(PROMPTS[0], max_new_tokens=400)
