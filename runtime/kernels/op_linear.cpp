@@ -76,6 +76,7 @@ Status create_linear(const OrtApi* api, const OrtKernelInfo* info, Kernel** out)
   Linear* k = (Linear*)calloc(1, sizeof(Linear));
   char name[64] = "";
   size_t length = sizeof name;
+  FloatState state;  // the packed weights must be the same in all processes
   if (Status s = node_name(api, info, name, &length)) release(api, s);  // a longer name: no name
   if (k) k->weight = pack(m, name, chosen_threads, &k->piece);
   if (!k || !k->weight) {
