@@ -217,7 +217,7 @@ def test_the_size_is_kept(fp32: Path, kept: Path, tmp_path: Path) -> None:
     )
     pareto = manifest_of(tmp_path / "out")["quantization"]["pareto"]["points"]
     fitting = [
-        point for point in pareto if point["bytes"] <= size - 2000
+        point for point in pareto if point["bytes"] <= size - 4000
     ]  # the graph's own size is an estimate at first
     assert min(fitting, key=lambda point: point["kl_mean"])["chosen"]
     assert (tmp_path / "mixes.png").read_bytes().startswith(PNG)
