@@ -14,6 +14,7 @@ from gptx.engine.guidance import guided
 from gptx.engine.matcher import Matcher
 from gptx.engine.request import Row
 from gptx.engine.suffixes import Place, Suffixes
+from gptx.errors import UsageError
 from gptx.generation.logprobs import Logprobs
 from gptx.generation.overflow import slide
 from gptx.generation.row_plan import FinishReason, RowPlan
@@ -152,7 +153,12 @@ class Generate:
 
     def forced(self) -> list[int]:
         """The next tokens, as far as the grammar leaves no choice; [] without a grammar."""
-        return [] if self._matcher is None else self._matcher.forced()
+        if self._matcher is None:
+            return []
+        try:
+            return self._matcher.forced()
+        except UsageError:  # raised again where this text's next token is drawn: others go on
+            return []
 
     def guesser(self) -> Callable[[np.ndarray], int]:
         """A function that draws the next tokens from a draft model's logits (V,), one a call.

@@ -670,6 +670,7 @@ def test_ctrl_c_while_llguidance_calls_python(
     monkeypatch.setattr(stream._work._matcher, "_library", Interrupted())  # type: ignore[union-attr]
     with pytest.raises(KeyboardInterrupt):
         stream._work._matcher._check()  # type: ignore[union-attr]
+    stream.close()
     assert model.generate("x", json_schema={"type": "integer"}, max_new_tokens=3).text
 
 
@@ -740,3 +741,21 @@ def test_a_stream_that_is_being_closed_gives_no_more_pieces(
     assert inside.wait(WAIT) and list(stream) == []
     go.set()
     closing.join(WAIT)
+
+
+@needs_library
+def test_a_grammar_that_reaches_a_limit_ends_its_text_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guesses ask the grammar for forced tokens before a step that other texts share."""
+    pytest.importorskip("llguidance")
+
+    def limit(matcher: Any) -> list[int]:
+        raise UsageError("too many items")
+
+    monkeypatch.setattr(speculation, "SHORTEST_STEP", -1.0)
+    with native_operators(), gptx.load(threads=1) as model:
+        expected = model.generate("Once", max_new_tokens=20, temperature=0).token_ids
+        monkeypatch.setattr("gptx.engine.matcher.Matcher.forced", limit)
+        model.submit("x", json_schema={"type": "string"}, max_new_tokens=20)
+        assert model.generate("Once", max_new_tokens=20, temperature=0).token_ids == expected
