@@ -757,5 +757,6 @@ def test_a_grammar_that_reaches_a_limit_ends_its_text_alone(
     with native_operators(), gptx.load(threads=1) as model:
         expected = model.generate("Once", max_new_tokens=20, temperature=0).token_ids
         monkeypatch.setattr("gptx.engine.matcher.Matcher.forced", limit)
-        model.submit("x", json_schema={"type": "string"}, max_new_tokens=20)
+        beside = model.stream("x", json_schema={"type": "string"}, max_new_tokens=20)
         assert model.generate("Once", max_new_tokens=20, temperature=0).token_ids == expected
+        beside.close()
