@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from builders.native_graphs import (
 )
 from builders.random_gpt import random_gpt
 from builders.tiny_artifact import refresh, write_artifact
+from builders.waiting import WAIT, until
 from gpt_export.export import export_checkpoint
 from gptx.engine import draft_model, speculation
 from gptx.errors import ArtifactError, GptxError, UsageError
@@ -42,7 +42,6 @@ GREEDY: dict[str, Any] = {"temperature": 0}
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 3}
 PENALIZED: dict[str, Any] = {"temperature": 0.7, "repetition_penalty": 1.3, "seed": 1}
 N_CTX, PADDED = 64, 4104  # of the random draft model
-WAIT = 60.0  # seconds until a test gives up
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +87,6 @@ def forced(tried: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def texts(model: Model, prompts: Any = PROMPTS, n: int = 60, **options: Any) -> list[list[int]]:
     return [one.token_ids for one in model.generate(prompts, max_new_tokens=n, **options)]
-
-
-def until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 @pytest.mark.usefixtures(forced.__name__)

@@ -6,9 +6,8 @@ import asyncio
 import gc
 import json
 import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
@@ -21,6 +20,7 @@ import pytest
 import gptx
 from builders.native_graphs import native_operators, needs_library
 from builders.tiny_artifact import change_embedding, write_artifact
+from builders.waiting import WAIT, until, within
 from gptx.engine import prefix_cache, speculation
 from gptx.engine.stream import Stream
 from gptx.errors import (
@@ -34,8 +34,6 @@ from gptx.errors import (
 )
 from gptx.kv_cache.rows import Rows
 from gptx.model import Model
-
-WAIT = 30.0  # seconds until a test gives up
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +49,6 @@ def endless(tmp_path: Path) -> Iterator[Model]:
     folder = write_artifact(tmp_path / "a", n_ctx=2000, eos=[], template=template)
     with gptx.load(folder, threads=1, max_rows=2) as opened:
         yield opened
-
-
-def within(call: Callable[[], Any]) -> Any:
-    """The result of a call in another thread, which must not hang."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
-    thread.start()
-    thread.join(WAIT)
-    assert found, "the call hangs, or has failed"
-    return found[0]
-
-
-def until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @needs_library

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from builders.ctrl_c import interrupted
 from builders.pretend_cuda import pretend_cuda
 from builders.tiny_artifact import write_artifact
 from gptx.artifact.manifest import read_manifest
@@ -223,7 +223,7 @@ def test_a_run_that_fails(
     )
 
 
-def interrupted(call: Callable[[], object], at: int) -> bool:
+def interrupted_at(call: Callable[[], object], at: int) -> bool:
     """Raise KeyboardInterrupt at line number `at` of the session or cache during a call.
 
     Returns False if the call has fewer lines.
@@ -237,15 +237,7 @@ def interrupted(call: Callable[[], object], at: int) -> bool:
             raise KeyboardInterrupt
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+    return interrupted(call, trace)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +260,7 @@ def test_ctrl_c_at_any_line(graph: OnnxGraph, verb: str, argument: Any) -> None:
         with Session(graph, row_count) as session:
             session.feed(rows[:row_count])
             session.feed([[1], [2]][:row_count])
-            if not interrupted(lambda: getattr(session, verb)(argument), at):
+            if not interrupted_at(lambda: getattr(session, verb)(argument), at):
                 break
             assert session.lengths == [len(tokens) for tokens in session.tokens]
             spared.rewind([0] * row_count)
