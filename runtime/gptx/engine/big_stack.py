@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 class BigStack:
-    """Starts threads with a stack of `size` bytes.
+    """Starts daemon threads with a stack of `size` bytes, all of one name.
 
     Threads: any number of threads may call it at the same time.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size, self._lock = size, threading.Lock()
+    def __init__(self, size: int, name: str) -> None:
+        self._size, self._name, self._lock = size, name, threading.Lock()
         after_fork(self._after_fork)
 
-    def run(self, work: Callable[[], T], name: str) -> Future[T]:
-        """The result of `work`, which runs in a daemon thread. It cannot be cancelled."""
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """The result of `work`, which runs in a new thread. It cannot be cancelled."""
         result: Future[T] = Future()
         result.set_running_or_notify_cancel()  # others may wait for it, too
 
@@ -37,7 +37,7 @@ class BigStack:
             before = threading.stack_size()
             try:
                 threading.stack_size(self._size)
-                threading.Thread(target=run, name=name, daemon=True).start()
+                threading.Thread(target=run, name=self._name, daemon=True).start()
             finally:
                 threading.stack_size(before)
         return result

@@ -156,10 +156,7 @@ class DraftModel:
         text = self._texts.pop(key, None)
         if text is not None:
             held = text.held[: text.read]
-            try:
-                self.prefixes.store(held, lambda start, end: self._rows.read(text.row, start, end))
-            except Exception:  # no memory: it is read anew next time
-                self.prefixes.count_bytes()
+            self.prefixes.store(held, lambda start, end: self._rows.read(text.row, start, end))
             self._rows.close(text.row)
 
     def reset(self) -> None:

@@ -187,11 +187,7 @@ class Engine:
 
     def forget(self) -> None:
         """Empty the prefix cache."""
-        self._state.change(self._clear)
-
-    def _clear(self) -> None:
-        for cache in self._steps.prefix_caches:
-            cache.clear()
+        self._state.change(self._steps.clear_prefixes)
 
     def save_prefixes(self, path: str | Path) -> None:
         """Write the prefix cache to a file; see prefix_file.py."""
@@ -252,20 +248,18 @@ class Engine:
     def _drive(self) -> None:
         """The engine's own thread: steps until no request is unattended."""
         try:
-            while self._drives_unattended():
+            while self._is_needed():
                 self._step()
         except ProcessEndsError:
             pass  # whoever waits in the main thread drives
         finally:
             self._state.change(self._hand_over)
 
-    def _drives_unattended(self) -> bool:
-        """Whether the engine's own thread has something to do. It hands over if it has not."""
+    def _is_needed(self) -> bool:
+        """Whether the engine's own thread still drives, and a request needs it."""
         with self._state.lock:
-            found = any(request.unattended for request in self._requests.all)
-            if not found:
-                self._state.change(self._hand_over)
-            return found and self._driver is threading.current_thread()
+            drives = self._driver is threading.current_thread()
+            return drives and any(request.unattended for request in self._requests.all)
 
     def _hand_over(self) -> None:
         self._give_up()
@@ -311,7 +305,8 @@ class Engine:
 
     def _after_step(self) -> None:
         self._requests.stepping = False
-        self._state.broken = self._state.broken or not self._steps.whole
+        if not self._steps.whole:
+            self._state.broken = True
         self._state.mend()
         self._requests.settle()
 
@@ -327,8 +322,8 @@ class Engine:
         self._state.after_fork()
         if self._driver is not threading.current_thread():
             self._driver = None
-            self._state.broken = self._state.broken or self._requests.stepping
-            self._requests.stepping = False
+            if self._requests.stepping:
+                self._requests.stepping, self._state.broken = False, True
         for request in self._requests.all:
             if request.bells or request.unattended:
                 request.bells.clear()

@@ -21,6 +21,7 @@ from gptx.artifact.task import Task
 from gptx.engine.awaited import OpenStream, completions, pieces
 from gptx.engine.control import NAMES, Control, control_of, is_cancelled
 from gptx.engine.engine import Engine
+from gptx.engine.grammar import read_grammar
 from gptx.engine.matcher import Matcher
 from gptx.engine.new_text import check_together, new_text, without_forced
 from gptx.engine.request import Request
@@ -399,8 +400,8 @@ class LoadedModel:
         self, prompts: Sequence[Prompt], given: Mapping[str, Any], *, one_text: bool = False
     ) -> list[OpenStream]:
         """Do what `_calls` does. The event loop goes on while a grammar is compiled."""
-        _, control = control_of(given, self.generation)
-        if control.grammar is not None and (begun := self._grammars.begin(control.grammar)):
+        grammar = read_grammar(given.get("response_format"), given.get("json_schema"))
+        if grammar is not None and (begun := self._grammars.begin(grammar)):
             warn_of_notes(await asyncio.wrap_future(begun))
         return self._calls(prompts, given, one_text=one_text)
 

@@ -79,7 +79,17 @@ class PrefixCache:
             return path
 
     def store(self, tokens: Sequence[int], read: Callable[[int, int], Parts]) -> None:
-        """Store a text. read: the keys and values of the positions from .. to, see Rows.read."""
+        """Store a text, as far as there is memory for it.
+
+        read: the keys and values of the positions from .. to, see Rows.read.
+        """
+        try:
+            self._store(tokens, read)
+        except (MemoryError, OSError):  # mmap raises OSError
+            self.count_bytes()
+        self.shrink(self.budget)
+
+    def _store(self, tokens: Sequence[int], read: Callable[[int, int], Parts]) -> None:
         block = self._root
         for start in range(0, len(tokens), BLOCK):
             new = tuple(tokens[start : start + BLOCK])
@@ -94,7 +104,6 @@ class PrefixCache:
                 child = self.add(new, read(start, start + len(new)), block)
             self._touch(child)
             block = child
-        self.shrink(self.budget)
 
     def shrink(self, budget: int) -> None:
         """Drop blocks until the others take at most `budget` bytes."""
@@ -122,7 +131,7 @@ class PrefixCache:
         self._root, self.bytes = Block((), [], None), 0
 
     def count_bytes(self) -> None:
-        """Set `bytes` again. It is wrong after an error, such as Ctrl-C, in `store` or `add`."""
+        """Set `bytes` anew. An error in `store` or `add`, such as Ctrl-C, leaves it wrong."""
         self.bytes = sum(block.bytes for block in self.blocks())
 
     def blocks(self) -> list[Block]:

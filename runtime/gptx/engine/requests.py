@@ -23,8 +23,8 @@ class Requests:
     memory: the most bytes of the rows' KV cache and the prefix cache together; rows come first.
     max_queue: the most requests that wait for a row.
 
-    stepping: True from `prepare` to `after_step`. Meanwhile requests that have rows do not end;
-    what asks for it is noted, and heeded behind the step.
+    stepping: True while a step runs: `prepare` sets it, and the engine clears it. Meanwhile
+    requests that have rows do not end; that they shall is noted, and heeded behind the step.
 
     A change that an error, such as Ctrl-C, stops half-way is undone by `give_rows_back`.
     """
@@ -147,7 +147,7 @@ class Requests:
             self.end_as_asked(request)
         for cache in self.steps.prefix_caches:
             cache.budget = 0
-            cache.clear()
+        self.steps.clear_prefixes()
 
     def give_rows_back(self) -> None:
         """Take all rows away, and end the requests that had one, with an error if they go on."""

@@ -58,6 +58,7 @@ class StateLock:
     def after_fork(self) -> None:
         """In a forked child: another thread of the parent may have held the lock."""
         if not self.held_here:
-            self.broken = self.broken or self._changing
-            self.lock, self._changing = threading.RLock(), False
+            if self._changing:
+                self._changing, self.broken = False, True
+            self.lock = threading.RLock()
             self._later.clear()

@@ -85,6 +85,11 @@ class Steps:
         """The prefix caches of the model, and of the draft model."""
         return [self.prefixes, *([self._draft.prefixes] if self._draft else [])]
 
+    def clear_prefixes(self) -> None:
+        """Drop all stored prefixes."""
+        for cache in self.prefix_caches:
+            cache.clear()
+
     @property
     def _draft(self) -> DraftModel | None:
         return self.speculation.draft if self.speculation is not None else None
@@ -105,7 +110,7 @@ class Steps:
         for row in request.work.rows:
             if row.number is not None:
                 if request.error is None:
-                    self._try_to_store(row)
+                    self._store(row)
                 self.rows.close(row.number)
                 row.number = None
         if request.running and self.speculation is not None and isinstance(request.work, Generate):
@@ -122,12 +127,6 @@ class Steps:
         for cache in self.prefix_caches:
             cache.count_bytes()
         self.whole = True
-
-    def _try_to_store(self, row: Row) -> None:
-        try:
-            self._store(row)
-        except Exception:  # no memory: the text is right, and is read anew next time
-            self.prefixes.count_bytes()
 
     def _store(self, row: Row) -> None:
         n, number = min(row.read, len(row.tokens)), row.number

@@ -143,14 +143,9 @@ class Stream:
                 raise UsageError(f"timeout is {shown(timeout)}, expected seconds of 0 or more")
             timeout = min(float(timeout), threading.TIMEOUT_MAX)
         request, until = self._request, None if timeout is None else time.monotonic() + timeout
-        late = TimeoutError(f"the text has not ended after {timeout} seconds")
         try:
-            if not self._take(timeout):
-                raise late
-            self._reading = True
-            left = None if until is None else max(until - time.monotonic(), 0)
-            if not request.ended and not self._engine.wait(request, lambda: False, left):
-                raise late
+            if not (self._take(timeout) and self._wait_for_end(until)):
+                raise TimeoutError(f"the text has not ended after {timeout} seconds")
             self._read = len(self._work.transcript.pieces)
             if self._failed and request.error is not None:
                 raise request.error
@@ -159,6 +154,12 @@ class Stream:
             return self.completion
         finally:
             self._let_go(reading=False)
+
+    def _wait_for_end(self, until: float | None) -> bool:
+        """Wait until the request has ended. False: it has not at the time.monotonic() `until`."""
+        self._reading = True
+        left = None if until is None else max(until - time.monotonic(), 0)
+        return self._request.ended or self._engine.wait(self._request, lambda: False, left)
 
     def results(self) -> list[Completion]:
         """Wait until all texts of the call have ended: several, best first, of a beam search.
@@ -188,8 +189,8 @@ class Stream:
         """Take the lock, and wait for it so many seconds. False: another thread has it."""
         if self._process != os.getpid():  # forked while another thread had it
             self._process, self._lock = os.getpid(), threading.RLock()
-        # The other thread may wait for the very step in whose middle a callback or signal handler
-        # calls
+        # In a callback or signal handler, this thread is in the middle of a step. The thread that
+        # has the lock may wait for that step, so waiting for the lock would last for ever.
         seconds = 0 if self._engine.is_busy_here() else timeout
         if not self._lock.acquire(timeout=-1 if seconds is None else seconds):
             return False
@@ -197,7 +198,7 @@ class Stream:
         return True
 
     def _let_go(self, *, reading: bool) -> None:
-        """Give the lock back, if this thread has it: Ctrl-C may have come before or behind that."""
+        """Give the lock back, if this thread has it: Ctrl-C may have come before `_take` got it."""
         if self._lock._is_owned():  # type: ignore[attr-defined]  # threading.Condition uses it
             self._reading = reading
             try:
@@ -221,9 +222,9 @@ class Stream:
 
     def _end(self) -> None:
         if not self._ended:
-            if self._on_end is not None:  # another thread may call it, too, when nobody reads
+            if self._on_end is not None:
                 self._on_end(self.completion)
-            self._ended = True
+            self._ended = True  # last: whoever finds it True relies on `on_end`
 
     def __enter__(self) -> Self:
         return self

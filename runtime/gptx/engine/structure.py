@@ -39,8 +39,7 @@ LIMITS = {"max_grammar_size": 50_000, "max_items_in_row": 10_000, "verbose_error
 MOST_SECONDS = 20  # llguidance cannot be stopped: it then goes on in its thread
 # llguidance's compiler calls itself for each rule or $ref that another one names, with up to 20 kB
 # of stack. Without room it would end the process.
-_BIG_STACK = BigStack(256 << 20)
-THREAD = "gptx-grammar"  # its name
+_BIG_STACK = BigStack(256 << 20, "gptx-grammar")
 
 
 class GrammarCompiler:
@@ -97,9 +96,7 @@ class GrammarCompiler:
             if compiled is not None and not compiled.failed:
                 return None
             if begun is None or begun.done():
-                begun = self._begun[grammar] = _BIG_STACK.run(
-                    partial(self._begun_one, grammar), THREAD
-                )
+                begun = self._begun[grammar] = _BIG_STACK.run(partial(self._begun_one, grammar))
         return begun
 
     def _begun_one(self, grammar: Grammar) -> CompiledGrammar:
@@ -137,7 +134,7 @@ class GrammarCompiler:
             return compiled
 
         try:
-            return _BIG_STACK.run(work, THREAD).result(MOST_SECONDS)
+            return _BIG_STACK.run(work).result(MOST_SECONDS)
         except TimeoutError as error:
             raise UsageError(f"{name}: takes more than {MOST_SECONDS} s to compile") from error
         except UsageError as error:

@@ -19,6 +19,8 @@ from gptx.generation.row_plan import check_prompts
 from gptx.generation.transcript import Completion
 from gptx.text.prefix import common_length
 
+Messages = list[dict[str, str]]  # [{"role": "user", "content": text}, ...]
+
 
 class Chat:
     """A conversation. Model.chat begins one.
@@ -52,8 +54,8 @@ class Chat:
         self._opened: weakref.ref[Stream] | None = None
         self._closed = False
         self.tokens: list[int] = []
-        self._asked: list[dict[str, str]] = []  # the messages that the open stream answers
-        self.messages: list[dict[str, str]] = (
+        self._asked: Messages = []  # the messages that the open stream answers
+        self.messages: Messages = (
             [{"role": "system", "content": system}] if system is not None else []
         )
 
@@ -77,7 +79,7 @@ class Chat:
         """
         return self._ask(message, options, [])
 
-    def _ask(self, message: str, options: Keywords, turns: list[list[dict[str, str]]]) -> Stream:
+    def _ask(self, message: str, options: Keywords, turns: list[Messages]) -> Stream:
         """Do what `stream` does. The messages up to this one are added to `turns`."""
         text("the message", message)
         checked, control = self._model.resolve_options(options)
@@ -89,7 +91,7 @@ class Chat:
         message: str,
         options: Options,
         control: Control,
-        turns: list[list[dict[str, str]]],
+        turns: list[Messages],
     ) -> Stream:
         began = time.perf_counter()
         if self._closed:
@@ -125,7 +127,7 @@ class Chat:
         """The open answer, or None. Only the app keeps it alive: if dropped, it ends itself."""
         return None if self._opened is None else self._opened()
 
-    def _conversation(self) -> list[dict[str, str]]:
+    def _conversation(self) -> Messages:
         """The messages, with the open answer as far as it was read.
 
         Raises UsageError if another thread is reading it.
@@ -137,9 +139,7 @@ class Chat:
         answer = {"role": "assistant", "content": stream.completion.text or ""}
         return [*self._asked, answer]
 
-    def _prompt(
-        self, asked: list[dict[str, str]], options: Options, control: Control
-    ) -> tuple[list[int], int]:
+    def _prompt(self, asked: Messages, options: Options, control: Control) -> tuple[list[int], int]:
         """The conversation as token ids, and how many of them are the system message.
 
         Raises PromptError if the context has no room for it. If control.overflow is "slide", the
@@ -163,7 +163,7 @@ class Chat:
         check_prompts([ids], n_ctx=self._model.n_ctx, max_length=options.rules.max_length)
         return ids, keep
 
-    def _system_tokens(self, asked: list[dict[str, str]], ids: list[int]) -> int:
+    def _system_tokens(self, asked: Messages, ids: list[int]) -> int:
         """How many of the first tokens of a conversation are those of its system message."""
         if asked[0]["role"] != "system":
             return 0
@@ -180,7 +180,7 @@ class Chat:
         Options and errors are those of `stream`. If an error or Ctrl-C interrupts the answer,
         neither it nor the message joins the conversation.
         """
-        turns: list[list[dict[str, str]]] = []
+        turns: list[Messages] = []
         try:
             stream = self._ask(message, options, turns)
             for _ in stream:
